@@ -1,0 +1,121 @@
+"""``python -m engine.train autoencoder``: patches -> latents -> patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from engine.comm import Ranks
+from engine.models.autoencoder import PatchAutoencoder
+from engine.models.folder import save_part
+from engine.training.data import Patches, find_images
+from engine.training.loop import LoopSettings, Trainer, average_gradients, image_grid
+from engine.training.losses import PatchDiscriminator, gradient_loss, hinge, multiscale_loss, spectrum_loss
+
+LATENT_NOISE = 0.1  # on latents of about unit spread: the decoder forgives what the sampler gets wrong
+ADVERSARIAL_FROM = 0.3  # share of the run after which the discriminator has a say
+HELD_OUT = 4  # images at the end of the sorted list that are never trained on, for the figures shown
+
+
+def to_tensor(patches: list[np.ndarray]) -> Tensor:
+    """uint8 (h, w, 3) patches -> float32 (B, 3, h, w) in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack([np.ascontiguousarray(p) for p in patches]))
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_image(x: Tensor) -> np.ndarray:
+    """(B, 3, h, w) in [-1, 1] -> uint8 (B, h, w, 3)."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Decibels, for images in [-1, 1]."""
+    return float(-10 * torch.log10(((a.clamp(-1, 1) - b) ** 2).mean() / 4))
+
+
+class AutoencoderTraining:
+    """The losses of one step; owns the discriminator and its optimiser."""
+
+    def __init__(self, trainer: Trainer, patches: Patches, ranks: Ranks, lr: float) -> None:
+        self.trainer, self.patches, self.ranks = trainer, patches, ranks
+        self.discriminator = PatchDiscriminator()
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.99))
+        trainer.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizer}
+
+    def losses(self, positions: list[int]) -> tuple[Tensor, dict[str, float]]:
+        network = self.trainer.network
+        assert isinstance(network, PatchAutoencoder)
+        x = to_tensor([self.patches.patch(p)[0] for p in positions])
+        x = x.contiguous(memory_format=torch.channels_last)
+        z = network.encode(x)
+        y = network.decode(z + LATENT_NOISE * torch.randn_like(z))
+        pixel = (x - y).abs().mean()
+        loss = pixel + gradient_loss(x, y) + 0.5 * multiscale_loss(x, y) + 0.05 * spectrum_loss(x, y)
+        shown = {"L1": float(pixel.detach()), "dB": psnr(y.detach(), x), "std": float(z.detach().std())}
+        if self.trainer.done > ADVERSARIAL_FROM:
+            ramp = min((self.trainer.done - ADVERSARIAL_FROM) / 0.1, 1.0)
+            adversarial, shown["D"] = self.adversarial(x, y)
+            loss = loss + ramp * adversarial
+        return loss, shown
+
+    def adversarial(self, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+        """Train the discriminator one step, then judge the reconstruction by it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        d_loss = hinge(self.discriminator(x)[0], self.discriminator(y.detach())[0])
+        d_loss.backward()
+        average_gradients(self.discriminator.parameters(), self.ranks)
+        self.optimizer.step()
+        self.discriminator.requires_grad_(False)
+        with torch.no_grad():
+            wanted = self.discriminator(x)[1]
+        verdict, features = self.discriminator(y)
+        self.discriminator.requires_grad_(True)
+        matching = sum((a - b).abs().mean() / a.abs().mean() for a, b in zip(wanted, features, strict=True))
+        return 0.03 * -verdict.mean() + 0.03 * matching, float(d_loss.detach())
+
+
+def measure_latents(network: PatchAutoencoder, patches: Patches, count: int = 64) -> None:
+    """Set the latents' mean and spread a channel from ``count`` patches, so that latents are normalised."""
+    network.config["latents_mean"] = [0.0] * network.config["latent_channels"]
+    network.config["latents_std"] = [1.0] * network.config["latent_channels"]
+    with torch.no_grad():
+        z = torch.cat([network.encode(to_tensor([patches.patch(p)[0]])) for p in range(count)])
+    network.config["latents_mean"] = [round(v, 5) for v in z.mean((0, 2, 3)).tolist()]
+    network.config["latents_std"] = [round(v, 5) for v in z.std((0, 2, 3)).tolist()]
+
+
+def train(data: Path, out: Path, settings: LoopSettings, ranks: Ranks, *, crop: int, resume: bool, **config) -> None:
+    """Train an autoencoder on the images of a folder and write it to ``out/vae``. Collective over ``ranks``."""
+    images = find_images(data)
+    held = HELD_OUT if len(images) >= 4 * HELD_OUT else 0
+    patches = Patches(tuple(images[: len(images) - held]), crop, settings.seed)
+    shown = Patches(tuple(images[-HELD_OUT:]), min(2 * crop, 256), settings.seed)
+    torch.manual_seed(settings.seed)
+    network = PatchAutoencoder(**config).to(memory_format=torch.channels_last)
+    folder = out / "vae"
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(network, settings, ranks, folder)
+    training = AutoencoderTraining(trainer, patches, ranks, settings.lr)
+    if resume and trainer.resume() and ranks.rank == 0:
+        print(f"resumed at step {trainer.step}", flush=True)
+    torch.manual_seed(settings.seed + 1 + ranks.rank + trainer.step * ranks.size)  # latent noise only
+
+    def after() -> None:
+        if ranks.rank:
+            return
+        averaged = trainer.ema.network
+        assert isinstance(averaged, PatchAutoencoder)
+        measure_latents(averaged, patches)
+        x = to_tensor([shown.patch(p)[0] for p in range(HELD_OUT)])
+        with torch.no_grad():
+            y = averaged.decode(averaged.encode(x))
+        print(f"step {trainer.step}: {psnr(y, x):.2f} dB on images held out", flush=True)
+        grid = image_grid(np.concatenate([to_image(x), to_image(y)]), HELD_OUT)
+        Image.fromarray(grid).save(folder / "reconstructions.png")
+        save_part(averaged, folder)
+
+    trainer.run(training.losses, after)

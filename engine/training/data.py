@@ -1,0 +1,90 @@
+"""Training patches from a folder of images, each with an optional label map beside it.
+
+A patch is a function of (seed, position in the run) alone: any number of ranks sees the same patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+MASK_ENDING = "_mask.png"
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted; label maps (``*_mask.png``) are not images.
+
+    Raises:
+        ValueError: the folder holds no image.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; --data takes a folder of PNG, JPEG or TIFF images")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(MASK_ENDING)
+    )
+    if not found:
+        raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) below {folder}")
+    return found
+
+
+@lru_cache(maxsize=512)
+def read_image(path: Path) -> np.ndarray:
+    """uint8 (h, w, 3)."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@lru_cache(maxsize=512)
+def read_mask(path: Path) -> np.ndarray:
+    """int64 (h, w) label map beside an image; zeros (unknown) where there is none."""
+    mask = path.with_name(path.stem + MASK_ENDING)
+    if mask.exists():
+        return np.asarray(Image.open(mask)).astype(np.int64)
+    return np.zeros(read_image(path).shape[:2], np.int64)
+
+
+def dihedral(array: np.ndarray, which: int) -> np.ndarray:
+    """One of the eight rotations and reflections of the first two axes; ``which`` in 0..7."""
+    turned = np.rot90(array, which % 4)
+    return turned[:, ::-1] if which >= 4 else turned
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Square patches of the images, in a shuffled order without end."""
+
+    images: tuple[Path, ...]
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for path in self.images:
+            with Image.open(path) as image:
+                if min(image.size) < self.size:
+                    raise ValueError(
+                        f"{path} is {image.height} x {image.width} px, smaller than a patch of {self.size}; "
+                        "choose smaller patches"
+                    )
+
+    def image_at(self, position: int) -> Path:
+        """The image of a position: every epoch visits each image once, in an order of its own."""
+        epoch, index = divmod(position, len(self.images))
+        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.images))
+        return self.images[order[index]]
+
+    def patch(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (size, size, 3) and its int64 label map (size, size)."""
+        path = self.image_at(position)
+        image, mask = read_image(path), read_mask(path)
+        rng = np.random.default_rng((self.seed, 1, position))
+        y = int(rng.integers(image.shape[0] - self.size + 1))
+        x = int(rng.integers(image.shape[1] - self.size + 1))
+        turn = int(rng.integers(8))
+        box = (slice(y, y + self.size), slice(x, x + self.size))
+        return dihedral(image[box], turn), dihedral(mask[box], turn)
