@@ -27,6 +27,13 @@ def parser() -> argparse.ArgumentParser:
         if name == "autoencoder":
             sub.add_argument("--crop", type=int, default=128, help="px")
             sub.add_argument("--latent-channels", type=int, default=8)
+        else:
+            sub.add_argument("--window", type=int, default=32, help="latents")
+            sub.add_argument("--dim", type=int, default=64, help="features at full size")
+            sub.add_argument("--dim-mults", default="1,2,3", help="features further down, over --dim")
+            sub.add_argument("--drop", type=float, default=0.2, help="share of windows trained without their label")
+            sub.add_argument("--labels", default="", help="names of the labels, 0 first, by commas")
+            sub.add_argument("--pixel-size", type=float, default=0.5, help="um per pixel")
     return top
 
 
@@ -53,6 +60,22 @@ def main(argv: list[str] | None = None) -> int:
             crop=args.crop,
             resume=args.resume == "auto",
             latent_channels=args.latent_channels,
+        )
+    else:
+        from engine.training import image
+
+        image.train(
+            args.data,
+            args.out,
+            settings,
+            world(),
+            window=args.window,
+            drop=args.drop,
+            resume=args.resume == "auto",
+            names=[name.strip() for name in args.labels.split(",") if name.strip()],
+            pixel_size_um=args.pixel_size,
+            dim=args.dim,
+            dim_mults=[int(m) for m in args.dim_mults.split(",")],
         )
     return 0
 

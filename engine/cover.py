@@ -1,0 +1,153 @@
+"""The windows of a level and what each contributes: pure functions of (cover, canvas, seed, level).
+
+Every window has the model's full patch size and lies inside the canvas; every latent is covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.geometry import Window
+
+COVERS = ("shifted", "random", "strided")
+WEIGHTS = ("uniform", "gaussian", "hann")
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The windows of one level, in the order in which they are fused.
+
+    Args:
+        patch: side of a window.
+        corners: int64 (n, 2), top-left (y0, x0) of every window.
+        keep: int64 (n, 4), the box (y0, x0, y1, x1) of a window that its estimate is used in.
+        weights: float32 (patch, patch): how much an estimate counts there; None: the boxes are disjoint.
+        winner: int32 (H, W), where a latent belongs to one of the windows that cover it; else None.
+        rows, columns: a lattice's intervals [start, stop) of ``keep`` along each axis, row-major; else None.
+    """
+
+    patch: int
+    corners: np.ndarray
+    keep: np.ndarray
+    weights: np.ndarray | None = None
+    winner: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    columns: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def window(self, index: int) -> Window:
+        y, x = (int(v) for v in self.corners[index])
+        return Window(y, x, y + self.patch, x + self.patch)
+
+    def kept(self, index: int) -> Window:
+        return Window(*(int(v) for v in self.keep[index]))
+
+    def weight(self, index: int, box: Window) -> np.ndarray | None:
+        """float32 weights of a window's estimate in a box of its ``keep``; None: 1 throughout."""
+        if self.winner is not None:
+            return (self.winner[box.y0 : box.y1, box.x0 : box.x1] == index).astype(np.float32)
+        if self.weights is not None:
+            return self.weights[box.within(self.window(index))]
+        return None
+
+
+def shifted(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
+    """A disjoint lattice with a new random offset in each axis at each level.
+
+    The canvas is cut into cells along the lattice; a cell at the edge is narrower than a window, whose
+    window is then pushed inside the canvas and used in the cell alone. At most
+    (ceil(H / patch) + 1) (ceil(W / patch) + 1) windows.
+
+    Source: the shifted windows of SpotDiffusion (Frolov et al. 2024, arXiv:2407.15507), without its wrap-around.
+    """
+    offsets = np.random.Generator(np.random.Philox(key=_key(seed, level))).integers(0, patch, 2)
+    rows, columns = (_cells(n, patch, int(offset)) for n, offset in zip(shape, offsets, strict=True))
+    starts = [
+        np.clip(cells[:, 0] - np.where(cells[:, 0] == 0, patch, 0), 0, n - patch)
+        for cells, n in zip((rows, columns), shape, strict=True)
+    ]
+    return _lattice(patch, *starts, rows, columns)
+
+
+def strided(shape: tuple[int, int], patch: int, stride: int, weights: str) -> Cover:
+    """Windows every ``stride`` latents, the last pushed inside; overlapping estimates are averaged."""
+    starts = [np.minimum(np.arange(0, n - patch + stride, stride), n - patch) for n in shape]
+    intervals = [np.stack([s, s + patch], 1) for s in starts]
+    return _lattice(patch, *starts, *intervals, weights=window_weights(weights, patch))
+
+
+def random(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
+    """DiffInfinite's: windows centred on latents not yet covered, until all are; the first to cover wins.
+
+    Drawn one window after another over the whole canvas: time and memory grow with the canvas on every rank.
+    """
+    rng = np.random.Generator(np.random.Philox(key=_key(seed, level)))
+    winner = np.full(shape, -1, np.int32)
+    corners: list[tuple[int, int]] = []
+    # Centres in a random order; those covered meanwhile are passed over. The same law as drawing anew each time.
+    for centre in rng.permutation(shape[0] * shape[1]):
+        cy, cx = divmod(int(centre), shape[1])
+        if winner[cy, cx] >= 0:
+            continue
+        y = min(max(cy - patch // 2, 0), shape[0] - patch)
+        x = min(max(cx - patch // 2, 0), shape[1] - patch)
+        view = winner[y : y + patch, x : x + patch]
+        view[view < 0] = len(corners)
+        corners.append((y, x))
+    starts = np.array(corners, np.int64)
+    return Cover(patch, starts, np.concatenate([starts, starts + patch], 1), winner=winner)
+
+
+def cover_of(
+    kind: str, shape: tuple[int, int], patch: int, seed: int, *, stride: int, weights: str
+) -> Callable[[int], Cover]:
+    """The function from a level to its cover."""
+    if kind == "shifted":
+        return lambda level: shifted(shape, patch, seed, level)
+    if kind == "random":
+        return lambda level: random(shape, patch, seed, level)
+    if kind == "strided":
+        same = strided(shape, patch, stride, weights)
+        return lambda level: same
+    raise ValueError(f"cover is {kind!r}; known: {', '.join(COVERS)}")
+
+
+def window_weights(kind: str, side: int) -> np.ndarray:
+    """float32 (side, side), symmetric about the middle (side - 1) / 2, positive everywhere.
+
+    ``gaussian`` is exp(-r^2 / (2 0.25^2)) with r in half sides, ``hann`` a raised cosine of side + 2 samples
+    without its zeros.
+    """
+    r = (np.arange(side) - (side - 1) / 2) / (side / 2)
+    line = {
+        "uniform": np.ones(side),
+        "gaussian": np.exp(-0.5 * (r / 0.5) ** 2),
+        "hann": np.cos(np.pi / 2 * (np.arange(side) - (side - 1) / 2) / ((side + 1) / 2)) ** 2,
+    }
+    if kind not in line:
+        raise ValueError(f"weights is {kind!r}; known: {', '.join(WEIGHTS)}")
+    return np.outer(line[kind], line[kind]).astype(np.float32)
+
+
+def _key(seed: int, level: int) -> np.ndarray:
+    """A Philox key of its own for every (seed, level); both axes are drawn from the one stream."""
+    return np.array([seed & (2**64 - 1), 0x636F766572 << 24 | level], np.uint64)
+
+
+def _cells(length: int, patch: int, offset: int) -> np.ndarray:
+    """int64 (n, 2): [0, length) cut at offset, offset + patch, ..."""
+    cuts = np.arange(offset, length, patch)
+    edges = np.unique(np.concatenate([[0], cuts, [length]]))
+    return np.stack([edges[:-1], edges[1:]], 1).astype(np.int64)
+
+
+def _lattice(patch, row_starts, column_starts, rows, columns, weights=None) -> Cover:
+    y, x = (v.ravel() for v in np.meshgrid(np.arange(len(rows)), np.arange(len(columns)), indexing="ij"))
+    corners = np.stack([row_starts[y], column_starts[x]], 1).astype(np.int64)
+    keep = np.stack([rows[y, 0], columns[x, 0], rows[y, 1], columns[x, 1]], 1).astype(np.int64)
+    return Cover(patch, corners, keep, weights, None, rows, columns)

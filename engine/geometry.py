@@ -1,0 +1,74 @@
+"""Windows and boxes of the plane: integers only, rows before columns, half-open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """The box [y0, y1) x [x0, x1) of an unbounded plane; positions may be negative.
+
+    >>> Window(0, 0, 4, 6) & Window(2, 3, 9, 9)
+    Window(y0=2, x0=3, y1=4, x1=6)
+    """
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+    @property
+    def height(self) -> int:
+        return max(self.y1 - self.y0, 0)
+
+    @property
+    def width(self) -> int:
+        return max(self.x1 - self.x0, 0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    def __bool__(self) -> bool:
+        return self.area > 0
+
+    def __and__(self, other: Window) -> Window:
+        """The intersection; empty (False) where they do not meet."""
+        return Window(
+            max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1)
+        )
+
+    def __or__(self, other: Window) -> Window:
+        """The smallest box that holds both."""
+        return Window(
+            min(self.y0, other.y0), min(self.x0, other.x0), max(self.y1, other.y1), max(self.x1, other.x1)
+        )
+
+    def scaled(self, factor: int) -> Window:
+        """The same box in units ``factor`` times smaller (latents -> pixels)."""
+        return Window(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
+
+    def within(self, outer: Window) -> tuple[slice, slice]:
+        """Index of this box in an array that holds ``outer``."""
+        return slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)
+
+
+def grid(shape: tuple[int, int], side: int) -> list[Window]:
+    """The boxes of side ``side`` that tile a canvas from its corner, row by row, cut at its edge.
+
+    >>> [w.shape for w in grid((3, 5), 4)]
+    [(3, 4), (3, 1)]
+    """
+    return list(_grid(shape, side))
+
+
+def _grid(shape: tuple[int, int], side: int) -> Iterator[Window]:
+    for y in range(0, shape[0], side):
+        for x in range(0, shape[1], side):
+            yield Window(y, x, min(y + side, shape[0]), min(x + side, shape[1]))

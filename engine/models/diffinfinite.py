@@ -1,0 +1,225 @@
+"""DiffInfinite's image network (Aversa et al. 2023, arXiv:2306.13384), in its published parameter names.
+
+Shape suffixes: B batch, C channels, H W latents, N = H W, h heads, d channels a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution whose weights are standardised per output channel (Qiao et al. 2019, arXiv:1903.10520)."""
+
+    def standardized(self) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        variance = self.weight.var((1, 2, 3), keepdim=True, unbiased=False)
+        return (self.weight - mean) * (variance + 1e-5).rsqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.standardized(), self.bias, self.stride, self.padding)
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over channels, with a gain and no offset."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+        return (x - mean) * (variance + 1e-5).rsqrt() * self.g
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.proj = StandardizedConv2d(inputs, outputs, 3, padding=1)
+        self.norm = nn.GroupNorm(groups, outputs)
+
+    def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        x = self.norm(self.proj(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            x = x * (scale + 1) + shift
+        return F.silu(x)
+
+
+class ResnetBlock(nn.Module):
+    """Two blocks; the embedding of time and class scales and shifts the first."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, groups: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * outputs))
+        self.block1 = Block(inputs, outputs, groups)
+        self.block2 = Block(outputs, outputs, groups)
+        self.res_conv = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.mlp(embedding)[:, :, None, None].chunk(2, dim=1)
+        return self.block2(self.block1(x, (scale, shift))) + self.res_conv(x)
+
+
+class MaskAttention(nn.Module):
+    """Attention whose query is the 0/1 map of one label and whose keys and values are the features.
+
+    The query is the same vector at every labelled position and zero at every other, so there are two
+    answers only: softmax attention for the labelled, the plain mean of the values for the rest. Both
+    cost O(N); no N x N matrix is made.
+    """
+
+    def __init__(self, channels: int, heads: int = 4, head_channels: int = 32) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, head_channels**-0.5
+        hidden = heads * head_channels
+        self.to_kv = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
+        self.to_q = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.to_out = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor, mask_B1HW: Tensor) -> Tensor:
+        k, v = self.to_kv(x).flatten(2).unflatten(1, (2, self.heads, -1)).unbind(1)  # (B, h, d, N)
+        q = self.to_q.weight.sum((1, 2, 3)).view(self.heads, -1) * self.scale
+        weights = torch.einsum("hd,bhdn->bhn", q, k).softmax(-1)
+        labelled = torch.einsum("bhn,bhdn->bhd", weights, v).flatten(1)
+        other = v.mean(-1).flatten(1)
+        out = F.linear(torch.stack([other, labelled]), self.to_out.weight[:, :, 0, 0], self.to_out.bias)
+        return out[0][..., None, None] + (out[1] - out[0])[..., None, None] * mask_B1HW
+
+
+class PreNorm(nn.Module):
+    def __init__(self, channels: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+        self.norm = ChannelNorm(channels)
+
+    def forward(self, x: Tensor, *args: Tensor) -> Tensor:
+        return self.fn(self.norm(x), *args)
+
+
+class Residual(nn.Module):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor, *args: Tensor) -> Tensor:
+        return x + self.fn(x, *args)
+
+
+class SinusoidalEmbedding(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        frequencies = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None].float() * self.frequencies[None]  # type: ignore[index]
+        return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+class MaskUNet(nn.Module):
+    """The U-Net of DiffInfinite's image model, for windows with one label each besides unknown.
+
+    Args:
+        channels: of the latents.
+        dim: features at full size; ``dim * dim_mults`` further down.
+        num_classes: labels, 0 (unknown, the null of guidance) included.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        dim_mults: Sequence[int] = (1, 2, 4),
+        channels: int = 4,
+        resnet_block_groups: int = 8,
+        block_per_layer: int = 2,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "dim": dim,
+            "num_classes": num_classes,
+            "dim_mults": list(dim_mults),
+            "channels": channels,
+            "resnet_block_groups": resnet_block_groups,
+            "block_per_layer": block_per_layer,
+        }
+        groups, n = resnet_block_groups, block_per_layer
+        embedding = 8 * dim
+        dims = [dim, *(dim * m for m in dim_mults)]
+        pairs = list(zip(dims[:-1], dims[1:], strict=True))
+
+        def attention(width: int) -> nn.Module:
+            return Residual(PreNorm(width, MaskAttention(width)))
+
+        self.init_conv = nn.Conv2d(channels, dim, 7, padding=3)
+        self.time_mlp = nn.Sequential(
+            SinusoidalEmbedding(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim)
+        )
+        self.classes_emb = nn.Embedding(num_classes, dim)
+        self.classes_mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))
+
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        for level, (inner, outer) in enumerate(pairs):
+            last = level == len(pairs) - 1
+            down = nn.Conv2d(inner, outer, 3, padding=1) if last else nn.Conv2d(inner, outer, 4, 2, 1)
+            blocks = [ResnetBlock(inner, inner, embedding, groups) for _ in range(n)]
+            self.downs.append(nn.ModuleList([*blocks, attention(inner), down]))
+        width = dims[-1]
+        self.mid_block1 = ResnetBlock(width, width, embedding, groups)
+        self.mid_attn = attention(width)
+        self.mid_block2 = ResnetBlock(width, width, embedding, groups)
+        for level, (inner, outer) in enumerate(reversed(pairs)):
+            last = level == len(pairs) - 1
+            conv = nn.Conv2d(outer, inner, 3, padding=1)
+            up = conv if last else nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
+            blocks = [ResnetBlock(outer + inner, outer, embedding, groups) for _ in range(n)]
+            self.ups.append(nn.ModuleList([*blocks, attention(outer), up]))
+        self.final_res_block = ResnetBlock(2 * dim, dim, embedding, groups)
+        self.final_conv = nn.Conv2d(dim, channels, 1)
+
+    @property
+    def divisor(self) -> int:
+        """Sides of a window must be multiples of this."""
+        return int(2 ** (len(self.config["dim_mults"]) - 1))
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor, mask_B1HW: Tensor) -> Tensor:
+        """One evaluation.
+
+        Args:
+            t_B: timesteps of the model.
+            label_B: the label of each window; 0 for the null.
+            mask_B1HW: 1 where the window has that label, else 0; zero throughout for the null.
+        Returns:
+            The network's output (B, C, H, W), in the model's prediction type.
+        """
+        embedding = torch.cat([self.time_mlp(t_B), self.classes_mlp(self.classes_emb(label_B))], -1)
+        masks = {x_BCHW.shape[-1]: mask_B1HW.to(x_BCHW.dtype)}
+
+        def attend(layer: nn.Module, x: Tensor) -> Tensor:
+            side = x.shape[-1]
+            if side not in masks:
+                masks[side] = F.adaptive_max_pool2d(masks[x_BCHW.shape[-1]], x.shape[-2:])
+            return layer(x, masks[side])
+
+        x = self.init_conv(x_BCHW)
+        first, skips = x, []
+        for *blocks, attention, down in self.downs:  # type: ignore[misc]
+            for index, block in enumerate(blocks):
+                x = block(x, embedding)
+                if index == len(blocks) - 1:
+                    x = attend(attention, x)
+                skips.append(x)
+            x = down(x)
+        x = self.mid_block2(attend(self.mid_attn, self.mid_block1(x, embedding)), embedding)
+        for *blocks, attention, up in self.ups:  # type: ignore[misc]
+            for block in blocks:
+                x = block(torch.cat([x, skips.pop()], 1), embedding)
+            x = up(attend(attention, x))
+        return self.final_conv(self.final_res_block(torch.cat([x, first], 1), embedding))

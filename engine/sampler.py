@@ -1,0 +1,44 @@
+"""The loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from engine.canvas import Canvas, fuse
+from engine.denoiser import Denoiser
+from engine.plan import LevelPlan
+from engine.schedule import Schedule
+from engine.solvers import Step
+
+
+def sample(
+    canvas: Canvas,
+    plan_of: Callable[[int], tuple[LevelPlan, np.ndarray]],
+    denoise: Denoiser,
+    schedule: Schedule,
+    timesteps: np.ndarray,
+    table: list[Step],
+    first: int,
+    after: Callable[[int, LevelPlan], bool],
+) -> bool:
+    """Denoise the canvas from level ``first`` to the end. Collective.
+
+    Args:
+        plan_of: from a level to its plan and the labels of its windows.
+        timesteps, table: of the levels.
+        after: called after every level with the level to come; true asks to stop there.
+    Returns:
+        Whether the last level was reached.
+    """
+    rank = canvas.ranks.rank
+    for level in range(first, len(table)):
+        plan, present = plan_of(level)
+        estimates = denoise(plan, present, plan.windows_of(rank), canvas.gather(plan), int(timesteps[level]))
+        denoised = fuse(canvas.ranks, plan, estimates, canvas.channels, device=canvas.device)
+        keeps = level + 1 < len(table) and table[level + 1].c != 0
+        canvas.step(denoised, table[level], level, schedule.clip, keeps)
+        if after(level + 1, plan) and level + 1 < len(table):
+            return False
+    return True

@@ -1,0 +1,120 @@
+"""Noise schedules: betas, alpha_bar, timesteps, and what a network's output says of the clean canvas.
+
+All tables are float64. Names and values of the settings are those of a diffusers ``scheduler_config.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+def betas(kind: str, timesteps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
+    """float64 (timesteps,): ``linear``, ``scaled_linear`` or ``squaredcos_cap_v2`` (Nichol & Dhariwal 2021).
+
+    >>> [round(float(b), 4) for b in betas("linear", 3, 0.1, 0.3)]
+    [0.1, 0.2, 0.3]
+    """
+    if kind == "linear":
+        return np.linspace(start, end, timesteps, dtype=np.float64)
+    if kind == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, timesteps, dtype=np.float64) ** 2
+    if kind == "squaredcos_cap_v2":
+        edges = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+        curve = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - curve[1:] / curve[:-1], 0.999)
+    raise ValueError(f"beta_schedule is {kind!r}; known: linear, scaled_linear, squaredcos_cap_v2")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A model's diffusion: its alpha_bar, and how its output is to be read.
+
+    Args:
+        alpha_bar: cumulative product of 1 - beta, one for each of the model's timesteps.
+        prediction: ``epsilon``, ``sample`` or ``v_prediction``.
+        clip: the fused estimate of the clean canvas is clipped to +- this; None leaves it.
+        rederive_noise: after clipping, whether the noise is computed again from the clipped estimate.
+        spacing: how the levels of a run are taken from the timesteps.
+        steps_offset: added to the timesteps of ``leading``.
+    """
+
+    alpha_bar: tuple[float, ...]
+    prediction: str = "epsilon"
+    clip: float | None = None
+    rederive_noise: bool = False
+    spacing: str = "leading"
+    steps_offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction_type is {self.prediction!r}; known: {', '.join(PREDICTIONS)}")
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"timestep_spacing is {self.spacing!r}; known: {', '.join(SPACINGS)}")
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> Schedule:
+        """From the contents of a ``scheduler_config.json``."""
+        trained = config.get("trained_betas")
+        table = (
+            np.asarray(trained, np.float64)
+            if trained is not None
+            else betas(
+                config.get("beta_schedule", "linear"),
+                int(config.get("num_train_timesteps", 1000)),
+                config.get("beta_start", 1e-4),
+                config.get("beta_end", 0.02),
+            )
+        )
+        return cls(
+            alpha_bar=tuple(np.cumprod(1 - table).tolist()),
+            prediction=config.get("prediction_type", "epsilon"),
+            clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None,
+            rederive_noise=bool(config.get("rederive_noise", False)),
+            spacing=config.get("timestep_spacing", "leading"),
+            steps_offset=int(config.get("steps_offset", 0)),
+        )
+
+    @property
+    def timesteps(self) -> int:
+        """How many the model was trained with."""
+        return len(self.alpha_bar)
+
+    def levels(self, steps: int) -> np.ndarray:
+        """The timesteps of a run, noisiest first.
+
+        Args:
+            steps: 1 up to the model's timesteps.
+        Raises:
+            ValueError: ``steps`` outside that range.
+
+        >>> Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing="trailing").levels(4).tolist()
+        [999, 749, 499, 249]
+        """
+        total = self.timesteps
+        if not 1 <= steps <= total:
+            raise ValueError(f"steps is {steps}; the model was trained with {total} timesteps: choose 1 to {total}")
+        if self.spacing == "linspace":
+            return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
+        if self.spacing == "trailing":
+            return np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
+        leading = (np.arange(steps) * (total // steps))[::-1].astype(np.int64)
+        return np.minimum(leading + self.steps_offset, total - 1)
+
+    def to_denoised(self, alpha_bar: float) -> tuple[float, float]:
+        """(a, b) with denoised = a x + b output at a level, whatever the network predicts.
+
+        >>> [round(v, 3) for v in Schedule((0.64,), "v_prediction").to_denoised(0.64)]
+        [0.8, -0.6]
+        """
+        signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        if self.prediction == "sample":
+            return 0.0, 1.0
+        if self.prediction == "epsilon":
+            return 1 / signal, -noise / signal
+        return signal, -noise

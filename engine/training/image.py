@@ -1,0 +1,196 @@
+"""``python -m engine.train image``: the label-conditional network, on the latents of ``MODEL_DIR/vae``."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from engine.comm import Ranks
+from engine.models.autoencoder import PatchAutoencoder
+from engine.models.diffinfinite import MaskUNet
+from engine.models.folder import load_part, save_part
+from engine.schedule import Schedule
+from engine.solvers import ddim
+from engine.training.autoencoder import to_image, to_tensor
+from engine.training.data import dihedral, find_images, read_image, read_mask
+from engine.training.loop import LoopSettings, Trainer, image_grid
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": True,
+    "timestep_spacing": "trailing",
+}
+COLORS = [[160, 160, 160], [214, 39, 40], [255, 187, 20], [44, 120, 200], [60, 170, 90], [148, 103, 189], [140, 86, 75]]
+
+
+class LatentWindows:
+    """Windows of the encoded images with one of their labels each.
+
+    A window is a function of (seed, position in the run). Half of them are centred on a position of a label
+    drawn evenly, so that rare labels are seen as often as common ones.
+    """
+
+    def __init__(self, autoencoder: PatchAutoencoder, images: list[Path], side: int, drop: float, seed: int) -> None:
+        self.autoencoder, self.images, self.side, self.drop, self.seed = autoencoder, images, side, drop, seed
+        factor = autoencoder.factor
+        for path in images:
+            if min(read_image(path).shape[:2]) < side * factor:
+                raise ValueError(f"{path} is smaller than a window of {side * factor} px; choose a smaller --window")
+        self.masks = [read_mask(path)[::factor, ::factor] for path in images]
+        self.num_classes = max(int(mask.max()) for mask in self.masks) + 1
+        self.holders = {
+            label: [i for i, mask in enumerate(self.masks) if (mask == label).any()]
+            for label in range(1, self.num_classes)
+        }
+        self.holders = {label: holders for label, holders in self.holders.items() if holders}
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - one instance lives as long as the run
+    def latents(self, index: int, turn: int) -> np.ndarray:
+        """float32 (C, H, W) of an image after one of the eight rotations and reflections."""
+        factor = self.autoencoder.factor
+        image = read_image(self.images[index])
+        h, w = (n // factor * factor for n in image.shape[:2])
+        turned = dihedral(image[:h, :w], turn)
+        with torch.no_grad():
+            return self.autoencoder.encode(to_tensor([turned]))[0].contiguous().numpy()
+
+    def corner(self, rng: np.random.Generator, index: int, label: int) -> tuple[int, int]:
+        """Top-left of a window, near a position of ``label`` if that is not 0."""
+        h, w = self.masks[index].shape
+        if not label:
+            return int(rng.integers(h - self.side + 1)), int(rng.integers(w - self.side + 1))
+        rows, columns = np.nonzero(self.masks[index] == label)
+        at = int(rng.integers(len(rows)))
+        y, x = (int(v[at]) - int(rng.integers(self.side)) for v in (rows, columns))
+        return min(max(y, 0), h - self.side), min(max(x, 0), w - self.side)
+
+    def window(self, position: int) -> tuple[np.ndarray, int, np.ndarray]:
+        """Latents (C, side, side), a label (0: null) and its 0/1 map (1, side, side)."""
+        rng = np.random.default_rng((self.seed, 2, position))
+        wanted = int(rng.choice(list(self.holders))) if self.holders and rng.random() < 0.5 else 0
+        index = int(rng.choice(self.holders[wanted])) if wanted else int(rng.integers(len(self.images)))
+        y, x = self.corner(rng, index, wanted)
+        turn = int(rng.integers(8))
+        # The window is cut from the turned image: turn a picture of its position to find it there.
+        marks = np.zeros(self.masks[index].shape, bool)
+        marks[y : y + self.side, x : x + self.side] = True
+        rows, columns = np.nonzero(dihedral(marks, turn))
+        box = (slice(rows[0], rows[0] + self.side), slice(columns[0], columns[0] + self.side))
+        mask = dihedral(self.masks[index], turn)[box]
+        present = [int(v) for v in np.unique(mask) if v]
+        label = 0 if not present or rng.random() < self.drop else int(rng.choice(present))
+        if wanted and label and rng.random() < 0.5:
+            label = wanted if wanted in present else label
+        return self.latents(index, turn)[(slice(None), *box)], label, (mask == label)[None] & (label > 0)
+
+
+def denoising_loss(network: nn.Module, schedule: Schedule, windows: list, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the velocity at timesteps spread evenly over the batch."""
+    x0 = torch.from_numpy(np.stack([w[0] for w in windows]))
+    label = torch.tensor([w[1] for w in windows])
+    mask = torch.from_numpy(np.stack([w[2] for w in windows])).float()
+    n, total = len(windows), schedule.timesteps
+    spread = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    t = (spread * total).long().clamp(max=total - 1)
+    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float()[:, None, None, None]
+    noise = torch.randn(x0.shape, generator=generator)
+    x = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+    velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
+    x = x.contiguous(memory_format=torch.channels_last)
+    return ((network(x, t, label, mask) - velocity) ** 2).mean()
+
+
+def sample_grid(network: MaskUNet, autoencoder: PatchAutoencoder, schedule: Schedule, side: int) -> np.ndarray:
+    """One row a label, guidance 2, 25 DDIM levels: uint8 picture."""
+    labels = torch.arange(network.config["num_classes"]).repeat_interleave(4)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(len(labels), network.config["channels"], side, side, generator=generator)
+    mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side)
+    levels = schedule.levels(25)
+    alpha_bar = [schedule.alpha_bar[t] for t in levels]
+    with torch.no_grad():
+        for t, ab, step in zip(levels, alpha_bar, ddim(alpha_bar, 0.0), strict=True):
+            ts = torch.full((len(labels),), int(t))
+            null = network(x, ts, torch.zeros_like(labels), torch.zeros_like(mask))
+            out = null + 2.0 * (network(x, ts, labels, mask) - null)
+            from_x, from_out = schedule.to_denoised(ab)
+            x = step.a * x + (step.b + step.e) * (from_x * x + from_out * out)
+        return image_grid(to_image(autoencoder.decode(x)), 4)
+
+
+def write_card(out: Path, window: int, names: list[str], pixel_size_um: float) -> None:
+    """``model_index.json``, the scheduler and a ``card.json`` that is not there yet."""
+    (out / "scheduler").mkdir(exist_ok=True)
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
+    index = {
+        "_class_name": "SlidefieldModel",
+        "unet": ["engine.models.diffinfinite", "MaskUNet"],
+        "vae": ["engine.models.autoencoder", "PatchAutoencoder"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    card = out / "card.json"
+    if not card.exists():
+        labels = [{"name": n, "color": COLORS[i % len(COLORS)]} for i, n in enumerate(names)]
+        defaults = {"steps": 25, "solver": "ddim", "guidance": 2.0, "batch_size": 8}
+        facts = {"patch_size": window, "pixel_size_um": pixel_size_um, "labels": labels, "defaults": defaults}
+        card.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def train(
+    data: Path,
+    out: Path,
+    settings: LoopSettings,
+    ranks: Ranks,
+    *,
+    window: int,
+    drop: float,
+    resume: bool,
+    names: list[str],
+    pixel_size_um: float,
+    **config,
+) -> None:
+    """Train the label-conditional U-Net on the latents of ``out/vae``; write ``out/unet``. Collective."""
+    autoencoder = load_part(out / "vae")
+    assert isinstance(autoencoder, PatchAutoencoder)
+    windows = LatentWindows(autoencoder, find_images(data), window, drop, settings.seed)
+    torch.manual_seed(settings.seed)
+    config |= {"num_classes": windows.num_classes, "channels": autoencoder.config["latent_channels"]}
+    network = MaskUNet(**config).to(memory_format=torch.channels_last)
+    schedule = Schedule.from_config(SCHEDULER)
+    folder = out / "unet"
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(network, settings, ranks, folder)
+    if resume and trainer.resume() and ranks.rank == 0:
+        print(f"resumed at step {trainer.step}", flush=True)
+    generator = torch.Generator()
+    if ranks.rank == 0:
+        parameters = sum(p.numel() for p in network.parameters())
+        print(f"{parameters / 1e6:.2f} M parameters, {len(windows.images)} images, {windows.num_classes} labels")
+
+    def losses(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
+        generator.manual_seed(settings.seed * 1_000_003 + positions[0])
+        loss = denoising_loss(network, schedule, [windows.window(p) for p in positions], generator)
+        return loss, {"loss": float(loss.detach())}
+
+    def after() -> None:
+        if ranks.rank:
+            return
+        averaged = trainer.ema.network
+        assert isinstance(averaged, MaskUNet)
+        Image.fromarray(sample_grid(averaged, autoencoder, schedule, window)).save(folder / "samples.png")
+        save_part(averaged, folder)
+        known = [names[i] if i < len(names) else f"label {i}" for i in range(windows.num_classes)]
+        write_card(out, window, known, pixel_size_um)
+
+    trainer.run(losses, after)

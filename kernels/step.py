@@ -1,0 +1,34 @@
+"""One level's update of the canvas: clip, then five multiplications summed in a fixed order, in float32."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def step(
+    x: Tensor,
+    denoised: Tensor,
+    previous: Tensor | None,
+    noise: Tensor | None,
+    coefficients: tuple[float, float, float, float, float],
+    clip: float | None,
+) -> Tensor:
+    """x' = a x + b clipped + c previous + d noise + e denoised; see ``engine.solvers``.
+
+    Args:
+        x, denoised, previous, noise: float32 (C, h, w); ``previous`` and ``noise`` may be None where c or d is 0.
+        coefficients: (a, b, c, d, e).
+        clip: ``denoised`` is clipped to +- this for b; None: it is not.
+    """
+    a, b, c, d, e = coefficients
+    clipped = denoised if clip is None else denoised.clamp(-clip, clip)
+    out = x * a + clipped * b
+    if e:
+        out = out + denoised * e
+    if c:
+        assert previous is not None
+        out = out + previous * c
+    if d:
+        assert noise is not None
+        out = out + noise * d
+    return out
