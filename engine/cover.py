@@ -5,7 +5,6 @@ Every window has the model's full patch size and lies inside the canvas; every l
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,16 +103,15 @@ def random(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
 
 
 def cover_of(
-    kind: str, shape: tuple[int, int], patch: int, seed: int, *, stride: int, weights: str
-) -> Callable[[int], Cover]:
-    """The function from a level to its cover."""
+    kind: str, shape: tuple[int, int], patch: int, seed: int, level: int, *, stride: int, weights: str
+) -> Cover:
+    """The cover of a level, by its name."""
     if kind == "shifted":
-        return lambda level: shifted(shape, patch, seed, level)
+        return shifted(shape, patch, seed, level)
     if kind == "random":
-        return lambda level: random(shape, patch, seed, level)
+        return random(shape, patch, seed, level)
     if kind == "strided":
-        same = strided(shape, patch, stride, weights)
-        return lambda level: same
+        return strided(shape, patch, stride, weights)
     raise ValueError(f"cover is {kind!r}; known: {', '.join(COVERS)}")
 
 

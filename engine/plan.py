@@ -52,15 +52,18 @@ def deal(count: int, size: int) -> np.ndarray:
     return np.arange(count) * size // max(count, 1)
 
 
-def deal_by_cost(costs: np.ndarray, size: int) -> np.ndarray:
-    """The rank of each thing, in contiguous runs whose costs differ by less than the largest single cost.
+def deal_by_cost(costs: np.ndarray, size: int, ahead: np.ndarray | None = None) -> np.ndarray:
+    """The rank of each thing, in contiguous runs of equal cost, to within the cost of one thing.
+
+    Args:
+        ahead: what each rank has done beyond its share so far; it is given that much less.
 
     >>> deal_by_cost(np.array([3, 1, 1, 1]), 2).tolist()
     [0, 1, 1, 1]
     """
-    ends = np.cumsum(costs)
-    middles = ends - costs / 2
-    return np.minimum((middles * size / max(int(ends[-1]), 1)).astype(np.int64), size - 1)
+    shares = np.full(size, costs.sum() / size) - (0 if ahead is None else ahead)
+    cuts = np.cumsum(np.maximum(shares, 0))[:-1]
+    return np.searchsorted(cuts, np.cumsum(costs) - costs / 2, side="right")
 
 
 @dataclass(frozen=True)
@@ -161,13 +164,19 @@ class LevelPlan:
         return int(reads), int(writes)
 
 
-def plan_level(cover: Cover, costs: np.ndarray, ownership: Ownership) -> LevelPlan:
-    """Cut a level's evaluations in equal runs along the order of the shards."""
+def plan_level(
+    cover: Cover, costs: np.ndarray, ownership: Ownership, ahead: np.ndarray | None = None
+) -> LevelPlan:
+    """Cut a level's evaluations in equal runs along the order of the shards.
+
+    Args:
+        ahead: evaluations that each rank has done beyond its share in earlier levels.
+    """
     windows = np.concatenate([cover.corners, cover.corners + cover.patch], 1)
     centres = (cover.keep[:, :2] + cover.keep[:, 2:]) // 2 // ownership.side
     order = np.argsort(centres[:, 0] * ownership.columns + centres[:, 1], kind="stable")
     reader = np.empty(len(cover), np.int64)
-    reader[order] = deal_by_cost(costs[order], ownership.size)
+    reader[order] = deal_by_cost(costs[order], ownership.size, ahead)
     cut = cut_by_shards(windows, ownership)
     return LevelPlan(
         cover=cover,

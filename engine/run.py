@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import engine
 from engine.comm import AgreedError, Ranks
 from engine.conditions import LabelMap, example_labels
-from engine.cover import Cover, cover_of
+from engine.cover import cover_of
 from engine.decode import decode_cover, image_box
 from engine.geometry import Window
 from engine.job import RunOptions, SampleJob
@@ -89,25 +89,24 @@ class Prepared:
         """The shards of the canvas that hold pixels of the image."""
         return [i for i, s in enumerate(self.ownership.shards) if image_box(s, self.card.factor, self.job.size)]
 
-    @cached_property
-    def _cover(self) -> Callable[[int], Cover]:
-        job, patch = self.job, self.card.patch
-        return cover_of(job.cover, self.labels.shape, patch, job.seed, stride=job.stride or patch, weights=job.weights)  # type: ignore[arg-type]
+    def planner(self) -> Callable[[int], tuple[LevelPlan, np.ndarray]]:
+        """A function from a level to its plan and the labels of its windows; levels are asked for in turn.
 
-    def plan(self, level: int) -> tuple[LevelPlan, np.ndarray]:
-        """The plan of a level and the labels of its windows: the same on every rank. Local."""
-        if self.job.cover == "strided":
-            return self._fixed_plan
-        return self._plan(level)
+        The same on every rank that asks for the same levels: what a rank did beyond its share in one level it is
+        spared in the next.
+        """
+        ahead = np.zeros(self.size)
+        job, patch, shape = self.job, self.card.patch, self.labels.shape
 
-    @cached_property
-    def _fixed_plan(self) -> tuple[LevelPlan, np.ndarray]:
-        return self._plan(0)
+        def plan(level: int) -> tuple[LevelPlan, np.ndarray]:
+            nonlocal ahead
+            cover = cover_of(job.cover, shape, patch, job.seed, level, stride=job.stride or patch, weights=job.weights)  # type: ignore[arg-type]
+            present = self.condition.present(cover)
+            found = plan_level(cover, self.condition.costs(present), self.ownership, ahead)
+            ahead = ahead + found.evaluations_of_ranks() - found.evaluations / self.size
+            return found, present
 
-    def _plan(self, level: int) -> tuple[LevelPlan, np.ndarray]:
-        cover = self._cover(level)
-        present = self.condition.present(cover)
-        return plan_level(cover, self.condition.costs(present), self.ownership), present
+        return plan
 
     def memory_bytes(self, contributions: int) -> int:
         """The most that one rank is expected to hold, everything included.
@@ -129,8 +128,9 @@ class Prepared:
         """The plan as ``--dry-run`` prints it."""
         windows, evaluations, exchanged, contributions = [], [], 0, 0
         per_rank = np.zeros(self.size, np.int64)
+        plan_of = self.planner()
         for level in range(len(self.timesteps)):
-            plan, _ = self.plan(level)
+            plan, _ = plan_of(level)
             windows.append(len(plan.cover))
             evaluations.append(plan.evaluations)
             per_rank += plan.evaluations_of_ranks()
@@ -177,7 +177,7 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     prepared = Prepared(job, options, card, size, labels, identity, state)
     if not options.dry_run and state != "finished":
         check_machine(prepared, local_size)
-    return prepared
+    return replace(prepared)  # without what was worked out on the way: it is sent to all ranks
 
 
 def label_source(job: SampleJob, card: Card) -> LabelSource:
@@ -257,7 +257,7 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
     Raises:
         ValueError: naming what is needed and what there is.
     """
-    summary_level, _ = prepared.plan(0)
+    summary_level, _ = prepared.planner()(0)
     need = prepared.memory_bytes(int(summary_level.writes.areas.sum())) * local_size
     have = available_memory()
     if have and need > have:
@@ -362,8 +362,8 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
 
     job, card, options = prepared.job, prepared.card, prepared.options
     device = ranks.agree(lambda: device_of(job.device, ranks.local_rank))
-    if job.device == "auto" and device == "cpu" and ranks.any(False):  # pragma: no cover - any(False) is a barrier
-        raise AssertionError
+    if ranks.any(device == "cpu"):  # auto: all or none, for the bytes depend on the kind of device
+        device = "cpu"
     torch.set_num_threads(job.threads)
     ranks.catch_signals()
     begun = time.monotonic()
@@ -381,12 +381,12 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     ledger = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
     boxes = {s: image_box(prepared.ownership.shards[s], card.factor, job.size) for s in prepared.wanted}
     remaining = [s for s in prepared.wanted if ("0", boxes[s]) not in ledger]
-    evaluations = sum(prepared.plan(level)[0].evaluations for level in range(first, len(table))) if ranks.rank == 0 else 0
+    about = prepared.planner()(first)[0].evaluations * (len(table) - first)
     decodes = sum(int(plan.costs.sum()) for plan in prepared.decode_plans(remaining)) if ranks.rank == 0 else 0
-    progress = Progress(ranks.rank, evaluations, decodes, options.json_log)
+    progress = Progress(ranks.rank, about, decodes, options.json_log)
     if ranks.rank == 0:
         print(
-            f"{job.size[0]} x {job.size[1]} px, {len(table)} levels, {evaluations} evaluations, "
+            f"{job.size[0]} x {job.size[1]} px, {len(table)} levels, about {about} evaluations, "
             f"{decodes} decodes, {ranks.size} ranks on {device}" + (f", from level {first}" if first else ""),
             flush=True,
         )
@@ -400,7 +400,7 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
             keeper.save(level)
         return stop
 
-    if first < len(table) and not sample(canvas, prepared.plan, denoise, schedule, timesteps, table, first, after_level):
+    if first < len(table) and not sample(canvas, prepared.planner(), denoise, schedule, timesteps, table, first, after_level):
         progress.end(f"stopped; {options.out} holds a checkpoint: the same command goes on from it")
         return False
 
@@ -474,11 +474,7 @@ def open_output(ranks: Ranks, prepared: Prepared) -> Output:
         return output
 
     made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
-    return made or ranks_output(path)
-
-
-def ranks_output(path: Path) -> Output:
-    return Output(path)
+    return made or Output(path)
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from engine.solvers import Step
 
 def sample(
     canvas: Canvas,
-    plan_of: Callable[[int], tuple[LevelPlan, np.ndarray]],
+    plan_level: Callable[[int], tuple[LevelPlan, np.ndarray]],
     denoise: Denoiser,
     schedule: Schedule,
     timesteps: np.ndarray,
@@ -26,7 +26,7 @@ def sample(
     """Denoise the canvas from level ``first`` to the end. Collective.
 
     Args:
-        plan_of: from a level to its plan and the labels of its windows.
+        plan_level: from a level to its plan and the labels of its windows.
         timesteps, table: of the levels.
         after: called after every level with the level to come; true asks to stop there.
     Returns:
@@ -34,7 +34,7 @@ def sample(
     """
     rank = canvas.ranks.rank
     for level in range(first, len(table)):
-        plan, present = plan_of(level)
+        plan, present = plan_level(level)
         estimates = denoise(plan, present, plan.windows_of(rank), canvas.gather(plan), int(timesteps[level]))
         denoised = fuse(canvas.ranks, plan, estimates, canvas.channels, device=canvas.device)
         keeps = level + 1 < len(table) and table[level + 1].c != 0
