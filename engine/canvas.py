@@ -123,21 +123,17 @@ def fuse(
             receives.append((int(readers[row]), (channels, *box.shape)))
             rows.append(row)
     parts = ranks.exchange(sends, receives)
-    shards = {
-        int(s): plan.source.shards[int(s)].scaled(scale) for s in np.nonzero(plan.writer == mine)[0]
-    }
+    shards = {int(s): plan.source.shards[int(s)].scaled(scale) for s in np.nonzero(plan.writer == mine)[0]}
     totals = {s: torch.zeros(channels, *w.shape, device=device) for s, w in shards.items()}
     weights = {s: torch.zeros(w.shape, device=device) for s, w in shards.items()}
-    for row, part in zip(rows, parts, strict=True):  # rows are ordered by item
+    for row, data in zip(rows, parts, strict=True):  # rows are ordered by item
         item, shard, box = int(writes.item[row]), int(writes.shard[row]), writes.window(row).scaled(scale)
         weight = cover.weight(item, box)
         where = box.within(shards[shard])
         accumulate(
             totals[shard][(slice(None), *where)],
             weights[shard][where],
-            torch.from_numpy(part).to(device),
+            torch.from_numpy(data).to(device),
             None if weight is None else torch.from_numpy(weight).to(device),
         )
     return {s: normalize(totals[s], weights[s]) for s in shards}
-
-

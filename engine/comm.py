@@ -126,8 +126,12 @@ class Ranks:
             for target, arrays in targets.items()
             if target != self.rank
         }
-        requests = [self.comm.Irecv(part, source=source) for source, buffer in incoming.items() for part in _parts(buffer)]
-        requests += [self.comm.Isend(part, dest=target) for target, buffer in outgoing.items() for part in _parts(buffer)]
+        requests = [
+            self.comm.Irecv(part, source=source) for source, buffer in incoming.items() for part in _parts(buffer)
+        ]
+        requests += [
+            self.comm.Isend(part, dest=target) for target, buffer in outgoing.items() for part in _parts(buffer)
+        ]
         if requests:
             self._wait(requests)
         own = iter(targets.get(self.rank, []))

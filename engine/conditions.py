@@ -92,7 +92,10 @@ def _smooth_noise(box: Window, period: int, seed: int) -> np.ndarray:
     rows = np.arange(y[0] // period, y[-1] // period + 2)
     columns = np.arange(x[0] // period, x[-1] // period + 2)
     lattice = np.array(
-        [[np.random.default_rng((seed, int(r) + 2**31, int(c) + 2**31)).standard_normal() for c in columns] for r in rows]
+        [
+            [np.random.default_rng((seed, int(r) + 2**31, int(c) + 2**31)).standard_normal() for c in columns]
+            for r in rows
+        ]
     )
 
     def weights(v: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ Every window has the model's full patch size and lies inside the canvas; every l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from engine.geometry import Window
 
 COVERS = ("shifted", "random", "strided")
 WEIGHTS = ("uniform", "gaussian", "hann")
+TRIM = 0.25  # share of the overlap at a window's border that its neighbour decides alone
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def shifted(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
         np.clip(cells[:, 0] - np.where(cells[:, 0] == 0, patch, 0), 0, n - patch)
         for cells, n in zip((rows, columns), shape, strict=True)
     ]
-    return _lattice(patch, *starts, rows, columns)
+    return _lattice(patch, starts, (rows, columns))
 
 
 def strided(shape: tuple[int, int], patch: int, stride: int, weights: str) -> Cover:
     """Windows every ``stride`` latents, the last pushed inside; overlapping estimates are averaged."""
     starts = [np.minimum(np.arange(0, n - patch + stride, stride), n - patch) for n in shape]
     intervals = [np.stack([s, s + patch], 1) for s in starts]
-    return _lattice(patch, *starts, *intervals, weights=window_weights(weights, patch))
+    return _lattice(patch, starts, intervals, window_weights(weights, patch))
 
 
 def random(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
@@ -115,6 +117,29 @@ def cover_of(
     raise ValueError(f"cover is {kind!r}; known: {', '.join(COVERS)}")
 
 
+def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Cover:
+    """The decoder's windows: a lattice in latents, a function of the canvas alone.
+
+    Args:
+        patch: of the model; the decoder's windows have twice its side where the canvas has room.
+        overlap: latents that neighbouring windows share.
+    """
+    side = min(2 * patch, *shape)
+    overlap = min(overlap, side // 2)
+    return strided(shape, side, max(side - overlap, 1), "uniform")
+
+
+def pixel_cover(cover: Cover, factor: int, overlap: int) -> Cover:
+    """The same windows in pixels, with weights that rise smoothly over the overlap."""
+    side = cover.patch * factor
+    ramp = max(min(overlap, cover.patch // 2) * factor, 1)
+    edge = (np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5) / ramp
+    s = np.clip((edge - TRIM) / (1 - 2 * TRIM), 0, 1)
+    line = np.maximum(s * s * (3 - 2 * s), 1e-4)  # never zero: at the canvas edge one window stands alone
+    weights = np.outer(line, line).astype(np.float32)
+    return replace(cover, patch=side, corners=cover.corners * factor, keep=cover.keep * factor, weights=weights)
+
+
 def window_weights(kind: str, side: int) -> np.ndarray:
     """float32 (side, side), symmetric about the middle (side - 1) / 2, positive everywhere.
 
@@ -144,8 +169,12 @@ def _cells(length: int, patch: int, offset: int) -> np.ndarray:
     return np.stack([edges[:-1], edges[1:]], 1).astype(np.int64)
 
 
-def _lattice(patch, row_starts, column_starts, rows, columns, weights=None) -> Cover:
+def _lattice(
+    patch: int, starts: Sequence[np.ndarray], intervals: Sequence[np.ndarray], weights: np.ndarray | None = None
+) -> Cover:
+    """Every row with every column: windows from where they start and the intervals that they are used in."""
+    rows, columns = intervals
     y, x = (v.ravel() for v in np.meshgrid(np.arange(len(rows)), np.arange(len(columns)), indexing="ij"))
-    corners = np.stack([row_starts[y], column_starts[x]], 1).astype(np.int64)
+    corners = np.stack([starts[0][y], starts[1][x]], 1).astype(np.int64)
     keep = np.stack([rows[y, 0], columns[x, 0], rows[y, 1], columns[x, 1]], 1).astype(np.int64)
     return Cover(patch, corners, keep, weights, None, rows, columns)

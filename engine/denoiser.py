@@ -70,7 +70,9 @@ class Denoiser:
         padded = batch + [batch[-1]] * (self.batch_size - len(batch))
         labels = torch.tensor([label for _, label in padded])
         maps = [
-            self.condition.crop(plan.cover.window(window)) == label if label else np.zeros((plan.cover.patch,) * 2, bool)
+            self.condition.crop(plan.cover.window(window)) == label
+            if label
+            else np.zeros((plan.cover.patch,) * 2, bool)
             for window, label in padded
         ]
         with torch.inference_mode():

@@ -137,15 +137,20 @@ class SampleJob:
         Raises:
             ValueError: settings that do not go together or that the model does not have.
         """
-        defaults = {"steps": 50, "solver": "ddim", "guidance": 1.0, "batch_size": 8, **card.defaults}
+        defaults: dict[str, Any] = {"steps": 50, "solver": "ddim", "guidance": 1.0, "batch_size": 8, **card.defaults}
         job = replace(self, **{k: v for k, v in defaults.items() if k in FIELDS and getattr(self, k) is None})
         job = replace(job, eta=0.0 if job.eta is None else job.eta)
         if job.cover == "strided":
             job = replace(job, stride=job.stride or card.patch // 2)
         elif job.stride is not None:
-            raise ValueError(f"stride is {job.stride} but cover {job.cover} has no stride; add --cover strided, or leave --stride out")
+            raise ValueError(
+                f"stride is {job.stride} but cover {job.cover} has none; add --cover strided, or leave --stride out"
+            )
         if job.stride and job.stride > card.patch:
-            raise ValueError(f"stride is {job.stride} latents but a window has {card.patch}: it would leave gaps; choose 1 to {card.patch}")
+            raise ValueError(
+                f"stride is {job.stride} latents but a window has {card.patch}: it would leave gaps; "
+                f"choose 1 to {card.patch}"
+            )
         if job.labels is not None and job.label is not None:
             raise ValueError(f"both --labels {job.labels} and --label {job.label} are given; choose one")
         if job.label is not None and job.label >= len(card.labels):
@@ -153,7 +158,9 @@ class SampleJob:
             raise ValueError(f"label is {job.label} but the model knows {names}; choose one of these")
         card.schedule.levels(job.steps)  # type: ignore[arg-type]
         if job.solver != "ddim" and job.eta:
-            raise ValueError(f"eta is {job.eta:g} but solver {job.solver} has no such setting; use --solver ddim, or leave --eta out")
+            raise ValueError(
+                f"eta is {job.eta:g} but solver {job.solver} has no such setting; use --solver ddim, or leave --eta out"
+            )
         if job.eta and job.eta > 1:
             raise ValueError(f"eta is {job.eta:g}; choose 0 (no fresh noise) to 1 (ancestral)")
         if job.shard % job.chunk or job.shard % card.factor or job.chunk % card.factor:

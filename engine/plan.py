@@ -100,9 +100,7 @@ def cut_by_shards(boxes: np.ndarray, ownership: Ownership) -> Pieces:
             sy, sx = first[:, 0] + dy, first[:, 1] + dx
             items = np.nonzero((sy <= last[:, 0]) & (sx <= last[:, 1]))[0]
             corner = np.stack([sy[items], sx[items]], 1) * side
-            box = np.concatenate(
-                [np.maximum(boxes[items, :2], corner), np.minimum(boxes[items, 2:], corner + side)], 1
-            )
+            box = np.concatenate([np.maximum(boxes[items, :2], corner), np.minimum(boxes[items, 2:], corner + side)], 1)
             found.append(Pieces(items, sy[items] * ownership.columns + sx[items], box))
     merged = Pieces(*(np.concatenate([getattr(p, name) for p in found]) for name in ("item", "shard", "box")))
     return merged[np.lexsort((merged.shard, merged.item))]
@@ -164,9 +162,7 @@ class LevelPlan:
         return int(reads), int(writes)
 
 
-def plan_level(
-    cover: Cover, costs: np.ndarray, ownership: Ownership, ahead: np.ndarray | None = None
-) -> LevelPlan:
+def plan_level(cover: Cover, costs: np.ndarray, ownership: Ownership, ahead: np.ndarray | None = None) -> LevelPlan:
     """Cut a level's evaluations in equal runs along the order of the shards.
 
     Args:
@@ -222,3 +218,8 @@ def decode_rounds(remaining: Sequence[int], size: int) -> list[tuple[list[int], 
         present = [rank for rank in range(size) if turn < len(runs[rank])]
         rounds.append(([runs[rank][turn] for rank in present], present))
     return rounds
+
+
+def image_box(shard: Window, factor: int, size: tuple[int, int]) -> Window:
+    """The pixels of a shard that lie in the image; empty where the canvas was padded."""
+    return shard.scaled(factor) & Window(0, 0, *size)

@@ -1,349 +1,31 @@
-"""A run: prepare on rank 0, sample the levels, decode the shards, make the pyramid, sign the result."""
+"""A run: sample the levels, decode the shards, make the pyramid, sign the result."""
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import shutil
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
+import zarr
 
 import engine
-from engine.comm import AgreedError, Ranks
-from engine.conditions import LabelMap, example_labels
-from engine.cover import cover_of
-from engine.decode import decode_cover, image_box
+from engine.canvas import Canvas, Shards
+from engine.comm import Ranks
+from engine.decode import decode_canvas
+from engine.denoiser import Denoiser
 from engine.geometry import Window
-from engine.job import RunOptions, SampleJob
-from engine.models.card import Card, read_card
-from engine.plan import LevelPlan, Ownership, decode_rounds, plan_decode, plan_level
+from engine.job import RunOptions
+from engine.models.folder import load_model
+from engine.plan import LevelPlan, image_box
+from engine.prepare import IMAGE_CHANNELS, Prepared, label_source
+from engine.progress import Progress
+from engine.sampler import sample
 from engine.solvers import steps_of
-from engine.store import (
-    LABELS,
-    Layout,
-    Output,
-    bands,
-    checked_labels,
-    create,
-    read_label_map,
-    remove,
-    state_of,
-)
-
-IMAGE_CHANNELS = 3
-REST_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
-
-
-class LabelSource(NamedTuple):
-    """The label map of the canvas at full size, read in boxes, and what it is called in messages."""
-
-    read: Callable[[Window], np.ndarray]
-    name: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checked job and the facts it needs: plain values, sent from rank 0 to all.
-
-    Args:
-        size: ranks that the plan is for.
-        labels: the label of every latent, (H, W).
-        identity: what another job must share to be the same.
-        state: of the output before the run: absent, unfinished (to be resumed), finished, or replace.
-    """
-
-    job: SampleJob
-    options: RunOptions
-    card: Card
-    size: int
-    labels: np.ndarray
-    identity: dict[str, Any]
-    state: str
-
-    @cached_property
-    def ownership(self) -> Ownership:
-        return Ownership(self.labels.shape, self.job.shard // self.card.factor, self.size)  # type: ignore[arg-type]
-
-    @cached_property
-    def condition(self) -> LabelMap:
-        return LabelMap(self.labels, float(self.job.guidance))  # type: ignore[arg-type]
-
-    @cached_property
-    def timesteps(self) -> np.ndarray:
-        return self.card.schedule.levels(self.job.steps)  # type: ignore[arg-type]
-
-    @cached_property
-    def layout(self) -> Layout:
-        return Layout(self.job.size, IMAGE_CHANNELS, self.job.shard, self.job.chunk)
-
-    @cached_property
-    def wanted(self) -> list[int]:
-        """The shards of the canvas that hold pixels of the image."""
-        return [i for i, s in enumerate(self.ownership.shards) if image_box(s, self.card.factor, self.job.size)]
-
-    def planner(self) -> Callable[[int], tuple[LevelPlan, np.ndarray]]:
-        """A function from a level to its plan and the labels of its windows; levels are asked for in turn.
-
-        The same on every rank that asks for the same levels: what a rank did beyond its share in one level it is
-        spared in the next.
-        """
-        ahead = np.zeros(self.size)
-        job, patch, shape = self.job, self.card.patch, self.labels.shape
-
-        def plan(level: int) -> tuple[LevelPlan, np.ndarray]:
-            nonlocal ahead
-            cover = cover_of(job.cover, shape, patch, job.seed, level, stride=job.stride or patch, weights=job.weights)  # type: ignore[arg-type]
-            present = self.condition.present(cover)
-            found = plan_level(cover, self.condition.costs(present), self.ownership, ahead)
-            ahead = ahead + found.evaluations_of_ranks() - found.evaluations / self.size
-            return found, present
-
-        return plan
-
-    def memory_bytes(self, contributions: int) -> int:
-        """The most that one rank is expected to hold, everything included.
-
-        Args:
-            contributions: latents that all ranks' estimates of a level cover, together.
-        """
-        card, job = self.card, self.job
-        item = 4 * card.channels
-        share = -(-len(self.ownership.shards) // self.size) * min(self.ownership.side**2, self.labels.size)
-        level = 4 * share + 4 * (contributions // self.size + card.patch**2 * int(job.batch_size or 1))
-        network = sum(f.stat().st_size for f in card.folder.rglob("*.safetensors")) * 4
-        side = min(self.job.shard, max(self.labels.shape) * card.factor)
-        shard_px = 4 * IMAGE_CHANNELS * side**2
-        activations = 600 * item * card.patch**2 * int(job.batch_size or 1) // 4 + 64 * 4 * (2 * card.patch * card.factor) ** 2
-        return REST_BYTES + item * level + network + 4 * shard_px + activations + self.labels.nbytes
-
-    def plan_summary(self) -> dict[str, Any]:
-        """The plan as ``--dry-run`` prints it."""
-        windows, evaluations, exchanged, contributions = [], [], 0, 0
-        per_rank = np.zeros(self.size, np.int64)
-        plan_of = self.planner()
-        for level in range(len(self.timesteps)):
-            plan, _ = plan_of(level)
-            windows.append(len(plan.cover))
-            evaluations.append(plan.evaluations)
-            per_rank += plan.evaluations_of_ranks()
-            exchanged += sum(plan.travelling()) * 4 * self.card.channels
-            contributions = max(contributions, int(plan.writes.areas.sum()))
-        for plan in self.decode_plans(self.wanted):
-            before, after = plan.travelling()
-            exchanged += 4 * (before * self.card.channels + after * self.card.factor**2 * IMAGE_CHANNELS)
-        return {
-            "latent_shape": [self.card.channels, *self.labels.shape],
-            "levels": len(self.timesteps),
-            "windows_per_level": windows,
-            "evaluations_per_level": evaluations,
-            "evaluations": int(sum(evaluations)),
-            "evaluations_per_rank": {"min": int(per_rank.min()), "max": int(per_rank.max())},
-            "exchange_bytes": int(exchanged),
-            "memory_bytes_per_rank": self.memory_bytes(contributions),
-            "shards": len(self.wanted),
-            "files": self.layout.files(),
-            "ranks": self.size,
-            "job": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.job).items()},
-        }
-
-    def decode_plans(self, remaining: list[int]) -> list[LevelPlan]:
-        cover = decode_cover(self.labels.shape, self.card.patch, self.card.decode_overlap)  # type: ignore[arg-type]
-        return [plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size)]
-
-
-# ---- prepare: rank 0 checks everything before anything is written ---------------------------------
-
-
-def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> Prepared:
-    """Check a job against its model, labels, output and machine; writes nothing. Rank 0 calls this.
-
-    Raises:
-        ValueError: anything that would stop the run, with the way out.
-    """
-    card = read_card(job.model)
-    job = job.resolved(card)
-    source = label_source(job, card)
-    labels, labels_hash = latent_labels(source, job, card)
-    identity = job.identity(card, labels_hash)
-    state = "absent" if options.dry_run else output_state(Path(options.out), identity, options)
-    prepared = Prepared(job, options, card, size, labels, identity, state)
-    if not options.dry_run and state != "finished":
-        check_machine(prepared, local_size)
-    return replace(prepared)  # without what was worked out on the way: it is sent to all ranks
-
-
-def label_source(job: SampleJob, card: Card) -> LabelSource:
-    """Where the canvas's label map comes from: a file, one label throughout, or the drawn example.
-
-    Raises:
-        ValueError: a file that is no label map of this model and size.
-    """
-    if job.label is not None:
-        label = job.label
-        return LabelSource(lambda box: np.full(box.shape, label, np.uint8), f"label {label}")
-    if job.labels is None:
-        if len(card.labels) < 5:
-            return LabelSource(lambda box: np.zeros(box.shape, np.uint8), "no labels")
-        return LabelSource(example_labels, "the drawn example")
-    labels = read_label_map(Path(job.labels))
-    checked_labels(labels, len(card.labels), f"--labels {job.labels}", card.labels)
-    height, width = job.size
-    if labels.shape != job.size:
-        if job.resize_labels is None:
-            raise ValueError(
-                f"label map {job.labels} is {labels.shape[0]} x {labels.shape[1]} px but the canvas is {height} x {width} px; "
-                f"pass --size {labels.shape[0]}x{labels.shape[1]}, or --resize-labels nearest"
-            )
-        rows = np.arange(height) * labels.shape[0] // height
-        columns = np.arange(width) * labels.shape[1] // width
-        return LabelSource(lambda b: labels[np.ix_(rows[b.y0 : b.y1], columns[b.x0 : b.x1])], job.labels)
-    return LabelSource(lambda b: labels[b.y0 : b.y1, b.x0 : b.x1], job.labels)
-
-
-def latent_labels(source: LabelSource, job: SampleJob, card: Card) -> tuple[np.ndarray, str]:
-    """The label of every latent (nearest, as DiffInfinite takes it) and a hash of the whole map.
-
-    A canvas smaller than a window is padded with the labels of its edge.
-    """
-    import hashlib
-
-    height, width = job.size
-    total = hashlib.sha256(f"{height}x{width}".encode())
-    parts = []
-    for y0, y1 in bands(height, job.shard):
-        band = np.ascontiguousarray(source.read(Window(y0, 0, y1, width)), dtype=np.uint8)
-        total.update(band.tobytes())
-        parts.append(band[:: card.factor, :: card.factor])
-    labels = np.concatenate(parts)
-    short = [(0, max(card.patch - n, 0)) for n in labels.shape]
-    return np.pad(labels, short, mode="edge"), total.hexdigest()
-
-
-def output_state(path: Path, identity: dict[str, Any], options: RunOptions) -> str:
-    """Whether there is an output at ``path``, and whether it is this job's.
-
-    Raises:
-        ValueError: it is something else's, and was not to be overwritten.
-    """
-    found = state_of(path)
-    if found is None:
-        return "absent"
-    if options.overwrite:
-        return "replace"
-    theirs = found["identity"]
-    if theirs != identity:
-        keys = [k for k in (*identity, *theirs) if identity.get(k) != theirs.get(k)]
-        key = keys[0]
-        raise ValueError(
-            f"{path} holds another job: its {key} is {theirs.get(key)}, yours is {identity.get(key)}; "
-            "give the same settings to go on with it, choose another --out, or pass --overwrite to replace it"
-        )
-    if found["state"] == "finished":
-        return "finished"
-    return "unfinished" if options.resume == "auto" else "replace"
-
-
-def check_machine(prepared: Prepared, local_size: int) -> None:
-    """Refuse what cannot fit into this node's memory or the output's disk.
-
-    Raises:
-        ValueError: naming what is needed and what there is.
-    """
-    summary_level, _ = prepared.planner()(0)
-    need = prepared.memory_bytes(int(summary_level.writes.areas.sum())) * local_size
-    have = available_memory()
-    if have and need > have:
-        raise ValueError(
-            f"the plan needs {need / 2**30:.1f} GiB on this node ({local_size} ranks) but {have / 2**30:.1f} GiB are free; "
-            "use more nodes, fewer ranks a node, a smaller --shard or --batch-size, or a smaller --size"
-        )
-    path = Path(prepared.options.out)
-    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if parent != path.absolute() and not parent.is_dir():
-        raise ValueError(f"--out {path}: {parent} is not a folder; choose another --out")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"--out {path}: {parent} cannot be written; choose another --out")
-    height, width = prepared.job.size
-    least = height * width * IMAGE_CHANNELS // 4 + 2 * 4 * prepared.labels.size * prepared.card.channels
-    free = shutil.disk_usage(parent).free
-    if free < least:
-        raise ValueError(
-            f"--out {path}: the result takes at least {least / 2**20:.0f} MiB but {free / 2**20:.0f} MiB are free there; "
-            "choose another --out"
-        )
-
-
-def available_memory() -> int:
-    """Bytes free on this node, by the kernel and the control group; 0 where unknown."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                found.append(int(line.split()[1]) * 1024)
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit.isdigit():
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except OSError:
-        pass
-    return max(min(found), 0) if found else 0
-
-
-# ---- run: the levels, then the shards -------------------------------------------------------------
-
-
-class Progress:
-    """One line on rank 0 with an ETA of the whole job, and the JSON-lines log."""
-
-    def __init__(self, rank: int, evaluations: int, decodes: int, log: str | None) -> None:
-        self.rank, self.start, self.shown = rank, time.monotonic(), 0.0
-        self.left = {"evaluation": evaluations, "decode": decodes}
-        self.rate = {"evaluation": 0.0, "decode": 0.0}  # seconds each, over all ranks
-        self.spent = {"evaluation": 0.0, "decode": 0.0}
-        self.done = {"evaluation": 0, "decode": 0}
-        self.mark = self.start
-        self.log = open(log, "a") if log and rank == 0 else None  # noqa: SIM115 - lives as long as the run
-
-    def advance(self, kind: str, amount: int, text: str, **facts: Any) -> None:
-        """Count work done since the last call and show it."""
-        now = time.monotonic()
-        self.spent[kind] += now - self.mark
-        self.mark = now
-        self.done[kind] += amount
-        self.left[kind] = max(self.left[kind] - amount, 0)
-        if self.log:
-            record = {"time": time.time(), "seconds": round(now - self.start, 4), kind + "s": amount, **facts}
-            self.log.write(json.dumps(record) + "\n")
-            self.log.flush()
-        if self.rank == 0 and (now - self.shown > (0.2 if sys.stdout.isatty() else 10) or not any(self.left.values())):
-            self.shown = now
-            line = f"{text}  {self.clock(now - self.start)} gone, {self.clock(self.eta())} to go"
-            print(f"\r{line:<78}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
-
-    def eta(self) -> float:
-        """Seconds to go; a decode is taken for three evaluations until one has been seen."""
-        each = {k: self.spent[k] / self.done[k] for k in self.done if self.done[k]}
-        each.setdefault("decode", 3 * each.get("evaluation", 0.0))
-        return sum(self.left[k] * each.get(k, 0.0) for k in self.left)
-
-    @staticmethod
-    def clock(seconds: float) -> str:
-        minutes, rest = divmod(int(seconds + 0.5), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-    def end(self, text: str) -> None:
-        if self.rank == 0:
-            print(("\n" if sys.stdout.isatty() else "") + text, flush=True)
-        if self.log:
-            self.log.close()
+from engine.store import LABELS, Output, create, remove
 
 
 def run(ranks: Ranks, prepared: Prepared) -> bool:
@@ -352,14 +34,6 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     Returns:
         Whether it came to the end; False: it was asked to stop, and left a checkpoint.
     """
-    import torch
-
-    from engine.canvas import Canvas
-    from engine.decode import decode_canvas
-    from engine.denoiser import Denoiser
-    from engine.models.folder import load_model
-    from engine.sampler import sample
-
     job, card, options = prepared.job, prepared.card, prepared.options
     device = ranks.agree(lambda: device_of(job.device, ranks.local_rank))
     if ranks.any(device == "cpu"):  # auto: all or none, for the bytes depend on the kind of device
@@ -375,7 +49,9 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
         str(job.solver), [schedule.alpha_bar[t] for t in timesteps], float(job.eta or 0), schedule.rederive_noise
     )
     canvas = Canvas(ranks, prepared.ownership, card.channels, job.seed, device)
-    denoise = Denoiser(model.network, prepared.condition, schedule, int(job.batch_size or 1), getattr(torch, job.dtype), device)
+    denoise = Denoiser(
+        model.network, prepared.condition, schedule, int(job.batch_size or 1), getattr(torch, job.dtype), device
+    )
     keeper = Keeper(ranks, output, canvas, options.checkpoint_every)
     first = keeper.restore()
     ledger = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
@@ -400,7 +76,9 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
             keeper.save(level)
         return stop
 
-    if first < len(table) and not sample(canvas, prepared.planner(), denoise, schedule, timesteps, table, first, after_level):
+    if first < len(table) and not sample(
+        canvas, prepared.planner(), denoise, schedule, timesteps, table, first, after_level
+    ):
         progress.end(f"stopped; {options.out} holds a checkpoint: the same command goes on from it")
         return False
 
@@ -411,9 +89,9 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
         origin = prepared.ownership.shards[shard].scaled(card.factor)
         new_lines.append(output.write("0", box, image[(slice(None), *box.within(origin))]))
 
-    def after_round(decoded: int, left: int) -> bool:
+    def after_round(decoded: int) -> bool:
         record(ranks, output, new_lines)
-        progress.advance("decode", decoded, "decoding", decodes_left=left)
+        progress.advance("decode", decoded, "decoding")
         return ranks.stopping()
 
     whole = decode_canvas(
@@ -444,11 +122,11 @@ def device_of(name: str, local_rank: int) -> str:
     Raises:
         ValueError: cuda was asked for and is not there.
     """
-    import torch
-
     count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cuda" and not count:
-        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES")
+        raise ValueError(
+            "--device cuda: torch sees no GPU here; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
     return f"cuda:{local_rank % count}" if count else "cpu"
 
 
@@ -479,9 +157,6 @@ def open_output(ranks: Ranks, prepared: Prepared) -> Output:
 
 def provenance(prepared: Prepared) -> dict[str, Any]:
     """What an output says of its making."""
-    import torch
-    import zarr
-
     job = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(prepared.job).items()}
     return {
         "job": job,
@@ -502,7 +177,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
 class Keeper:
     """Checkpoints of the canvas: two slots in turn, and a commit mark that names the whole one."""
 
-    def __init__(self, ranks: Ranks, output: Output, canvas: Any, every: float) -> None:
+    def __init__(self, ranks: Ranks, output: Output, canvas: Canvas, every: float) -> None:
         self.ranks, self.output, self.canvas, self.every = ranks, output, canvas, every
         self.last = time.monotonic()
 
@@ -523,24 +198,22 @@ class Keeper:
                     self.output.write_checkpoint(slot, name, ownership.shards[shard], data.cpu().numpy())
 
         self.ranks.agree(write)
-        self.ranks.agree(
-            lambda: self.output.commit_checkpoint(slot, level, history) if self.ranks.rank == 0 else None
-        )
+        self.ranks.agree(lambda: self.output.commit_checkpoint(slot, level, history) if self.ranks.rank == 0 else None)
         self.last = time.monotonic()
 
     def restore(self) -> int:
         """Fill the canvas from the last checkpoint, or with noise; returns the level to go on from. Collective."""
-        import torch
-
         canvas, ownership = self.canvas, self.canvas.ownership
         mark = self.ranks.on_root(self.output.checkpoint)
         if mark is None:
             canvas.start()
             return 0
 
-        def read(name: str) -> dict[int, Any]:
+        def read(name: str) -> Shards:
             return {
-                s: torch.from_numpy(self.output.read_checkpoint(mark["slot"], name, ownership.shards[s])).to(canvas.device)
+                s: torch.from_numpy(self.output.read_checkpoint(mark["slot"], name, ownership.shards[s])).to(
+                    canvas.device
+                )
                 for s in ownership.owned(self.ranks.rank)
             }
 
@@ -579,11 +252,11 @@ def sign(output: Output, prepared: Prepared, seconds: dict[str, float], size: in
     output.drop_checkpoints()
 
 
-def finish(ranks: Ranks, prepared: Prepared, path: Path) -> None:
-    """Write the preview on rank 0. Collective."""
-    preview = prepared.options.preview or str(path.with_suffix(".png"))
-    if preview != "none":
-        ranks.agree(lambda: write_preview(path, Path(preview)) if ranks.rank == 0 else None)
+def preview(ranks: Ranks, options: RunOptions) -> None:
+    """Write a picture beside the output, on rank 0. Collective."""
+    picture = options.preview or str(Path(options.out).with_suffix(".png"))
+    if picture != "none":
+        ranks.agree(lambda: write_preview(Path(options.out), Path(picture)) if ranks.rank == 0 else None)
 
 
 def write_preview(path: Path, picture: Path, most: int = 2048) -> None:
@@ -599,6 +272,3 @@ def write_preview(path: Path, picture: Path, most: int = 2048) -> None:
     image.save(temporary, format="PNG")
     temporary.rename(picture)
     print(f"{picture} shows it", flush=True)
-
-
-__all__ = ["AgreedError", "Prepared", "finish", "prepare", "run"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from engine.comm import Ranks, run_main
 from engine.job import parse, parser
@@ -33,26 +33,30 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     """One job from its arguments to its output. Collective; errors of the user are agreed upon before any work."""
     job, options = ranks.agree(lambda: parse(arguments))
 
-    from engine.run import finish, prepare, run  # numpy and zarr: not in the way of --help or of wrong arguments
+    from engine.prepare import prepare  # numpy and zarr: not in the way of --help or of wrong arguments
 
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
     if options.dry_run:
-        if ranks.rank == 0:
-            import json
-
-            print(json.dumps(prepared.plan_summary()))
-        ranks.barrier()
+        say(ranks, lambda: json.dumps(prepared.plan_summary()))
         return 0
     if prepared.state == "finished":
-        if ranks.rank == 0:
-            print(f"{options.out} is finished already: the same job; --overwrite samples it again", flush=True)
-        ranks.barrier()
+        say(ranks, lambda: f"{options.out} is finished already: the same job; --overwrite samples it again")
         return 0
+
+    from engine.run import preview, run  # torch: a second or more
+
     if not run(ranks, prepared):
         return STOPPED
-    finish(ranks, prepared, Path(options.out))
+    preview(ranks, options)
     return 0
+
+
+def say(ranks: Ranks, text: Callable[[], str]) -> None:
+    """Print on rank 0 while the others wait. Collective."""
+    if ranks.rank == 0:
+        print(text(), flush=True)
+    ranks.barrier()
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ class Output:
     def mend_ledger(self) -> None:
         """Drop a torn last line, so that the next one starts on a line of its own. Rank 0 calls this."""
         lines = [
-            {"array": array, "box": [b.y0, b.x0, b.y1, b.x1], "sha256": sha} for (array, b), sha in self.ledger().items()
+            {"array": array, "box": [b.y0, b.x0, b.y1, b.x1], "sha256": sha}
+            for (array, b), sha in self.ledger().items()
         ]
         temporary = self.private / "ledger.jsonl.partial"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -218,7 +219,9 @@ class Output:
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{self.path} is being written by another run; wait for it, or choose another --out") from None
+            raise ValueError(
+                f"{self.path} is being written by another run; wait for it, or choose another --out"
+            ) from None
 
     def sweep(self) -> None:
         """Remove what a killed run left half written. Rank 0 calls this."""
@@ -255,7 +258,11 @@ def create(
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [multiscale(layout, pixel_size_um, with_channel=True, method="2x2 mean, round half to even")],
-        "omero": {"channels": [channel(name, color) for name, color in zip("RGB", ("FF0000", "00FF00", "0000FF"), strict=True)]},
+        "omero": {
+            "channels": [
+                channel(name, color) for name, color in zip("RGB", ("FF0000", "00FF00", "0000FF"), strict=True)
+            ]
+        },
     }
     group["labels"].attrs["ome"] = {"version": "0.5", "labels": ["tissue"]}
     tissue.attrs["ome"] = {
@@ -270,7 +277,12 @@ def create(
     group.attrs["slidefield"] = {
         **provenance,
         "state": "unfinished",
-        "layout": {"size": list(layout.size), "channels": layout.channels, "shard": layout.shard, "chunk": layout.chunk},
+        "layout": {
+            "size": list(layout.size),
+            "channels": layout.channels,
+            "shard": layout.shard,
+            "chunk": layout.chunk,
+        },
     }
     (building / "slidefield").mkdir()
     building.rename(path)
@@ -355,7 +367,9 @@ def read_label_map(path: Path) -> np.ndarray:
         found = _open_labels(path)
     except Exception as error:  # many readers, many kinds of error: one message
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"--labels {path} cannot be read as PNG, TIFF, .npy or Zarr ({' '.join(text.split())})") from None
+        raise ValueError(
+            f"--labels {path} cannot be read as PNG, TIFF, .npy or Zarr ({' '.join(text.split())})"
+        ) from None
     if found.ndim != 2:
         raise ValueError(f"--labels {path} has shape {found.shape}; a label map has two dimensions (height, width)")
     if found.dtype.kind not in "uib":

@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    settings = LoopSettings(
-        args.steps, args.minutes, args.batch_size, args.lr, every=args.every, seed=args.seed
-    )
+    settings = LoopSettings(args.steps, args.minutes, args.batch_size, args.lr, every=args.every, seed=args.seed)
     if args.network == "autoencoder":
         from engine.training import autoencoder
 

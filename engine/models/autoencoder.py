@@ -6,6 +6,7 @@ Shape suffixes: B batch, c image channels, C latent channels, h w pixels, H W la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class ConvBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
@@ -65,7 +66,7 @@ class PatchAutoencoder(nn.Module):
         latents_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "latent_channels": latent_channels,
             "channels": list(channels),

@@ -59,7 +59,9 @@ def read_card(name: str) -> Card:
             + "; pass a model folder with model_index.json and safetensors, such as engine.train writes"
         )
     if not folder.is_dir():
-        raise ValueError(f"--model {folder} is not there; pass a model folder, or leave --model out for the embedded one")
+        raise ValueError(
+            f"--model {folder} is not there; pass a model folder, or leave --model out for the embedded one"
+        )
     index = read_json(folder / "model_index.json")
     card = read_json(folder / "card.json")
     parts = {name: read_json(folder / name / "config.json") for name in ("unet", "vae")}
@@ -123,4 +125,6 @@ def check_safetensors(path: Path) -> None:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is not a safetensors file: its header is no JSON; copy it again") from None
     if size != 8 + length + end:
-        raise ValueError(f"{path} has {size} bytes but its header speaks of {8 + length + end}: truncated; copy it again")
+        raise ValueError(
+            f"{path} has {size} bytes but its header speaks of {8 + length + end}: truncated; copy it again"
+        )

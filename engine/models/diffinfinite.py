@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +144,7 @@ class MaskUNet(nn.Module):
         block_per_layer: int = 2,
     ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "dim": dim,
             "num_classes": num_classes,
             "dim_mults": list(dim_mults),
@@ -153,7 +155,7 @@ class MaskUNet(nn.Module):
         groups, n = resnet_block_groups, block_per_layer
         embedding = 8 * dim
         dims = [dim, *(dim * m for m in dim_mults)]
-        pairs = list(zip(dims[:-1], dims[1:], strict=True))
+        pairs = list(pairwise(dims))
 
         def attention(width: int) -> nn.Module:
             return Residual(PreNorm(width, MaskAttention(width)))
@@ -210,16 +212,16 @@ class MaskUNet(nn.Module):
 
         x = self.init_conv(x_BCHW)
         first, skips = x, []
-        for *blocks, attention, down in self.downs:  # type: ignore[misc]
-            for index, block in enumerate(blocks):
+        n = self.config["block_per_layer"]
+        for down in self.downs:
+            for block in down[:n]:  # type: ignore[index]
                 x = block(x, embedding)
-                if index == len(blocks) - 1:
-                    x = attend(attention, x)
                 skips.append(x)
-            x = down(x)
+            skips[-1] = x = attend(down[n], x)  # type: ignore[index]
+            x = down[n + 1](x)  # type: ignore[index]
         x = self.mid_block2(attend(self.mid_attn, self.mid_block1(x, embedding)), embedding)
-        for *blocks, attention, up in self.ups:  # type: ignore[misc]
-            for block in blocks:
+        for up in self.ups:
+            for block in up[:n]:  # type: ignore[index]
                 x = block(torch.cat([x, skips.pop()], 1), embedding)
-            x = up(attend(attention, x))
+            x = up[n + 1](attend(up[n], x))  # type: ignore[index]
         return self.final_conv(self.final_res_block(torch.cat([x, first], 1), embedding))

@@ -95,7 +95,8 @@ def train(data: Path, out: Path, settings: LoopSettings, ranks: Ranks, *, crop: 
     patches = Patches(tuple(images[: len(images) - held]), crop, settings.seed)
     shown = Patches(tuple(images[-HELD_OUT:]), min(2 * crop, 256), settings.seed)
     torch.manual_seed(settings.seed)
-    network = PatchAutoencoder(**config).to(memory_format=torch.channels_last)
+    network = PatchAutoencoder(**config)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder = out / "vae"
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(network, settings, ranks, folder)

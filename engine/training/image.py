@@ -166,7 +166,8 @@ def train(
     windows = LatentWindows(autoencoder, find_images(data), window, drop, settings.seed)
     torch.manual_seed(settings.seed)
     config |= {"num_classes": windows.num_classes, "channels": autoencoder.config["latent_channels"]}
-    network = MaskUNet(**config).to(memory_format=torch.channels_last)
+    network = MaskUNet(**config)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     schedule = Schedule.from_config(SCHEDULER)
     folder = out / "unet"
     folder.mkdir(parents=True, exist_ok=True)

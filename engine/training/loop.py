@@ -67,9 +67,7 @@ class Ema:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.network.parameters()), list(network.parameters()), 1 - decay
-            )
+            torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
 
 class Trainer:
@@ -143,7 +141,8 @@ class Trainer:
             after: called every ``settings.every`` steps and at the end (sample grids, saved models).
         """
         log = (self.folder / "training.jsonl").open("a") if self.ranks.rank == 0 else None
-        shown, figures = time.monotonic(), {}
+        shown = time.monotonic()
+        figures: dict[str, float] = {}
         while self.done < 1.0:
             start = time.monotonic()
             for group in self.optimizer.param_groups:

