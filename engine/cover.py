@@ -25,7 +25,8 @@ class Cover:
         patch: side of a window.
         corners: int64 (n, 2), top-left (y0, x0) of every window.
         keep: int64 (n, 4), the box (y0, x0, y1, x1) of a window that its estimate is used in.
-        weights: float32 (patch, patch): how much an estimate counts there; None: the boxes are disjoint.
+        lines: how much an estimate counts, as products of float32 (rows, patch) and (columns, patch); None: the
+            boxes are disjoint.
         winner: int32 (H, W), where a latent belongs to one of the windows that cover it; else None.
         rows, columns: a lattice's intervals [start, stop) of ``keep`` along each axis, row-major; else None.
     """
@@ -33,7 +34,7 @@ class Cover:
     patch: int
     corners: np.ndarray
     keep: np.ndarray
-    weights: np.ndarray | None = None
+    lines: tuple[np.ndarray, np.ndarray] | None = None
     winner: np.ndarray | None = None
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
@@ -52,9 +53,11 @@ class Cover:
         """float32 weights of a window's estimate in a box of its ``keep``; None: 1 throughout."""
         if self.winner is not None:
             return (self.winner[box.y0 : box.y1, box.x0 : box.x1] == index).astype(np.float32)
-        if self.weights is not None:
-            return self.weights[box.within(self.window(index))]
-        return None
+        if self.lines is None:
+            return None
+        row, column = divmod(index, len(self.lines[1]))
+        y, x = box.within(self.window(index))
+        return np.multiply.outer(self.lines[0][row][y], self.lines[1][column][x])
 
 
 def shifted(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
@@ -79,7 +82,9 @@ def strided(shape: tuple[int, int], patch: int, stride: int, weights: str) -> Co
     """Windows every ``stride`` latents, the last pushed inside; overlapping estimates are averaged."""
     starts = [np.minimum(np.arange(0, n - patch + stride, stride), n - patch) for n in shape]
     intervals = [np.stack([s, s + patch], 1) for s in starts]
-    return _lattice(patch, starts, intervals, window_weights(weights, patch))
+    line = window_weights(weights, patch)
+    lines = tuple(np.broadcast_to(line, (len(s), patch)) for s in starts)
+    return _lattice(patch, starts, intervals, lines)  # type: ignore[arg-type]
 
 
 def random(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
@@ -130,20 +135,28 @@ def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Cover:
 
 
 def pixel_cover(cover: Cover, factor: int, overlap: int) -> Cover:
-    """The same windows in pixels, with weights that rise smoothly over the overlap."""
+    """The same windows in pixels, with weights that rise smoothly over the overlap, and are 1 at the canvas edge."""
+    assert cover.rows is not None
+    assert cover.columns is not None
     side = cover.patch * factor
     ramp = max(min(overlap, cover.patch // 2) * factor, 1)
-    edge = (np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5) / ramp
-    s = np.clip((edge - TRIM) / (1 - 2 * TRIM), 0, 1)
-    line = np.maximum(s * s * (3 - 2 * s), 1e-4)  # never zero: at the canvas edge one window stands alone
-    weights = np.outer(line, line).astype(np.float32)
-    return replace(cover, patch=side, corners=cover.corners * factor, keep=cover.keep * factor, weights=weights)
+    s = np.clip(((np.arange(side) + 0.5) / ramp - TRIM) / (1 - 2 * TRIM), 0, 1)
+    rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(np.float32)  # never zero: a sum of weights divides
+    lines = []
+    for intervals in (cover.rows, cover.columns):
+        line = np.ones((len(intervals), side), np.float32)
+        line[1:] *= rising
+        line[:-1] *= rising[::-1]
+        lines.append(line)
+    return replace(
+        cover, patch=side, corners=cover.corners * factor, keep=cover.keep * factor, lines=(lines[0], lines[1])
+    )
 
 
 def window_weights(kind: str, side: int) -> np.ndarray:
-    """float32 (side, side), symmetric about the middle (side - 1) / 2, positive everywhere.
+    """float32 (side,), symmetric about the middle (side - 1) / 2, positive everywhere; a window's are the products.
 
-    ``gaussian`` is exp(-r^2 / (2 0.25^2)) with r in half sides, ``hann`` a raised cosine of side + 2 samples
+    ``gaussian`` is exp(-(r / 0.5)^2 / 2) with r in half sides, ``hann`` a raised cosine of side + 2 samples
     without its zeros.
     """
     r = (np.arange(side) - (side - 1) / 2) / (side / 2)
@@ -154,7 +167,7 @@ def window_weights(kind: str, side: int) -> np.ndarray:
     }
     if kind not in line:
         raise ValueError(f"weights is {kind!r}; known: {', '.join(WEIGHTS)}")
-    return np.outer(line[kind], line[kind]).astype(np.float32)
+    return line[kind].astype(np.float32)
 
 
 def _key(seed: int, level: int) -> np.ndarray:
@@ -170,11 +183,14 @@ def _cells(length: int, patch: int, offset: int) -> np.ndarray:
 
 
 def _lattice(
-    patch: int, starts: Sequence[np.ndarray], intervals: Sequence[np.ndarray], weights: np.ndarray | None = None
+    patch: int,
+    starts: Sequence[np.ndarray],
+    intervals: Sequence[np.ndarray],
+    lines: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Cover:
     """Every row with every column: windows from where they start and the intervals that they are used in."""
     rows, columns = intervals
     y, x = (v.ravel() for v in np.meshgrid(np.arange(len(rows)), np.arange(len(columns)), indexing="ij"))
     corners = np.stack([starts[0][y], starts[1][x]], 1).astype(np.int64)
     keep = np.stack([rows[y, 0], columns[x, 0], rows[y, 1], columns[x, 1]], 1).astype(np.int64)
-    return Cover(patch, corners, keep, weights, None, rows, columns)
+    return Cover(patch, corners, keep, lines, None, rows, columns)

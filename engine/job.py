@@ -9,6 +9,7 @@ import argparse
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -255,6 +256,10 @@ def parse(arguments: list[str] | None) -> tuple[SampleJob, RunOptions]:
     Raises:
         ValueError: naming the option, or the job file and its key, the value and what was expected.
     """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for i in range(len(arguments) - 1, 0, -1):  # a negative value is a value, not an option
+        if re.match(r"-[\d.]", arguments[i]) and re.fullmatch(r"--[a-z-]+", arguments[i - 1]):
+            arguments[i - 1 : i + 1] = [f"{arguments[i - 1]}={arguments[i]}"]
     given = {k: v for k, v in vars(parser().parse_args(arguments)).items() if v is not None}
     values: dict[str, Any] = {}
     file = given.pop("job", None)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 
 import engine
 from engine.canvas import Canvas, Shards
@@ -25,7 +24,7 @@ from engine.prepare import IMAGE_CHANNELS, Prepared, label_source
 from engine.progress import Progress
 from engine.sampler import sample
 from engine.solvers import steps_of
-from engine.store import LABELS, Output, create, remove
+from engine.store import LABELS, ZARR_VERSION, Output, create, lock, remove
 
 
 def run(ranks: Ranks, prepared: Prepared) -> bool:
@@ -136,13 +135,14 @@ def open_output(ranks: Ranks, prepared: Prepared) -> Output:
 
     def make() -> Output:
         if prepared.state == "replace":
-            remove(path)
+            with lock(path):
+                remove(path)
         if prepared.state != "unfinished":
             card = prepared.card
             named = list(zip(card.labels, card.colors, strict=True))
             create(path, prepared.layout, card.pixel_size_um, named, provenance(prepared))
         output = Output(path)
-        output.lock()
+        output.held = lock(path)
         output.sweep()
         output.mend_ledger()
         source, done = label_source(prepared.job, prepared.card), output.ledger()
@@ -169,7 +169,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-            "zarr": zarr.__version__,
+            "zarr": ZARR_VERSION,
         },
     }
 

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import zarr
@@ -28,6 +28,7 @@ from engine.geometry import Window, grid
 
 zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4})
 LABELS = "labels/tissue"
+ZARR_VERSION = zarr.__version__
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,6 +78,7 @@ class Output:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.private = path / "slidefield"
+        self.held: IO[str] | None = None  # the lock, on rank 0 of a run
         self.group = zarr.open_group(path, mode="r+")
         self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
         layout = self.provenance["layout"]
@@ -209,20 +211,6 @@ class Output:
         self.provenance |= values
         self.group.attrs["slidefield"] = self.provenance
 
-    def lock(self) -> None:
-        """Hold the output until this process ends. Rank 0 calls this.
-
-        Raises:
-            ValueError: another run holds it.
-        """
-        self._held = (self.private / "lock").open("w")
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"{self.path} is being written by another run; wait for it, or choose another --out"
-            ) from None
-
     def sweep(self) -> None:
         """Remove what a killed run left half written. Rank 0 calls this."""
         for leftover in self.path.rglob("*.partial"):
@@ -324,6 +312,20 @@ def halved(image: np.ndarray) -> np.ndarray:
 
 def digest(data: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
+
+
+def lock(path: Path) -> IO[str]:
+    """Hold an output for as long as the file returned is open. Rank 0 calls this.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    held = (path / "slidefield" / "lock").open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{path} is being written by another run; wait for it, or choose another --out") from None
+    return held
 
 
 def state_of(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,60 @@
+import numpy as np
+import torch
+
+from engine.canvas import fuse
+from engine.comm import world
+from engine.cover import decode_cover, pixel_cover
+from engine.decode import to_uint8
+from engine.models.autoencoder import PatchAutoencoder
+from engine.plan import Ownership, plan_decode
+
+
+def decoded(latents, network, overlap, patch=24):
+    """Decode by windows, as a run does, on one rank."""
+    channels, *shape = latents.shape
+    ownership = Ownership(tuple(shape), 32, 1)
+    cover = decode_cover(ownership.shape, patch, overlap)
+    shards = list(range(len(ownership.shards)))
+    plan = plan_decode(cover, ownership, shards, [0] * len(shards))
+    images = {}
+    with torch.inference_mode():
+        for index in range(len(cover)):
+            w = cover.window(index)
+            images[index] = network.decode(latents[None, :, w.y0 : w.y1, w.x0 : w.x1])[0]
+    fused = fuse(world(), plan, images, 3, cover=pixel_cover(cover, network.factor, overlap), scale=network.factor)
+    whole = torch.zeros(3, *(n * network.factor for n in shape))
+    for shard, pixels in fused.items():
+        box = ownership.shards[shard].scaled(network.factor)
+        whole[:, box.y0 : box.y1, box.x0 : box.x1] = pixels
+    return whole
+
+
+def test_decoding_by_windows_shows_no_seam_where_they_overlap():
+    torch.manual_seed(0)
+    network = PatchAutoencoder(latent_channels=4, channels=(8, 8), blocks=(1, 1)).eval()
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, 0, 0.15)
+    latents = torch.randn(4, 75, 101)
+    with torch.inference_mode():
+        whole = network.decode(latents[None])[0]
+    by_windows = decoded(latents, network, overlap=4 * network.margin)
+    assert float((by_windows - whole).abs().max()) < 1e-3 * float(whole.abs().max())
+    cut = decoded(latents, network, overlap=0)
+    assert float((cut - whole).abs().max()) > 0.05 * float(whole.abs().max()), "a check that cannot fail"
+
+
+def test_a_pixel_depends_on_no_latent_beyond_the_margin():
+    torch.manual_seed(0)
+    network = PatchAutoencoder(latent_channels=2, channels=(8, 8), blocks=(1, 2)).eval()
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, 0, 0.2)
+    z = torch.randn(1, 2, 41, 41, requires_grad=True)
+    network.decode(z)[0, :, 80:84, 80:84].sum().backward()
+    reached = (z.grad[0].abs().sum(0) > 0).nonzero()
+    assert int((reached - 20).abs().max()) <= network.margin
+
+
+def test_pixels_are_rounded_to_the_nearest_and_clipped():
+    values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 1 / 127.5 - 1, 1.4 / 127.5 - 1]).view(1, 1, -1)
+    assert to_uint8(values).ravel().tolist() == [0, 0, 128, 255, 255, 1, 1]
+    assert to_uint8(values).dtype == np.uint8

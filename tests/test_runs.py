@@ -1,0 +1,295 @@
+"""Real runs of the front door under mpiexec: the same bytes on any number of ranks, and nothing lost."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import zarr
+from conftest import Running, launch, lines_of, ranks_below, verify
+
+SIZE = ("--size", "1000x1544", "--shard", "512", "--chunk", "128", "--preview", "none")
+
+
+def sha(out):
+    status, line = verify(out)
+    assert status == 0, line
+    return line.split("sha256 ")[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--cover", "shifted", "--eta", "0.7"),
+        ("--cover", "random", "--solver", "ddpm"),
+        ("--cover", "strided", "--stride", "13", "--weights", "gaussian", "--solver", "dpmpp2m"),
+    ],
+    ids=["shifted", "random", "strided"],
+)
+def test_the_image_is_the_same_on_1_2_3_and_4_ranks(tiny_model, tmp_path, options):
+    found = set()
+    for ranks in (1, 2, 3, 4):
+        out = tmp_path / f"{ranks}.zarr"
+        done = launch(ranks, "--model", tiny_model, *SIZE, "--steps", 3, *options, "--out", out)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.add(sha(out))
+    assert len(found) == 1
+
+
+def test_another_seed_gives_another_image_and_the_chunking_does_not_change_it(tiny_model, tmp_path):
+    shas = []
+    for seed, shard, chunk in ((0, 256, 64), (0, 128, 128), (1, 256, 64)):
+        out = tmp_path / f"{seed}-{shard}.zarr"
+        options = ("--size", "200x300", "--steps", 2, "--seed", seed, "--shard", shard, "--chunk", chunk)
+        assert launch(1, "--model", tiny_model, *options, "--preview", "none", "--out", out).returncode == 0
+        shas.append(sha(out))
+    assert shas[0] == shas[1] != shas[2]
+
+
+KILLED = ("--steps", 12, "--solver", "dpmpp2m", "--checkpoint-every", 0)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out.zarr"
+    done = launch(2, "--model", tiny_model, *SIZE, *KILLED, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sha(out)
+
+
+@pytest.mark.parametrize("moment", ["in a level", "in a checkpoint", "later", "in decoding"])
+def test_a_killed_run_resumes_to_the_same_bytes_on_another_number_of_ranks(tiny_model, tmp_path, whole_run, moment):
+    out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
+    arguments = ("--model", tiny_model, *SIZE, *KILLED, "--out", out)
+    reached = {
+        "in a level": lambda: len(lines_of(log)) >= 2,
+        "in a checkpoint": lambda: any((out / "slidefield" / "checkpoint" / "1" / "x").glob("c/*/*/*")),
+        "later": lambda: len(lines_of(log)) >= 9,
+        "in decoding": lambda: any('"0"' in line for line in lines_of(out / "slidefield" / "ledger.jsonl")),
+    }[moment]
+    run = Running(2, *arguments, "--json-log", log)
+    assert run.wait_until(reached)
+    run.kill()
+    status, line = verify(out)
+    assert status == 75, f"the run ended before it was killed: {line}"
+    assert "unfinished at level" in line
+    resumed = launch(3, *arguments)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    if moment == "later":
+        assert "from level" in resumed.stdout
+    assert sha(out) == whole_run
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+def test_a_signal_to_one_rank_leaves_a_checkpoint_and_status_75(tiny_model, tmp_path, whole_run, number):
+    out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
+    arguments = ("--model", tiny_model, *SIZE, *KILLED[:-1], 3600, "--out", out)
+    run = Running(2, *arguments, "--json-log", log)
+    assert run.wait_until(lambda: len(lines_of(log)) >= 2)
+    os.kill(ranks_below(run.process.pid)[-1], number)
+    status, text = run.end()
+    assert status == 75, text
+    assert "the same command goes on" in text
+    assert verify(out)[0] == 75
+    assert launch(1, *arguments).returncode == 0
+    assert sha(out) == whole_run
+
+
+def test_a_rank_that_is_killed_ends_all_within_seconds(tiny_model, tmp_path):
+    log = tmp_path / "log.jsonl"
+    run = Running(3, "--model", tiny_model, *SIZE, "--steps", 300, "--json-log", log, "--out", tmp_path / "out.zarr")
+    assert run.wait_until(lambda: len(lines_of(log)) >= 1)
+    os.kill(ranks_below(run.process.pid)[-1], signal.SIGKILL)
+    start = time.monotonic()
+    status, text = run.end(20)
+    assert status != 0, text
+    assert time.monotonic() - start < 15
+
+
+def test_a_rank_that_fails_or_exits_ends_all_with_its_message(tmp_path):
+    for how, said in (
+        ("raise RuntimeError('the disk is made of cheese')", "made of cheese"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ):
+        script = tmp_path / "fails.py"
+        script.write_text(
+            "from engine.comm import run_main\n"
+            "def main(ranks):\n"
+            "    if ranks.rank == 1:\n"
+            f"        {how}\n"
+            "    ranks.barrier()\n"
+            "    return 0\n"
+            "raise SystemExit(run_main(main))\n"
+        )
+        import subprocess
+        import sys
+
+        from conftest import ROOT, environment, mpiexec
+
+        start = time.monotonic()
+        done = subprocess.run(
+            [mpiexec(), "-n", "3", sys.executable, str(script)],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode != 0
+        assert said in done.stderr
+        assert "rank 1 of 3" in done.stderr
+        assert time.monotonic() - start < 20
+
+
+def test_waiting_ranks_do_not_burn_a_core(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import time\n"
+        "from engine.comm import run_main\n"
+        "def main(ranks):\n"
+        "    ranks.barrier()\n"
+        "    before = time.process_time()\n"
+        "    if ranks.rank == 0:\n"
+        "        time.sleep(3)\n"
+        "    ranks.barrier()\n"
+        "    print('cpu', ranks.rank, time.process_time() - before, flush=True)\n"
+        "    return 0\n"
+        "raise SystemExit(run_main(main))\n"
+    )
+    import subprocess
+    import sys
+
+    from conftest import ROOT, environment, mpiexec
+
+    done = subprocess.run(
+        [mpiexec(), "-n", "2", sys.executable, str(script)], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    used = [float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("cpu")]
+    assert len(used) == 2
+    assert max(used) < 1.0  # a spinning wait uses all 3 s
+
+
+def test_the_same_job_again_says_so_and_another_is_refused(tiny_model, tmp_path):
+    out = tmp_path / "out.zarr"
+    arguments = ("--model", tiny_model, "--size", "128x136", "--steps", 2, "--preview", "none", "--out", out)
+    assert launch(1, *arguments).returncode == 0
+    first = sha(out)
+    again = launch(2, *arguments)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    other = launch(2, *arguments, "--seed", 5)
+    assert other.returncode == 1
+    assert "seed" in other.stderr
+    assert "--overwrite" in other.stderr
+    assert sha(out) == first
+    replaced = launch(1, *arguments, "--seed", 5, "--overwrite")
+    assert replaced.returncode == 0
+    assert sha(out) != first
+
+
+def test_verify_names_the_shard_that_was_damaged_or_lost(tiny_model, tmp_path):
+    out = tmp_path / "out.zarr"
+    options = ("--size", "300x300", "--steps", 2, "--shard", 128, "--chunk", 64, "--preview", "none")
+    assert launch(1, "--model", tiny_model, *options, "--out", out).returncode == 0
+    shard = out / "0" / "c" / "0" / "1" / "2"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    status, text = verify(out)
+    assert status == 1
+    assert "array 0 shard rows 128:256 columns 256:300" in text
+    shard.unlink()
+    status, text = verify(out)
+    assert status == 1
+    assert "array 0 shard rows 128:256 columns 256:300" in text
+    shard.write_bytes(whole)
+    assert verify(out)[0] == 0
+
+
+def test_the_dry_run_counts_what_the_run_does(tiny_model, tmp_path):
+    log = tmp_path / "log.jsonl"
+    arguments = ("--model", tiny_model, *SIZE, "--steps", 3, "--out", tmp_path / "out.zarr")
+    planned = json.loads(launch(2, *arguments, "--dry-run").stdout)
+    assert not (tmp_path / "out.zarr").exists()
+    assert launch(2, *arguments, "--json-log", log).returncode == 0
+    levels = [record for record in map(json.loads, lines_of(log)) if "level" in record]
+    assert [r["evaluations"] for r in levels] == planned["evaluations_per_level"]
+    assert [r["windows"] for r in levels] == planned["windows_per_level"]
+    assert planned["evaluations"] == sum(planned["evaluations_per_level"])
+    assert planned["latent_shape"] == [4, 125, 193]
+    assert planned["levels"] == 3
+    h, w = -(-125 // 16), -(-193 // 16)
+    assert max(planned["windows_per_level"]) <= (h + 1) * (w + 1)
+    share = planned["evaluations_per_rank"]
+    assert share["max"] <= planned["evaluations"] / 2 + 8
+    files = sum(1 for p in (tmp_path / "out.zarr").rglob("*") if p.is_file())
+    assert planned["files"] >= files
+    assert planned["shards"] == 2 * 4
+
+
+def test_the_output_is_a_valid_ome_zarr_with_labels_pyramids_and_provenance(tiny_model, tmp_path):
+    yaozarrs = pytest.importorskip("yaozarrs")
+    out = tmp_path / "out.zarr"
+    options = ("--size", "500x700", "--steps", 2, "--shard", 256, "--chunk", 128, "--preview", tmp_path / "p.png")
+    assert launch(2, "--model", tiny_model, *options, "--out", out).returncode == 0
+    yaozarrs.validate_zarr_store(str(out))
+    yaozarrs.validate_zarr_store(str(out / "labels" / "tissue"))
+    group = zarr.open_group(out, mode="r")
+    assert group["0"].shape == (3, 500, 700)
+    assert group["2"].shape == (3, 125, 175)
+    assert group["labels/tissue/0"].shape == (500, 700)
+    scales = [d["coordinateTransformations"][0]["scale"] for d in group.attrs["ome"]["multiscales"][0]["datasets"]]
+    assert scales == [[1.0, 0.5, 0.5], [1.0, 1.0, 1.0], [1.0, 2.0, 2.0]]
+    facts = group.attrs["slidefield"]
+    assert facts["job"]["size"] == [500, 700]
+    assert {"seed", "model_hash", "versions", "seconds"} <= set(facts)
+    fine = group["0"][...].astype(float)
+    coarse = fine.reshape(3, 250, 2, 350, 2).mean((2, 4))
+    assert np.abs(coarse - group["1"][...]).max() <= 0.5
+    from PIL import Image
+
+    assert np.asarray(Image.open(tmp_path / "p.png")).shape == (500, 700, 3)
+
+
+def test_a_canvas_smaller_than_a_window_is_padded_and_cropped(tiny_model, tmp_path):
+    out = tmp_path / "out.zarr"
+    done = launch(2, "--model", tiny_model, "--size", "7x301", "--steps", 2, "--preview", "none", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert zarr.open_group(out, mode="r")["0"].shape == (3, 7, 301)
+    assert sha(out)
+
+
+def test_labels_come_from_every_format_to_the_same_bytes(tiny_model, tmp_path):
+    import tifffile
+    from PIL import Image
+
+    labels = np.random.default_rng(0).integers(0, 5, (20, 30)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    tifffile.imwrite(tmp_path / "l.tif", labels)
+    np.save(tmp_path / "l.npy", labels.astype(np.int32))
+    zarr.create_array(str(tmp_path / "l.zarr"), data=labels.astype(np.uint16))
+    found = set()
+    for name in ("l.png", "l.tif", "l.npy", "l.zarr"):
+        out = tmp_path / f"out-{name}.zarr"
+        options = ("--size", "160x240", "--steps", 2, "--preview", "none", "--labels", tmp_path / name)
+        done = launch(1, "--model", tiny_model, *options, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert (zarr.open_group(out, mode="r")["labels/tissue/0"][...] == labels).all()
+        found.add(sha(out))
+    assert len(found) == 1
+
+
+def test_resume_never_starts_anew(tiny_model, tmp_path):
+    out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
+    arguments = ("--model", tiny_model, *SIZE, "--steps", 6, "--checkpoint-every", 0, "--out", out)
+    run = Running(2, *arguments, "--json-log", log)
+    assert run.wait_until(lambda: len(lines_of(log)) >= 3)
+    run.kill()
+    shutil.rmtree(out / "labels" / "tissue" / "0" / "c", ignore_errors=True)
+    done = launch(2, *arguments, "--resume", "never")
+    assert done.returncode == 0, done.stderr
+    assert "from level" not in done.stdout
+    assert verify(out)[0] == 0

@@ -1,0 +1,147 @@
+"""Solvers against a problem whose answer is known: Gaussian data N(mean, spread^2), for which the exact estimate of
+the clean value is linear in x, so that a whole run is an affine map that can be followed in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.schedule import Schedule, betas
+from engine.solvers import SOLVERS, ddim, ddpm, dpmpp2m, euler, steps_of
+from kernels.step import step as kernel_step
+
+MEAN, SPREAD = 0.7, 0.4
+
+
+def log_snr_levels(n, low=-4.0, high=3.0):
+    """alpha_bar of n levels evenly spaced in log signal-to-noise ratio, and the last one's target."""
+    lam = np.linspace(low, high, n + 1)
+    alpha_bar = 1 / (1 + np.exp(-2 * lam))
+    return alpha_bar[:-1], alpha_bar[-1]
+
+
+def denoiser(alpha_bar):
+    """Exact E[x0 | x] = k x + m for Gaussian data."""
+    k = np.sqrt(alpha_bar) * SPREAD**2 / (alpha_bar * SPREAD**2 + 1 - alpha_bar)
+    return k, MEAN - k * np.sqrt(alpha_bar) * MEAN
+
+
+def exact_flow(x, start, end):
+    """The probability flow of Gaussian data carries quantiles to quantiles."""
+    s0 = np.sqrt(start * SPREAD**2 + 1 - start)
+    s1 = np.sqrt(end * SPREAD**2 + 1 - end)
+    return np.sqrt(end) * MEAN + (x - np.sqrt(start) * MEAN) * s1 / s0
+
+
+def flow_error(solver, n):
+    """Largest error of a run on the open interval (the last, exact, level to alpha_bar 1 is left out)."""
+    alpha_bar, end = log_snr_levels(n)
+    table = solver([*alpha_bar, end])[:n]
+    x = x0 = np.linspace(-2, 2, 9)
+    previous = None
+    for ab, s in zip(alpha_bar, table, strict=True):
+        k, m = denoiser(ab)
+        denoised = k * x + m
+        x = s.a * x + (s.b + s.e) * denoised + (s.c * previous if s.c else 0)
+        previous = denoised
+    return np.abs(x - exact_flow(x0, alpha_bar[0], end)).max()
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"), [(lambda ab: ddim(ab, 0.0), 1), (euler, 1), (dpmpp2m, 2)], ids=["ddim", "euler", "dpmpp2m"]
+)
+def test_solver_error_falls_with_its_order_when_steps_double(solver, order):
+    errors = [flow_error(solver, n) for n in (40, 80, 160)]
+    rates = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert np.all(np.abs(rates - order) < 0.25), (errors, rates)
+
+
+@pytest.mark.parametrize(
+    "table_of", [lambda ab: ddim(ab, 1.0), lambda ab: ddim(ab, 0.5), ddpm], ids=["eta1", "eta.5", "ddpm"]
+)
+def test_stochastic_solvers_reach_the_datas_mean_and_variance_with_first_order(table_of):
+    errors = []
+    for n in (50, 100, 200):
+        alpha_bar, end = log_snr_levels(n)
+        mean, variance = np.sqrt(alpha_bar[0]) * MEAN, alpha_bar[0] * SPREAD**2 + 1 - alpha_bar[0]
+        for ab, s in zip(alpha_bar, table_of([*alpha_bar, end])[:n], strict=True):
+            k, m = denoiser(ab)
+            gain = s.a + (s.b + s.e) * k
+            mean, variance = gain * mean + (s.b + s.e) * m, gain**2 * variance + s.d**2
+        errors.append(abs(variance - (end * SPREAD**2 + 1 - end)))
+        assert abs(mean - np.sqrt(end) * MEAN) < 0.02
+    rates = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert np.all(np.abs(rates - 1) < 0.25), (errors, rates)
+
+
+def test_euler_is_ddim_without_noise_in_other_coordinates():
+    alpha_bar, _ = log_snr_levels(20)
+    for a, b in zip(euler(alpha_bar), ddim(alpha_bar, 0.0, rederive_noise=True), strict=True):
+        np.testing.assert_allclose([a.a, a.b], [b.a, b.b], atol=1e-12)
+
+
+def test_the_last_level_ends_at_the_clean_estimate():
+    alpha_bar = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000)))).alpha_bar
+    for name in SOLVERS:
+        last = steps_of(name, [alpha_bar[t] for t in (999, 500, 20)], 0.0, True)[-1]
+        assert abs(last.a) < 1e-12
+        assert abs(last.b - 1) < 1e-12
+        assert last.d == 0
+
+
+def run_ours(name, config, steps, eta, x, outputs, noises, diffusers_timesteps):
+    schedule = Schedule.from_config(config)
+    timesteps = schedule.levels(steps)
+    np.testing.assert_array_equal(timesteps, diffusers_timesteps)
+    alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
+    table = steps_of(name, alpha_bar, eta, schedule.rederive_noise)
+    previous = None
+    for ab, s, output, noise in zip(alpha_bar, table, outputs, noises, strict=True):
+        from_x, from_output = schedule.to_denoised(ab)
+        denoised = x * from_x + output * from_output
+        x = kernel_step(x, denoised, previous, noise, (s.a, s.b, s.c, s.d, s.e), schedule.clip)
+        previous = denoised
+    return x
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "eta", "spacing", "clip"),
+    [
+        ("ddim", "DDIMScheduler", 0.0, "leading", False),
+        ("ddim", "DDIMScheduler", 1.0, "trailing", True),
+        ("ddim", "DDIMScheduler", 0.3, "leading", True),
+        ("ddpm", "DDPMScheduler", 0.0, "trailing", True),
+        ("dpmpp2m", "DPMSolverMultistepScheduler", 0.0, "leading", False),
+    ],
+)
+def test_solvers_agree_with_diffusers(ours, theirs, eta, spacing, clip, schedule, prediction, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    steps = 20
+    config = {
+        "beta_schedule": schedule,
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "timestep_spacing": spacing,
+        "clip_sample": clip,
+        "steps_offset": 1 if spacing == "leading" else 0,
+    }
+    known = {k: v for k, v in config.items() if theirs != "DPMSolverMultistepScheduler" or k != "clip_sample"}
+    scheduler = getattr(diffusers, theirs)(**known, **({"final_sigmas_type": "zero"} if ours == "dpmpp2m" else {}))
+    scheduler.set_timesteps(steps)
+    if ours == "dpmpp2m":  # its spacings differ by a level from the others': the update is what is compared
+        monkeypatch.setattr(Schedule, "levels", lambda self, n: scheduler.timesteps.numpy())
+    generator = torch.Generator().manual_seed(0)
+    x = start = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    outputs = torch.randn(steps, 1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    noises = torch.randn(steps, 1, 3, 8, 8, generator=generator, dtype=torch.float64)
+    for t, output, noise in zip(scheduler.timesteps, outputs, noises, strict=True):
+        extra: dict = {}
+        if ours == "ddim":
+            extra = {"eta": eta, "variance_noise": noise if eta else None}
+        if ours == "ddpm":
+            monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, noise=noise, **k: noise)
+        x = scheduler.step(output, t, x, **extra).prev_sample
+    mine = run_ours(ours, config, steps, eta, start, outputs, noises, scheduler.timesteps.numpy())
+    scale = float(x.abs().max())
+    assert float((mine - x).abs().max()) < 2e-5 * scale
