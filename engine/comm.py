@@ -184,6 +184,12 @@ def describe(error: BaseException) -> str:
     return str(error)
 
 
+def launched_rank() -> int:
+    """This process's rank as its launcher tells it, without MPI."""
+    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
+
+
 def world() -> Ranks:
     """All ranks that were started together.
 

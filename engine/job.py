@@ -109,6 +109,7 @@ class SampleJob:
         guidance: w in null + w (cond - null); 1 is off.
         stride, weights: of the strided cover, in latents.
         shard, chunk: of the image, px.
+        decode_overlap: latents that neighbouring windows of the decoder share.
         threads: CPU threads a rank; another number gives other last digits.
     """
 
@@ -130,6 +131,7 @@ class SampleJob:
     device: str = "auto"
     shard: int = 2048
     chunk: int = 512
+    decode_overlap: int | None = None
     threads: int = 1
 
     def resolved(self, card: Card) -> SampleJob:
@@ -138,7 +140,14 @@ class SampleJob:
         Raises:
             ValueError: settings that do not go together or that the model does not have.
         """
-        defaults: dict[str, Any] = {"steps": 50, "solver": "ddim", "guidance": 1.0, "batch_size": 8, **card.defaults}
+        defaults: dict[str, Any] = {
+            "steps": 50,
+            "solver": "ddim",
+            "guidance": 1.0,
+            "batch_size": 8,
+            "decode_overlap": 16,
+        }
+        defaults |= card.defaults
         job = replace(self, **{k: v for k, v in defaults.items() if k in FIELDS and getattr(self, k) is None})
         job = replace(job, eta=0.0 if job.eta is None else job.eta)
         if job.cover == "strided":
@@ -213,6 +222,7 @@ JOB_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "device": (choice("auto", "cpu", "cuda"), "NAME", "auto, cpu or cuda (default: auto)"),
     "shard": (whole(8, 65536), "PX", "side of a shard of the image, one writer each (default: 2048)"),
     "chunk": (whole(8, 65536), "PX", "side of a chunk of the image (default: 512)"),
+    "decode_overlap": (whole(0, 4096), "N", "latents that the decoder's windows share (default: the model's)"),
     "threads": (whole(1, 1024), "N", "CPU threads a rank; changes the last digits (default: 1)"),
 }
 RUN_OPTIONS: dict[str, tuple[Check, str, str]] = {
@@ -228,11 +238,14 @@ RUN_OPTIONS: dict[str, tuple[Check, str, str]] = {
 FIELDS = tuple(field.name for field in fields(SampleJob))
 
 
-def parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> Any:
-            raise ValueError(f"{message}; see python -m engine.sample --help")
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments raise, so that one rank can say so for all."""
 
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="python -m engine.sample",
         description="Sample an image of any size from a patch diffusion model, on any number of MPI ranks.",

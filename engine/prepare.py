@@ -140,7 +140,7 @@ class Prepared:
         }
 
     def decode_plans(self, remaining: list[int]) -> list[LevelPlan]:
-        cover = decode_cover(self.labels.shape, self.card.patch, self.card.decode_overlap)  # type: ignore[arg-type]
+        cover = decode_cover(self.labels.shape, self.card.patch, int(self.job.decode_overlap or 0))  # type: ignore[arg-type]
         return [plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size)]
 
 

@@ -18,7 +18,7 @@ from engine.decode import decode_canvas
 from engine.denoiser import Denoiser
 from engine.geometry import Window
 from engine.job import RunOptions
-from engine.models.folder import load_model
+from engine.models.folder import device_of, load_model
 from engine.plan import LevelPlan, image_box
 from engine.prepare import IMAGE_CHANNELS, Prepared, label_source
 from engine.progress import Progress
@@ -98,7 +98,7 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
         model.decode,
         patch=card.patch,
         factor=card.factor,
-        overlap=card.decode_overlap,
+        overlap=int(job.decode_overlap or 0),
         channels=IMAGE_CHANNELS,
         remaining=remaining,
         write=write,
@@ -113,20 +113,6 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     ranks.agree(lambda: sign(output, prepared, seconds, ranks.size, device) if ranks.rank == 0 else None)
     progress.end(f"finished {options.out} in {Progress.clock(seconds['all'])}")
     return True
-
-
-def device_of(name: str, local_rank: int) -> str:
-    """The device of a rank: its share of the visible GPUs by local rank, or the CPU.
-
-    Raises:
-        ValueError: cuda was asked for and is not there.
-    """
-    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cuda" and not count:
-        raise ValueError(
-            "--device cuda: torch sees no GPU here; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
-        )
-    return f"cuda:{local_rank % count}" if count else "cpu"
 
 
 def open_output(ranks: Ranks, prepared: Prepared) -> Output:

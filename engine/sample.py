@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-from engine.comm import Ranks, run_main
+from engine.comm import Ranks, launched_rank, run_main
 from engine.job import parse, parser
 
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
@@ -21,12 +20,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser().print_help()
         return 0
     return run_main(lambda ranks: sample(ranks, arguments))
-
-
-def launched_rank() -> int:
-    """This process's rank as its launcher tells it, without MPI."""
-    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
 
 
 def sample(ranks: Ranks, arguments: list[str]) -> int:

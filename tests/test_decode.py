@@ -11,7 +11,7 @@ from engine.plan import Ownership, plan_decode
 
 def decoded(latents, network, overlap, patch=24):
     """Decode by windows, as a run does, on one rank."""
-    channels, *shape = latents.shape
+    shape = latents.shape[1:]
     ownership = Ownership(tuple(shape), 32, 1)
     cover = decode_cover(ownership.shape, patch, overlap)
     shards = list(range(len(ownership.shards)))

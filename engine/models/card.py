@@ -28,7 +28,6 @@ class Card:
         labels: names of the labels, 0 first.
         colors: RGB of each label, for viewers.
         pixel_size_um: micrometres per pixel.
-        decode_overlap: latents by which decoded windows overlap.
         defaults: settings of a job that names none of its own (steps, solver, guidance, ...).
     """
 
@@ -41,7 +40,6 @@ class Card:
     colors: tuple[tuple[int, int, int], ...]
     pixel_size_um: float
     schedule: Schedule
-    decode_overlap: int = 16
     defaults: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -84,7 +82,6 @@ def read_card(name: str) -> Card:
             colors=tuple(tuple(entry["color"]) for entry in card["labels"]),
             pixel_size_um=float(card["pixel_size_um"]),
             schedule=Schedule.from_config(scheduler),
-            decode_overlap=int(card.get("decode_overlap", 16)),
             defaults=card.get("defaults", {}),
         )
     except (KeyError, TypeError) as error:

@@ -67,9 +67,23 @@ def save_part(network: nn.Module, folder: Path, dtype: torch.dtype = torch.float
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().to(dtype).contiguous() for k, v in network.state_dict().items()}
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     temporary = folder / (WEIGHTS + ".partial")
     save_file(tensors, temporary)
     config = {"_class_name": type(network).__name__, **network.config}  # type: ignore[dict-item]
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     temporary.rename(folder / WEIGHTS)
+
+
+def device_of(name: str, local_rank: int) -> str:
+    """The device of a rank: its share of the visible GPUs by local rank, or the CPU.
+
+    Raises:
+        ValueError: cuda was asked for and is not there.
+    """
+    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cuda" and not count:
+        raise ValueError(
+            "--device cuda: torch sees no GPU here; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    return f"cuda:{local_rank % count}" if count else "cpu"

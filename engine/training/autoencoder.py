@@ -40,16 +40,16 @@ def psnr(a: Tensor, b: Tensor) -> float:
 class AutoencoderTraining:
     """The losses of one step; owns the discriminator and its optimiser."""
 
-    def __init__(self, trainer: Trainer, patches: Patches, ranks: Ranks, lr: float) -> None:
-        self.trainer, self.patches, self.ranks = trainer, patches, ranks
-        self.discriminator = PatchDiscriminator()
+    def __init__(self, trainer: Trainer, patches: Patches, ranks: Ranks, lr: float, device: str) -> None:
+        self.trainer, self.patches, self.ranks, self.device = trainer, patches, ranks, device
+        self.discriminator = PatchDiscriminator().to(device)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.99))
         trainer.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizer}
 
     def losses(self, positions: list[int]) -> tuple[Tensor, dict[str, float]]:
         network = self.trainer.network
         assert isinstance(network, PatchAutoencoder)
-        x = to_tensor([self.patches.patch(p)[0] for p in positions])
+        x = to_tensor([self.patches.patch(p)[0] for p in positions]).to(self.device)
         x = x.contiguous(memory_format=torch.channels_last)
         z = network.encode(x)
         y = network.decode(z + LATENT_NOISE * torch.randn_like(z))
@@ -78,29 +78,35 @@ class AutoencoderTraining:
         return 0.03 * -verdict.mean() + 0.03 * matching, float(d_loss.detach())
 
 
-def measure_latents(network: PatchAutoencoder, patches: Patches, count: int = 64) -> None:
+def measure_latents(network: PatchAutoencoder, patches: Patches, device: str, count: int = 64) -> None:
     """Set the latents' mean and spread a channel from ``count`` patches, so that latents are normalised."""
     network.config["latents_mean"] = [0.0] * network.config["latent_channels"]
     network.config["latents_std"] = [1.0] * network.config["latent_channels"]
     with torch.no_grad():
-        z = torch.cat([network.encode(to_tensor([patches.patch(p)[0]])) for p in range(count)])
+        z = torch.cat([network.encode(to_tensor([patches.patch(p)[0]]).to(device)) for p in range(count)])
     network.config["latents_mean"] = [round(v, 5) for v in z.mean((0, 2, 3)).tolist()]
     network.config["latents_std"] = [round(v, 5) for v in z.std((0, 2, 3)).tolist()]
 
 
-def train(data: Path, out: Path, settings: LoopSettings, ranks: Ranks, *, crop: int, resume: bool, **config) -> None:
+def train(
+    data: Path, out: Path, settings: LoopSettings, ranks: Ranks, *, crop: int, resume: bool, device: str, **config
+) -> None:
     """Train an autoencoder on the images of a folder and write it to ``out/vae``. Collective over ``ranks``."""
-    images = find_images(data)
-    held = HELD_OUT if len(images) >= 4 * HELD_OUT else 0
-    patches = Patches(tuple(images[: len(images) - held]), crop, settings.seed)
-    shown = Patches(tuple(images[-HELD_OUT:]), min(2 * crop, 256), settings.seed)
+
+    def inputs() -> tuple[Patches, Patches]:
+        images = find_images(data)
+        held = HELD_OUT if len(images) >= 4 * HELD_OUT else 0
+        patches = Patches(tuple(images[: len(images) - held]), crop, settings.seed)
+        return patches, Patches(tuple(images[-HELD_OUT:]), crop, settings.seed)
+
+    patches, shown = ranks.agree(inputs)
     torch.manual_seed(settings.seed)
     network = PatchAutoencoder(**config)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder = out / "vae"
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(network, settings, ranks, folder)
-    training = AutoencoderTraining(trainer, patches, ranks, settings.lr)
+    training = AutoencoderTraining(trainer, patches, ranks, settings.lr, device)
     if resume and trainer.resume() and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
     torch.manual_seed(settings.seed + 1 + ranks.rank + trainer.step * ranks.size)  # latent noise only
@@ -110,8 +116,8 @@ def train(data: Path, out: Path, settings: LoopSettings, ranks: Ranks, *, crop: 
             return
         averaged = trainer.ema.network
         assert isinstance(averaged, PatchAutoencoder)
-        measure_latents(averaged, patches)
-        x = to_tensor([shown.patch(p)[0] for p in range(HELD_OUT)])
+        measure_latents(averaged, patches, device)
+        x = to_tensor([shown.patch(p)[0] for p in range(HELD_OUT)]).to(device)
         with torch.no_grad():
             y = averaged.decode(averaged.encode(x))
         print(f"step {trainer.step}: {psnr(y, x):.2f} dB on images held out", flush=True)

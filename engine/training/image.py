@@ -40,8 +40,11 @@ class LatentWindows:
     drawn evenly, so that rare labels are seen as often as common ones.
     """
 
-    def __init__(self, autoencoder: PatchAutoencoder, images: list[Path], side: int, drop: float, seed: int) -> None:
+    def __init__(
+        self, autoencoder: PatchAutoencoder, images: list[Path], side: int, drop: float, seed: int, device: str
+    ) -> None:
         self.autoencoder, self.images, self.side, self.drop, self.seed = autoencoder, images, side, drop, seed
+        self.device = device
         factor = autoencoder.factor
         for path in images:
             if min(read_image(path).shape[:2]) < side * factor:
@@ -62,7 +65,7 @@ class LatentWindows:
         h, w = (n // factor * factor for n in image.shape[:2])
         turned = dihedral(image[:h, :w], turn)
         with torch.no_grad():
-            return self.autoencoder.encode(to_tensor([turned]))[0].contiguous().numpy()
+            return self.autoencoder.encode(to_tensor([turned]).to(self.device))[0].cpu().contiguous().numpy()
 
     def corner(self, rng: np.random.Generator, index: int, label: int) -> tuple[int, int]:
         """Top-left of a window, near a position of ``label`` if that is not 0."""
@@ -94,7 +97,9 @@ class LatentWindows:
         return self.latents(index, turn)[(slice(None), *box)], label, (mask == label)[None] & (label > 0)
 
 
-def denoising_loss(network: nn.Module, schedule: Schedule, windows: list, generator: torch.Generator) -> Tensor:
+def denoising_loss(
+    network: nn.Module, schedule: Schedule, windows: list, generator: torch.Generator, device: str
+) -> Tensor:
     """Mean squared error of the velocity at timesteps spread evenly over the batch."""
     x0 = torch.from_numpy(np.stack([w[0] for w in windows]))
     label = torch.tensor([w[1] for w in windows])
@@ -106,26 +111,43 @@ def denoising_loss(network: nn.Module, schedule: Schedule, windows: list, genera
     noise = torch.randn(x0.shape, generator=generator)
     x = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
     velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
-    x = x.contiguous(memory_format=torch.channels_last)
-    return ((network(x, t, label, mask) - velocity) ** 2).mean()
+    x = x.to(device).contiguous(memory_format=torch.channels_last)
+    output = network(x, t.to(device), label.to(device), mask.to(device))
+    return ((output - velocity.to(device)) ** 2).mean()
 
 
-def sample_grid(network: MaskUNet, autoencoder: PatchAutoencoder, schedule: Schedule, side: int) -> np.ndarray:
+def sample_grid(
+    network: MaskUNet, autoencoder: PatchAutoencoder, schedule: Schedule, side: int, device: str
+) -> np.ndarray:
     """One row a label, guidance 2, 25 DDIM levels: uint8 picture."""
     labels = torch.arange(network.config["num_classes"]).repeat_interleave(4)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(len(labels), network.config["channels"], side, side, generator=generator)
-    mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side)
+    x = torch.randn(len(labels), network.config["channels"], side, side, generator=generator).to(device)
+    mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side).to(device)
+    labels = labels.to(device)
     levels = schedule.levels(25)
     alpha_bar = [schedule.alpha_bar[t] for t in levels]
     with torch.no_grad():
         for t, ab, step in zip(levels, alpha_bar, ddim(alpha_bar, 0.0), strict=True):
-            ts = torch.full((len(labels),), int(t))
+            ts = torch.full((len(labels),), int(t), device=device)
             null = network(x, ts, torch.zeros_like(labels), torch.zeros_like(mask))
             out = null + 2.0 * (network(x, ts, labels, mask) - null)
             from_x, from_out = schedule.to_denoised(ab)
             x = step.a * x + (step.b + step.e) * (from_x * x + from_out * out)
         return image_grid(to_image(autoencoder.decode(x)), 4)
+
+
+def load_autoencoder(out: Path) -> PatchAutoencoder:
+    """The autoencoder that the image network is trained on.
+
+    Raises:
+        ValueError: there is none yet.
+    """
+    if not (out / "vae" / "config.json").exists():
+        raise ValueError(f"{out / 'vae'} holds no autoencoder; train one first: engine.train autoencoder --out {out}")
+    network = load_part(out / "vae")
+    assert isinstance(network, PatchAutoencoder)
+    return network
 
 
 def write_card(out: Path, window: int, names: list[str], pixel_size_um: float) -> None:
@@ -156,18 +178,20 @@ def train(
     window: int,
     drop: float,
     resume: bool,
+    device: str,
     names: list[str],
     pixel_size_um: float,
     **config,
 ) -> None:
     """Train the label-conditional U-Net on the latents of ``out/vae``; write ``out/unet``. Collective."""
-    autoencoder = load_part(out / "vae")
-    assert isinstance(autoencoder, PatchAutoencoder)
-    windows = LatentWindows(autoencoder, find_images(data), window, drop, settings.seed)
+    images = ranks.agree(lambda: find_images(data))
+    autoencoder = ranks.agree(lambda: load_autoencoder(out))
+    autoencoder.to(device)
+    windows = ranks.agree(lambda: LatentWindows(autoencoder, images, window, drop, settings.seed, device))
     torch.manual_seed(settings.seed)
     config |= {"num_classes": windows.num_classes, "channels": autoencoder.config["latent_channels"]}
     network = MaskUNet(**config)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     schedule = Schedule.from_config(SCHEDULER)
     folder = out / "unet"
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +205,7 @@ def train(
 
     def losses(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(settings.seed * 1_000_003 + positions[0])
-        loss = denoising_loss(network, schedule, [windows.window(p) for p in positions], generator)
+        loss = denoising_loss(network, schedule, [windows.window(p) for p in positions], generator, device)
         return loss, {"loss": float(loss.detach())}
 
     def after() -> None:
@@ -189,7 +213,7 @@ def train(
             return
         averaged = trainer.ema.network
         assert isinstance(averaged, MaskUNet)
-        Image.fromarray(sample_grid(averaged, autoencoder, schedule, window)).save(folder / "samples.png")
+        Image.fromarray(sample_grid(averaged, autoencoder, schedule, window, device)).save(folder / "samples.png")
         save_part(averaged, folder)
         known = [names[i] if i < len(names) else f"label {i}" for i in range(windows.num_classes)]
         write_card(out, window, known, pixel_size_um)

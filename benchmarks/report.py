@@ -1,0 +1,49 @@
+"""What every benchmark's report has in common: the table, the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a benchmark ran."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "commit": commit,
+    }
+
+
+def report(name: str, rows: Sequence[Mapping[str, Any]], out: str | None, **facts: Any) -> dict[str, Any]:
+    """Print rows as a table and write them, with the machine, to a JSON file."""
+    columns = list(rows[0])
+    cells = [[format_cell(row[c]) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    print("  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)))
+    for line in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)))
+    found = {"benchmark": name, "machine": machine(), **facts, "rows": [dict(row) for row in rows]}
+    if out:
+        Path(out).write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def format_cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,45 @@
+"""Tests that are right at any number of ranks: ``mpiexec -n N python -m pytest tests/mpi``.
+
+Every rank runs every test. A test's verdict is gathered, so that a failure on one rank fails on all; only rank 0
+reports.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from engine.comm import Ranks, world
+
+RANKS = world()
+
+
+@pytest.fixture
+def ranks() -> Ranks:
+    return RANKS
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    problem = ""
+    try:
+        yield
+    except pytest.skip.Exception:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        failed = error
+    problems = [f"rank {rank}: {text}" for rank, text in enumerate(RANKS.collect(problem)) if text]
+    if problem:
+        raise failed
+    if problems:
+        raise AssertionError("; ".join(problems))
+
+
+def pytest_configure(config):
+    if RANKS.rank:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - for as long as the process runs
+        reporter = config.pluginmanager.getplugin("terminalreporter")
+        if reporter:
+            reporter._tw._file = sys.stdout

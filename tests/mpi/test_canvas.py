@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from engine.canvas import Canvas, fuse
+from engine.cover import random, shifted, strided
+from engine.plan import Ownership, plan_level
+from engine.solvers import Step
+from kernels.philox import standard_normal
+
+SHAPE, SIDE, PATCH = (70, 93), 24, 16
+
+
+def field(canvas):
+    """The whole canvas, on every rank: for tests only."""
+    whole = torch.full((canvas.channels, *SHAPE), float("nan"))
+    for part in canvas.ranks.collect({s: x.numpy() for s, x in canvas.x.items()}):
+        for shard, x in part.items():
+            box = canvas.ownership.shards[shard]
+            whole[:, box.y0 : box.y1, box.x0 : box.x1] = torch.from_numpy(x)
+    return whole
+
+
+def cover_of(kind, level):
+    if kind == "shifted":
+        return shifted(SHAPE, PATCH, 5, level)
+    return random(SHAPE, PATCH, 5, level) if kind == "random" else strided(SHAPE, PATCH, 11, "gaussian")
+
+
+@pytest.fixture
+def canvas(ranks):
+    made = Canvas(ranks, Ownership(SHAPE, SIDE, ranks.size), channels=3, seed=9)
+    made.start()
+    return made
+
+
+def test_the_canvas_starts_as_one_field_of_noise(canvas):
+    assert torch.equal(field(canvas), standard_normal(9, "initial", 0, (0, 0, *SHAPE), 3))
+
+
+@pytest.mark.parametrize("kind", ["shifted", "random", "strided"])
+def test_a_gathered_window_is_that_crop_of_the_canvas(canvas, ranks, kind):
+    whole = field(canvas)
+    plan = plan_level(cover_of(kind, 2), np.ones(len(cover_of(kind, 2)), np.int64), canvas.ownership)
+    read = canvas.gather(plan)
+    for index in plan.windows_of(ranks.rank):
+        w = plan.cover.window(index)
+        assert torch.equal(read(index), whole[:, w.y0 : w.y1, w.x0 : w.x1])
+
+
+@pytest.mark.parametrize("kind", ["shifted", "random", "strided"])
+def test_fusing_gathered_windows_gives_the_canvas_back(canvas, ranks, kind):
+    plan = plan_level(cover_of(kind, 1), np.ones(len(cover_of(kind, 1)), np.int64), canvas.ownership)
+    read = canvas.gather(plan)
+    fused = fuse(ranks, plan, {i: read(i) for i in plan.windows_of(ranks.rank)}, 3)
+    assert set(fused) == set(canvas.ownership.owned(ranks.rank))
+    for shard, x in fused.items():
+        torch.testing.assert_close(x, canvas.x[shard], rtol=1e-5, atol=1e-6)
+        if kind != "strided":
+            assert torch.equal(x, canvas.x[shard])
+
+
+def test_overlapping_estimates_are_summed_in_one_order_on_any_number_of_ranks(canvas, ranks):
+    cover = strided(SHAPE, PATCH, 5, "hann")
+    plan = plan_level(cover, np.ones(len(cover), np.int64), canvas.ownership)
+    estimates = {i: standard_normal(i, "step", 0, (0, 0, PATCH, PATCH), 3) for i in range(len(cover))}
+    fused = fuse(ranks, plan, {i: estimates[i] for i in plan.windows_of(ranks.rank)}, 3)
+    total, weight = torch.zeros(3, *SHAPE), torch.zeros(SHAPE)
+    for index in range(len(cover)):
+        w = cover.window(index)
+        line = torch.from_numpy(cover.weight(index, w))
+        total[:, w.y0 : w.y1, w.x0 : w.x1] += estimates[index] * line
+        weight[w.y0 : w.y1, w.x0 : w.x1] += line
+    for shard, x in fused.items():
+        box = canvas.ownership.shards[shard]
+        assert torch.equal(x, (total / weight)[:, box.y0 : box.y1, box.x0 : box.x1])
+
+
+def test_a_step_adds_one_noise_a_position(canvas):
+    before = field(canvas)
+    canvas.step({s: torch.zeros_like(x) for s, x in canvas.x.items()}, Step(a=0.5, b=1.0, d=2.0), 4, None, keep=False)
+    expected = before * 0.5 + standard_normal(9, "step", 4, (0, 0, *SHAPE), 3) * 2.0
+    torch.testing.assert_close(field(canvas), expected)

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+
+from engine.conditions import LabelMap
+from engine.cover import shifted
+from engine.denoiser import Denoiser
+from engine.models.folder import load_model
+from engine.plan import Ownership, plan_level
+from engine.schedule import Schedule, betas
+
+SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_prediction")
+
+
+def estimates(network, labels, guidance, batch_size=5, windows=None):
+    condition = LabelMap(labels, guidance)
+    cover = shifted(labels.shape, 16, 0, 0)
+    present = condition.present(cover)
+    plan = plan_level(cover, condition.costs(present), Ownership(labels.shape, 64, 1))
+    x = torch.randn(len(cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    denoise = Denoiser(network, condition, SCHEDULE, batch_size)
+    chosen = plan.windows_of(0) if windows is None else windows
+    return denoise(plan, present, chosen, lambda i: x[i], 500), denoise, plan
+
+
+class Recorder(torch.nn.Module):
+    """Answers with the label that it was asked for, and remembers the questions."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def forward(self, x, t, label, mask):
+        self.asked += list(zip(label.tolist(), mask.amax((1, 2, 3)).tolist(), strict=True))
+        assert len(x) == 5
+        return label.float()[:, None, None, None].expand_as(x)
+
+
+def test_guidance_is_null_plus_weight_times_the_difference_each_latent_by_its_label():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 4, (3, 4)).numpy().astype(np.uint8).repeat(12, 0).repeat(12, 1)
+    network = Recorder()
+    found, denoise, plan = estimates(network, labels, 2.5)
+    for index, denoised in found.items():
+        w = plan.cover.window(index)
+        x = torch.randn(len(plan.cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))[index]
+        output = 2.5 * torch.from_numpy(labels[w.y0 : w.y1, w.x0 : w.x1].astype(np.float32))
+        from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
+        kept = plan.cover.kept(index).within(w)
+        expected = (x * from_x + output * from_output)[(slice(None), *kept)]
+        torch.testing.assert_close(denoised[(slice(None), *kept)], expected)
+    assert denoise.evaluations == plan.evaluations
+    assert all(mask == (label > 0) for label, mask in network.asked if label == 0 or mask)
+
+
+def test_a_windows_bits_do_not_depend_on_what_lies_beside_it(tiny_model):
+    torch.set_num_threads(1)
+    network = load_model(tiny_model).network
+    labels = np.random.default_rng(0).integers(0, 5, (5, 6)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    whole, _, plan = estimates(network, labels, 2.0)
+    for chosen in ([3], list(range(2, len(plan.cover))), list(range(len(plan.cover)))[::-1]):
+        part, _, _ = estimates(network, labels, 2.0, windows=chosen)
+        for index in chosen:
+            assert torch.equal(part[index], whole[index])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_unknown_label_is_never_guided(tiny_model, guidance):
+    network = load_model(tiny_model).network
+    labels = np.zeros((32, 32), np.uint8)
+    found, denoise, plan = estimates(network, labels, guidance)
+    assert denoise.evaluations == len(plan.cover)
+    again, _, _ = estimates(network, labels, 9.0)
+    assert all(torch.equal(found[i], again[i]) for i in found)

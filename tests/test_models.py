@@ -1,0 +1,66 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from engine.models.autoencoder import PatchAutoencoder
+from engine.models.card import EMBEDDED, read_card
+from engine.models.diffinfinite import MaskAttention, MaskUNet
+from engine.models.folder import load_model, load_part, save_part
+
+GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+
+def test_mask_attention_is_softmax_attention_with_the_mask_as_query():
+    torch.manual_seed(0)
+    layer = MaskAttention(16)
+    x, mask = torch.randn(2, 16, 6, 6), (torch.rand(2, 1, 6, 6) > 0.5).float()
+    k, v = layer.to_kv(x).flatten(2).unflatten(1, (2, 4, 32)).unbind(1)
+    q = layer.to_q(mask.expand(-1, 16, -1, -1)).flatten(2).unflatten(1, (4, 32)) * 32**-0.5
+    weights = torch.einsum("bhdi,bhdj->bhij", q, k).softmax(-1)
+    expected = layer.to_out(torch.einsum("bhij,bhdj->bhdi", weights, v).reshape(2, 128, 6, 6))
+    torch.testing.assert_close(layer(x, mask), expected)
+
+
+def test_diffinfinites_own_weights_give_its_own_output():
+    folder = GOLDEN / "diffinfinite-image"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not here: the outputs of DiffInfinite's own code")
+    network = MaskUNet(**json.loads((folder / "config.json").read_text())["unet"]).eval()
+    weights = torch.load(folder / "model-10.pt", weights_only=True, map_location="cpu")["ema"]
+    prefix = "ema_model.model."
+    network.load_state_dict({k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
+    io = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(folder / "io.npz").items()}
+    mask = io["mask"].float()
+    with torch.inference_mode():
+        found = network(io["x"], io["t"], mask.amax((1, 2, 3)).long(), (mask > 0).float())
+    assert float((found - io["eps"]).norm() / io["eps"].norm()) < 1e-5
+
+
+def test_a_network_goes_to_safetensors_and_back(tmp_path):
+    torch.manual_seed(0)
+    network = PatchAutoencoder(latent_channels=4, channels=(8, 8), blocks=(1, 1))
+    save_part(network, tmp_path, torch.float32)
+    again = load_part(tmp_path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+def test_the_embedded_model_is_small_has_a_card_and_runs():
+    size = sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file())
+    assert size <= 25e6
+    card = read_card("embedded")
+    assert len(card.labels) == 5
+    assert card.pixel_size_um == 0.5
+    text = (EMBEDDED / "README.md").read_text()
+    for said in ("licence", "trained on", "minutes", "optical density", "Wasserstein"):
+        assert said.lower() in text.lower()
+    model = load_model(card.folder)
+    latents = torch.zeros(1, card.channels, card.patch, card.patch)
+    with torch.inference_mode():
+        assert model.decode(latents).shape == (1, 3, card.patch * card.factor, card.patch * card.factor)

@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+
+from engine.geometry import Window
+from engine.store import Layout, Output, create, halved, state_of
+
+LABELS = [("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))]
+
+
+@pytest.fixture
+def output(tmp_path):
+    create(tmp_path / "o.zarr", Layout((100, 140), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 3})
+    return Output(tmp_path / "o.zarr")
+
+
+def test_means_of_four_are_rounded_half_to_even():
+    values = np.arange(4 * 64, dtype=np.uint8).reshape(1, 16, 16)
+    rng = np.random.default_rng(0)
+    for image in (values, rng.integers(0, 256, (3, 15, 33)).astype(np.uint8)):
+        padded = np.pad(image, ((0, 0), (0, image.shape[1] % 2), (0, image.shape[2] % 2)), mode="edge").astype(float)
+        c, h, w = padded.shape
+        expected = np.round(padded.reshape(c, h // 2, 2, w // 2, 2).mean((2, 4)))
+        np.testing.assert_array_equal(halved(image), expected)
+
+
+def test_a_pyramid_of_means_does_not_drift_brighter():
+    image = np.random.default_rng(0).integers(0, 256, (1, 1024, 1024)).astype(np.uint8)
+    coarse = image
+    for _ in range(5):
+        coarse = halved(coarse)
+    assert abs(float(coarse.mean()) - float(image.mean())) < 0.15
+
+
+def test_a_torn_last_line_of_the_ledger_counts_for_nothing(output):
+    box = output.boxes(0)[0]
+    output.record([output.write("0", box, np.zeros((3, *box.shape), np.uint8))])
+    with (output.private / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"array": "0", "box": [0, 64')
+    assert set(output.ledger()) == {("0", box)}
+    output.mend_ledger()
+    output.record([{"array": "0", "box": [64, 0, 100, 64], "sha256": "x"}])
+    assert set(output.ledger()) == {("0", box), ("0", Window(64, 0, 100, 64))}
+
+
+def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(output):
+    data = np.random.default_rng(0).standard_normal((4, 64, 64)).astype(np.float32)
+    box = Window(0, 0, 64, 64)
+    assert output.checkpoint() is None
+    slot = output.begin_checkpoint((4, 64, 64), 64)
+    output.write_checkpoint(slot, "x", box, data)
+    assert output.checkpoint() is None
+    output.commit_checkpoint(slot, 5, False)
+    second = output.begin_checkpoint((4, 64, 64), 64)
+    assert second != slot
+    output.write_checkpoint(second, "x", box, data + 1)
+    mark = output.checkpoint()
+    assert (mark["slot"], mark["level"]) == (slot, 5)
+    np.testing.assert_array_equal(output.read_checkpoint(slot, "x", box), data)
+
+
+def test_a_damaged_checkpoint_is_named(output):
+    slot = output.begin_checkpoint((4, 64, 64), 64)
+    box = Window(0, 0, 64, 64)
+    with pytest.raises(ValueError, match="lacks latents"):
+        output.read_checkpoint(slot, "x", box)
+    output.write_checkpoint(slot, "x", box, np.ones((4, 64, 64), np.float32))
+    file = output.private / "checkpoint" / str(slot) / "x" / "c" / "0" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        output.read_checkpoint(slot, "x", box)
+
+
+def test_a_folder_of_another_kind_is_no_output(tmp_path):
+    assert state_of(tmp_path / "nothing") is None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "zarr.json").write_text(json.dumps({"attributes": {}}))
+    with pytest.raises(ValueError, match="is no output of"):
+        state_of(tmp_path / "other")
+
+
+def test_the_pyramid_goes_down_to_one_shard():
+    assert Layout((5000, 300), 3, 2048, 512).sizes() == [(5000, 300), (2500, 150), (1250, 75)]
+    assert Layout((2048, 2048), 3, 2048, 512).sizes() == [(2048, 2048)]
