@@ -15,13 +15,14 @@ import numpy as np
 
 from engine.conditions import LabelMap, example_labels
 from engine.cover import cover_of, decode_cover
-from engine.geometry import Window
+from engine.geometry import Window, grid
 from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
 from engine.plan import LevelPlan, Ownership, decode_rounds, image_box, plan_decode, plan_level
-from engine.store import Layout, bands, checked_labels, read_label_map, state_of
+from engine.store import Layout, checked_labels, read_label_map, state_of
 
 IMAGE_CHANNELS = 3
+READ_SIDE = 2048  # px of a label map read at once; a multiple of every factor
 REST_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
 
 
@@ -197,13 +198,14 @@ def latent_labels(source: LabelSource, job: SampleJob, card: Card) -> tuple[np.n
     A canvas smaller than a window is padded with the labels of its edge.
     """
     height, width = job.size
+    labels = np.empty((-(-height // card.factor), -(-width // card.factor)), np.uint8)
     total = hashlib.sha256(f"{height}x{width}".encode())
-    parts = []
-    for y0, y1 in bands(height, job.shard):
-        band = np.ascontiguousarray(source.read(Window(y0, 0, y1, width)), dtype=np.uint8)
-        total.update(band.tobytes())
-        parts.append(band[:: card.factor, :: card.factor])
-    labels = np.concatenate(parts)
+    for box in grid(job.size, READ_SIDE):
+        part = np.ascontiguousarray(source.read(box), dtype=np.uint8)
+        total.update(part.tobytes())
+        y, x = box.y0 // card.factor, box.x0 // card.factor
+        nearest = part[:: card.factor, :: card.factor]
+        labels[y : y + nearest.shape[0], x : x + nearest.shape[1]] = nearest
     short = [(0, max(card.patch - n, 0)) for n in labels.shape]
     return np.pad(labels, short, mode="edge"), total.hexdigest()
 

@@ -1,0 +1,61 @@
+"""Every benchmark runs, tiny."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, environment, launch
+from PIL import Image
+
+from benchmarks.realism import density_rows, sliced_wasserstein, spectrum_rows
+
+
+def bench(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def out(tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "o.zarr"
+    options = ("--size", "1024x1024", "--steps", 2, "--shard", 512, "--preview", "none")
+    assert launch(2, "--model", tiny_model, *options, "--out", path).returncode == 0
+    return path
+
+
+def test_seams_runs(out, tmp_path):
+    assert "windows of the decoder" in bench("seams", out, "--json", tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {"machine", "rows", "benchmark"} <= set(found)
+    assert {"cpu", "cores", "commit"} <= set(found["machine"])
+
+
+def test_realism_runs(out, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)).save(tmp_path / f"t{i}.png")
+        Image.fromarray(np.full((512, 512), i, np.uint8)).save(tmp_path / f"t{i}_mask.png")
+    text = bench("realism", out, "--tiles", tmp_path, "--json", tmp_path / "r.json")
+    assert "optical density R mean" in text
+    assert "sliced Wasserstein" in text
+
+
+def test_the_measures_of_realism_see_what_they_are_for():
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(60, 220, (8, 128, 128, 3)).astype(np.uint8)
+    same = rng.integers(60, 220, (8, 128, 128, 3)).astype(np.uint8)
+    soft = ((tiles.astype(int) + np.roll(tiles, 1, 1) + np.roll(tiles, 1, 2)) // 3).astype(np.uint8)
+    assert all(abs(r["compared"] - 1) < 0.02 for r in density_rows(tiles, same))
+    assert all(abs(r["compared"]) < 0.5 for r in spectrum_rows(tiles, same))
+    assert spectrum_rows(tiles, soft)[0]["compared"] < -2
+    assert sliced_wasserstein(tiles, soft) > 2 * sliced_wasserstein(tiles, same)
