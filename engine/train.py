@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "autoencoder":
             sub.add_argument("--crop", type=positive(int), default=128, help="px")
             sub.add_argument("--latent-channels", type=positive(int), default=8)
+            sub.add_argument("--decoder-alone", action="store_true", help="go on with the decoder, latents unchanged")
         else:
             sub.add_argument("--window", type=positive(int), default=32, help="latents")
             sub.add_argument("--dim", type=positive(int), default=48, help="features at full size")
@@ -90,7 +91,9 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
         ranks.agree(lambda: refuse(f"--batch-size {args.batch_size} is less than the {ranks.size} ranks"))
     if args.network == "autoencoder":
         channels = {"latent_channels": args.latent_channels}
-        autoencoder.train(args.data, args.out, settings, ranks, crop=args.crop, **common, **channels)
+        autoencoder.train(
+            args.data, args.out, settings, ranks, crop=args.crop, decoder_alone=args.decoder_alone, **common, **channels
+        )
     else:
         image.train(
             args.data,

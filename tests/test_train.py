@@ -9,6 +9,7 @@ from conftest import launch, verify
 from PIL import Image
 
 from engine.models.card import read_card
+from engine.models.folder import load_part
 from engine.training.data import Patches, dihedral, find_images
 
 
@@ -65,6 +66,17 @@ def test_a_run_goes_on_where_it_was_stopped(trained, tiles):
     assert "resumed at step 40" in done.stdout
     state = torch.load(out / "vae" / "training.pt", weights_only=True)
     assert state["step"] == 44
+
+
+def test_the_decoder_alone_goes_on_and_leaves_the_latents_as_they_were(trained, tiles):
+    out, _, _ = trained
+    before = load_part(out / "vae").state_dict()
+    options = ("--data", tiles, "--out", out, "--batch-size", 4, "--steps", 6, "--crop", 32, "--decoder-alone")
+    done = launch(2, "autoencoder", *options, module="engine.train")
+    assert done.returncode == 0, done.stderr
+    after = load_part(out / "vae").state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
 
 
 def test_patches_are_a_function_of_seed_and_position_and_an_epoch_sees_every_image_once(tiles):

@@ -71,6 +71,8 @@ def read_card(name: str) -> Card:
         check_safetensors(folder / part / WEIGHTS)
         with (folder / part / WEIGHTS).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    if not 1 <= len(card.get("labels", [])) <= 64:
+        raise ValueError(f"{folder / 'card.json'} has {len(card.get('labels', []))} labels; 1 to 64 are supported")
     try:
         return Card(
             folder=folder.resolve(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,39 @@ from torch import Tensor
 
 from engine.comm import Ranks
 from engine.models.autoencoder import PatchAutoencoder
-from engine.models.folder import save_part
+from engine.models.folder import load_part, save_part
 from engine.training.data import Patches, find_images
 from engine.training.loop import LoopSettings, Trainer, average_gradients, image_grid
-from engine.training.losses import PatchDiscriminator, gradient_loss, hinge, multiscale_loss, spectrum_loss
+from engine.training.losses import (
+    PatchDiscriminator,
+    gradient_loss,
+    hinge,
+    lattice_loss,
+    multiscale_loss,
+    spectrum_loss,
+)
 
 LATENT_NOISE = 0.1  # on latents of about unit spread: the decoder forgives what the sampler gets wrong
-ADVERSARIAL_FROM = 0.3  # share of the run after which the discriminator has a say
 HELD_OUT = 4  # images at the end of the sorted list that are never trained on, for the figures shown
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the losses.
+
+    Args:
+        adversarial_from: share of the run after which the discriminator has a say.
+    """
+
+    gradient: float = 1.0
+    multiscale: float = 0.5
+    spectrum: float = 0.05
+    lattice: float = 0.0
+    adversarial: float = 0.03
+    adversarial_from: float = 0.3
+
+
+DECODER_ALONE = Weights(spectrum=0.2, lattice=0.2, adversarial=0.06, adversarial_from=0.05)
 
 
 def to_tensor(patches: list[np.ndarray]) -> Tensor:
@@ -40,8 +66,11 @@ def psnr(a: Tensor, b: Tensor) -> float:
 class AutoencoderTraining:
     """The losses of one step; owns the discriminator and its optimiser."""
 
-    def __init__(self, trainer: Trainer, patches: Patches, ranks: Ranks, lr: float, device: str) -> None:
+    def __init__(
+        self, trainer: Trainer, patches: Patches, ranks: Ranks, lr: float, weights: Weights, device: str
+    ) -> None:
         self.trainer, self.patches, self.ranks, self.device = trainer, patches, ranks, device
+        self.weights = weights
         self.discriminator = PatchDiscriminator().to(device)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.99))
         trainer.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizer}
@@ -54,10 +83,14 @@ class AutoencoderTraining:
         z = network.encode(x)
         y = network.decode(z + LATENT_NOISE * torch.randn_like(z))
         pixel = (x - y).abs().mean()
-        loss = pixel + gradient_loss(x, y) + 0.5 * multiscale_loss(x, y) + 0.05 * spectrum_loss(x, y)
+        w = self.weights
+        loss = pixel + w.gradient * gradient_loss(x, y) + w.multiscale * multiscale_loss(x, y)
+        loss = loss + w.spectrum * spectrum_loss(x, y)
+        if w.lattice:
+            loss = loss + w.lattice * lattice_loss(x, y, network.factor)
         shown = {"L1": float(pixel.detach()), "dB": psnr(y.detach(), x), "std": float(z.detach().std())}
-        if self.trainer.done > ADVERSARIAL_FROM:
-            ramp = min((self.trainer.done - ADVERSARIAL_FROM) / 0.1, 1.0)
+        if self.trainer.done > w.adversarial_from:
+            ramp = min((self.trainer.done - w.adversarial_from) / 0.1, 1.0)
             adversarial, shown["D"] = self.adversarial(x, y)
             loss = loss + ramp * adversarial
         return loss, shown
@@ -75,7 +108,7 @@ class AutoencoderTraining:
         verdict, features = self.discriminator(y)
         self.discriminator.requires_grad_(True)
         matching = sum((a - b).abs().mean() / a.abs().mean() for a, b in zip(wanted, features, strict=True))
-        return 0.03 * -verdict.mean() + 0.03 * matching, float(d_loss.detach())
+        return self.weights.adversarial * (matching - verdict.mean()), float(d_loss.detach())
 
 
 def measure_latents(network: PatchAutoencoder, patches: Patches, device: str, count: int = 64) -> None:
@@ -88,10 +121,37 @@ def measure_latents(network: PatchAutoencoder, patches: Patches, device: str, co
     network.config["latents_std"] = [round(v, 5) for v in z.std((0, 2, 3)).tolist()]
 
 
+def load_autoencoder(out: Path) -> PatchAutoencoder:
+    """The autoencoder that was trained into a model folder.
+
+    Raises:
+        ValueError: there is none yet.
+    """
+    if not (out / "vae" / "config.json").exists():
+        raise ValueError(f"{out / 'vae'} holds no autoencoder; train one first: engine.train autoencoder --out {out}")
+    network = load_part(out / "vae")
+    assert isinstance(network, PatchAutoencoder)
+    return network
+
+
 def train(
-    data: Path, out: Path, settings: LoopSettings, ranks: Ranks, *, crop: int, resume: bool, device: str, **config
+    data: Path,
+    out: Path,
+    settings: LoopSettings,
+    ranks: Ranks,
+    *,
+    crop: int,
+    decoder_alone: bool,
+    resume: bool,
+    device: str,
+    **config,
 ) -> None:
-    """Train an autoencoder on the images of a folder and write it to ``out/vae``. Collective over ``ranks``."""
+    """Train an autoencoder on the images of a folder and write it to ``out/vae``. Collective over ``ranks``.
+
+    Args:
+        decoder_alone: go on from ``out/vae`` with its encoder as it is, for a sharper picture: the latents stay the
+            same, so that an image network trained on them stays right.
+    """
 
     def inputs() -> tuple[Patches, Patches]:
         images = find_images(data)
@@ -101,12 +161,15 @@ def train(
 
     patches, shown = ranks.agree(inputs)
     torch.manual_seed(settings.seed)
-    network = PatchAutoencoder(**config)
+    network = ranks.agree(lambda: load_autoencoder(out)) if decoder_alone else PatchAutoencoder(**config)
+    network.requires_grad_(True)
+    network.encoder.requires_grad_(not decoder_alone)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder = out / "vae"
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(network, settings, ranks, folder)
-    training = AutoencoderTraining(trainer, patches, ranks, settings.lr, device)
+    trainer = Trainer(network, settings, ranks, folder, "decoder-training" if decoder_alone else "training")
+    weights = DECODER_ALONE if decoder_alone else Weights()
+    training = AutoencoderTraining(trainer, patches, ranks, settings.lr, weights, device)
     if resume and trainer.resume() and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
     torch.manual_seed(settings.seed + 1 + ranks.rank + trainer.step * ranks.size)  # latent noise only
@@ -116,7 +179,8 @@ def train(
             return
         averaged = trainer.ema.network
         assert isinstance(averaged, PatchAutoencoder)
-        measure_latents(averaged, patches, device)
+        if not decoder_alone:
+            measure_latents(averaged, patches, device)
         x = to_tensor([shown.patch(p)[0] for p in range(HELD_OUT)]).to(device)
         with torch.no_grad():
             y = averaged.decode(averaged.encode(x))

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from engine.comm import Ranks
 from engine.models.autoencoder import PatchAutoencoder
 from engine.models.diffinfinite import MaskUNet
-from engine.models.folder import load_part, save_part
+from engine.models.folder import save_part
 from engine.schedule import Schedule
 from engine.solvers import ddim
-from engine.training.autoencoder import to_image, to_tensor
+from engine.training.autoencoder import load_autoencoder, to_image, to_tensor
 from engine.training.data import dihedral, find_images, read_image, read_mask
 from engine.training.loop import LoopSettings, Trainer, image_grid
 
@@ -135,19 +135,6 @@ def sample_grid(
             from_x, from_out = schedule.to_denoised(ab)
             x = step.a * x + (step.b + step.e) * (from_x * x + from_out * out)
         return image_grid(to_image(autoencoder.decode(x)), 4)
-
-
-def load_autoencoder(out: Path) -> PatchAutoencoder:
-    """The autoencoder that the image network is trained on.
-
-    Raises:
-        ValueError: there is none yet.
-    """
-    if not (out / "vae" / "config.json").exists():
-        raise ValueError(f"{out / 'vae'} holds no autoencoder; train one first: engine.train autoencoder --out {out}")
-    network = load_part(out / "vae")
-    assert isinstance(network, PatchAutoencoder)
-    return network
 
 
 def write_card(out: Path, window: int, names: list[str], pixel_size_um: float) -> None:

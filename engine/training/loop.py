@@ -73,9 +73,12 @@ class Ema:
 class Trainer:
     """One network, its optimiser and its average, saved together so that a killed run goes on."""
 
-    def __init__(self, network: nn.Module, settings: LoopSettings, ranks: Ranks, folder: Path) -> None:
-        self.network, self.settings, self.ranks, self.folder = network, settings, ranks, folder
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    def __init__(
+        self, network: nn.Module, settings: LoopSettings, ranks: Ranks, folder: Path, name: str = "training"
+    ) -> None:
+        self.network, self.settings, self.ranks, self.folder, self.name = network, settings, ranks, folder, name
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
         self.ema = Ema(network, settings.ema)
         self.step = 0
         self.seconds = 0.0
@@ -105,13 +108,13 @@ class Trainer:
                 "extra": {key: value.state_dict() for key, value in self.extra.items()},  # type: ignore[attr-defined]
                 "settings": asdict(self.settings),
             }
-            temporary = self.folder / "training.pt.partial"
+            temporary = self.folder / f"{self.name}.pt.partial"
             torch.save(state, temporary)
-            temporary.rename(self.folder / "training.pt")
+            temporary.rename(self.folder / f"{self.name}.pt")
 
     def resume(self) -> bool:
         """Take up the last saved state, if there is one."""
-        path = self.folder / "training.pt"
+        path = self.folder / f"{self.name}.pt"
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -140,7 +143,7 @@ class Trainer:
             losses: positions of the patches -> (loss to minimise, figures to show).
             after: called every ``settings.every`` steps and at the end (sample grids, saved models).
         """
-        log = (self.folder / "training.jsonl").open("a") if self.ranks.rank == 0 else None
+        log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
         shown = time.monotonic()
         figures: dict[str, float] = {}
         while self.done < 1.0:
@@ -150,8 +153,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss, new = losses(self.positions())
             loss.backward()
-            average_gradients(self.network.parameters(), self.ranks)
-            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            average_gradients(self.parameters, self.ranks)
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             self.ema.update(self.network)
             self.step += 1

@@ -31,6 +31,22 @@ def spectrum_loss(a: Tensor, b: Tensor) -> Tensor:
     return (torch.log(fa + 0.02) - torch.log(fb + 0.02)).abs().mean()
 
 
+def lattice_loss(a: Tensor, b: Tensor, period: int) -> Tensor:
+    """How differently two images' finite differences depend on the position modulo ``period``, along both axes.
+
+    A decoder that works upwards from latents leaves a faint lattice of their size; real images have none.
+    """
+    total = a.new_zeros(())
+    for axis in (-2, -1):
+        profiles = []
+        for image in (a, b):
+            steps = image.diff(dim=axis).abs().mean(tuple(i for i in range(4) if i != axis % 4))
+            whole = steps[: len(steps) // period * period].view(-1, period).mean(0)
+            profiles.append(whole / whole.mean())
+        total = total + (profiles[0] - profiles[1]).abs().mean()
+    return total
+
+
 class PatchDiscriminator(nn.Module):
     """Judges patches of about 22 px (Isola et al. 2017, arXiv:1611.07004), spectrally normalised."""
 
