@@ -34,6 +34,17 @@ class Canvas:
         """Unit normal noise: a function of seed and position alone. Local."""
         self.x = {s: self.noise("initial", 0, s) for s in self.ownership.owned(self.ranks.rank)}
 
+    def check(self) -> None:
+        """Local.
+
+        Raises:
+            ValueError: a value that is no number, or infinite.
+        """
+        if not all(bool(torch.isfinite(x).all()) for x in self.x.values()):
+            raise ValueError(
+                "the canvas holds values that are not finite; float16 overflows easily: use --dtype bfloat16 or float32"
+            )
+
     def noise(self, purpose: str, level: int, shard: int) -> Tensor:
         w = self.ownership.shards[shard]
         return standard_normal(self.seed, purpose, level, (w.y0, w.x0, w.y1, w.x1), self.channels, self.device)

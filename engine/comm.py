@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
+STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 LARGEST_MESSAGE = 2**28  # elements: MPI counts are 32-bit integers on many sites
 
 
@@ -234,5 +235,7 @@ def run_main(main: Callable[[Ranks], int]) -> int:
         if ranks.size == 1:
             raise
         text = "".join(traceback.format_exception(error))
+        if type(error).__name__ == "OutOfMemoryError":
+            text = f"out of GPU memory: {str(error).splitlines()[0]}; use a smaller --batch-size"
         ranks.abort(f"rank {ranks.rank} of {ranks.size} failed, ending all:\n{text}")
         raise

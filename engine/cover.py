@@ -6,7 +6,7 @@ Every window has the model's full patch size and lies inside the canvas; every l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,6 +49,14 @@ class Cover:
     def kept(self, index: int) -> Window:
         return Window(*(int(v) for v in self.keep[index]))
 
+    def touching(self, box: Window) -> np.ndarray:
+        """The windows of a lattice that are used in a box, in their order."""
+        assert self.rows is not None
+        assert self.columns is not None
+        rows = np.nonzero((self.rows[:, 0] < box.y1) & (self.rows[:, 1] > box.y0))[0]
+        columns = np.nonzero((self.columns[:, 0] < box.x1) & (self.columns[:, 1] > box.x0))[0]
+        return (rows[:, None] * len(self.columns) + columns[None]).ravel()
+
     def weight(self, index: int, box: Window) -> np.ndarray | None:
         """float32 weights of a window's estimate in a box of its ``keep``; None: 1 throughout."""
         if self.winner is not None:
@@ -71,10 +79,7 @@ def shifted(shape: tuple[int, int], patch: int, seed: int, level: int) -> Cover:
     """
     offsets = np.random.Generator(np.random.Philox(key=_key(seed, level))).integers(0, patch, 2)
     rows, columns = (_cells(n, patch, int(offset)) for n, offset in zip(shape, offsets, strict=True))
-    starts = [
-        np.clip(cells[:, 0] - np.where(cells[:, 0] == 0, patch, 0), 0, n - patch)
-        for cells, n in zip((rows, columns), shape, strict=True)
-    ]
+    starts = [np.minimum(cells[:, 0], n - patch) for cells, n in zip((rows, columns), shape, strict=True)]
     return _lattice(patch, starts, (rows, columns))
 
 
@@ -148,8 +153,14 @@ def pixel_cover(cover: Cover, factor: int, overlap: int) -> Cover:
         line[1:] *= rising
         line[:-1] *= rising[::-1]
         lines.append(line)
-    return replace(
-        cover, patch=side, corners=cover.corners * factor, keep=cover.keep * factor, lines=(lines[0], lines[1])
+    return Cover(
+        side,
+        cover.corners * factor,
+        cover.keep * factor,
+        (lines[0], lines[1]),
+        None,
+        cover.rows * factor,
+        cover.columns * factor,
     )
 
 

@@ -42,10 +42,6 @@ class Window:
         """The intersection; empty (False) where they do not meet."""
         return Window(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
 
-    def __or__(self, other: Window) -> Window:
-        """The smallest box that holds both."""
-        return Window(min(self.y0, other.y0), min(self.x0, other.x0), max(self.y1, other.y1), max(self.x1, other.x1))
-
     def scaled(self, factor: int) -> Window:
         """The same box in units ``factor`` times smaller (latents -> pixels)."""
         return Window(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)

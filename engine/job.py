@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.cover import COVERS, WEIGHTS
 from engine.models.card import Card
-from engine.solvers import SOLVERS
+from engine.solvers import SOLVERS, steps_of
 
 Check = Callable[[Any], Any]
 
@@ -167,10 +167,7 @@ class SampleJob:
             names = ", ".join(f"{i} {name}" for i, name in enumerate(card.labels))
             raise ValueError(f"label is {job.label} but the model knows {names}; choose one of these")
         card.schedule.levels(job.steps)  # type: ignore[arg-type]
-        if job.solver != "ddim" and job.eta:
-            raise ValueError(
-                f"eta is {job.eta:g} but solver {job.solver} has no such setting; use --solver ddim, or leave --eta out"
-            )
+        steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
         if job.eta and job.eta > 1:
             raise ValueError(f"eta is {job.eta:g}; choose 0 (no fresh noise) to 1 (ancestral)")
         if job.shard % job.chunk or job.shard % card.factor or job.chunk % card.factor:

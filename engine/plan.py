@@ -195,7 +195,9 @@ def plan_decode(cover: Cover, ownership: Ownership, shards: Sequence[int], write
     """
     writer = np.full(len(ownership.shards), -1, np.int64)
     writer[list(shards)] = list(writers)
-    writes = cut_by_shards(cover.keep, ownership)
+    near = np.unique(np.concatenate([cover.touching(ownership.shards[s]) for s in shards]))
+    writes = cut_by_shards(cover.keep[near], ownership)
+    writes = Pieces(near[writes.item], writes.shard, writes.box)
     writes = writes[np.nonzero(writer[writes.shard] >= 0)[0]]
     # A window is decoded once a round, in the order of the first wanted shard that it touches.
     items, first = np.unique(writes.item, return_index=True)

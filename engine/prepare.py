@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from engine.geometry import Window, grid
 from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
 from engine.plan import LevelPlan, Ownership, decode_rounds, image_box, plan_decode, plan_level
+from engine.preview import check_preview
 from engine.store import Layout, checked_labels, read_label_map, state_of
 
 IMAGE_CHANNELS = 3
@@ -27,10 +28,15 @@ REST_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
 
 
 class LabelSource(NamedTuple):
-    """The label map of the canvas at full size, read in boxes, and what it is called in messages."""
+    """The label map of the canvas at full size.
 
-    read: Callable[[Window], np.ndarray]
-    name: str
+    Args:
+        read: (box, step) -> every ``step``-th label of a box, from its corner.
+        identity: what tells it from another map, without reading it; empty: its content does.
+    """
+
+    read: Callable[[Window, int], np.ndarray]
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class Prepared:
         activations = (
             600 * item * card.patch**2 * int(job.batch_size or 1) // 4 + 64 * 4 * (2 * card.patch * card.factor) ** 2
         )
-        return REST_BYTES + item * level + network + 4 * shard_px + activations + self.labels.nbytes
+        drawn = 12 * self.labels.size if job.cover == "random" else 0
+        return REST_BYTES + item * level + network + 4 * shard_px + activations + self.labels.nbytes + drawn
 
     def plan_summary(self) -> dict[str, Any]:
         """The plan as ``--dry-run`` prints it."""
@@ -140,9 +147,10 @@ class Prepared:
             "job": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.job).items()},
         }
 
-    def decode_plans(self, remaining: list[int]) -> list[LevelPlan]:
+    def decode_plans(self, remaining: list[int]) -> Iterator[LevelPlan]:
+        """The rounds of decoding, one after another."""
         cover = decode_cover(self.labels.shape, self.card.patch, int(self.job.decode_overlap or 0))  # type: ignore[arg-type]
-        return [plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size)]
+        return (plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size))
 
 
 def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> Prepared:
@@ -158,38 +166,47 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     identity = job.identity(card, labels_hash)
     state = "absent" if options.dry_run else output_state(Path(options.out), identity, options)
     prepared = Prepared(job, options, card, size, labels, identity, state)
+    if not options.dry_run:
+        check_preview(options)
     if not options.dry_run and state != "finished":
         check_machine(prepared, local_size)
     return replace(prepared)  # without what was worked out on the way: it is sent to all ranks
 
 
-def label_source(job: SampleJob, card: Card) -> LabelSource:
+def label_source(job: SampleJob, card: Card, check: bool = True) -> LabelSource:
     """Where the canvas's label map comes from: a file, one label throughout, or the drawn example.
 
+    Args:
+        check: look through a file for values that the model does not have.
     Raises:
         ValueError: a file that is no label map of this model and size.
     """
-    if job.label is not None:
-        label = job.label
-        return LabelSource(lambda box: np.full(box.shape, label, np.uint8), f"label {label}")
+    if job.label is not None or (job.labels is None and len(card.labels) < 5):
+        label = job.label or 0
+        return LabelSource(
+            lambda box, step: np.full((-(-box.height // step), -(-box.width // step)), label, np.uint8),
+            f"label {label}",
+        )
     if job.labels is None:
-        if len(card.labels) < 5:
-            return LabelSource(lambda box: np.zeros(box.shape, np.uint8), "no labels")
-        return LabelSource(example_labels, "the drawn example")
+        return LabelSource(example_labels, "example")
     labels = read_label_map(Path(job.labels))
-    checked_labels(labels, len(card.labels), f"--labels {job.labels}", card.labels)
+    if check:
+        checked_labels(labels, len(card.labels), f"--labels {job.labels}", card.labels)
     height, width = job.size
-    if labels.shape != job.size:
-        if job.resize_labels is None:
-            raise ValueError(
-                f"label map {job.labels} is {labels.shape[0]} x {labels.shape[1]} px "
-                f"but the canvas is {height} x {width} px; "
-                f"pass --size {labels.shape[0]}x{labels.shape[1]}, or --resize-labels nearest"
-            )
-        rows = np.arange(height) * labels.shape[0] // height
-        columns = np.arange(width) * labels.shape[1] // width
-        return LabelSource(lambda b: labels[np.ix_(rows[b.y0 : b.y1], columns[b.x0 : b.x1])], job.labels)
-    return LabelSource(lambda b: labels[b.y0 : b.y1, b.x0 : b.x1], job.labels)
+    if labels.shape != job.size and job.resize_labels is None:
+        raise ValueError(
+            f"label map {job.labels} is {labels.shape[0]} x {labels.shape[1]} px "
+            f"but the canvas is {height} x {width} px; "
+            f"pass --size {labels.shape[0]}x{labels.shape[1]}, or --resize-labels nearest"
+        )
+
+    def read(box: Window, step: int) -> np.ndarray:
+        rows = np.arange(box.y0, box.y1, step) * labels.shape[0] // height
+        columns = np.arange(box.x0, box.x1, step) * labels.shape[1] // width
+        part = labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return np.asarray(part)[np.ix_(rows - rows[0], columns - columns[0])]
+
+    return LabelSource(read, "")
 
 
 def latent_labels(source: LabelSource, job: SampleJob, card: Card) -> tuple[np.ndarray, str]:
@@ -198,13 +215,17 @@ def latent_labels(source: LabelSource, job: SampleJob, card: Card) -> tuple[np.n
     A canvas smaller than a window is padded with the labels of its edge.
     """
     height, width = job.size
-    labels = np.empty((-(-height // card.factor), -(-width // card.factor)), np.uint8)
-    total = hashlib.sha256(f"{height}x{width}".encode())
+    factor = card.factor
+    labels = np.empty((-(-height // factor), -(-width // factor)), np.uint8)
+    total = hashlib.sha256(f"{source.identity} {height}x{width}".encode())
     for box in grid(job.size, READ_SIDE):
-        part = np.ascontiguousarray(source.read(box), dtype=np.uint8)
-        total.update(part.tobytes())
-        y, x = box.y0 // card.factor, box.x0 // card.factor
-        nearest = part[:: card.factor, :: card.factor]
+        if source.identity:
+            nearest = source.read(box, factor)
+        else:
+            part = np.ascontiguousarray(source.read(box, 1), dtype=np.uint8)
+            total.update(part.tobytes())
+            nearest = part[::factor, ::factor]
+        y, x = box.y0 // factor, box.x0 // factor
         labels[y : y + nearest.shape[0], x : x + nearest.shape[1]] = nearest
     short = [(0, max(card.patch - n, 0)) for n in labels.shape]
     return np.pad(labels, short, mode="edge"), total.hexdigest()
@@ -213,15 +234,18 @@ def latent_labels(source: LabelSource, job: SampleJob, card: Card) -> tuple[np.n
 def output_state(path: Path, identity: dict[str, Any], options: RunOptions) -> str:
     """Whether there is an output at ``path``, and whether it is this job's.
 
+    ``--overwrite`` replaces another job and a finished one; this job's own unfinished output is gone on with, so that
+    the same command can be given again and again.
+
     Raises:
         ValueError: it is something else's, and was not to be overwritten.
     """
     found = state_of(path)
     if found is None:
         return "absent"
-    if options.overwrite:
-        return "replace"
     theirs = found["identity"]
+    if theirs != identity and options.overwrite:
+        return "replace"
     if theirs != identity:
         keys = [k for k in (*identity, *theirs) if identity.get(k) != theirs.get(k)]
         key = keys[0]
@@ -230,7 +254,7 @@ def output_state(path: Path, identity: dict[str, Any], options: RunOptions) -> s
             "give the same settings to go on with it, choose another --out, or pass --overwrite to replace it"
         )
     if found["state"] == "finished":
-        return "finished"
+        return "replace" if options.overwrite else "finished"
     return "unfinished" if options.resume == "auto" else "replace"
 
 
@@ -249,6 +273,9 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
             f"but {have / 2**30:.1f} GiB are free; "
             "use more nodes, fewer ranks a node, a smaller --shard or --batch-size, or a smaller --size"
         )
+    log = prepared.options.json_log
+    if log and not Path(log).absolute().parent.is_dir():
+        raise ValueError(f"--json-log {log}: {Path(log).parent} is not a folder; make it, or choose another")
     path = Path(prepared.options.out)
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if parent != path.absolute() and not parent.is_dir():
@@ -258,7 +285,7 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
     height, width = prepared.job.size
     least = height * width * IMAGE_CHANNELS // 4 + 2 * 4 * prepared.labels.size * prepared.card.channels
     free = shutil.disk_usage(parent).free
-    if free < least:
+    if free < least and prepared.state != "unfinished":
         raise ValueError(
             f"--out {path}: the result takes at least {least / 2**20:.0f} MiB "
             f"but {free / 2**20:.0f} MiB are free there; choose another --out"
@@ -266,15 +293,20 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes free on this node, by the kernel and the control group; 0 where unknown."""
+    """Bytes free on this node, by the kernel and this process's control groups; 0 where unknown."""
     found = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):
                 found.append(int(line.split()[1]) * 1024)
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit.isdigit():
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except OSError:
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
+        while group.is_relative_to("/sys/fs/cgroup"):
+            limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
+            if limit.isdigit():
+                facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                cached = int(facts.get("inactive_file", 0)) + int(facts.get("active_file", 0))
+                found.append(int(limit) - int((group / "memory.current").read_text()) + cached)
+            group = group.parent
+    except (OSError, IndexError, ValueError):
         pass
     return max(min(found), 0) if found else 0

@@ -14,7 +14,6 @@ class Progress:
     def __init__(self, rank: int, evaluations: int, decodes: int, log: str | None) -> None:
         self.rank, self.start, self.shown = rank, time.monotonic(), 0.0
         self.left = {"evaluation": evaluations, "decode": decodes}
-        self.rate = {"evaluation": 0.0, "decode": 0.0}  # seconds each, over all ranks
         self.spent = {"evaluation": 0.0, "decode": 0.0}
         self.done = {"evaluation": 0, "decode": 0}
         self.mark = self.start
@@ -33,7 +32,7 @@ class Progress:
             self.log.flush()
         if self.rank == 0 and (now - self.shown > (0.2 if sys.stdout.isatty() else 10) or not any(self.left.values())):
             self.shown = now
-            line = f"{text}  {self.clock(now - self.start)} gone, {self.clock(self.eta())} to go"
+            line = f"{text}  {clock(now - self.start)} gone, {clock(self.eta())} to go"
             print(f"\r{line:<78}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
 
     def eta(self) -> float:
@@ -42,14 +41,19 @@ class Progress:
         each.setdefault("decode", 3 * each.get("evaluation", 0.0))
         return sum(self.left[k] * each.get(k, 0.0) for k in self.left)
 
-    @staticmethod
-    def clock(seconds: float) -> str:
-        minutes, rest = divmod(int(seconds + 0.5), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
     def end(self, text: str) -> None:
         if self.rank == 0:
             print(("\n" if sys.stdout.isatty() else "") + text, flush=True)
         if self.log:
             self.log.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss.
+
+    >>> clock(59.6), clock(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

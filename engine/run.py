@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import engine
 from engine.canvas import Canvas, Shards
@@ -17,14 +19,13 @@ from engine.comm import Ranks
 from engine.decode import decode_canvas
 from engine.denoiser import Denoiser
 from engine.geometry import Window
-from engine.job import RunOptions
 from engine.models.folder import device_of, load_model
 from engine.plan import LevelPlan, image_box
 from engine.prepare import IMAGE_CHANNELS, Prepared, label_source
-from engine.progress import Progress
+from engine.progress import Progress, clock
 from engine.sampler import sample
 from engine.solvers import steps_of
-from engine.store import LABELS, ZARR_VERSION, Output, create, lock, remove
+from engine.store import LABELS, ZARR_VERSION, Output, create, lock, reads_in_boxes, remove
 
 
 def run(ranks: Ranks, prepared: Prepared) -> bool:
@@ -34,90 +35,124 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
         Whether it came to the end; False: it was asked to stop, and left a checkpoint.
     """
     job, card, options = prepared.job, prepared.card, prepared.options
-    device = ranks.agree(lambda: device_of(job.device, ranks.local_rank))
-    if ranks.any(device == "cpu"):  # auto: all or none, for the bytes depend on the kind of device
-        device = "cpu"
-    torch.set_num_threads(job.threads)
-    ranks.catch_signals()
     begun = time.monotonic()
-    output = open_output(ranks, prepared)
-    model = ranks.agree(lambda: load_model(card.folder, getattr(torch, job.dtype), device))
+    device = common_device(ranks, job.device)
+    dtype = getattr(torch, job.dtype)
+    torch.set_num_threads(job.threads)
+    model = ranks.agree(lambda: load_model(card.folder, dtype, device))
+    output = open_output(ranks, prepared, device)
 
-    schedule, timesteps = card.schedule, prepared.timesteps
-    table = steps_of(
-        str(job.solver), [schedule.alpha_bar[t] for t in timesteps], float(job.eta or 0), schedule.rederive_noise
-    )
     canvas = Canvas(ranks, prepared.ownership, card.channels, job.seed, device)
-    denoise = Denoiser(
-        model.network, prepared.condition, schedule, int(job.batch_size or 1), getattr(torch, job.dtype), device
-    )
     keeper = Keeper(ranks, output, canvas, options.checkpoint_every)
     first = keeper.restore()
-    ledger = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
     boxes = {s: image_box(prepared.ownership.shards[s], card.factor, job.size) for s in prepared.wanted}
+    ledger = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
     remaining = [s for s in prepared.wanted if ("0", boxes[s]) not in ledger]
-    about = prepared.planner()(first)[0].evaluations * (len(table) - first)
-    decodes = sum(int(plan.costs.sum()) for plan in prepared.decode_plans(remaining)) if ranks.rank == 0 else 0
-    progress = Progress(ranks.rank, about, decodes, options.json_log)
+    progress = begin_progress(ranks, prepared, first, remaining, device)
+
+    denoise = Denoiser(model.network, prepared.condition, card.schedule, int(job.batch_size or 1), dtype, device)
+    if not run_levels(prepared, canvas, denoise, keeper, progress, first):
+        progress.end(f"stopped; {options.out} holds a checkpoint: {way_on(prepared)}")
+        return False
+    if not run_decode(prepared, canvas, model.decode, output, progress, boxes, remaining):
+        progress.end(f"stopped while decoding; {options.out} holds a checkpoint: {way_on(prepared)}")
+        return False
+    build_pyramids(ranks, output)
+    seconds = {"sampling": round(progress.spent["evaluation"], 2), "decoding": round(progress.spent["decode"], 2)}
+    seconds["all"] = round(time.monotonic() - begun, 2)
+    ranks.agree(lambda: sign(output, seconds, ranks.size) if ranks.rank == 0 else None)
+    progress.end(f"finished {options.out} in {clock(seconds['all'])}")
+    return True
+
+
+def way_on(prepared: Prepared) -> str:
+    """How a stopped run is taken up."""
+    without = ", without --resume never," if prepared.options.resume == "never" else ""
+    return f"the same command{without} goes on from it"
+
+
+def common_device(ranks: Ranks, name: str) -> str:
+    """This rank's device; with ``auto`` the GPUs only if every rank has one, for bytes belong to a kind. Collective."""
+    device = ranks.agree(lambda: device_of(name, ranks.local_rank))
+    return "cpu" if ranks.any(device == "cpu") else device
+
+
+def begin_progress(ranks: Ranks, prepared: Prepared, first: int, remaining: list[int], device: str) -> Progress:
+    """Say what is to be done and start to count. Collective."""
+    job, levels = prepared.job, len(prepared.timesteps)
+    evaluations = decodes = 0
     if ranks.rank == 0:
+        evaluations = prepared.planner()(first)[0].evaluations * (levels - first) if first < levels else 0
+        decodes = sum(int(plan.costs.sum()) for plan in prepared.decode_plans(remaining))
         print(
-            f"{job.size[0]} x {job.size[1]} px, {len(table)} levels, about {about} evaluations, "
+            f"{job.size[0]} x {job.size[1]} px, {levels} levels, about {evaluations} evaluations, "
             f"{decodes} decodes, {ranks.size} ranks on {device}" + (f", from level {first}" if first else ""),
             flush=True,
         )
+    return ranks.agree(lambda: Progress(ranks.rank, evaluations, decodes, prepared.options.json_log))
 
-    def after_level(level: int, plan: LevelPlan) -> bool:
-        t = int(timesteps[level - 1])
-        facts = {"level": level, "t": t, "windows": len(plan.cover)}
-        progress.advance("evaluation", plan.evaluations, f"level {level}/{len(table)}", **facts)
+
+def run_levels(
+    prepared: Prepared, canvas: Canvas, denoise: Denoiser, keeper: Keeper, progress: Progress, first: int
+) -> bool:
+    """Sample the levels that are left, with checkpoints; whether it came to the end. Collective."""
+    ranks, job, schedule, timesteps = canvas.ranks, prepared.job, prepared.card.schedule, prepared.timesteps
+    alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
+    table = steps_of(str(job.solver), alpha_bar, float(job.eta or 0), schedule.rederive_noise)
+
+    def after_level(done: int, plan: LevelPlan) -> bool:
+        ranks.agree(canvas.check)
+        facts = {"level": done, "t": int(timesteps[done - 1]), "windows": len(plan.cover)}
+        progress.advance("evaluation", plan.evaluations, f"level {done}/{len(table)}", **facts)
         stop = ranks.stopping()
-        if stop or level == len(table) or keeper.due():
-            keeper.save(level)
+        if stop or done == len(table) or keeper.due():
+            keeper.save(done)
         return stop
 
-    if first < len(table) and not sample(
+    return first == len(table) or sample(
         canvas, prepared.planner(), denoise, schedule, timesteps, table, first, after_level
-    ):
-        progress.end(f"stopped; {options.out} holds a checkpoint: the same command goes on from it")
-        return False
+    )
 
-    new_lines: list[dict[str, Any]] = []
+
+def run_decode(
+    prepared: Prepared,
+    canvas: Canvas,
+    decode: Callable[[Tensor], Tensor],
+    output: Output,
+    progress: Progress,
+    boxes: dict[int, Window],
+    remaining: list[int],
+) -> bool:
+    """Decode the shards that are left, entering each round in the ledger; whether all are done. Collective."""
+    card, ranks = prepared.card, canvas.ranks
+    lines: list[dict[str, Any]] = []
 
     def write(shard: int, image: np.ndarray) -> None:
         box = boxes[shard]
         origin = prepared.ownership.shards[shard].scaled(card.factor)
-        new_lines.append(output.write("0", box, image[(slice(None), *box.within(origin))]))
+        lines.append(output.write("0", box, image[(slice(None), *box.within(origin))]))
 
     def after_round(decoded: int) -> bool:
-        record(ranks, output, new_lines)
+        record(ranks, output, lines)
         progress.advance("decode", decoded, "decoding")
         return ranks.stopping()
 
-    whole = decode_canvas(
+    return decode_canvas(
         canvas,
-        model.decode,
+        decode,
         patch=card.patch,
         factor=card.factor,
-        overlap=int(job.decode_overlap or 0),
+        overlap=int(prepared.job.decode_overlap or 0),
         channels=IMAGE_CHANNELS,
         remaining=remaining,
         write=write,
         after_round=after_round,
     )
-    if not whole:
-        progress.end(f"stopped while decoding; {options.out} holds a checkpoint: the same command goes on from it")
-        return False
-    build_pyramids(ranks, output)
-    seconds = {"sampling": round(progress.spent["evaluation"], 2), "decoding": round(progress.spent["decode"], 2)}
-    seconds["all"] = round(time.monotonic() - begun, 2)
-    ranks.agree(lambda: sign(output, prepared, seconds, ranks.size, device) if ranks.rank == 0 else None)
-    progress.end(f"finished {options.out} in {Progress.clock(seconds['all'])}")
-    return True
 
 
-def open_output(ranks: Ranks, prepared: Prepared) -> Output:
+def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
     """Create the output, or take up what is there; write the label map. Collective."""
-    path = Path(prepared.options.out)
+    path = Path(prepared.options.out).resolve()
 
     def make() -> Output:
         if prepared.state == "replace":
@@ -126,28 +161,48 @@ def open_output(ranks: Ranks, prepared: Prepared) -> Output:
         if prepared.state != "unfinished":
             card = prepared.card
             named = list(zip(card.labels, card.colors, strict=True))
-            create(path, prepared.layout, card.pixel_size_um, named, provenance(prepared))
+            create(path, prepared.layout, card.pixel_size_um, named, provenance(prepared, device))
         output = Output(path)
         output.held = lock(path)
+        kind = output.provenance["device"]
+        if kind != device.split(":")[0]:
+            raise ValueError(
+                f"{path} was begun on {kind} and this run is on {device}, whose last digits differ; "
+                f"go on with --device {kind}, or start anew with --resume never"
+            )
         output.sweep()
         output.mend_ledger()
-        source, done = label_source(prepared.job, prepared.card), output.ledger()
-        for box in output.boxes(0):
-            if (f"{LABELS}/0", box) not in done:
-                output.record([output.write(f"{LABELS}/0", box, source.read(box).astype(np.uint8))])
         return output
 
     made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
-    return made or Output(path)
+    output = ranks.agree(lambda: made or Output(path))
+    write_labels(ranks, prepared, output)
+    return output
 
 
-def provenance(prepared: Prepared) -> dict[str, Any]:
+def write_labels(ranks: Ranks, prepared: Prepared, output: Output) -> None:
+    """Write the label map's shards: every rank its part, where each can read the map in boxes. Collective."""
+    job = prepared.job
+    done = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
+    todo = [box for box in output.boxes(0) if (f"{LABELS}/0", box) not in done]
+    shared = job.labels is None or reads_in_boxes(Path(job.labels))
+    mine = todo[ranks.rank :: ranks.size] if shared else todo if ranks.rank == 0 else []
+
+    def write() -> list[dict[str, Any]]:
+        source = label_source(job, prepared.card, check=False) if mine else None
+        return [output.write(f"{LABELS}/0", b, source.read(b, 1).astype(np.uint8)) for b in mine if source]
+
+    record(ranks, output, ranks.agree(write))
+
+
+def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
     """What an output says of its making."""
     job = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(prepared.job).items()}
     return {
         "job": job,
         "identity": prepared.identity,
         "seed": prepared.job.seed,
+        "device": device.split(":")[0],
         "levels": len(prepared.timesteps),
         "model_hash": prepared.card.hash,
         "versions": {
@@ -232,29 +287,7 @@ def build_pyramids(ranks: Ranks, output: Output) -> None:
         record(ranks, output, lines)
 
 
-def sign(output: Output, prepared: Prepared, seconds: dict[str, float], size: int, device: str) -> None:
+def sign(output: Output, seconds: dict[str, float], size: int) -> None:
     """Declare the output finished. Rank 0 calls this."""
-    output.annotate(state="finished", seconds=seconds, ranks=size, device=device)
+    output.annotate(state="finished", seconds=seconds, ranks=size)
     output.drop_checkpoints()
-
-
-def preview(ranks: Ranks, options: RunOptions) -> None:
-    """Write a picture beside the output, on rank 0. Collective."""
-    picture = options.preview or str(Path(options.out).with_suffix(".png"))
-    if picture != "none":
-        ranks.agree(lambda: write_preview(Path(options.out), Path(picture)) if ranks.rank == 0 else None)
-
-
-def write_preview(path: Path, picture: Path, most: int = 2048) -> None:
-    """A PNG of the finest pyramid level of at most ``most`` px a side."""
-    from PIL import Image
-
-    output = Output(path)
-    sizes = output.layout.sizes()
-    level = next((i for i, size in enumerate(sizes) if max(size) <= most), len(sizes) - 1)
-    pixels = output.read(str(level), Window(0, 0, *sizes[level]))
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    temporary = picture.with_name(picture.name + ".partial")
-    image.save(temporary, format="PNG")
-    temporary.rename(picture)
-    print(f"{picture} shows it", flush=True)

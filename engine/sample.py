@@ -6,10 +6,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from engine.comm import Ranks, launched_rank, run_main
+from engine.comm import STOPPED, Ranks, launched_rank, run_main
 from engine.job import parse, parser
-
-STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +24,9 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     """One job from its arguments to its output. Collective; errors of the user are agreed upon before any work."""
     job, options = ranks.agree(lambda: parse(arguments))
 
+    ranks.catch_signals()
     from engine.prepare import prepare  # numpy and zarr: not in the way of --help or of wrong arguments
+    from engine.preview import picture_of, preview
 
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
@@ -34,10 +34,12 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         say(ranks, lambda: json.dumps(prepared.plan_summary()))
         return 0
     if prepared.state == "finished":
+        if (picture := picture_of(options)) and not picture.exists():
+            preview(ranks, options)
         say(ranks, lambda: f"{options.out} is finished already: the same job; --overwrite samples it again")
         return 0
 
-    from engine.run import preview, run  # torch: a second or more
+    from engine.run import run  # torch: a second or more
 
     if not run(ranks, prepared):
         return STOPPED

@@ -104,7 +104,7 @@ class Schedule:
         if self.spacing == "trailing":
             return np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
         leading = (np.arange(steps) * (total // steps))[::-1].astype(np.int64)
-        return np.minimum(leading + self.steps_offset, total - 1)
+        return leading + min(self.steps_offset, total - 1 - int(leading[0]))  # with all steps there is no room
 
     def to_denoised(self, alpha_bar: float) -> tuple[float, float]:
         """(a, b) with denoised = a x + b output at a level, whatever the network predicts.

@@ -1,4 +1,4 @@
-"""The only importer of zarr, numcodecs and h5py: the OME-Zarr, its ledger, checkpoints, and inputs.
+"""The only importer of zarr, and of numcodecs and h5py should they be needed: output, ledger, checkpoints, inputs.
 
 Layout of an output::
 
@@ -163,7 +163,7 @@ class Output:
         slot = 1 - mark["slot"] if mark else 0
         for name in ("x", "previous"):
             path = self.private / "checkpoint" / str(slot) / name
-            if not path.exists():
+            if not (path / "zarr.json").exists():  # zarr makes the folder first: a kill may have come between
                 zarr.create_array(
                     str(path),
                     shape=shape,
@@ -172,6 +172,7 @@ class Output:
                     compressors=[Crc32cCodec()],
                     filters=None,
                     fill_value=float("nan"),
+                    overwrite=True,
                 )
         return slot
 
@@ -225,9 +226,10 @@ def create(
     provenance: Mapping[str, Any],
 ) -> None:
     """Create an output's groups and arrays, beside its place and then by a rename. Rank 0 calls this."""
-    building = path.with_name(path.name + ".creating")
-    shutil.rmtree(building, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(f"{path.name}.{os.getpid()}.creating")
+    for leftover in path.parent.glob(f"{path.name}.*.creating"):
+        shutil.rmtree(leftover, ignore_errors=True)
     group = zarr.open_group(building, mode="w-", zarr_format=3)
     tissue = group.create_group("labels").create_group("tissue")
     dtype = np.uint8 if len(labels) <= 256 else np.uint16
@@ -323,8 +325,10 @@ def lock(path: Path) -> IO[str]:
     held = (path / "slidefield" / "lock").open("w")
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise ValueError(f"{path} is being written by another run; wait for it, or choose another --out") from None
+    except OSError:
+        pass  # a file system without locks
     return held
 
 
@@ -358,7 +362,7 @@ def remove(path: Path) -> None:
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """A label map (h, w) of integers from PNG, TIFF, ``.npy`` or Zarr; ``.npy`` is mapped, the others are read.
+    """A label map (h, w) of integers; Zarr and ``.npy`` are read where they are sliced, PNG and TIFF whole.
 
     Raises:
         ValueError: unreadable, not two-dimensional, or not integers.
@@ -376,7 +380,12 @@ def read_label_map(path: Path) -> np.ndarray:
         raise ValueError(f"--labels {path} has shape {found.shape}; a label map has two dimensions (height, width)")
     if found.dtype.kind not in "uib":
         raise ValueError(f"--labels {path} holds {found.dtype}; a label map holds whole numbers, such as uint8")
-    return found.astype(np.uint8) if found.dtype.kind == "b" else found
+    return found
+
+
+def reads_in_boxes(path: Path) -> bool:
+    """Whether a label map is read where it is sliced, so that every rank can read its own part."""
+    return path.is_dir() or path.suffix == ".npy"
 
 
 def _open_labels(path: Path) -> np.ndarray:
@@ -387,7 +396,7 @@ def _open_labels(path: Path) -> np.ndarray:
             if "0" not in arrays:
                 raise ValueError("a Zarr group without an array '0'; name the array itself")
             opened = arrays["0"]
-        return np.asarray(opened[...])  # type: ignore[index]
+        return opened  # type: ignore[return-value]
     if path.suffix == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False)
     if path.suffix.lower() in (".tif", ".tiff"):

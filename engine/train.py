@@ -35,7 +35,14 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, default=0)
         sub.add_argument("--resume", choices=("auto", "never"), default="auto")
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        sub.add_argument("--threads", type=int, default=0, help="CPU threads a rank (0: the cores, shared evenly)")
+        sub.add_argument(
+            "--threads",
+            type=int,
+            choices=range(1025),
+            metavar="N",
+            default=0,
+            help="CPU threads a rank (0: the cores, shared evenly)",
+        )
         if name == "autoencoder":
             sub.add_argument("--crop", type=positive(int), default=128, help="px")
             sub.add_argument("--latent-channels", type=positive(int), default=8)
@@ -43,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         else:
             sub.add_argument("--window", type=positive(int), default=32, help="latents")
             sub.add_argument("--dim", type=positive(int), default=48, help="features at full size")
-            sub.add_argument("--dim-mults", default="1,2,4", help="features further down, over --dim")
+            sub.add_argument(
+                "--dim-mults", type=whole_numbers, default=[1, 2, 4], help="features further down, over --dim"
+            )
             sub.add_argument("--drop", type=float, default=0.2, help="share of windows trained without their label")
             sub.add_argument("--labels", default="", help="names of the labels, 0 first, by commas")
             sub.add_argument("--pixel-size", type=float, default=0.5, help="um per pixel")
@@ -60,6 +69,10 @@ def positive(kind: type):
         return value
 
     return convert
+
+
+def whole_numbers(text: str) -> list[int]:
+    return [positive(int)(part) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +100,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     device = ranks.agree(lambda: device_of(args.device, ranks.local_rank))
     settings = LoopSettings(args.steps, args.minutes, args.batch_size, args.lr, every=args.every, seed=args.seed)
     common = {"resume": args.resume == "auto", "device": device}
-    if args.batch_size < ranks.size:
-        ranks.agree(lambda: refuse(f"--batch-size {args.batch_size} is less than the {ranks.size} ranks"))
+    ranks.agree(lambda: check(args, ranks.size))
     if args.network == "autoencoder":
         channels = {"latent_channels": args.latent_channels}
         autoencoder.train(
@@ -105,14 +117,26 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
             names=[name.strip() for name in args.labels.split(",") if name.strip()],
             pixel_size_um=args.pixel_size,
             dim=args.dim,
-            dim_mults=[int(m) for m in args.dim_mults.split(",")],
+            dim_mults=args.dim_mults,
             **common,
         )
     return 0
 
 
-def refuse(message: str) -> None:
-    raise ValueError(message)
+def check(args: argparse.Namespace, size: int) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if args.batch_size < size:
+        raise ValueError(f"--batch-size {args.batch_size} is less than the {size} ranks; choose {size} or more")
+    if args.network == "image":
+        divisor = 2 ** (len(args.dim_mults) - 1)
+        if args.window % divisor:
+            raise ValueError(
+                f"--window {args.window} cannot be halved as often as --dim-mults says; use multiples of {divisor}"
+            )
 
 
 if __name__ == "__main__":

@@ -11,10 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.comm import STOPPED
 from engine.geometry import Window
 from engine.store import Output, bands, digest, state_of
-
-UNFINISHED = 75
 
 
 def pixels_sha256(output: Output) -> str:
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not output.finished:
         mark = output.checkpoint()
         print(f"unfinished at level {mark['level'] if mark else 0} of {output.provenance['levels']}; {shape}")
-        return UNFINISHED
+        return STOPPED
     print(f"finished; {shape}; sha256 {pixels_sha256(output)}")
     return 0
 

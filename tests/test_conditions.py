@@ -48,6 +48,7 @@ def test_a_window_asks_for_its_labels_and_the_null_once(labels, guidance, asked)
 def test_the_example_map_is_a_function_of_position_and_has_every_label():
     whole = example_labels(Window(0, 0, 1024, 1024))
     part = example_labels(Window(300, 500, 420, 700))
+    assert (example_labels(Window(0, 0, 1024, 1024), step=8) == whole[::8, ::8]).all()
     assert (part == whole[300:420, 500:700]).all()
     shares = np.bincount(whole.ravel(), minlength=5) / whole.size
     assert len(shares) == 5

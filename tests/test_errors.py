@@ -166,11 +166,7 @@ def test_weights_of_another_network_are_refused(place, tiny_model):
     model = copy_model(tiny_model, place[0])
     config = model / "unet" / "config.json"
     config.write_text(config.read_text().replace('"dim": 8', '"dim": 16'))
-    done = launch(2, *place[1], "--model", model)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "do not fit each other" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "do not fit each other" in refused(place[0], *place[1], "--model", model)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +239,20 @@ def test_a_full_disk_is_said_in_one_line_and_earlier_results_stay(place):
 def test_what_cannot_fit_into_memory_is_refused_before_the_run(place):
     line = refused(place[0], *place[1], "--label", "0", "--size", "400x400", "--batch-size", "65536", "--steps", "1")
     assert "GiB on this node (2 ranks)" in line
+
+
+def test_a_picture_that_is_not_ours_is_not_replaced(place):
+    folder, right = place
+    Image.new("RGB", (8, 8)).save(folder / "out.png")
+    line = refused(folder, *right)
+    assert "out.png" in line
+    assert "--preview none" in line
+
+
+def test_folders_that_are_not_there_are_named_before_the_run(place):
+    folder, right = place
+    assert "nowhere" in refused(folder, *right, "--json-log", folder / "nowhere" / "log.jsonl")
+    assert "nowhere" in refused(folder, *right, "--preview", folder / "nowhere" / "p.png")
 
 
 def test_slurm_tasks_that_were_not_joined_are_refused():

@@ -36,6 +36,7 @@ def test_imports_point_down():
         ["geometry", "schedule", "solvers", "comm"],
         ["cover", "models"],
         ["conditions", "plan", "store", "job", "progress"],
+        ["preview"],
         ["canvas", "denoiser", "prepare"],
         ["sampler", "decode"],
         ["run"],

@@ -88,6 +88,18 @@ def test_the_last_level_ends_at_the_clean_estimate():
         assert last.d == 0
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps", [1, 7, 999, 1000])
+def test_levels_fall_strictly_whatever_their_number(spacing, steps):
+    alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
+    schedule = Schedule(alpha_bar, spacing=spacing, steps_offset=1)
+    levels = schedule.levels(steps)
+    assert len(levels) == steps
+    assert (np.diff(levels) < 0).all()
+    assert 0 <= levels.min() <= levels.max() <= 999
+    assert all(np.isfinite([s.a, s.b, s.c]).all() for s in dpmpp2m([alpha_bar[t] for t in levels]))
+
+
 def run_ours(name, config, steps, eta, x, outputs, noises, diffusers_timesteps):
     schedule = Schedule.from_config(config)
     timesteps = schedule.levels(steps)

@@ -60,6 +60,12 @@ def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(
     np.testing.assert_array_equal(output.read_checkpoint(slot, "x", box), data)
 
 
+def test_a_slot_that_a_kill_left_half_made_is_made_anew(output):
+    (output.private / "checkpoint" / "0" / "x").mkdir(parents=True)
+    slot = output.begin_checkpoint((4, 64, 64), 64)
+    output.write_checkpoint(slot, "x", Window(0, 0, 64, 64), np.zeros((4, 64, 64), np.float32))
+
+
 def test_a_damaged_checkpoint_is_named(output):
     slot = output.begin_checkpoint((4, 64, 64), 64)
     box = Window(0, 0, 64, 64)

@@ -8,9 +8,11 @@ import torch
 from conftest import launch, verify
 from PIL import Image
 
+from engine.models.autoencoder import PatchAutoencoder
 from engine.models.card import read_card
 from engine.models.folder import load_part
 from engine.training.data import Patches, dihedral, find_images
+from engine.training.image import LatentWindows
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,21 @@ def test_patches_are_a_function_of_seed_and_position_and_an_epoch_sees_every_ima
     assert all(np.array_equal(patches.patch(p)[0], again.patch(p)[0]) for p in (0, 5, 17))
     for epoch in range(3):
         assert {patches.image_at(p) for p in range(4 * epoch, 4 * epoch + 4)} == set(patches.images)
+
+
+def test_windows_of_images_of_odd_sizes_keep_their_labels_in_every_turn(tmp_path):
+    mask = np.zeros((101, 115), np.uint8)
+    mask[:48, 40:] = 1
+    Image.fromarray(np.where(mask, 0, 255).astype(np.uint8)).convert("RGB").save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "a_mask.png")
+    network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1))
+    network.encode = lambda x: torch.nn.functional.avg_pool2d(x, 8)[:, :1].expand(-1, 4, -1, -1)
+    windows = LatentWindows(network, find_images(tmp_path), 8, 0.0, 0, "cpu")
+    for position in range(60):
+        latents, label, marks = windows.window(position)
+        assert latents.shape == (4, 8, 8)
+        if label:
+            assert ((latents[0] < 0) == marks[0]).all()
 
 
 def test_images_and_label_maps_are_turned_alike(tiles):

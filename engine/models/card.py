@@ -21,7 +21,7 @@ class Card:
 
     Args:
         folder: where it lies.
-        hash: sha256 over its configurations and weights.
+        hash: sha256 over its configurations, its weights, and the patch size.
         patch: side of a window, in latents.
         factor: pixels per latent.
         channels: of the latents.
@@ -65,7 +65,7 @@ def read_card(name: str) -> Card:
     parts = {name: read_json(folder / name / "config.json") for name in ("unet", "vae")}
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     digest = hashlib.sha256()
-    for value in (index, parts, scheduler):
+    for value in (index, parts, scheduler, card.get("patch_size")):
         digest.update(json.dumps(value, sort_keys=True).encode())
     for part in parts:
         check_safetensors(folder / part / WEIGHTS)

@@ -36,7 +36,7 @@ class LoopSettings:
     batch_size: int
     lr: float
     warmup: int = 100
-    ema: float = 0.999
+    ema: float = 0.998
     every: int = 500
     seed: int = 0
 
@@ -146,6 +146,8 @@ class Trainer:
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
         shown = time.monotonic()
         figures: dict[str, float] = {}
+        if self.done >= 1.0:  # the run was killed between its last checkpoint and the model
+            after()
         while self.done < 1.0:
             start = time.monotonic()
             for group in self.optimizer.param_groups:

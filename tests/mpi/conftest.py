@@ -25,9 +25,9 @@ def pytest_runtest_call(item):
     problem = ""
     try:
         yield
-    except pytest.skip.Exception:
+    except (pytest.skip.Exception, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # pytest.fail, of pytest.raises, is no Exception
         problem = f"{type(error).__name__}: {error}"
         failed = error
     problems = [f"rank {rank}: {text}" for rank, text in enumerate(RANKS.collect(problem)) if text]

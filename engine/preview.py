@@ -1,0 +1,76 @@
+"""A picture of an output, for those who look before they measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from engine.comm import Ranks
+from engine.geometry import Window
+from engine.job import RunOptions
+from engine.store import Output
+
+MADE_BY = "slidefield"  # in the picture's Software field: such a picture may be written anew
+MOST = 2048  # px a side
+
+
+def picture_of(options: RunOptions) -> Path | None:
+    """Where the preview goes; None: nowhere."""
+    if options.preview == "none":
+        return None
+    return Path(options.preview) if options.preview else Path(options.out).with_suffix(".png")
+
+
+def check_preview(options: RunOptions) -> None:
+    """Refuse to write over a picture that is not one of ours, or into a folder that is not there.
+
+    Raises:
+        ValueError: naming the picture.
+    """
+    picture = picture_of(options)
+    if picture is None:
+        return
+    if options.preview and not picture.absolute().parent.is_dir():
+        raise ValueError(f"--preview {picture}: {picture.parent} is not a folder; make it, or pass --preview none")
+    if picture.exists() and not is_ours(picture):
+        raise ValueError(
+            f"the preview would replace {picture}, which is not one of ours; "
+            "pass --preview with another name, or --preview none"
+        )
+
+
+def is_ours(picture: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as image:
+            return image.info.get("Software") == MADE_BY
+    except OSError:
+        return False
+
+
+def preview(ranks: Ranks, options: RunOptions) -> None:
+    """Write the picture, on rank 0. Collective."""
+    ranks.agree(lambda: write_preview(options) if ranks.rank == 0 else None)
+
+
+def write_preview(options: RunOptions) -> None:
+    """A PNG of the finest pyramid level of at most ``MOST`` px a side, reduced further where there is none."""
+    from PIL import Image, PngImagePlugin
+
+    picture = picture_of(options)
+    if picture is None:
+        return
+    output = Output(Path(options.out))
+    sizes = output.layout.sizes()
+    level = next((i for i, size in enumerate(sizes) if max(size) <= MOST), len(sizes) - 1)
+    pixels = output.read(str(level), Window(0, 0, *sizes[level]))
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image = image.reduce(-(-max(image.size) // MOST))
+    facts = PngImagePlugin.PngInfo()
+    facts.add_text("Software", MADE_BY)
+    temporary = picture.with_name(picture.name + ".partial")
+    image.save(temporary, format="PNG", pnginfo=facts)
+    temporary.rename(picture)
+    print(f"{picture} shows it", flush=True)
