@@ -89,6 +89,9 @@ def begin_progress(ranks: Ranks, prepared: Prepared, first: int, remaining: list
             f"{decodes} decodes, {ranks.size} ranks on {device}" + (f", from level {first}" if first else ""),
             flush=True,
         )
+        least = prepared.card.patch * prepared.card.factor
+        if min(job.size) < least:
+            print(f"smaller than a window of {least} px: sampled on a padded canvas and cropped", flush=True)
     return ranks.agree(lambda: Progress(ranks.rank, evaluations, decodes, prepared.options.json_log))
 
 

@@ -259,6 +259,7 @@ def test_a_canvas_smaller_than_a_window_is_padded_and_cropped(tiny_model, tmp_pa
     done = launch(2, "--model", tiny_model, "--size", "7x301", "--steps", 2, "--preview", "none", "--out", out)
     assert done.returncode == 0, done.stderr
     assert zarr.open_group(out, mode="r")["0"].shape == (3, 7, 301)
+    assert "smaller than a window of 128 px" in done.stdout
     assert sha(out)
 
 
@@ -280,6 +281,19 @@ def test_labels_come_from_every_format_to_the_same_bytes(tiny_model, tmp_path):
         assert (zarr.open_group(out, mode="r")["labels/tissue/0"][...] == labels).all()
         found.add(sha(out))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_image(tiny_model, tmp_path, dtype):
+    images = []
+    for name in ("float32", dtype):
+        out = tmp_path / f"{name}.zarr"
+        options = ("--size", "130x140", "--steps", 3, "--dtype", name, "--preview", "none", "--out", out)
+        done = launch(1, "--model", tiny_model, *options)
+        assert done.returncode == 0, done.stderr
+        images.append(zarr.open_group(out, mode="r")["0"][...].astype(float))
+    difference = np.abs(images[0] - images[1]).mean()
+    assert 0 < difference < 4
 
 
 def test_resume_never_starts_anew(tiny_model, tmp_path):

@@ -116,12 +116,12 @@ class Residual(nn.Module):
 class SinusoidalEmbedding(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        half = channels // 2
-        frequencies = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.half = channels // 2
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None].float() * self.frequencies[None]  # type: ignore[index]
+        """In float32 whatever the network's type: half precision does not tell neighbouring timesteps apart."""
+        steps = torch.arange(self.half, device=t.device)
+        angles = t[:, None].float() * torch.exp(steps * -(math.log(10000) / (self.half - 1)))
         return torch.cat([angles.sin(), angles.cos()], -1)
 
 
@@ -201,7 +201,8 @@ class MaskUNet(nn.Module):
         Returns:
             The network's output (B, C, H, W), in the model's prediction type.
         """
-        embedding = torch.cat([self.time_mlp(t_B), self.classes_mlp(self.classes_emb(label_B))], -1)
+        time = self.time_mlp[1:](self.time_mlp[0](t_B).to(x_BCHW.dtype))
+        embedding = torch.cat([time, self.classes_mlp(self.classes_emb(label_B))], -1)
         masks = {x_BCHW.shape[-1]: mask_B1HW.to(x_BCHW.dtype)}
 
         def attend(layer: nn.Module, x: Tensor) -> Tensor:

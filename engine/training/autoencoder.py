@@ -24,15 +24,15 @@ from engine.training.losses import (
     spectrum_loss,
 )
 
-LATENT_NOISE = 0.1  # on latents of about unit spread: the decoder forgives what the sampler gets wrong
 HELD_OUT = 4  # images at the end of the sorted list that are never trained on, for the figures shown
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Of the losses.
+class Recipe:
+    """Weights of the losses, and what else a training is made of.
 
     Args:
+        latent_noise: on normalised latents: the decoder learns to forgive what the sampler gets wrong.
         adversarial_from: share of the run after which the discriminator has a say.
     """
 
@@ -42,9 +42,10 @@ class Weights:
     lattice: float = 0.0
     adversarial: float = 0.03
     adversarial_from: float = 0.3
+    latent_noise: float = 0.1
 
 
-DECODER_ALONE = Weights(spectrum=0.2, lattice=0.2, adversarial=0.06, adversarial_from=0.05)
+DECODER_ALONE = Recipe(spectrum=0.2, lattice=0.2, adversarial=0.06, adversarial_from=0.05, latent_noise=0.2)
 
 
 def to_tensor(patches: list[np.ndarray]) -> Tensor:
@@ -67,10 +68,10 @@ class AutoencoderTraining:
     """The losses of one step; owns the discriminator and its optimiser."""
 
     def __init__(
-        self, trainer: Trainer, patches: Patches, ranks: Ranks, lr: float, weights: Weights, device: str
+        self, trainer: Trainer, patches: Patches, ranks: Ranks, lr: float, recipe: Recipe, device: str
     ) -> None:
         self.trainer, self.patches, self.ranks, self.device = trainer, patches, ranks, device
-        self.weights = weights
+        self.recipe = recipe
         self.discriminator = PatchDiscriminator().to(device)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.99))
         trainer.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizer}
@@ -80,10 +81,10 @@ class AutoencoderTraining:
         assert isinstance(network, PatchAutoencoder)
         x = to_tensor([self.patches.patch(p)[0] for p in positions]).to(self.device)
         x = x.contiguous(memory_format=torch.channels_last)
+        w = self.recipe
         z = network.encode(x)
-        y = network.decode(z + LATENT_NOISE * torch.randn_like(z))
+        y = network.decode(z + w.latent_noise * torch.randn_like(z))
         pixel = (x - y).abs().mean()
-        w = self.weights
         loss = pixel + w.gradient * gradient_loss(x, y) + w.multiscale * multiscale_loss(x, y)
         loss = loss + w.spectrum * spectrum_loss(x, y)
         if w.lattice:
@@ -108,7 +109,7 @@ class AutoencoderTraining:
         verdict, features = self.discriminator(y)
         self.discriminator.requires_grad_(True)
         matching = sum((a - b).abs().mean() / a.abs().mean() for a, b in zip(wanted, features, strict=True))
-        return self.weights.adversarial * (matching - verdict.mean()), float(d_loss.detach())
+        return self.recipe.adversarial * (matching - verdict.mean()), float(d_loss.detach())
 
 
 def measure_latents(network: PatchAutoencoder, patches: Patches, device: str, count: int = 64) -> None:
@@ -168,8 +169,8 @@ def train(
     folder = out / "vae"
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(network, settings, ranks, folder, "decoder-training" if decoder_alone else "training")
-    weights = DECODER_ALONE if decoder_alone else Weights()
-    training = AutoencoderTraining(trainer, patches, ranks, settings.lr, weights, device)
+    recipe = DECODER_ALONE if decoder_alone else Recipe()
+    training = AutoencoderTraining(trainer, patches, ranks, settings.lr, recipe, device)
     if resume and trainer.resume() and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
     torch.manual_seed(settings.seed + 1 + ranks.rank + trainer.step * ranks.size)  # latent noise only
