@@ -59,3 +59,8 @@ def test_the_measures_of_realism_see_what_they_are_for():
     assert all(abs(r["compared"]) < 0.5 for r in spectrum_rows(tiles, same))
     assert spectrum_rows(tiles, soft)[0]["compared"] < -2
     assert sliced_wasserstein(tiles, soft) > 2 * sliced_wasserstein(tiles, same)
+
+
+def test_picture_runs(out, tmp_path):
+    bench("picture", out, tmp_path / "p.jpg")
+    assert Image.open(tmp_path / "p.jpg").size == (1024 + 512, 1024)

@@ -116,12 +116,12 @@ class Residual(nn.Module):
 class SinusoidalEmbedding(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
+        self.count = channels // 2
 
     def forward(self, t: Tensor) -> Tensor:
         """In float32 whatever the network's type: half precision does not tell neighbouring timesteps apart."""
-        steps = torch.arange(self.half, device=t.device)
-        angles = t[:, None].float() * torch.exp(steps * -(math.log(10000) / (self.half - 1)))
+        steps = torch.arange(self.count, device=t.device)
+        angles = t[:, None].float() * torch.exp(steps * -(math.log(10000) / (self.count - 1)))
         return torch.cat([angles.sin(), angles.cos()], -1)
 
 
