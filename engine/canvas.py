@@ -56,29 +56,26 @@ class Canvas:
             A function from a window's index to its latents (C, p, p).
         """
         mine = self.ranks.rank
-        reads, owner = plan.reads, self.ownership.owner
-        sends, receives, boxes = [], [], []
-        for row in range(len(reads)):
-            reader, shard = int(reads.item[row]), int(reads.shard[row])
-            if mine not in (reader, owner[shard]):
-                continue
-            box = reads.window(row)
-            if owner[shard] == mine:
+        reads, owners = plan.reads, self.ownership.owner[plan.reads.shard]
+        sends, receives, shards, boxes = [], [], [], []
+        for row in np.nonzero((reads.item == mine) | (owners == mine))[0].tolist():
+            reader, owner, shard, box = int(reads.item[row]), int(owners[row]), int(reads.shard[row]), reads.window(row)
+            if owner == mine:
                 part = self.x[shard][(slice(None), *box.within(self.ownership.shards[shard]))]
                 sends.append((reader, part.cpu().numpy()))
             if reader == mine:
-                receives.append((int(owner[shard]), (self.channels, *box.shape)))
+                receives.append((owner, (self.channels, *box.shape)))
+                shards.append(shard)
                 boxes.append(box)
-        parts = self.ranks.exchange(sends, receives)
-        held = list(zip(boxes, parts, strict=True))
+        held = dict(zip(shards, zip(boxes, self.ranks.exchange(sends, receives), strict=True), strict=True))
 
         def read(index: int) -> Tensor:
             window = plan.cover.window(index)
             out = np.empty((self.channels, *window.shape), np.float32)
-            for box, part in held:
+            for shard in self.ownership.meeting(window):
+                box, part = held[shard]
                 common = window & box
-                if common:
-                    out[(slice(None), *common.within(window))] = part[(slice(None), *common.within(box))]
+                out[(slice(None), *common.within(window))] = part[(slice(None), *common.within(box))]
             return torch.from_numpy(out)
 
         return read

@@ -39,6 +39,12 @@ class Ownership:
         """int64 (shards,): the rank that owns each."""
         return deal(len(self.shards), self.size)
 
+    def meeting(self, box: Window) -> list[int]:
+        """The shards that a box of the canvas meets."""
+        rows = range(box.y0 // self.side, (box.y1 - 1) // self.side + 1)
+        columns = range(box.x0 // self.side, (box.x1 - 1) // self.side + 1)
+        return [row * self.columns + column for row in rows for column in columns]
+
     def owned(self, rank: int) -> list[int]:
         return np.nonzero(self.owner == rank)[0].tolist()
 
