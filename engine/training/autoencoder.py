@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from engine.comm import Ranks
 from engine.models.autoencoder import PatchAutoencoder
+from engine.models.card import read_json
 from engine.models.folder import load_part, save_part
+from engine.schedule import Schedule
+from engine.solvers import ddim
 from engine.training.data import Patches, find_images
 from engine.training.loop import LoopSettings, Trainer, average_gradients, image_grid
 from engine.training.losses import (
@@ -33,9 +37,12 @@ class Recipe:
 
     Args:
         latent_noise: on normalised latents: the decoder learns to forgive what the sampler gets wrong.
+        renoised: share of the batches whose latents were noised and denoised again by the image network, where there
+            is one: the decoder learns to make a crisp picture of what the sampler really gives it.
         adversarial_from: share of the run after which the discriminator has a say.
     """
 
+    pixel: float = 1.0
     gradient: float = 1.0
     multiscale: float = 0.5
     spectrum: float = 0.05
@@ -43,9 +50,19 @@ class Recipe:
     adversarial: float = 0.03
     adversarial_from: float = 0.3
     latent_noise: float = 0.1
+    renoised: float = 0.0
 
 
-DECODER_ALONE = Recipe(spectrum=0.2, lattice=0.2, adversarial=0.06, adversarial_from=0.05, latent_noise=0.2)
+DECODER_ALONE = Recipe(
+    pixel=0.4,
+    gradient=0.4,
+    multiscale=1.0,
+    spectrum=0.2,
+    lattice=0.2,
+    adversarial=0.06,
+    adversarial_from=0.03,
+    renoised=0.7,
+)
 
 
 def to_tensor(patches: list[np.ndarray]) -> Tensor:
@@ -72,6 +89,7 @@ class AutoencoderTraining:
     ) -> None:
         self.trainer, self.patches, self.ranks, self.device = trainer, patches, ranks, device
         self.recipe = recipe
+        self.renoise: Callable[[Tensor], Tensor] | None = None
         self.discriminator = PatchDiscriminator().to(device)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.99))
         trainer.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizer}
@@ -83,9 +101,12 @@ class AutoencoderTraining:
         x = x.contiguous(memory_format=torch.channels_last)
         w = self.recipe
         z = network.encode(x)
-        y = network.decode(z + w.latent_noise * torch.randn_like(z))
+        if self.renoise is not None and float(torch.rand(())) < w.renoised:
+            y = network.decode(self.renoise(z))
+        else:
+            y = network.decode(z + w.latent_noise * torch.randn_like(z))
         pixel = (x - y).abs().mean()
-        loss = pixel + w.gradient * gradient_loss(x, y) + w.multiscale * multiscale_loss(x, y)
+        loss = w.pixel * pixel + w.gradient * gradient_loss(x, y) + w.multiscale * multiscale_loss(x, y)
         loss = loss + w.spectrum * spectrum_loss(x, y)
         if w.lattice:
             loss = loss + w.lattice * lattice_loss(x, y, network.factor)
@@ -110,6 +131,27 @@ class AutoencoderTraining:
         self.discriminator.requires_grad_(True)
         matching = sum((a - b).abs().mean() / a.abs().mean() for a, b in zip(wanted, features, strict=True))
         return self.recipe.adversarial * (matching - verdict.mean()), float(d_loss.detach())
+
+
+def renoiser(out: Path, device: str, steps: int = 4) -> Callable[[Tensor], Tensor]:
+    """A function that takes latents some way up the noise and back by the image network, asked for nothing."""
+    network = load_part(out / "unet").to(device)
+    schedule = Schedule.from_config(read_json(out / "scheduler" / "scheduler_config.json"))
+
+    @torch.no_grad()
+    def renoise(z: Tensor) -> Tensor:
+        top = float(torch.empty(()).uniform_(0.15, 0.6)) * schedule.timesteps
+        levels = np.linspace(top, 0.1 * top, steps).astype(int)
+        alpha_bar = [schedule.alpha_bar[t] for t in levels]
+        x = alpha_bar[0] ** 0.5 * z + (1 - alpha_bar[0]) ** 0.5 * torch.randn_like(z)
+        nothing = torch.zeros(len(z), dtype=torch.long, device=z.device)
+        for t, step in zip(levels, ddim(alpha_bar, 0.0), strict=True):
+            output = network(x, nothing + int(t), nothing, torch.zeros_like(z[:, :1]))
+            from_x, from_output = schedule.to_denoised(schedule.alpha_bar[t])
+            x = step.a * x + (step.b + step.e) * (from_x * x + from_output * output)
+        return x
+
+    return renoise
 
 
 def measure_latents(network: PatchAutoencoder, patches: Patches, device: str, count: int = 64) -> None:
@@ -171,6 +213,8 @@ def train(
     trainer = Trainer(network, settings, ranks, folder, "decoder-training" if decoder_alone else "training")
     recipe = DECODER_ALONE if decoder_alone else Recipe()
     training = AutoencoderTraining(trainer, patches, ranks, settings.lr, recipe, device)
+    if decoder_alone and (out / "unet" / "config.json").exists():
+        training.renoise = ranks.agree(lambda: renoiser(out, device))
     if resume and trainer.resume() and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
     torch.manual_seed(settings.seed + 1 + ranks.rank + trainer.step * ranks.size)  # latent noise only
