@@ -36,26 +36,36 @@ def across(image: np.ndarray, axis: int) -> np.ndarray:
     return np.concatenate([[np.nan], steps, [np.nan]])
 
 
-def seam_ratio(
-    image: np.ndarray, lines: tuple[Iterable[int], Iterable[int]], others: Sequence[int] = (2, 3, 4, 5, 6)
-) -> float:
-    """Mean difference across the lines over that across their neighbours ``others`` px away.
+def seam_ratio(image: np.ndarray, lines: tuple[Iterable[int], Iterable[int]]) -> tuple[float, float]:
+    """Mean over the lines of (difference across the line / across its neighbours), and that mean's standard error.
+
+    The error is what lines anywhere else would give: the spread over all other lines, over the root of how many.
 
     Args:
         lines: rows y (between y - 1 and y), and columns x.
     """
-    on, beside = [], []
+    on, elsewhere = [], []
     for axis in (0, 1):
         steps = across(image, axis)
+        beside = np.nanmean(np.stack([shifted(steps, d) for d in (*range(-6, -1), *range(2, 7))]), 0)
+        ratio = steps / beside
         found = np.array(sorted({int(v) for v in lines[axis] if 0 < v < len(steps) - 1}), int)
-        if len(found):
-            on.append(steps[found])
-            near = [found + sign * d for d in others for sign in (-1, 1)]
-            around = np.stack(
-                [np.where((p > 0) & (p < len(steps) - 1), steps[p.clip(0, len(steps) - 1)], np.nan) for p in near]
-            )
-            beside.append(np.nanmean(around, 0))
-    return float(np.concatenate(on).sum() / np.concatenate(beside).sum()) if on else float("nan")
+        on.append(ratio[found])
+        elsewhere.append(np.delete(ratio, [0, len(steps) - 1, *found]))
+    if not sum(map(len, on)):
+        return float("nan"), float("nan")
+    every = np.concatenate(on)
+    return float(every.mean()), float(np.concatenate(elsewhere).std() / len(every) ** 0.5)
+
+
+def shifted(steps: np.ndarray, by: int) -> np.ndarray:
+    """The values ``by`` places on; NaN beyond the ends."""
+    out = np.full_like(steps, np.nan)
+    if by > 0:
+        out[:-by] = steps[by:]
+    else:
+        out[-by:] = steps[:by]
+    return out
 
 
 def lines_of(job: dict[str, Any], levels: int) -> dict[str, tuple[list[int], list[int]]]:
@@ -92,7 +102,8 @@ def measure(path: Path) -> list[dict[str, Any]]:
     rows = []
     for kind, lines in lines_of(job, levels).items():
         count = sum(len({v for v in axis if v > 0}) for axis in lines)
-        rows.append({"lines": kind, "count": count, "ratio": seam_ratio(image, lines)})
+        ratio, error = seam_ratio(image, lines)
+        rows.append({"lines": kind, "count": count, "ratio": ratio, "error": error})
     return rows
 
 

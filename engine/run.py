@@ -142,7 +142,7 @@ def run_decode(
 
     return decode_canvas(
         canvas,
-        decode,
+        lambda latents: decode(latents * card.latents_gain),
         patch=card.patch,
         factor=card.factor,
         overlap=int(prepared.job.decode_overlap or 0),

@@ -12,9 +12,11 @@ def test_the_statistic_sees_a_step_and_is_one_without():
     rng = np.random.default_rng(0)
     image = rng.normal(128, 20, (3, 512, 512))
     lines = (range(64, 512, 64), range(64, 512, 64))
-    assert abs(seam_ratio(image, lines) - 1) < 0.01
+    ratio, error = seam_ratio(image, lines)
+    assert error < 0.01
+    assert abs(ratio - 1) < 3 * error
     stepped = image + np.where((np.arange(512) // 64) % 2, 6, -6)[None, :, None]
-    assert seam_ratio(stepped, lines) > 1.05
+    assert seam_ratio(stepped, lines)[0] > 1.05
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,11 @@ def finished(tmp_path_factory):
 
 
 def test_no_line_of_the_engine_shows_in_a_sample_of_the_embedded_model(finished):
-    for row in measure(finished):
-        assert abs(row["ratio"] - 1) <= 0.02, row
+    """To 0.02, and twice what as many lines drawn anywhere would vary by."""
+    rows = {row["lines"]: row for row in measure(finished)}
+    assert rows["latents"]["error"] < 0.01
+    for row in rows.values():
+        assert abs(row["ratio"] - 1) <= 0.02 + 2 * row["error"], row
 
 
 def test_the_same_statistic_sees_the_seams_of_an_unshifted_unblended_run(tmp_path):

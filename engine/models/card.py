@@ -21,13 +21,15 @@ class Card:
 
     Args:
         folder: where it lies.
-        hash: sha256 over its configurations, its weights, and the patch size.
+        hash: sha256 over its configurations, its weights, and the card's patch size and gain.
         patch: side of a window, in latents.
         factor: pixels per latent.
         channels: of the latents.
         labels: names of the labels, 0 first.
         colors: RGB of each label, for viewers.
         pixel_size_um: micrometres per pixel.
+        latents_gain: what sampled latents are multiplied by before they are decoded: makes up for the spread that a
+            network of little training takes from them. 1 changes nothing.
         defaults: settings of a job that names none of its own (steps, solver, guidance, ...).
     """
 
@@ -40,6 +42,7 @@ class Card:
     colors: tuple[tuple[int, int, int], ...]
     pixel_size_um: float
     schedule: Schedule
+    latents_gain: float = 1.0
     defaults: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -65,7 +68,7 @@ def read_card(name: str) -> Card:
     parts = {name: read_json(folder / name / "config.json") for name in ("unet", "vae")}
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     digest = hashlib.sha256()
-    for value in (index, parts, scheduler, card.get("patch_size")):
+    for value in (index, parts, scheduler, card.get("patch_size"), card.get("latents_gain")):
         digest.update(json.dumps(value, sort_keys=True).encode())
     for part in parts:
         check_safetensors(folder / part / WEIGHTS)
@@ -84,6 +87,7 @@ def read_card(name: str) -> Card:
             colors=tuple(tuple(entry["color"]) for entry in card["labels"]),
             pixel_size_um=float(card["pixel_size_um"]),
             schedule=Schedule.from_config(scheduler),
+            latents_gain=float(card.get("latents_gain", 1.0)),
             defaults=card.get("defaults", {}),
         )
     except (KeyError, TypeError) as error:
