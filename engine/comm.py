@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -179,7 +180,8 @@ def describe(error: BaseException) -> str:
     """One line for a user: what the error says, with the file it is about."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        way = "; make room, then give the same command again" if error.errno == errno.ENOSPC else ""
+        return f"{where}{error.strerror}{way}"
     if isinstance(error, MemoryError):
         return f"out of memory: {error}" if str(error) else "out of memory"
     return str(error)

@@ -64,7 +64,7 @@ def choice(*names: str) -> Check:
 
 
 def text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("expected a path or name")
     return value
 

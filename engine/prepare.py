@@ -274,8 +274,8 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
             "use more nodes, fewer ranks a node, a smaller --shard or --batch-size, or a smaller --size"
         )
     log = prepared.options.json_log
-    if log and not Path(log).absolute().parent.is_dir():
-        raise ValueError(f"--json-log {log}: {Path(log).parent} is not a folder; make it, or choose another")
+    if log and (Path(log).is_dir() or not Path(log).absolute().parent.is_dir()):
+        raise ValueError(f"--json-log {log}: not a file in a folder that is there; choose another")
     path = Path(prepared.options.out)
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if parent != path.absolute() and not parent.is_dir():

@@ -31,6 +31,8 @@ def check_preview(options: RunOptions) -> None:
     picture = picture_of(options)
     if picture is None:
         return
+    if picture.absolute() == Path(options.out).absolute():
+        raise ValueError(f"--out {options.out} and the preview would be the same file; end --out with .zarr")
     if options.preview and not picture.absolute().parent.is_dir():
         raise ValueError(f"--preview {picture}: {picture.parent} is not a folder; make it, or pass --preview none")
     if picture.exists() and not is_ours(picture):

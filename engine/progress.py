@@ -28,8 +28,12 @@ class Progress:
         self.left[kind] = max(self.left[kind] - amount, 0)
         if self.log:
             record = {"time": time.time(), "seconds": round(now - self.start, 4), kind + "s": amount, **facts}
-            self.log.write(json.dumps(record) + "\n")
-            self.log.flush()
+            try:
+                self.log.write(json.dumps(record) + "\n")
+                self.log.flush()
+            except OSError as error:  # the log is not worth the run
+                print(f"warning: the JSON log ends here: {error.strerror}", file=sys.stderr, flush=True)
+                self.log = None
         if self.rank == 0 and (now - self.shown > (0.2 if sys.stdout.isatty() else 10) or not any(self.left.values())):
             self.shown = now
             line = f"{text}  {clock(now - self.start)} gone, {clock(self.eta())} to go"

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from engine.geometry import Window, grid
 
-zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4})
+# A finished shard is a file, whatever is in it: an absent one is damage, not emptiness.
+zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4, "array.write_empty_chunks": True})
 LABELS = "labels/tissue"
 ZARR_VERSION = zarr.__version__
 
@@ -79,10 +81,14 @@ class Output:
         self.path = path
         self.private = path / "slidefield"
         self.held: IO[str] | None = None  # the lock, on rank 0 of a run
-        self.group = zarr.open_group(path, mode="r+")
-        self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
-        layout = self.provenance["layout"]
-        self.layout = Layout(tuple(layout["size"]), layout["channels"], layout["shard"], layout["chunk"])
+        try:
+            self.group = zarr.open_group(path, mode="r+")
+            self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
+            layout = self.provenance["layout"]
+            self.layout = Layout(tuple(layout["size"]), layout["channels"], layout["shard"], layout["chunk"])
+            self.array("0")
+        except (KeyError, TypeError, ValueError, FileNotFoundError, AssertionError) as error:
+            raise ValueError(f"{path} is damaged ({error}); sample it anew elsewhere, or remove it yourself") from None
 
     @property
     def finished(self) -> bool:
@@ -114,6 +120,12 @@ class Output:
         data = source[..., ::2, ::2] if name else halved(source)
         return self.write(f"{name}{level}", box, data)
 
+    def shard_file(self, name: str, box: Window) -> Path:
+        """Where a shard lies on disk."""
+        lead = [] if name.startswith(LABELS) else ["0"]
+        side = self.layout.shard
+        return self.path.joinpath(name, "c", *lead, str(box.y0 // side), str(box.x0 // side))
+
     # -- ledger --
 
     def record(self, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -127,7 +139,7 @@ class Output:
         """(array, box) -> sha256 of every shard that was finished; a torn last line counts for nothing."""
         found = {}
         try:
-            content = (self.private / "ledger.jsonl").read_text()
+            content = (self.private / "ledger.jsonl").read_text(errors="replace")
         except FileNotFoundError:
             return {}
         for line in content.splitlines():
@@ -139,10 +151,11 @@ class Output:
         return found
 
     def mend_ledger(self) -> None:
-        """Drop a torn last line, so that the next one starts on a line of its own. Rank 0 calls this."""
+        """Drop a torn last line, and lines of shards that are not there (any more). Rank 0 calls this."""
         lines = [
             {"array": array, "box": [b.y0, b.x0, b.y1, b.x1], "sha256": sha}
             for (array, b), sha in self.ledger().items()
+            if self.shard_file(array, b).exists()
         ]
         temporary = self.private / "ledger.jsonl.partial"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -151,11 +164,22 @@ class Output:
     # -- checkpoints --
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """The commit mark of the last whole checkpoint: slot, level, and whether it has history."""
+        """The commit mark of the last whole checkpoint: slot, level, and whether it has history.
+
+        Raises:
+            ValueError: the mark is damaged.
+        """
+        path = self.private / "checkpoint.json"
         try:
-            return json.loads((self.private / "checkpoint.json").read_text())
+            mark = json.loads(path.read_text())
+            whole = mark["slot"] in (0, 1) and 0 <= mark["level"] <= self.provenance["levels"]
+            if whole and isinstance(mark["level"], int) and isinstance(mark["history"], bool):
+                return mark
         except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise ValueError(f"{path} is damaged; start anew with --resume never")
 
     def begin_checkpoint(self, shape: tuple[int, int, int], side: int) -> int:
         """Choose and make the slot that is not committed; returns its number. Rank 0 calls this."""
@@ -227,10 +251,9 @@ def create(
 ) -> None:
     """Create an output's groups and arrays, beside its place and then by a rename. Rank 0 calls this."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f"{path.name}.{os.getpid()}.creating")
-    for leftover in path.parent.glob(f"{path.name}.*.creating"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    group = zarr.open_group(building, mode="w-", zarr_format=3)
+    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".creating", dir=path.parent))
+    building.chmod(0o755)
+    group = zarr.open_group(building, mode="w", zarr_format=3)
     tissue = group.create_group("labels").create_group("tissue")
     dtype = np.uint8 if len(labels) <= 256 else np.uint16
     for level, size in enumerate(layout.sizes()):
@@ -275,7 +298,11 @@ def create(
         },
     }
     (building / "slidefield").mkdir()
-    building.rename(path)
+    try:
+        building.rename(path)
+    except OSError:
+        shutil.rmtree(building)
+        raise ValueError(f"{path} was made by another run meanwhile; wait for it, or choose another --out") from None
 
 
 def multiscale(layout: Layout, pixel_size_um: float, *, with_channel: bool, method: str) -> dict[str, Any]:
@@ -352,9 +379,8 @@ def state_of(path: Path) -> dict[str, Any] | None:
 
 def remove(path: Path) -> None:
     """Remove an output; it first goes out of the way by a rename, so that no half of it stays under its name."""
-    going = path.with_name(path.name + ".removing")
-    shutil.rmtree(going, ignore_errors=True)
-    path.rename(going)
+    going = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".removing", dir=path.parent))
+    path.rename(going / "output")
     shutil.rmtree(going)
 
 

@@ -59,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if state_of(path) is None:
             raise ValueError(f"{path} is not there")
         output = Output(path)
+        mark, wrong = output.checkpoint(), damage(output)
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    wrong = damage(output)
     for line in wrong:
         print(f"damaged: {line}", file=sys.stderr)
     height, width = output.layout.size
@@ -71,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"damaged: {len(wrong)} shards; {shape}")
         return 1
     if not output.finished:
-        mark = output.checkpoint()
         print(f"unfinished at level {mark['level'] if mark else 0} of {output.provenance['levels']}; {shape}")
         return STOPPED
     print(f"finished; {shape}; sha256 {pixels_sha256(output)}")

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from engine.geometry import Window
-from engine.store import Layout, Output, create, halved, state_of
+from engine.store import Layout, Output, create, halved, remove, state_of
 
 LABELS = [("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))]
 
 
 @pytest.fixture
 def output(tmp_path):
-    create(tmp_path / "o.zarr", Layout((100, 140), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 3})
+    create(tmp_path / "o.zarr", Layout((100, 140), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 30})
     return Output(tmp_path / "o.zarr")
 
 
@@ -36,10 +36,13 @@ def test_a_pyramid_of_means_does_not_drift_brighter():
 def test_a_torn_last_line_of_the_ledger_counts_for_nothing(output):
     box = output.boxes(0)[0]
     output.record([output.write("0", box, np.zeros((3, *box.shape), np.uint8))])
+    lost = output.boxes(0)[1]
+    output.record([{"array": "0", "box": [lost.y0, lost.x0, lost.y1, lost.x1], "sha256": "its shard is not there"}])
     with (output.private / "ledger.jsonl").open("a") as ledger:
         ledger.write('{"array": "0", "box": [0, 64')
-    assert set(output.ledger()) == {("0", box)}
+    assert set(output.ledger()) == {("0", box), ("0", lost)}
     output.mend_ledger()
+    assert set(output.ledger()) == {("0", box)}
     output.record([{"array": "0", "box": [64, 0, 100, 64], "sha256": "x"}])
     assert set(output.ledger()) == {("0", box), ("0", Window(64, 0, 100, 64))}
 
@@ -78,6 +81,25 @@ def test_a_damaged_checkpoint_is_named(output):
     file.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         output.read_checkpoint(slot, "x", box)
+
+
+@pytest.mark.parametrize(
+    "mark", ["", "{}", "[]", '{"slot": 0, "level": 999, "history": false}', '{"slot": 0, "level": "x"}']
+)
+def test_a_damaged_commit_mark_is_named(output, mark):
+    (output.private / "checkpoint.json").write_text(mark)
+    with pytest.raises(ValueError, match=r"checkpoint\.json is damaged; start anew with --resume never"):
+        output.checkpoint()
+
+
+def test_making_and_removing_an_output_touches_nothing_else(tmp_path):
+    for name in ("o.zarr.removing", "o.zarr.my.creating"):
+        (tmp_path / name).mkdir()
+    create(tmp_path / "o.zarr", Layout((64, 64), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 30})
+    with pytest.raises(ValueError, match="another run"):
+        create(tmp_path / "o.zarr", Layout((64, 64), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 30})
+    remove(tmp_path / "o.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.zarr.my.creating", "o.zarr.removing"]
 
 
 def test_a_folder_of_another_kind_is_no_output(tmp_path):

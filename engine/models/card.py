@@ -67,6 +67,13 @@ def read_card(name: str) -> Card:
     card = read_json(folder / "card.json")
     parts = {name: read_json(folder / name / "config.json") for name in ("unet", "vae")}
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    for key in ("num_train_timesteps", "prediction_type"):
+        if key not in scheduler:
+            raise ValueError(
+                f"{folder / 'scheduler' / 'scheduler_config.json'} lacks {key}; the model folder is damaged"
+            )
+    if not {"beta_schedule", "trained_betas"} & set(scheduler):
+        raise ValueError(f"{folder / 'scheduler' / 'scheduler_config.json'} lacks beta_schedule; the model is damaged")
     digest = hashlib.sha256()
     for value in (index, parts, scheduler, card.get("patch_size"), card.get("latents_gain")):
         digest.update(json.dumps(value, sort_keys=True).encode())
