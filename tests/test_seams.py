@@ -28,11 +28,11 @@ def finished(tmp_path_factory):
 
 
 def test_no_line_of_the_engine_shows_in_a_sample_of_the_embedded_model(finished):
-    """To 0.02, and twice what as many lines drawn anywhere would vary by."""
+    """To 0.02, and three times what as many lines drawn anywhere would vary by."""
     rows = {row["lines"]: row for row in measure(finished)}
     assert rows["latents"]["error"] < 0.01
     for row in rows.values():
-        assert abs(row["ratio"] - 1) <= 0.02 + 2 * row["error"], row
+        assert abs(row["ratio"] - 1) <= 0.02 + 3 * row["error"], row
 
 
 def test_the_same_statistic_sees_the_seams_of_an_unshifted_unblended_run(tmp_path):
