@@ -13,6 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("slow machine", deadline=None)
+settings.load_profile("slow machine")
 
 ROOT = Path(__file__).parents[1]
 LABELS = ["unknown", "carcinoma", "necrosis", "tumour stroma", "other"]
