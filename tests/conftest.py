@@ -41,6 +41,22 @@ def make_tiny_model(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_shared_memory_left():
+    """Remove what aborted runs of this session left in shared memory and no process uses any more."""
+    before = set(Path("/dev/shm").glob("mpich*"))
+    yield
+    used = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            used |= {line.split()[-1] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+        except OSError:
+            continue
+    for leftover in set(Path("/dev/shm").glob("mpich*")) - before:
+        if str(leftover) not in used:
+            leftover.unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
