@@ -49,6 +49,7 @@ class Denoiser:
         outputs: dict[int, dict[int, Tensor]] = {}
         denoised: dict[int, Tensor] = {}
         last = {window: index for index, (window, _) in enumerate(requests)}
+        from_x, from_output = self.schedule.to_denoised(self.schedule.alpha_bar[t])
         done = 0
         for batch in batches(requests, self.batch_size):
             for window, _ in batch:
@@ -60,7 +61,6 @@ class Denoiser:
                 window = requests[index][0]
                 if last[window] == index:
                     out = self.guided(plan, window, outputs.pop(window))
-                    from_x, from_output = self.schedule.to_denoised(self.schedule.alpha_bar[t])
                     denoised[window] = inputs.pop(window) * from_x + out * from_output
             done += len(batch)
         return denoised

@@ -177,12 +177,16 @@ class SampleJob:
             )
         return job
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {**asdict(self), "size": list(self.size)}
+
     def identity(self, card: Card, labels_hash: str) -> dict[str, Any]:
         """What two jobs must share for their results to be the same bytes: JSON values."""
-        values = asdict(self)
+        values = self.plain()
         for path in ("model", "labels", "resize_labels"):
             values.pop(path)
-        return {**values, "size": list(self.size), "model_hash": card.hash, "labels_hash": labels_hash}
+        return {**values, "model_hash": card.hash, "labels_hash": labels_hash}
 
 
 @dataclass(frozen=True)

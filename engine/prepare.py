@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,7 +144,7 @@ class Prepared:
             "shards": len(self.wanted),
             "files": self.layout.files(),
             "ranks": self.size,
-            "job": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.job).items()},
+            "job": self.job.plain(),
         }
 
     def decode_plans(self, remaining: list[int]) -> Iterator[LevelPlan]:

@@ -54,7 +54,7 @@ def is_ours(picture: Path) -> bool:
 
 def preview(ranks: Ranks, options: RunOptions) -> None:
     """Write the picture, on rank 0. Collective."""
-    ranks.agree(lambda: write_preview(options) if ranks.rank == 0 else None)
+    ranks.on_root(lambda: write_preview(options))
 
 
 def write_preview(options: RunOptions) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,8 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     keeper = Keeper(ranks, output, canvas, options.checkpoint_every)
     first = keeper.restore()
     boxes = {s: image_box(prepared.ownership.shards[s], card.factor, job.size) for s in prepared.wanted}
-    ledger = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
-    remaining = [s for s in prepared.wanted if ("0", boxes[s]) not in ledger]
+    done = finished_shards(ranks, output)
+    remaining = [s for s in prepared.wanted if ("0", boxes[s]) not in done]
     progress = begin_progress(ranks, prepared, first, remaining, device)
 
     denoise = Denoiser(model.network, prepared.condition, card.schedule, int(job.batch_size or 1), dtype, device)
@@ -60,7 +59,7 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     build_pyramids(ranks, output)
     seconds = {"sampling": round(progress.spent["evaluation"], 2), "decoding": round(progress.spent["decode"], 2)}
     seconds["all"] = round(time.monotonic() - begun, 2)
-    ranks.agree(lambda: sign(output, seconds, ranks.size) if ranks.rank == 0 else None)
+    ranks.on_root(lambda: sign(output, seconds, ranks.size))
     progress.end(f"finished {options.out} in {clock(seconds['all'])}")
     return True
 
@@ -186,7 +185,7 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
 def write_labels(ranks: Ranks, prepared: Prepared, output: Output) -> None:
     """Write the label map's shards: every rank its part, where each can read the map in boxes. Collective."""
     job = prepared.job
-    done = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
+    done = finished_shards(ranks, output)
     todo = [box for box in output.boxes(0) if (f"{LABELS}/0", box) not in done]
     shared = job.labels is None or reads_in_boxes(Path(job.labels))
     mine = todo[ranks.rank :: ranks.size] if shared else todo if ranks.rank == 0 else []
@@ -200,9 +199,8 @@ def write_labels(ranks: Ranks, prepared: Prepared, output: Output) -> None:
 
 def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
     """What an output says of its making."""
-    job = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(prepared.job).items()}
     return {
-        "job": job,
+        "job": prepared.job.plain(),
         "identity": prepared.identity,
         "seed": prepared.job.seed,
         "device": device.split(":")[0],
@@ -242,7 +240,7 @@ class Keeper:
                     self.output.write_checkpoint(slot, name, ownership.shards[shard], data.cpu().numpy())
 
         self.ranks.agree(write)
-        self.ranks.agree(lambda: self.output.commit_checkpoint(slot, level, history) if self.ranks.rank == 0 else None)
+        self.ranks.on_root(lambda: self.output.commit_checkpoint(slot, level, history))
         self.last = time.monotonic()
 
     def restore(self) -> int:
@@ -267,16 +265,21 @@ class Keeper:
         return int(mark["level"])
 
 
+def finished_shards(ranks: Ranks, output: Output) -> set[tuple[str, Window]]:
+    """The (array, box) of every shard in the ledger, read once for all. Collective."""
+    return ranks.on_root(lambda: set(output.ledger()))
+
+
 def record(ranks: Ranks, output: Output, lines: list[dict[str, Any]]) -> None:
     """Gather every rank's finished shards and enter them in the ledger; empties ``lines``. Collective."""
     gathered = [line for part in ranks.collect(lines) for line in part]
-    ranks.agree(lambda: output.record(gathered) if ranks.rank == 0 else None)
+    ranks.on_root(lambda: output.record(gathered))
     lines.clear()
 
 
 def build_pyramids(ranks: Ranks, output: Output) -> None:
     """Make the coarser levels of image and labels, each shard by one rank. Collective."""
-    done = ranks.share(set(output.ledger()) if ranks.rank == 0 else set())
+    done = finished_shards(ranks, output)
     for level in range(1, len(output.layout.sizes())):
         ranks.barrier()  # the level below is whole
         todo = [

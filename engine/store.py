@@ -104,7 +104,7 @@ class Output:
     def write(self, name: str, box: Window, data: np.ndarray) -> dict[str, Any]:
         """Write one whole shard and return its line for the ledger. Its one writer calls this."""
         self.array(name)[(..., slice(box.y0, box.y1), slice(box.x0, box.x1))] = data
-        return {"array": name, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": digest(data)}
+        return ledger_line(name, box, digest(data))
 
     def read(self, name: str, box: Window) -> np.ndarray:
         return np.asarray(self.array(name)[(..., slice(box.y0, box.y1), slice(box.x0, box.x1))])
@@ -153,9 +153,9 @@ class Output:
     def mend_ledger(self) -> None:
         """Drop a torn last line, and lines of shards that are not there (any more). Rank 0 calls this."""
         lines = [
-            {"array": array, "box": [b.y0, b.x0, b.y1, b.x1], "sha256": sha}
-            for (array, b), sha in self.ledger().items()
-            if self.shard_file(array, b).exists()
+            ledger_line(array, box, sha)
+            for (array, box), sha in self.ledger().items()
+            if self.shard_file(array, box).exists()
         ]
         temporary = self.private / "ledger.jsonl.partial"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -255,15 +255,14 @@ def create(
     building.chmod(0o755)
     group = zarr.open_group(building, mode="w", zarr_format=3)
     tissue = group.create_group("labels").create_group("tissue")
-    dtype = np.uint8 if len(labels) <= 256 else np.uint16
     for level, size in enumerate(layout.sizes()):
-        for parent, lead, kind in ((group, (layout.channels,), np.uint8), (tissue, (), dtype)):
+        for parent, lead in ((group, (layout.channels,)), (tissue, ())):
             parent.create_array(
                 str(level),
                 shape=(*lead, *size),
                 chunks=(*(1 for _ in lead), layout.chunk, layout.chunk),
                 shards=(*lead, layout.shard, layout.shard),
-                dtype=kind,
+                dtype=np.uint8,  # a model has 64 labels at the most
                 compressors=[ZstdCodec(level=1, checksum=True)],
                 dimension_names=["c", "y", "x"][3 - len(size) - len(lead) :],
                 fill_value=0,
@@ -337,6 +336,10 @@ def halved(image: np.ndarray) -> np.ndarray:
     total = padded[:, ::2, ::2] + padded[:, 1::2, ::2] + padded[:, ::2, 1::2] + padded[:, 1::2, 1::2]
     quotient, rest = total >> 2, total & 3
     return (quotient + ((rest > 2) | ((rest == 2) & (quotient & 1 == 1)))).astype(np.uint8)
+
+
+def ledger_line(array: str, box: Window, sha256: str) -> dict[str, Any]:
+    return {"array": array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": sha256}
 
 
 def digest(data: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.comm import STOPPED
 from engine.geometry import Window
-from engine.store import Output, bands, digest, state_of
+from engine.store import LABELS, Output, bands, digest, state_of
 
 
 def pixels_sha256(output: Output) -> str:
@@ -38,7 +38,7 @@ def damage(output: Output) -> list[str]:
             found.append(f"{where(name, box)} cannot be read: {' '.join(str(error).split())}")
     if output.finished:
         for level in range(len(output.layout.sizes())):
-            for prefix in ("", "labels/tissue/"):
+            for prefix in ("", f"{LABELS}/"):
                 found += [
                     f"{where(f'{prefix}{level}', box)} is not in the ledger"
                     for box in output.boxes(level)
