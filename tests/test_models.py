@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from engine.models.autoencoder import PatchAutoencoder
 from engine.models.card import EMBEDDED, read_card
-from engine.models.diffinfinite import MaskAttention, MaskUNet
+from engine.models.diffinfinite import Attention, LabelUNet, LinearAttention, MaskAttention, MaskUNet
 from engine.models.folder import load_model, load_part, save_part
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -24,6 +24,42 @@ def test_mask_attention_is_softmax_attention_with_the_mask_as_query():
     weights = torch.einsum("bhdi,bhdj->bhij", q, k).softmax(-1)
     expected = layer.to_out(torch.einsum("bhij,bhdj->bhdi", weights, v).reshape(2, 128, 6, 6))
     torch.testing.assert_close(layer(x, mask), expected)
+
+
+def test_linear_attention_is_its_definition():
+    torch.manual_seed(0)
+    layer, x = LinearAttention(16), torch.randn(2, 16, 6, 4)
+    q, k, v = layer.to_qkv(x).flatten(2).unflatten(1, (3, 4, 32)).unbind(1)  # (B, h, d, N)
+    q, k, v = q.softmax(-2) * 32**-0.5, k.softmax(-1), v / 24
+    context = torch.einsum("bhdn,bhen->bhde", k, v)
+    expected = layer.to_out(torch.einsum("bhde,bhdn->bhen", context, q).reshape(2, 128, 6, 4))
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_attention_in_the_middle_is_softmax_attention_between_all_positions():
+    torch.manual_seed(0)
+    layer, x = Attention(16), torch.randn(2, 16, 6, 4)
+    q, k, v = layer.to_qkv(x).flatten(2).unflatten(1, (3, 4, 32)).unbind(1)
+    weights = torch.einsum("bhdi,bhdj->bhij", q * 32**-0.5, k).softmax(-1)
+    expected = layer.to_out(torch.einsum("bhij,bhdj->bhdi", weights, v).reshape(2, 128, 6, 4))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_label_network_hears_its_class_and_the_null_is_a_parameter_of_its_own():
+    torch.manual_seed(0)
+    network = LabelUNet(16, 3, dim_mults=(1, 2), channels=5).eval()
+    assert LabelUNet(**network.config).state_dict().keys() == network.state_dict().keys()
+    assert network.null_classes_emb.shape == (16,)
+    x, t = torch.randn(1, 5, 8, 12).expand(4, -1, -1, -1), torch.full((4,), 500)
+    with torch.inference_mode():
+        before = network(x, t, torch.tensor([0, 1, 2, -1]))
+        network.null_classes_emb.add_(1)
+        after = network(x, t, torch.tensor([0, 1, 2, -1]))
+    assert before.shape == x.shape
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(before) for b in before[:i])
+    torch.testing.assert_close(before[:3], after[:3])
+    assert (before[3] - after[3]).abs().max() > 1e-3
 
 
 def test_diffinfinites_own_weights_give_its_own_output():
