@@ -1,0 +1,120 @@
+"""From a label model's canvas to labels: DiffInfinite's clean-up and the nearest upsampling, whole and in boxes."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.geometry import Window, grid
+from engine.labels import argmax_labels, boundaries, clean_box, clean_labels, nearest_box, source_index
+
+GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+
+def blobs(shape: tuple[int, int], seed: int = 0, labels: int = 5) -> np.ndarray:
+    """A map of areas, as a label model decodes it: label / (labels - 1)."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, labels, (shape[0] // 9 + 1, shape[1] // 9 + 1))
+    return np.kron(coarse, np.ones((9, 9)))[: shape[0], : shape[1]].astype(np.float32) / (labels - 1)
+
+
+class Recorded:
+    """Reads boxes of a map and remembers which."""
+
+    def __init__(self, values):
+        self.values, self.asked = values, []
+
+    def __call__(self, box):
+        self.asked.append(box)
+        assert 0 <= box.y0 < box.y1 <= self.values.shape[0]
+        assert 0 <= box.x0 < box.x1 <= self.values.shape[1]
+        return self.values[box.y0 : box.y1, box.x0 : box.x1]
+
+
+def test_a_pixel_is_a_boundary_when_a_neighbour_inside_the_map_differs():
+    grey = np.array([[1, 1, 1, 2], [1, 1, 1, 2], [1, 1, 3, 2]])
+    assert boundaries(grey).tolist() == [
+        [False, False, True, True],
+        [False, False, True, True],
+        [False, True, True, True],
+    ]
+
+
+def test_the_clean_up_takes_boundaries_and_what_is_within_six_pixels_of_them():
+    decoded = np.zeros((20, 20), np.float32)
+    decoded[:, 10:] = 1  # columns 9 and 10 are boundary, so minima over columns 5..14 are not 1
+    decoded[3, 15] = 0.5  # and so is a speck with the four beside it
+    whole = clean_labels(decoded, (15, 15), 2)
+    assert not whole[:, :11].any()
+    assert whole[5:, 11:].all()
+    assert not whole[:5, 11:].any()
+
+
+def test_grey_values_are_truncated_and_labels_rounded():
+    for value, label in ((0.0, 0), (0.123, 0), (0.126, 1), (0.5, 2), (0.874, 3), (1.0, 4), (7.0, 4), (-1.0, 0)):
+        assert (clean_labels(np.full((8, 8), value, np.float32), (4, 4), 5) == label).all(), value
+
+
+@given(st.integers(0, 150).map(lambda n: 2 * n + 1), st.integers(1, 150).map(lambda n: 2 * n))
+@settings(max_examples=60, deadline=None)
+def test_lines_are_brought_to_size_as_pillow_does(source, target):
+    """Odd to even, as cleaned maps are: else a middle can lie on an edge, where Pillow's sum of steps decides."""
+    line = Image.fromarray(np.arange(source, dtype=np.int32)[None])
+    expected = np.asarray(line.resize((target, 1), Image.Resampling.NEAREST))[0]
+    assert source_index(0, target, source, target).tolist() == expected.tolist()
+
+
+@given(st.integers(6, 70), st.integers(6, 70), st.integers(1, 150), st.integers(1, 150), st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_box_of_the_clean_up_is_that_crop_of_the_whole(h, w, height, width, data):
+    decoded = blobs((h, w), seed=h)
+    whole = clean_labels(decoded, (height, width), 5)
+    y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    box = Window(y0, x0, data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width)))
+    found = clean_box(Recorded(decoded), (h, w), (height, width), box, 5)
+    assert np.array_equal(found, whole[box.y0 : box.y1, box.x0 : box.x1])
+
+
+def test_a_box_reads_what_it_needs_and_no_more():
+    read = Recorded(blobs((1000, 1200)))
+    for shard in grid((8000, 9600), 512)[:40]:
+        clean_box(read, (1000, 1200), (8000, 9600), shard, 5)
+    assert len(read.asked) == 40
+    assert max(max(box.shape) for box in read.asked) <= 512 / 8 + 1 + 5 + 2
+
+
+def test_a_box_brought_to_size_is_that_crop_of_the_whole():
+    values = np.arange(13 * 17).reshape(13, 17)
+    whole = nearest_box(Recorded(values), values.shape, (104, 136), Window(0, 0, 104, 136))
+    assert np.array_equal(whole, np.kron(values, np.ones((8, 8), int)))
+    part = nearest_box(Recorded(values), values.shape, (104, 136), Window(11, 30, 60, 77))
+    assert np.array_equal(part, whole[11:60, 30:77])
+
+
+def test_the_label_of_a_channel_a_label_is_the_largest():
+    canvas = np.random.default_rng(0).standard_normal((5, 7, 9))
+    assert argmax_labels(canvas).tolist() == canvas.argmax(0).tolist()
+    assert argmax_labels(canvas).dtype == np.uint8
+
+
+def test_a_map_too_small_to_clean_is_refused():
+    with pytest.raises(ValueError, match=r"5 x 64.*larger"):
+        clean_labels(np.zeros((5, 64), np.float32), (10, 10), 5)
+
+
+def test_diffinfinites_own_clean_up_gives_the_same_labels():
+    path = GOLDEN / "diffinfinite-mask" / "io.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: the outputs of DiffInfinite's own code")
+    io = np.load(path)
+    size, labels = int(io["clean_size"]), int(io["clean_labels"])
+    decoded = io["clean_in"][0]
+    assert np.array_equal(clean_labels(decoded, (size, size), labels), io["clean_out"])
+    for box in grid((size, size), 100):
+        part = clean_box(Recorded(decoded), decoded.shape, (size, size), box, labels)
+        assert np.array_equal(part, io["clean_out"][box.y0 : box.y1, box.x0 : box.x1])
