@@ -1,7 +1,7 @@
-"""``python -m engine.train autoencoder|image --data DIR --out MODEL_DIR``: train a model folder.
+"""``python -m engine.train autoencoder|image|labels --data DIR --out MODEL_DIR``: train a model folder.
 
-First the autoencoder, then the image network on its latents; each resumes where it was stopped. Under
-``mpiexec -n N`` every rank takes its part of each batch and gradients are averaged.
+First the autoencoder, then the image network on its latents; the network of label maps is a model by itself. Each
+resumes where it was stopped. Under ``mpiexec -n N`` every rank takes its part of each batch and gradients are averaged.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.comm import Ranks, launched_rank, run_main
 from engine.job import Parser
 
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"steps": 4000, "batch_size": 8, "lr": 1e-3},
-    "image": {"steps": 20000, "batch_size": 16, "lr": 8e-4},
+    "image": {"steps": 20000, "batch_size": 16, "lr": 8e-4, "window": 32, "dim": 48, "dim_mults": [1, 2, 4]},
+    "labels": {"steps": 20000, "batch_size": 8, "lr": 1e-3, "window": 64, "dim": 16, "dim_mults": [1, 2, 4, 6]},
 }
+GROUPS = 8  # of the networks' normalisation
+LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,15 +51,21 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--crop", type=positive(int), default=128, help="px")
             sub.add_argument("--latent-channels", type=positive(int), default=8)
             sub.add_argument("--decoder-alone", action="store_true", help="go on with the decoder, latents unchanged")
+            continue
+        sub.add_argument("--dim", type=positive(int), default=defaults["dim"], help="features at full size")
+        sub.add_argument(
+            "--dim-mults", type=whole_numbers, default=defaults["dim_mults"], help="features further down, over --dim"
+        )
+        sub.add_argument("--pixel-size", type=positive(float), default=0.5, help="um per pixel of the images")
+        if name == "image":
+            sub.add_argument("--window", type=positive(int), default=defaults["window"], help="latents")
+            sub.add_argument("--drop", type=share, default=0.2, help="share of windows trained without their label")
+            sub.add_argument("--labels", type=names, default="", help="names of the labels, 0 first, by commas")
         else:
-            sub.add_argument("--window", type=positive(int), default=32, help="latents")
-            sub.add_argument("--dim", type=positive(int), default=48, help="features at full size")
-            sub.add_argument(
-                "--dim-mults", type=whole_numbers, default=[1, 2, 4], help="features further down, over --dim"
-            )
-            sub.add_argument("--drop", type=float, default=0.2, help="share of windows trained without their label")
-            sub.add_argument("--labels", default="", help="names of the labels, 0 first, by commas")
-            sub.add_argument("--pixel-size", type=float, default=0.5, help="um per pixel")
+            sub.add_argument("--window", type=positive(int), default=defaults["window"], help="label pixels")
+            sub.add_argument("--scale", type=positive(int), default=8, help="image pixels a label pixel")
+            sub.add_argument("--drop", type=share, default=0.1, help="share of windows trained without their class")
+            sub.add_argument("--labels", type=names, default=LABELS, help="names of all labels, 0 first, by commas")
     return top
 
 
@@ -69,6 +79,17 @@ def positive(kind: type):
         return value
 
     return convert
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share, 0 to 1")
+    return value
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -93,7 +114,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     import torch
 
     from engine.models.folder import device_of
-    from engine.training import autoencoder, image
+    from engine.training import autoencoder, image, labels
     from engine.training.loop import LoopSettings
 
     torch.set_num_threads(args.threads or max(len(os.sched_getaffinity(0)) // ranks.local_size, 1))
@@ -106,20 +127,13 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
         autoencoder.train(
             args.data, args.out, settings, ranks, crop=args.crop, decoder_alone=args.decoder_alone, **common, **channels
         )
+        return 0
+    common |= {"window": args.window, "drop": args.drop, "names": args.labels, "pixel_size_um": args.pixel_size}
+    common |= {"dim": args.dim, "dim_mults": args.dim_mults}
+    if args.network == "image":
+        image.train(args.data, args.out, settings, ranks, **common)
     else:
-        image.train(
-            args.data,
-            args.out,
-            settings,
-            ranks,
-            window=args.window,
-            drop=args.drop,
-            names=[name.strip() for name in args.labels.split(",") if name.strip()],
-            pixel_size_um=args.pixel_size,
-            dim=args.dim,
-            dim_mults=args.dim_mults,
-            **common,
-        )
+        labels.train(args.data, args.out, settings, ranks, scale=args.scale, **common)
     return 0
 
 
@@ -131,12 +145,17 @@ def check(args: argparse.Namespace, size: int) -> None:
     """
     if args.batch_size < size:
         raise ValueError(f"--batch-size {args.batch_size} is less than the {size} ranks; choose {size} or more")
-    if args.network == "image":
-        divisor = 2 ** (len(args.dim_mults) - 1)
-        if args.window % divisor:
-            raise ValueError(
-                f"--window {args.window} cannot be halved as often as --dim-mults says; use multiples of {divisor}"
-            )
+    if args.network == "autoencoder":
+        return
+    divisor = 2 ** (len(args.dim_mults) - 1)
+    if args.window % divisor:
+        raise ValueError(
+            f"--window {args.window} cannot be halved as often as --dim-mults says; use multiples of {divisor}"
+        )
+    if args.dim % GROUPS:
+        raise ValueError(f"--dim {args.dim} cannot be normalised in {GROUPS} groups; use multiples of {GROUPS}")
+    if args.network == "labels" and not 2 <= len(args.labels) <= 64:
+        raise ValueError(f"--labels names {len(args.labels)}; 2 to 64 are supported")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ import pytest
 import torch
 from conftest import launch, verify
 from PIL import Image
+from safetensors.torch import load_file
 
 from engine.models.autoencoder import PatchAutoencoder
 from engine.models.card import read_card
+from engine.models.diffinfinite import LabelUNet
 from engine.models.folder import load_part
+from engine.schedule import Schedule
 from engine.training.data import Patches, dihedral, find_images
 from engine.training.image import LatentWindows
+from engine.training.labels import LabelWindows, find_maps, one_hot, read_map, shifted_cosine, window_classes
 
 
 @pytest.fixture(scope="module")
@@ -118,4 +122,102 @@ def test_data_that_is_none_is_refused_in_one_line(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory):
+    """Three label maps: one of labels, one of two bytes, and one spread over 0 to 255; and an image that is none."""
+    folder = tmp_path_factory.mktemp("maps")
+    labels = np.zeros((96, 128), np.uint8)
+    labels[:, 40:] = 1
+    Image.fromarray(labels).save(folder / "a.png")
+    Image.fromarray(labels.T.astype(np.uint16)).save(folder / "b.tif")
+    labels[40:, 40:] = 2
+    Image.fromarray((labels / 2 * 255).astype(np.uint8)).save(folder / "c.png")  # 127.5 is stored as 127
+    Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(folder / "d.png")
+    return folder
+
+
+def train_labels(ranks, maps, out, *options):
+    names = ("--labels", "unknown,left,right", "--window", 8, "--scale", 4, "--dim", 8, "--dim-mults", "1,2")
+    common = ("--data", maps, "--out", out, "--every", 10, "--batch-size", 4)
+    return launch(ranks, "labels", *common, *names, *options, module="engine.train")
+
+
+def test_the_network_of_label_maps_learns_goes_on_and_leaves_a_model(maps, tmp_path):
+    first = train_labels(2, maps, tmp_path, "--steps", 30)
+    assert first.returncode == 0, first.stderr
+    assert "3 label maps" in first.stdout
+    again = train_labels(1, maps, tmp_path, "--steps", 34)
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 30" in again.stdout
+    records = [json.loads(line) for line in (tmp_path / "unet" / "training.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 34
+    assert records[-1]["loss"] < 2
+    assert Image.open(tmp_path / "unet" / "samples.png").size == (6 * 10, 3 * 10)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert [entry["name"] for entry in card["labels"]] == ["tissue", "left", "right"]
+    assert (card["role"], card["space"], card["label_scale"], card["pixel_size_um"]) == ("labels", "pixels", 4, 2.0)
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    assert config.pop("_class_name") == "LabelUNet"
+    weights = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    LabelUNet(**config).load_state_dict(weights)
+    scheduler = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert Schedule.from_config(scheduler).clip == 1.0
+
+
+def test_label_maps_are_read_however_they_are_stored(maps):
+    assert [path.name for path in find_maps(maps)] == ["a.png", "b.tif", "c.png"]
+    a, b, c = (read_map(path, 3) for path in find_maps(maps))
+    assert np.array_equal(a, b.T)
+    assert np.unique(c).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"c\.png holds 127.*--labels"):
+        read_map(maps / "c.png", 4)
+
+
+def test_a_window_is_of_the_commonest_label_besides_0_where_there_is_enough_of_it():
+    labels = np.random.default_rng(0).choice(4, (20, 24), p=[0.7, 0.1, 0.1, 0.1])
+    found = window_classes(labels, 8, 4)
+    assert found.shape == (13, 17)
+    for y, x in np.ndindex(found.shape):
+        areas = np.bincount(labels[y : y + 8, x : x + 8].ravel(), minlength=4)[1:]
+        assert found[y, x] == (areas.argmax() + 1 if areas.max() >= 8 else 0)
+    assert len(np.unique(found)) == 4
+
+
+def test_windows_of_label_maps_are_of_the_class_they_are_said_to_be(maps):
+    maps = [read_map(path, 3) for path in find_maps(maps)]
+    windows, again = (LabelWindows(maps, 3, 16, 4, seed=1) for _ in range(2))
+    assert windows.classes == [0, 1, 2]
+    shares: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for position in range(90):
+        labels, asked = windows.window(position)
+        assert labels.shape == (16, 16)
+        assert np.array_equal(labels, again.window(position)[0])
+        shares[asked].append(float((labels == asked).mean()))
+    assert all(len(of_class) > 15 for of_class in shares.values())
+    assert np.mean(shares[1]) > 0.3
+    assert np.mean(shares[2]) > 0.3
+
+
+def test_one_hot_and_the_largest_channel_are_inverse():
+    labels = np.random.default_rng(0).integers(0, 4, (2, 5, 6))
+    assert np.array_equal(one_hot(labels, 4).argmax(1).numpy(), labels)
+
+
+def test_the_shifted_schedule_has_the_cosines_signal_over_noise_times_the_shift():
+    plain, shifted = (np.cumprod(1 - np.array(shifted_cosine(shift))) for shift in (1.0, 0.25))
+    ratio = np.sqrt(shifted / (1 - shifted)) / np.sqrt(plain / (1 - plain))
+    assert np.abs(ratio - 0.25).max() < 1e-3
+
+
+def test_label_maps_smaller_than_a_window_and_folders_without_any_are_refused(maps, tmp_path):
+    done = train_labels(1, maps, tmp_path / "m", "--window", 64)
+    assert done.returncode != 0
+    assert "96 x 128 px, smaller than a window of 256" in done.stderr
+    done = train_labels(2, tmp_path, tmp_path / "m")
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert "no label map" in done.stderr
     assert not (tmp_path / "m").exists()

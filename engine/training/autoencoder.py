@@ -16,8 +16,8 @@ from engine.models.autoencoder import PatchAutoencoder
 from engine.models.card import read_json
 from engine.models.folder import load_part, save_part
 from engine.schedule import Schedule
-from engine.solvers import ddim
 from engine.training.data import Patches, find_images
+from engine.training.diffusion import denoise
 from engine.training.loop import LoopSettings, Trainer, average_gradients, image_grid
 from engine.training.losses import (
     PatchDiscriminator,
@@ -141,15 +141,11 @@ def renoiser(out: Path, device: str, steps: int = 4) -> Callable[[Tensor], Tenso
     @torch.no_grad()
     def renoise(z: Tensor) -> Tensor:
         top = float(torch.empty(()).uniform_(0.15, 0.6)) * schedule.timesteps
-        levels = np.linspace(top, 0.1 * top, steps).astype(int)
-        alpha_bar = [schedule.alpha_bar[t] for t in levels]
-        x = alpha_bar[0] ** 0.5 * z + (1 - alpha_bar[0]) ** 0.5 * torch.randn_like(z)
+        levels = np.linspace(top, 0.1 * top, steps).astype(int).tolist()
+        alpha_bar = schedule.alpha_bar[levels[0]]
+        x = alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * torch.randn_like(z)
         nothing = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        for t, step in zip(levels, ddim(alpha_bar, 0.0), strict=True):
-            output = network(x, nothing + int(t), nothing, torch.zeros_like(z[:, :1]))
-            from_x, from_output = schedule.to_denoised(schedule.alpha_bar[t])
-            x = step.a * x + (step.b + step.e) * (from_x * x + from_output * output)
-        return x
+        return denoise(lambda x, t: network(x, t, nothing, torch.zeros_like(z[:, :1])), schedule, x, levels)
 
     return renoise
 

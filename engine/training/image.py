@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 from engine.comm import Ranks
 from engine.models.autoencoder import PatchAutoencoder
 from engine.models.diffinfinite import MaskUNet
-from engine.models.folder import save_part
 from engine.schedule import Schedule
-from engine.solvers import ddim
 from engine.training.autoencoder import load_autoencoder, to_image, to_tensor
 from engine.training.data import dihedral, find_images, read_image, read_mask
-from engine.training.loop import LoopSettings, Trainer, image_grid
+from engine.training.diffusion import colored, denoise, fit, spread_evenly, velocity_loss, write_folder
+from engine.training.loop import LoopSettings, image_grid
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -31,7 +29,10 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
 }
 UNIFORM_SHARE = 1 / 3  # of the timesteps trained on
-COLORS = [[160, 160, 160], [214, 39, 40], [255, 187, 20], [44, 120, 200], [60, 170, 90], [148, 103, 189], [140, 86, 75]]
+PARTS = {
+    "unet": ["engine.models.diffinfinite", "MaskUNet"],
+    "vae": ["engine.models.autoencoder", "PatchAutoencoder"],
+}
 
 
 class LatentWindows:
@@ -111,60 +112,34 @@ def denoising_loss(
     there is most to learn (Karras et al. 2022, arXiv:2206.00364, section 5).
     """
     x0 = torch.from_numpy(np.stack([w[0] for w in windows]))
-    label = torch.tensor([w[1] for w in windows])
-    mask = torch.from_numpy(np.stack([w[2] for w in windows])).float()
+    label = torch.tensor([w[1] for w in windows]).to(device)
+    mask = torch.from_numpy(np.stack([w[2] for w in windows])).float().to(device)
     n, total = len(windows), schedule.timesteps
-    spread = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    spread = spread_evenly(n, generator)
     curved = torch.sigmoid(-0.3 + 0.9 * torch.special.ndtri(spread.double())).float()
     share = torch.where(torch.rand(n, generator=generator) < UNIFORM_SHARE, spread, curved)
     t = (share * total).long().clamp(max=total - 1)
-    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float()[:, None, None, None]
-    noise = torch.randn(x0.shape, generator=generator)
-    x = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
-    velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
-    x = x.to(device).contiguous(memory_format=torch.channels_last)
-    output = network(x, t.to(device), label.to(device), mask.to(device))
-    return ((output - velocity.to(device)) ** 2).mean()
+    return velocity_loss(lambda x, t: network(x, t, label, mask), schedule, x0, t, generator, device)
 
 
 def sample_grid(
-    network: MaskUNet, autoencoder: PatchAutoencoder, schedule: Schedule, side: int, device: str
+    network: nn.Module, autoencoder: PatchAutoencoder, schedule: Schedule, side: int, device: str
 ) -> np.ndarray:
     """One row a label, guidance 2, 25 DDIM levels: uint8 picture."""
-    labels = torch.arange(network.config["num_classes"]).repeat_interleave(4)
+    config: dict = network.config  # type: ignore[assignment]
+    labels = torch.arange(config["num_classes"]).repeat_interleave(4)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(len(labels), network.config["channels"], side, side, generator=generator).to(device)
+    x = torch.randn(len(labels), config["channels"], side, side, generator=generator).to(device)
     mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side).to(device)
     labels = labels.to(device)
-    levels = schedule.levels(25)
-    alpha_bar = [schedule.alpha_bar[t] for t in levels]
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        null = network(x, t, torch.zeros_like(labels), torch.zeros_like(mask))
+        return null + 2.0 * (network(x, t, labels, mask) - null)
+
+    x = denoise(guided, schedule, x, schedule.levels(25).tolist())
     with torch.no_grad():
-        for t, ab, step in zip(levels, alpha_bar, ddim(alpha_bar, 0.0), strict=True):
-            ts = torch.full((len(labels),), int(t), device=device)
-            null = network(x, ts, torch.zeros_like(labels), torch.zeros_like(mask))
-            out = null + 2.0 * (network(x, ts, labels, mask) - null)
-            from_x, from_out = schedule.to_denoised(ab)
-            x = step.a * x + (step.b + step.e) * (from_x * x + from_out * out)
         return image_grid(to_image(autoencoder.decode(x)), 4)
-
-
-def write_card(out: Path, window: int, names: list[str], pixel_size_um: float) -> None:
-    """``model_index.json``, the scheduler and a ``card.json`` that is not there yet."""
-    (out / "scheduler").mkdir(exist_ok=True)
-    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
-    index = {
-        "_class_name": "SlidefieldModel",
-        "unet": ["engine.models.diffinfinite", "MaskUNet"],
-        "vae": ["engine.models.autoencoder", "PatchAutoencoder"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-    }
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    card = out / "card.json"
-    if not card.exists():
-        labels = [{"name": n, "color": COLORS[i % len(COLORS)]} for i, n in enumerate(names)]
-        defaults = {"steps": 25, "solver": "ddim", "guidance": 2.0, "batch_size": 8}
-        facts = {"patch_size": window, "pixel_size_um": pixel_size_um, "labels": labels, "defaults": defaults}
-        card.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def train(
@@ -189,31 +164,22 @@ def train(
     torch.manual_seed(settings.seed)
     config |= {"num_classes": windows.num_classes, "channels": autoencoder.config["latent_channels"]}
     network = MaskUNet(**config)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     schedule = Schedule.from_config(SCHEDULER)
-    folder = out / "unet"
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(network, settings, ranks, folder)
-    if resume and trainer.resume() and ranks.rank == 0:
-        print(f"resumed at step {trainer.step}", flush=True)
-    generator = torch.Generator()
-    if ranks.rank == 0:
-        parameters = sum(p.numel() for p in network.parameters())
-        print(f"{parameters / 1e6:.2f} M parameters, {len(windows.images)} images, {windows.num_classes} labels")
 
-    def losses(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
-        generator.manual_seed(settings.seed * 1_000_003 + positions[0])
-        loss = denoising_loss(network, schedule, [windows.window(p) for p in positions], generator, device)
-        return loss, {"loss": float(loss.detach())}
+    def loss(positions: list[int], generator: torch.Generator) -> Tensor:
+        return denoising_loss(network, schedule, [windows.window(p) for p in positions], generator, device)
 
-    def after() -> None:
-        if ranks.rank:
-            return
-        averaged = trainer.ema.network
-        assert isinstance(averaged, MaskUNet)
-        Image.fromarray(sample_grid(averaged, autoencoder, schedule, window, device)).save(folder / "samples.png")
-        save_part(averaged, folder)
+    def save(averaged: nn.Module) -> None:
+        picture = sample_grid(averaged, autoencoder, schedule, window, device)
+        Image.fromarray(picture).save(out / "unet" / "samples.png")
         known = [names[i] if i < len(names) else f"label {i}" for i in range(windows.num_classes)]
-        write_card(out, window, known, pixel_size_um)
+        facts = {
+            "patch_size": window,
+            "pixel_size_um": pixel_size_um,
+            "labels": colored(known),
+            "defaults": {"steps": 25, "solver": "ddim", "guidance": 2.0, "batch_size": 8},
+        }
+        write_folder(out, PARTS, SCHEDULER, facts)
 
-    trainer.run(losses, after)
+    said = f"{len(windows.images)} images, {windows.num_classes} labels"
+    fit(network, out / "unet", settings, ranks, loss, save, resume=resume, device=device, said=said)
