@@ -122,8 +122,8 @@ class LinearAttention(nn.Module):
         values = to_v.unflatten(0, (self.heads, -1))
         answer = conv.weight[:, :, 0, 0].unflatten(1, (self.heads, -1)).transpose(0, 1)  # (h, C, d)
         mix = (answer @ values) @ seen.mT * (self.scale / x_BCN.shape[-1])  # (B, h, C, d)
-        out = q.mT @ mix.transpose(-1, -2).flatten(1, 2) + conv.bias
-        return norm(out.mT.unflatten(-1, x.shape[-2:]))
+        out = mix.transpose(1, 2).flatten(2) @ q  # (B, C, N)
+        return norm(out.unflatten(-1, x.shape[-2:]) + conv.bias[:, None, None])
 
 
 class Attention(nn.Module):

@@ -194,15 +194,15 @@ def read_windows(data: Path, count: int, side: int, scale: int, seed: int) -> La
     return LabelWindows(maps, count, side, scale, seed)
 
 
-def sample_grid(network: nn.Module, schedule: Schedule, side: int, device: str, steps: int = 30) -> np.ndarray:
+def sample_grid(network: nn.Module, schedule: Schedule, side: int, device: str, steps: int = 20) -> np.ndarray:
     """One row a class, without guidance: uint8 picture."""
     config: dict = network.config  # type: ignore[assignment]
-    classes = torch.arange(config["num_classes"], device=device).repeat_interleave(6)
+    classes = torch.arange(config["num_classes"], device=device).repeat_interleave(4)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(len(classes), config["channels"], side, side, generator=generator).to(device)
     x = denoise(lambda x, t: network(x, t, classes), schedule, x, schedule.levels(steps).tolist())
     palette = np.array([COLORS[i % len(COLORS)] for i in range(config["channels"])], np.uint8)
-    return image_grid(np.pad(palette[x.argmax(1).cpu().numpy()], ((0, 0), (1, 1), (1, 1), (0, 0))), 6)
+    return image_grid(np.pad(palette[x.argmax(1).cpu().numpy()], ((0, 0), (1, 1), (1, 1), (0, 0))), 4)
 
 
 def train(
