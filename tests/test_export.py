@@ -1,0 +1,279 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from conftest import ROOT, environment
+from PIL import Image
+
+import engine.export
+from engine.export import export, main
+from engine.geometry import Window
+from engine.nuclei import scan_nuclei
+from engine.store import LabelArray, Layout, Output, create
+
+TISSUE = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
+NUCLEI = LabelArray("nuclei", "uint32")
+
+
+def draw(*shape):
+    return np.random.default_rng(len(shape)).integers(0, 256, shape, dtype=np.uint8)
+
+
+def nuclei(*shape):
+    """Two nuclei in every map but in those of one shard; one id is large, one nucleus is cut by the border."""
+    found = np.zeros(shape, np.uint32)
+    found[..., 3:9, 4:12] = 7
+    found[..., 10:, 2:5] = 4_000_000_000
+    if len(shape) == 3:
+        found[2:4] = 0
+    return found
+
+
+def make(path, layout, image, labels=None, state="finished", **arrays):
+    """An output as engine.sample writes it, with further arrays."""
+    create(path, layout, 0.5, {"identity": {"seed": 3}, "levels": 4})
+    output = Output(path)
+    for name, data in ((layout.image, image), (layout.labels, labels)):
+        for box in layout.boxes() if data is not None else ():
+            output.write(name, box, data[output.index(box)])
+    for name, data in arrays.items():
+        zarr.create_array(str(path / name), data=data, chunks=(1, *data.shape[1:]))
+    output.annotate(state=state)
+    return path
+
+
+def make_set(path, count=5, channels=3, label=NUCLEI, **extra):
+    layout = Layout((20, 24), channels, shard=64, chunk=16, label=label, count=count, group=2)
+    labels = None if label is None else nuclei(count, 20, 24) if label is NUCLEI else draw(count, 20, 24)
+    return make(path, layout, draw(count, channels, 20, 24), labels, **extra)
+
+
+def make_image(path, size=(100, 150), channels=3, label=TISSUE, shard=64, chunk=32):
+    layout = Layout(size, channels, shard, chunk, label)
+    labels = None if label is None else nuclei(*size) if label is NUCLEI else draw(*size)
+    return make(path, layout, draw(channels, *size), labels)
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+# ---- sets ---------------------------------------------------------------------------------------
+
+
+def test_a_set_of_nuclei_becomes_the_folders_of_the_nuclei_system(tmp_path):
+    out, folder = make_set(tmp_path / "set.zarr"), tmp_path / "deep" / "er" / "set"
+    assert export(out, folder) == ["cond", "export.json", "inst_masks", "labels", "samples"]
+    names = [f"{i:06d}" for i in range(5)]
+    expected = [f"{part}/{n}.{end}" for n in names for part, end in (("samples", "png"), ("labels", "png"))]
+    expected += [f"{part}/{n}.{end}" for n in names for part, end in (("inst_masks", "tif"), ("cond", "npy"))]
+    assert files(folder) == sorted([*expected, *(f"cond/{n}.png" for n in names), "export.json"])
+    images, instances = draw(5, 3, 20, 24), nuclei(5, 20, 24)
+    for i, name in enumerate(names):
+        assert (pixels(folder / f"samples/{name}.png") == images[i].transpose(1, 2, 0)).all()
+        assert (pixels(folder / f"labels/{name}.png") == 255 * (instances[i] > 0)).all()
+        written = tifffile.imread(folder / f"inst_masks/{name}.tif")
+        assert written.dtype == np.uint32
+        assert (written == instances[i]).all()
+        shown = pixels(folder / f"cond/{name}.png")
+        condition = np.load(folder / f"cond/{name}.npy")
+        assert (shown == np.rint((condition + 1) * 127.5).transpose(1, 2, 0)).all()
+    read = lambda box: instances[0][box.y0 : box.y1, box.x0 : box.x1]  # noqa: E731
+    condition = scan_nuclei(read, (20, 24), border="keep").maps(read, Window(0, 0, 20, 24), ("hv", "edges"))
+    np.testing.assert_array_equal(np.load(folder / "cond/000000.npy"), condition)
+    assert not np.load(folder / "cond/000002.npy").any()
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["source"] == str(out)
+    assert facts["identity"] == {"seed": 3}
+    assert [p.name for p in folder.parent.iterdir()] == ["set"], "nothing is left beside it"
+
+
+def test_conditions_sources_and_classes_are_written_where_the_output_has_them(tmp_path):
+    conditions = np.linspace(-1, 1, 5 * 6 * 20 * 24, dtype=np.float32).reshape(5, 6, 20, 24)
+    sources = draw(5, 3, 20, 24)[::-1].copy()
+    out = make_set(
+        tmp_path / "set.zarr", label=None, conditions=conditions, sources=sources, classes=np.array([3, 1, 0, 2, 1])
+    )
+    assert export(out, tmp_path / "set") == ["classes.csv", "cond", "export.json", "images", "samples"]
+    for i in range(5):
+        assert (np.load(tmp_path / f"set/cond/{i:06d}.npy") == conditions[i]).all()
+        assert (pixels(tmp_path / f"set/images/{i:06d}.png") == sources[i].transpose(1, 2, 0)).all()
+        shown = pixels(tmp_path / f"set/cond/{i:06d}.png")
+        assert (shown == np.rint((conditions[i, :3] + 1) * 127.5).transpose(1, 2, 0)).all()
+    assert (tmp_path / "set/classes.csv").read_text().splitlines() == [
+        "name,class", "000000,3", "000001,1", "000002,0", "000003,2", "000004,1",
+    ]  # fmt: skip
+
+
+def test_conditions_of_eight_bits_are_shown_as_they_are(tmp_path):
+    conditions = draw(5, 1, 20, 24)
+    export(make_set(tmp_path / "set.zarr", label=None, conditions=conditions), tmp_path / "set")
+    shown = pixels(tmp_path / "set/cond/000004.png")
+    assert (shown[..., 0] == conditions[4, 0]).all()
+    assert not shown[..., 1:].any()
+
+
+def test_grey_images_and_label_maps_are_grey_files(tmp_path):
+    out = make_set(tmp_path / "set.zarr", channels=1, label=TISSUE)
+    assert export(out, tmp_path / "png") == ["export.json", "labels", "samples"]
+    assert export(out, tmp_path / "tiff", "tiff") == ["export.json", "labels", "samples"]
+    for i in range(5):
+        for folder, expected in (("samples", draw(5, 1, 20, 24)[i, 0]), ("labels", draw(5, 20, 24)[i])):
+            assert (pixels(tmp_path / f"png/{folder}/{i:06d}.png") == expected).all()
+            assert (tifffile.imread(tmp_path / f"tiff/{folder}/{i:06d}.tif") == expected).all()
+
+
+def test_colour_tiff_is_colour(tmp_path):
+    export(make_set(tmp_path / "set.zarr"), tmp_path / "set", "tiff")
+    with tifffile.TiffFile(tmp_path / "set/samples/000001.tif") as file:
+        assert file.pages[0].photometric == tifffile.PHOTOMETRIC.RGB
+        assert (file.asarray() == draw(5, 3, 20, 24)[1].transpose(1, 2, 0)).all()
+    assert (pixels(tmp_path / "set/samples/000001.tif") == draw(5, 3, 20, 24)[1].transpose(1, 2, 0)).all()
+
+
+def test_a_set_is_read_one_shard_at_a_time(tmp_path, monkeypatch):
+    asked = []
+    original = Output.read
+    monkeypatch.setattr(Output, "read", lambda self, name, box: asked.append(box) or original(self, name, box))
+    export(make_set(tmp_path / "set.zarr", label=None), tmp_path / "set")
+    assert [(box.y0, box.y1) for box in asked] == [(0, 2), (2, 4), (4, 5)]
+
+
+# ---- one image ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_image_is_a_png_with_its_label_map(tmp_path, channels):
+    out = make_image(tmp_path / "image.zarr", channels=channels)
+    assert export(out, tmp_path / "image") == ["export.json", "labels", "samples"]
+    expected = draw(channels, 100, 150)
+    expected = expected[0] if channels == 1 else expected.transpose(1, 2, 0)
+    assert (pixels(tmp_path / "image/samples/000000.png") == expected).all()
+    assert (pixels(tmp_path / "image/labels/000000.png") == draw(100, 150)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("chunk", [32, 8])
+def test_a_large_image_is_a_tiff_in_tiles_with_the_size_of_a_pixel(tmp_path, channels, chunk):
+    out = make_image(tmp_path / "image.zarr", channels=channels, chunk=chunk)
+    export(out, tmp_path / "image", "tiff")
+    expected = draw(channels, 100, 150)
+    with tifffile.TiffFile(tmp_path / "image/samples/000000.tif") as file:
+        page = file.pages[0]
+        assert file.is_bigtiff
+        assert (page.tilelength, page.tilewidth) == (max(chunk, 16),) * 2
+        assert page.get_resolution("MICROMETER") == (2, 2)
+        assert (file.asarray() == (expected[0] if channels == 1 else expected.transpose(1, 2, 0))).all()
+    assert (tifffile.imread(tmp_path / "image/labels/000000.tif") == draw(100, 150)).all()
+
+
+def test_what_is_too_large_for_png_is_tiff_and_read_in_rows_of_tiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.export, "LARGEST_PNG", 149)
+    asked = []
+    original = Output.read
+    monkeypatch.setattr(Output, "read", lambda self, name, box: asked.append(box) or original(self, name, box))
+    export(make_image(tmp_path / "image.zarr", label=None), tmp_path / "image")
+    assert files(tmp_path / "image") == ["export.json", "samples/000000.tif"]
+    assert asked == [Window(y, 0, min(y + 32, 100), 150) for y in (0, 32, 64, 96)]
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_nuclei_of_a_large_image_are_a_mask_and_an_instance_map(tmp_path, kind):
+    out = make_image(tmp_path / "image.zarr", label=NUCLEI)
+    assert export(out, tmp_path / "image", kind) == ["export.json", "inst_masks", "labels", "samples"]
+    instances = tifffile.imread(tmp_path / "image/inst_masks/000000.tif")
+    assert instances.dtype == np.uint32
+    assert (instances == nuclei(100, 150)).all()
+    mask = pixels(tmp_path / f"image/labels/000000.{'png' if kind == 'png' else 'tif'}")
+    assert mask.dtype == np.uint8
+    assert (mask == 255 * (nuclei(100, 150) > 0)).all()
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments):
+    """What the command is refused with: one line."""
+    assert main([str(a) for a in arguments]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_command_exports_or_says_why_not(tmp_path):
+    out = make_set(tmp_path / "set.zarr")
+    command = [sys.executable, "-m", "engine.export", str(out), str(tmp_path / "set"), "--format", "tiff"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'set'} holds cond, export.json, inst_masks, labels, samples\n"
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "is not empty; pass --overwrite" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_no_finished_output_is_refused(tmp_path, capsys):
+    assert "is not there; give" in refused(capsys, tmp_path / "no.zarr", tmp_path / "x")
+    (tmp_path / "other").mkdir()
+    assert "is no output of engine.sample" in refused(capsys, tmp_path / "other", tmp_path / "x")
+    zarr.create_array(str(tmp_path / "other.zarr"), shape=(4,), dtype="u1")
+    assert "is no output of engine.sample" in refused(capsys, tmp_path / "other.zarr", tmp_path / "x")
+    out = make_set(tmp_path / "half.zarr", state="unfinished")
+    assert "is unfinished; give its command again" in refused(capsys, out, tmp_path / "x")
+    out = make_set(tmp_path / "four.zarr", channels=4)
+    assert "has 4 channels; PNG and TIFF" in refused(capsys, out, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("maker", [make_set, make_image])
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_a_missing_or_damaged_shard_is_not_exported_black(tmp_path, capsys, maker, kind):
+    out = maker(tmp_path / "out.zarr")
+    output = Output(out)
+    shard = output.shard_file(output.layout.image, output.layout.boxes()[-1])
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    said = refused(capsys, out, tmp_path / "x", "--format", kind)
+    assert "cannot be read" in said
+    assert "engine.verify" in said
+    shard.unlink()
+    assert "lacks a shard of" in refused(capsys, out, tmp_path / "x", "--format", kind)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"], "nothing half written is left"
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
+    out = make_set(tmp_path / "set.zarr")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    assert "is not empty" in refused(capsys, out, folder)
+    said = refused(capsys, out, folder, "--overwrite")
+    assert "holds thesis.tex, which no export has" in said
+    assert files(folder) == ["thesis.tex"]
+    assert "is a file" in refused(capsys, out, folder / "thesis.tex")
+    assert "lie in one another" in refused(capsys, out, out / "png")
+    assert "lie in one another" in refused(capsys, out, tmp_path, "--overwrite")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "set.zarr"]
+
+
+def test_an_earlier_export_is_replaced_whole_and_only_when_asked(tmp_path, capsys):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    export(make_set(tmp_path / "five.zarr"), folder)
+    four = make_set(tmp_path / "four.zarr", count=4, label=None)
+    assert "is not empty" in refused(capsys, four, folder)
+    assert main([str(four), str(folder), "--overwrite"]) == 0
+    assert files(folder) == ["export.json", *(f"samples/{i:06d}.png" for i in range(4))]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["five.zarr", "four.zarr", "set"]
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert main([str(four), str(link), "--overwrite"]) == 0
+    assert link.is_symlink()
