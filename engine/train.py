@@ -18,7 +18,7 @@ from engine.job import Parser
 DEFAULTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"steps": 4000, "batch_size": 8, "lr": 1e-3},
     "image": {"steps": 20000, "batch_size": 16, "lr": 8e-4, "window": 32, "dim": 48, "dim_mults": [1, 2, 4]},
-    "labels": {"steps": 20000, "batch_size": 8, "lr": 1e-3, "window": 64, "dim": 16, "dim_mults": [1, 2, 4, 6]},
+    "labels": {"steps": 20000, "batch_size": 8, "lr": 1.5e-3, "window": 64, "dim": 16, "dim_mults": [1, 2, 4, 6]},
 }
 GROUPS = 8  # of the networks' normalisation
 LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"

@@ -46,6 +46,15 @@ def test_attention_in_the_middle_is_softmax_attention_between_all_positions():
     torch.testing.assert_close(layer(x), expected)
 
 
+def test_the_label_network_may_go_without_attention_at_full_size():
+    whole, lean = (LabelUNet(16, 3, dim_mults=(1, 2), channels=5, attention_from=n) for n in (0, 1))
+    gone = {name.split(".fn")[0] for name in whole.state_dict().keys() - lean.state_dict().keys()}
+    assert gone == {"downs.0.2", "ups.1.2"}
+    assert LabelUNet(**lean.config).state_dict().keys() == lean.state_dict().keys()
+    out = lean(torch.zeros(1, 5, 8, 8), torch.zeros(1).long(), torch.zeros(1).long())
+    assert out.shape == (1, 5, 8, 8)
+
+
 def test_the_label_network_hears_its_class_and_the_null_is_a_parameter_of_its_own():
     torch.manual_seed(0)
     network = LabelUNet(16, 3, dim_mults=(1, 2), channels=5).eval()

@@ -188,6 +188,7 @@ class UNet(nn.Module):
         channels: of the input and the output.
         attention: the layer of a level, from its features.
         middle: the same for the middle.
+        attention_from: the first level that has attention, counted from full size; the published networks' is 0.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class UNet(nn.Module):
         block_per_layer: int,
         attention: Callable[[int], nn.Module],
         middle: Callable[[int], nn.Module],
+        attention_from: int = 0,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -227,7 +229,8 @@ class UNet(nn.Module):
             last = level == len(pairs) - 1
             down = nn.Conv2d(inner, outer, 3, padding=1) if last else nn.Conv2d(inner, outer, 4, 2, 1)
             blocks = [ResnetBlock(inner, inner, embedding, groups) for _ in range(n)]
-            self.downs.append(nn.ModuleList([*blocks, residual(inner, attention), down]))
+            attend = residual(inner, attention) if level >= attention_from else nn.Identity()
+            self.downs.append(nn.ModuleList([*blocks, attend, down]))
         width = dims[-1]
         self.mid_block1 = ResnetBlock(width, width, embedding, groups)
         self.mid_attn = residual(width, middle)
@@ -237,7 +240,8 @@ class UNet(nn.Module):
             conv = nn.Conv2d(outer, inner, 3, padding=1)
             up = conv if last else nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv)
             blocks = [ResnetBlock(outer + inner, outer, embedding, groups) for _ in range(n)]
-            self.ups.append(nn.ModuleList([*blocks, residual(outer, attention), up]))
+            attend = residual(outer, attention) if len(pairs) - 1 - level >= attention_from else nn.Identity()
+            self.ups.append(nn.ModuleList([*blocks, attend, up]))
         self.final_res_block = ResnetBlock(2 * dim, dim, embedding, groups)
         self.final_conv = nn.Conv2d(dim, channels, 1)
 
@@ -322,6 +326,8 @@ class LabelUNet(UNet):
         dim: features at full size; ``dim * dim_mults`` further down.
         num_classes: what may be asked for; the null of guidance is not one of them.
         channels: of the latents, or of the labels' own channels.
+        attention_from: the first level that has attention, counted from full size. The published network has it
+            at all (0); at full size it takes half of the time.
     """
 
     def __init__(
@@ -332,9 +338,11 @@ class LabelUNet(UNet):
         channels: int = 4,
         resnet_block_groups: int = 8,
         block_per_layer: int = 2,
+        attention_from: int = 0,
     ) -> None:
         sizes = (dim, num_classes, dim_mults, channels, resnet_block_groups, block_per_layer)
-        super().__init__(*sizes, LinearAttention, Attention)
+        super().__init__(*sizes, LinearAttention, Attention, attention_from)
+        self.config["attention_from"] = attention_from
         self.null_classes_emb = nn.Parameter(torch.randn(dim))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def train(
     count = len(names)
     windows = ranks.agree(lambda: read_windows(data, count, window, scale, settings.seed))
     torch.manual_seed(settings.seed)
-    network = LabelUNet(num_classes=count, channels=count, **config)
+    network = LabelUNet(num_classes=count, channels=count, attention_from=1, **config)
     schedule = Schedule.from_config(SCHEDULER)
 
     def loss(positions: list[int], generator: torch.Generator) -> Tensor:
