@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from engine.geometry import Window
-from engine.store import LABELS, Output
+from engine.store import Output
 from engine.training.data import find_images, read_image
 
 
@@ -21,8 +21,8 @@ def with_labels(output: Output) -> np.ndarray:
     """uint8 (h, w + h / 2, 3): the image, and its label map at half the size."""
     whole = Window(0, 0, *output.layout.size)
     image = output.read("0", whole).transpose(1, 2, 0)
-    labels = output.read(f"{LABELS}/0", whole)[::2, ::2]
-    colors = output.group[LABELS].attrs["ome"]["image-label"]["colors"]  # type: ignore[index,call-overload]
+    labels = output.read("labels/tissue/0", whole)[::2, ::2]
+    colors = output.group["labels/tissue"].attrs["ome"]["image-label"]["colors"]  # type: ignore[index,call-overload]
     table = np.array([entry["rgba"][:3] for entry in colors], np.uint8)
     side = np.full((image.shape[0], labels.shape[1], 3), 255, np.uint8)
     side[: labels.shape[0]] = table[labels]

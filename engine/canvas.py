@@ -17,18 +17,27 @@ from engine.plan import LevelPlan, Ownership
 from engine.solvers import Step
 from kernels.fuse import accumulate, normalize
 from kernels.philox import standard_normal
-from kernels.step import step
+from kernels.step import learned_spread, step
 
 Shards = dict[int, Tensor]  # shard index -> float32 (C, h, w)
 
 
 class Canvas:
-    """The latents ``x`` that this rank owns, and the estimate of the level before (``previous``)."""
+    """The latents ``x`` that this rank owns, and the estimate of the level before (``previous``).
 
-    def __init__(self, ranks: Ranks, ownership: Ownership, channels: int, seed: int, device: str = "cpu") -> None:
+    Args:
+        attempt: 0 for the first drawing; others have noise of their own at the same positions.
+    """
+
+    def __init__(
+        self, ranks: Ranks, ownership: Ownership, channels: int, seed: int, device: str = "cpu", attempt: int = 0
+    ) -> None:
         self.ranks, self.ownership, self.channels, self.seed, self.device = ranks, ownership, channels, seed, device
+        self.attempt = attempt
         self.x: Shards = {}
         self.previous: Shards = {}
+        self.known: Shards = {}
+        self.repaint: dict[int, Tensor] = {}
 
     def start(self) -> None:
         """Unit normal noise: a function of seed and position alone. Local."""
@@ -47,7 +56,16 @@ class Canvas:
 
     def noise(self, purpose: str, level: int, shard: int) -> Tensor:
         w = self.ownership.shards[shard]
-        return standard_normal(self.seed, purpose, level, (w.y0, w.x0, w.y1, w.x1), self.channels, self.device)
+        place = (w.y0, w.x0, w.y1, w.x1)
+        return standard_normal(self.seed, purpose, level + (self.attempt << 20), place, self.channels, self.device)
+
+    def hold_known(self, level: int, alpha_bar: float) -> None:
+        """Put what is known of the clean canvas back, noised to a level, where it is not to be repainted. Local."""
+        for shard, known in self.known.items():
+            noised = known * alpha_bar**0.5
+            if alpha_bar < 1:
+                noised = noised + self.noise("known", level, shard) * (1 - alpha_bar) ** 0.5
+            self.x[shard] = torch.where(self.repaint[shard], self.x[shard], noised)
 
     def gather(self, plan: LevelPlan) -> Callable[[int], Tensor]:
         """Fetch what this rank reads in a level. Collective.
@@ -84,15 +102,18 @@ class Canvas:
         """One solver step on the owned shards, with noise drawn by position. Local.
 
         Args:
+            denoised: the fused estimates; what follows the canvas's channels speaks of the noise's variance.
             keep: hold on to ``denoised`` as the next level's history.
         """
         c = coefficients
-        for shard, estimate in denoised.items():
-            noise = self.noise("step", level, shard) if c.d else None
+        for shard, fused in denoised.items():
+            estimate, word = fused[: self.channels], fused[self.channels :]
+            spread = learned_spread(word, c.log_variance) if c.log_variance else None
+            noise = self.noise("step", level, shard) if c.d or c.log_variance else None
             self.x[shard] = step(
-                self.x[shard], estimate, self.previous.get(shard), noise, (c.a, c.b, c.c, c.d, c.e), clip
+                self.x[shard], estimate, self.previous.get(shard), noise, (c.a, c.b, c.c, c.d, c.e), clip, spread
             )
-        self.previous = denoised if keep else {}
+        self.previous = {shard: fused[: self.channels] for shard, fused in denoised.items()} if keep else {}
 
 
 def fuse(

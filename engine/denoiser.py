@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.conditions import LabelMap
+from engine.conditions import Condition, labels_of
+from engine.geometry import Window
 from engine.plan import LevelPlan
 from engine.schedule import Schedule
 
-Request = tuple[int, int]  # (window, label); label 0 is the null
+Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # latents, timesteps, inputs -> output
+Request = tuple[int, int]  # (window, key)
 
 
 class Denoiser:
@@ -20,18 +22,21 @@ class Denoiser:
 
     Every micro-batch has ``batch_size`` places and is padded: on one kind of device a window's bits depend on the
     shape of its batch, not on its place in it or on what lies beside it.
+
+    Args:
+        networks: of the model; more than one where there are styles.
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        condition: LabelMap,
+        networks: Sequence[Network],
+        condition: Condition,
         schedule: Schedule,
         batch_size: int,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
-        self.network, self.condition, self.schedule = network, condition, schedule
+        self.networks, self.condition, self.schedule = networks, condition, schedule
         self.batch_size, self.dtype, self.device = batch_size, dtype, device
         self.evaluations = 0
 
@@ -40,66 +45,95 @@ class Denoiser:
     ) -> dict[int, Tensor]:
         """Estimates (C, p, p) in float32 of the given windows at timestep ``t``. Local.
 
+        Where the model learned its variance, its word on it follows as C more channels.
+
         Args:
             present: the labels of every window of the plan, as bits.
             read: from a window's index to its latents.
         """
-        requests = [(w, label) for w in windows for label in self.condition.requests(int(present[w]))]
+        requests = [(w, key) for w in windows for key in self.condition.requests(int(present[w]))]
+        requests.sort(key=lambda request: self.condition.network(request[1]))  # a micro-batch is of one network
         inputs: dict[int, Tensor] = {}
         outputs: dict[int, dict[int, Tensor]] = {}
         denoised: dict[int, Tensor] = {}
         last = {window: index for index, (window, _) in enumerate(requests)}
         from_x, from_output = self.schedule.to_denoised(self.schedule.alpha_bar[t])
         done = 0
-        for batch in batches(requests, self.batch_size):
+        for batch in self.batches(requests):
             for window, _ in batch:
                 if window not in inputs:
                     inputs[window] = read(window).to(self.device)
-            for (window, label), out in zip(batch, self.evaluate(plan, batch, inputs, t), strict=False):
-                outputs.setdefault(window, {})[label] = out
+            for (window, key), out in zip(batch, self.evaluate(plan, batch, inputs, t), strict=False):
+                outputs.setdefault(window, {})[key] = out
             for index in range(done, done + len(batch)):
                 window = requests[index][0]
                 if last[window] == index:
-                    out = self.guided(plan, window, outputs.pop(window))
-                    denoised[window] = inputs.pop(window) * from_x + out * from_output
+                    x = inputs.pop(window)
+                    box = plan.cover.window(window)
+                    out = combine(self.condition, box, int(present[window]), outputs.pop(window), len(x))
+                    estimate = x * from_x + out[: len(x)] * from_output
+                    denoised[window] = torch.cat([estimate, out[len(x) :]]) if len(out) > len(x) else estimate
             done += len(batch)
         return denoised
 
     def evaluate(self, plan: LevelPlan, batch: list[Request], inputs: dict[int, Tensor], t: int) -> Tensor:
         """The network's output (B, C, p, p) for one micro-batch, in float32; padding included."""
         padded = batch + [batch[-1]] * (self.batch_size - len(batch))
-        labels = torch.tensor([label for _, label in padded])
-        maps = [
-            self.condition.crop(plan.cover.window(window)) == label
-            if label
-            else np.zeros((plan.cover.patch,) * 2, bool)
-            for window, label in padded
-        ]
+        given = self.condition.inputs([(plan.cover.window(window), key) for window, key in padded])
         with torch.inference_mode():
             x = torch.stack([inputs[window] for window, _ in padded]).to(self.dtype)
-            out = self.network(
+            out = self.networks[self.condition.network(batch[0][1])](
                 x.contiguous(memory_format=torch.channels_last),
                 torch.full((self.batch_size,), t, device=self.device),
-                labels.to(self.device),
-                torch.from_numpy(np.stack(maps)[:, None]).to(self.device, self.dtype),
+                {name: self.to_device(value) for name, value in given.items()},
             )
         self.evaluations += len(batch)
         return out.float()
 
-    def guided(self, plan: LevelPlan, window: int, outputs: dict[int, Tensor]) -> Tensor:
-        """Each latent's output under its own label: null + w (cond - null); label 0 is the null itself."""
-        labels = torch.from_numpy(np.ascontiguousarray(self.condition.crop(plan.cover.window(window))))
-        weight = self.condition.guidance
-        out = outputs.get(0)
-        for label, cond in outputs.items():
-            if label:
-                asked = cond if weight == 1 else outputs[0] + (cond - outputs[0]) * weight
-                where = (labels == label).to(cond.device)
-                out = asked if out is None else torch.where(where, asked, out)
-        assert out is not None
-        return out
+    def to_device(self, value: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def batches(self, requests: list[Request]) -> Iterator[list[Request]]:
+        """Runs of at most ``batch_size`` requests to one network."""
+        start = 0
+        while start < len(requests):
+            network = self.condition.network(requests[start][1])
+            stop = start
+            while (
+                stop < len(requests)
+                and stop - start < self.batch_size
+                and self.condition.network(requests[stop][1]) == network
+            ):
+                stop += 1
+            yield requests[start:stop]
+            start = stop
 
 
-def batches(items: list[Request], size: int) -> Iterator[list[Request]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def combine(condition: Condition, window: Window, present: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
+    """Each latent's output under its own label: null + w (cond - null).
+
+    Args:
+        present: the labels of the window, as bits.
+        outputs: (C, p, p) of every key; of the channels beyond the first ``channels`` there is no guidance.
+    """
+    found = list(labels_of(present))
+    answers = [guided(condition, label, outputs, channels) for label in found]
+    out = answers[0]
+    if len(found) > 1:
+        labels = torch.from_numpy(np.ascontiguousarray(condition.crop(window))).to(out.device)
+        for label, answer in zip(found[1:], answers[1:], strict=True):
+            out = torch.where(labels == label, answer, out)
+    return out
+
+
+def guided(condition: Condition, label: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
+    """The output of a whole window under one label."""
+    cond, null = condition.keys(label)
+    if cond is None:
+        assert null is not None
+        return outputs[null]
+    if condition.guidance == 1 or null is None:
+        return outputs[cond]
+    mean = outputs[null][:channels] + (outputs[cond][:channels] - outputs[null][:channels]) * condition.guidance
+    return torch.cat([mean, outputs[cond][channels:]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -51,16 +50,59 @@ class Window:
         return slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)
 
 
-def grid(shape: tuple[int, int], side: int) -> list[Window]:
-    """The boxes of side ``side`` that tile a canvas from its corner, row by row, cut at its edge.
+def grid(shape: tuple[int, int], side: int | tuple[int, int]) -> list[Window]:
+    """The boxes of so many rows and columns that tile a canvas from its corner, row by row, cut at its edge.
 
     >>> [w.shape for w in grid((3, 5), 4)]
     [(3, 4), (3, 1)]
     """
-    return list(_grid(shape, side))
+    rows, columns = (side, side) if isinstance(side, int) else side
+    return [
+        Window(y, x, min(y + rows, shape[0]), min(x + columns, shape[1]))
+        for y in range(0, shape[0], rows)
+        for x in range(0, shape[1], columns)
+    ]
 
 
-def _grid(shape: tuple[int, int], side: int) -> Iterator[Window]:
-    for y in range(0, shape[0], side):
-        for x in range(0, shape[1], side):
-            yield Window(y, x, min(y + side, shape[0]), min(x + side, shape[1]))
+@dataclass(frozen=True)
+class Frames:
+    """The images of a job on its canvas of latents: one, or several of one size below one another.
+
+    Args:
+        size: of an image, px.
+        factor: px per latent.
+        patch: side of the model's windows, in latents: an image has at least as many.
+        count: how many images; None: one large one.
+    """
+
+    size: tuple[int, int]
+    factor: int
+    patch: int
+    count: int | None = None
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of one image, in latents."""
+        height, width = (max(-(-n // self.factor), self.patch) for n in self.size)
+        return height, width
+
+    @property
+    def images(self) -> int:
+        return self.count or 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the canvas."""
+        return self.images * self.frame[0], self.frame[1]
+
+    def shard_sides(self, shard_px: int) -> tuple[int, int]:
+        """Rows and columns of a shard, in latents: as many whole images as a shard has room for, or a square of one."""
+        side = shard_px // self.factor
+        if self.count is None:
+            return side, side
+        return self.group(shard_px) * self.frame[0], self.frame[1]
+
+    def group(self, shard_px: int) -> int:
+        """Images in a shard: of about the pixels of a square of that side, at most 256 and at least one."""
+        pixels = self.frame[0] * self.frame[1] * self.factor**2
+        return max(min(shard_px**2 // pixels, 256, self.images), 1)

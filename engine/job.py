@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine.cover import COVERS, WEIGHTS
+from engine.cover import COVERS, LARGEST_LABEL, WEIGHTS
 from engine.models.card import Card
 from engine.solvers import SOLVERS, steps_of
 
@@ -69,6 +69,28 @@ def text(value: Any) -> str:
     return value
 
 
+def some_labels(value: Any) -> int | tuple[int, ...]:
+    """One label, or several separated by commas.
+
+    >>> some_labels("3"), some_labels("0,2")
+    (3, (0, 2))
+    """
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    try:
+        found = tuple(whole(0, LARGEST_LABEL)(part) for part in parts)
+    except ValueError as problem:
+        raise ValueError(f"{problem}; a label, or several separated by commas") from None
+    return found[0] if len(found) == 1 else found
+
+
+def rgb(value: Any) -> tuple[int, ...]:
+    """``R,G,B`` or [R, G, B], 0 to 255."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or len(parts) != 3:
+        raise ValueError("expected red, green and blue, such as 120,80,150")
+    return tuple(whole(0, 255)(part) for part in parts)
+
+
 def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("expected true or false")
@@ -102,26 +124,57 @@ class SampleJob:
     Args:
         model: a model folder, or ``embedded``.
         size: height and width, px.
-        labels: a label map file; None and no ``label``: a drawn example.
-        label: the whole canvas one label.
+        count: so many independent images of that size; None: one.
+        labels: a label map file, or ``example``: a drawn one.
+        label: the whole canvas one label or class; several: of the images of a set in turn.
         resize_labels: ``nearest``: a label map of another size is resized.
+        label_model: a model folder that samples the label map first, or ``embedded``.
+        prompt: what the label model is asked for: a class by name or number.
+        embeddings, region_embeddings: on a grid, or (class models) one a class.
+        pitch: px per embedding; interpolation: where an embedding belongs: ``centre`` or ``corner`` of its cell.
+        map: a semantic map given whole; instances: one of nuclei that it is made from.
+        border_nuclei: what becomes of nuclei that the border cuts: ``refuse``, ``keep`` or ``drop``.
+        colors: an image that nuclei and background take their mean colours from; else the two colours.
+        style: networks of other training in place of the model's, separated by commas; style_map: which is where.
+        image: a known image, and repaint: the mask of what to sample anew in it.
         eta: share of fresh noise a level (ddim).
-        guidance: w in null + w (cond - null); 1 is off.
+        guidance: w in null + w (cond - null); 1 is off. omega: w - 1, as some publish it.
         stride, weights: of the strided cover, in latents.
         shard, chunk: of the image, px.
         decode_overlap: latents that neighbouring windows of the decoder share.
+        decode_weights: of the decoder's windows: ``smooth``, or ``gaussian`` with the sampler's windows.
+        accept: which images of a set are kept, the others being drawn again; see ``engine.accept``.
         threads: CPU threads a rank; another number gives other last digits.
     """
 
     model: str = "embedded"
     size: tuple[int, int] = (1024, 1024)
+    count: int | None = None
     labels: str | None = None
-    label: int | None = None
+    label: int | tuple[int, ...] | None = None
     resize_labels: str | None = None
+    label_model: str | None = None
+    prompt: str | None = None
+    embeddings: str | None = None
+    region_embeddings: str | None = None
+    grid: tuple[int, int] | None = None
+    pitch: int | None = None
+    interpolation: str | None = None
+    map: str | None = None
+    instances: str | None = None
+    border_nuclei: str = "refuse"
+    colors: str | None = None
+    nucleus_color: tuple[int, ...] = (122, 84, 156)
+    background_color: tuple[int, ...] = (226, 190, 213)
+    style: str | None = None
+    style_map: str | None = None
+    image: str | None = None
+    repaint: str | None = None
     steps: int | None = None
     solver: str | None = None
     eta: float | None = None
     guidance: float | None = None
+    omega: float | None = None
     cover: str = "shifted"
     stride: int | None = None
     weights: str = "uniform"
@@ -132,6 +185,8 @@ class SampleJob:
     shard: int = 2048
     chunk: int = 512
     decode_overlap: int | None = None
+    decode_weights: str = "smooth"
+    accept: str | None = None
     threads: int = 1
 
     def resolved(self, card: Card) -> SampleJob:
@@ -140,16 +195,15 @@ class SampleJob:
         Raises:
             ValueError: settings that do not go together or that the model does not have.
         """
-        defaults: dict[str, Any] = {
-            "steps": 50,
-            "solver": "ddim",
-            "guidance": 1.0,
-            "batch_size": 8,
-            "decode_overlap": 16,
-        }
+        check_condition(self, card)
+        job = replace(self, guidance=1 + self.omega, omega=None) if self.omega is not None else self
+        if self.omega is not None and self.guidance is not None:
+            raise ValueError(f"both --guidance {self.guidance:g} and --omega {self.omega:g} are given; choose one")
+        defaults: dict[str, Any] = {"steps": 50, "solver": "ddim", "guidance": 1.0, "batch_size": 8}
+        defaults |= {"decode_overlap": 16, "interpolation": "corner" if self.cover == "strided" else "centre"}
         defaults |= card.defaults
-        job = replace(self, **{k: v for k, v in defaults.items() if k in FIELDS and getattr(self, k) is None})
-        job = replace(job, eta=0.0 if job.eta is None else job.eta)
+        job = replace(job, **{k: v for k, v in defaults.items() if k in FIELDS and getattr(job, k) is None})
+        job = replace(job, eta=default_eta(self, card, job))
         if job.cover == "strided":
             job = replace(job, stride=job.stride or card.patch // 2)
         elif job.stride is not None:
@@ -161,11 +215,7 @@ class SampleJob:
                 f"stride is {job.stride} latents but a window has {card.patch}: it would leave gaps; "
                 f"choose 1 to {card.patch}"
             )
-        if job.labels is not None and job.label is not None:
-            raise ValueError(f"both --labels {job.labels} and --label {job.label} are given; choose one")
-        if job.label is not None and job.label >= len(card.labels):
-            names = ", ".join(f"{i} {name}" for i, name in enumerate(card.labels))
-            raise ValueError(f"label is {job.label} but the model knows {names}; choose one of these")
+        check_label(job, card)
         card.schedule.levels(job.steps)  # type: ignore[arg-type]
         steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
         if job.eta and job.eta > 1:
@@ -179,14 +229,75 @@ class SampleJob:
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        return {**asdict(self), "size": list(self.size)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    def identity(self, card: Card, labels_hash: str) -> dict[str, Any]:
-        """What two jobs must share for their results to be the same bytes: JSON values."""
-        values = self.plain()
-        for path in ("model", "labels", "resize_labels"):
-            values.pop(path)
-        return {**values, "model_hash": card.hash, "labels_hash": labels_hash}
+    def identity(self, card: Card, hashes: Mapping[str, str]) -> dict[str, Any]:
+        """What two jobs must share for their results to be the same bytes: JSON values.
+
+        Args:
+            hashes: of what the files hold that the job names.
+        """
+        values = {k: v for k, v in self.plain().items() if k not in FILES and k != "resize_labels"}
+        return {**values, "model_hash": card.hash, **hashes}
+
+
+FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
+FILES |= {"style_map", "image", "repaint"}
+CONDITIONS: dict[str, tuple[str, ...]] = {
+    "label-map": ("labels", "label", "resize_labels", "label_model", "prompt"),
+    "class": ("labels", "label", "resize_labels", "embeddings"),
+    "embedding": ("embeddings", "region_embeddings", "grid", "pitch", "interpolation"),
+    "semantic": ("map", "instances", "colors", "style_map"),
+    "none": (),
+}
+
+
+def check_condition(job: SampleJob, card: Card) -> None:
+    """Refuse what the model cannot be asked for, and what it needs and was not given.
+
+    Raises:
+        ValueError: naming the option, the model's kind and what it takes.
+    """
+    takes = CONDITIONS[card.condition]
+    for name in sorted({name for names in CONDITIONS.values() for name in names} - set(takes)):
+        if getattr(job, name) is not None:
+            known = ", ".join("--" + option.replace("_", "-") for option in takes) or "nothing"
+            raise ValueError(
+                f"--{name.replace('_', '-')} {getattr(job, name)} is given but the model {card.folder.name} "
+                f"is conditioned by {card.condition}: it takes {known}"
+            )
+    if card.condition == "embedding" and job.embeddings is None:
+        raise ValueError("the model asks for embeddings; pass --embeddings FILE.npy or FILE.h5:/dataset")
+    if card.condition == "semantic" and (job.map is None) == (job.instances is None):
+        raise ValueError("the model asks for a semantic map; pass either --instances FILE (nuclei) or --map FILE")
+    if (job.image is None) != (job.repaint is None):
+        raise ValueError("in-painting takes a known image and a mask; pass both --image and --repaint")
+    if job.count is not None and (job.image is not None or job.label_model is not None):
+        raise ValueError("--count is for sets of independent images; leave out --image and --label-model")
+    if job.accept is not None and job.count is None:
+        raise ValueError(f"--accept {job.accept} chooses among the images of a set; pass --count N too")
+    if not card.has_null and (job.omega or (job.guidance is not None and job.guidance != 1)):
+        raise ValueError(f"guidance is {job.guidance} but the model was trained without a null; leave --guidance out")
+
+
+def check_label(job: SampleJob, card: Card) -> None:
+    if job.labels is not None and job.label is not None:
+        raise ValueError(f"both --labels {job.labels} and --label {job.label} are given; choose one")
+    labels = job.label if isinstance(job.label, tuple) else () if job.label is None else (job.label,)
+    if len(labels) > 1 and job.count is None:
+        raise ValueError(f"label is {','.join(map(str, labels))} but one image has one; pass --count N, or one label")
+    known = len(card.labels)
+    if labels and max(labels) >= known and not (card.condition == "class" and job.embeddings):
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(card.labels))
+        raise ValueError(f"label is {max(labels)} but the model knows {names}; choose one of these")
+
+
+def default_eta(given: SampleJob, card: Card, job: SampleJob) -> float:
+    """The model's eta belongs to its own solver; 0 with another."""
+    if given.eta is not None:
+        return given.eta
+    own = card.defaults.get("eta", 0.0)
+    return float(own) if job.solver == "ddim" and isinstance(own, int | float) else 0.0
 
 
 @dataclass(frozen=True)
@@ -207,13 +318,32 @@ class RunOptions:
 JOB_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "model": (text, "DIR", "model folder (default: the embedded model)"),
     "size": (size_px, "HxW", "pixels, any height and width (default: 1024x1024)"),
-    "labels": (text, "FILE", "label map of the canvas: PNG, TIFF, .npy or Zarr (default: a drawn example)"),
-    "label": (whole(0), "N", "the whole canvas one label"),
+    "count": (whole(1, 10**7), "N", "so many independent images of that size, as one set (default: one image)"),
+    "labels": (text, "FILE", "label map: PNG, TIFF, .npy or Zarr; 'example' draws one"),
+    "label": (some_labels, "N", "the whole canvas one label or class; N,M,... those of a set's images in turn"),
     "resize_labels": (choice("nearest"), "nearest", "resize a label map of another size"),
+    "label_model": (text, "DIR", "sample the label map first, with this model ('embedded': the one in the package)"),
+    "prompt": (text, "CLASS", "what the label model is asked for, by name or number (default: its first)"),
+    "embeddings": (text, "FILE", "embeddings on a grid (.npy, or FILE.h5:/dataset), or of the classes"),
+    "region_embeddings": (text, "FILE", "the second token's, on the same grid (default: zero)"),
+    "grid": (size_px, "HxW", "rows and columns of embeddings that are listed one after another"),
+    "pitch": (whole(1), "PX", "pixels per embedding (default: the window's side)"),
+    "interpolation": (choice("centre", "corner"), "NAME", "where an embedding belongs (default: corner if strided)"),
+    "map": (text, "FILE", "semantic map given whole, channels first: .npy or Zarr"),
+    "instances": (text, "FILE", "instance map of nuclei that the semantic map is made from"),
+    "border_nuclei": (choice("refuse", "keep", "drop"), "NAME", "nuclei that the border cuts (default: refuse)"),
+    "colors": (text, "FILE", "image that nuclei and background take their mean colours from"),
+    "nucleus_color": (rgb, "R,G,B", "of all nuclei, without --colors (default: 122,84,156)"),
+    "background_color": (rgb, "R,G,B", "without --colors (default: 226,190,213)"),
+    "style": (text, "DIR[,DIR]", "model folders whose networks take the place of the model's"),
+    "style_map": (text, "FILE", "which of several styles is where: 0 the first"),
+    "image": (text, "FILE", "in-painting: the known image"),
+    "repaint": (text, "FILE", "in-painting: mask of what is to be sampled anew, not 0"),
     "steps": (whole(1), "N", "levels (default: the model's)"),
     "solver": (choice(*SOLVERS), "NAME", f"{', '.join(SOLVERS)} (default: the model's)"),
     "eta": (number(0), "F", "fresh noise a level, 0 to 1, for ddim (default: 0)"),
     "guidance": (number(0), "W", "guidance weight, 1 = off (default: the model's)"),
+    "omega": (number(-1), "G", "guidance as published by some: weight 1 + G"),
     "cover": (choice(*COVERS), "NAME", f"{', '.join(COVERS)} (default: shifted)"),
     "stride": (whole(1), "N", "latents between windows of the strided cover (default: half a window)"),
     "weights": (choice(*WEIGHTS), "NAME", f"{', '.join(WEIGHTS)}: of the strided cover's windows (default: uniform)"),
@@ -224,6 +354,8 @@ JOB_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "shard": (whole(8, 65536), "PX", "side of a shard of the image, one writer each (default: 2048)"),
     "chunk": (whole(8, 65536), "PX", "side of a chunk of the image (default: 512)"),
     "decode_overlap": (whole(0, 4096), "N", "latents that the decoder's windows share (default: the model's)"),
+    "decode_weights": (choice("smooth", "gaussian"), "NAME", "gaussian: in the sampler's windows, as published"),
+    "accept": (text, "RULE", "draw images of a set again: class means, as 0.62 or 0.6,0.55; or module:function"),
     "threads": (whole(1, 1024), "N", "CPU threads a rank; changes the last digits (default: 1)"),
 }
 RUN_OPTIONS: dict[str, tuple[Check, str, str]] = {
@@ -279,7 +411,7 @@ def parse(arguments: list[str] | None) -> tuple[SampleJob, RunOptions]:
     file = given.pop("job", None)
     if file is not None:
         values = read_job_file(Path(file))
-        for pair in (("labels", "label"), ("label", "labels")):
+        for pair in (("labels", "label"), ("label", "labels"), ("guidance", "omega"), ("omega", "guidance")):
             if pair[0] in given:  # an option of the one kind overrides the file's of the other
                 values.pop(pair[1], None)
     values |= checked(given, lambda name: "--" + name.replace("_", "-"))
@@ -334,5 +466,5 @@ def to_yaml(job: SampleJob) -> str:
     """The job as a file that ``--job`` reads."""
     import yaml
 
-    values = {k: v for k, v in asdict(job).items() if v is not None}
+    values = {k: v for k, v in job.plain().items() if v is not None}
     return yaml.safe_dump({**values, "size": f"{job.size[0]}x{job.size[1]}"}, sort_keys=False)

@@ -14,25 +14,25 @@ from engine.geometry import Window, grid
 
 @dataclass(frozen=True)
 class Ownership:
-    """A canvas cut into square shards, dealt to the ranks in contiguous runs of equal length.
+    """A canvas cut into shards of one size, dealt to the ranks in contiguous runs of equal length.
 
     Args:
         shape: of the canvas.
-        side: of a shard.
+        sides: rows and columns of a shard.
         size: how many ranks.
     """
 
     shape: tuple[int, int]
-    side: int
+    sides: tuple[int, int]
     size: int
 
     @cached_property
     def shards(self) -> list[Window]:
-        return grid(self.shape, self.side)
+        return grid(self.shape, self.sides)
 
     @property
     def columns(self) -> int:
-        return -(-self.shape[1] // self.side)
+        return -(-self.shape[1] // self.sides[1])
 
     @cached_property
     def owner(self) -> np.ndarray:
@@ -41,8 +41,8 @@ class Ownership:
 
     def meeting(self, box: Window) -> list[int]:
         """The shards that a box of the canvas meets."""
-        rows = range(box.y0 // self.side, (box.y1 - 1) // self.side + 1)
-        columns = range(box.x0 // self.side, (box.x1 - 1) // self.side + 1)
+        rows = range(box.y0 // self.sides[0], (box.y1 - 1) // self.sides[0] + 1)
+        columns = range(box.x0 // self.sides[1], (box.x1 - 1) // self.sides[1] + 1)
         return [row * self.columns + column for row in rows for column in columns]
 
     def owned(self, rank: int) -> list[int]:
@@ -96,17 +96,19 @@ class Pieces:
 
 def cut_by_shards(boxes: np.ndarray, ownership: Ownership) -> Pieces:
     """Cut boxes (n, 4) along the shards; ordered by item, then shard."""
-    side = ownership.side
-    first = boxes[:, :2] // side
-    last = (boxes[:, 2:] - 1) // side
+    sides = np.array(ownership.sides)
+    first = boxes[:, :2] // sides
+    last = (boxes[:, 2:] - 1) // sides
     spans = (last - first + 1).max(0, initial=1)
     found = []
     for dy in range(int(spans[0])):
         for dx in range(int(spans[1])):
             sy, sx = first[:, 0] + dy, first[:, 1] + dx
             items = np.nonzero((sy <= last[:, 0]) & (sx <= last[:, 1]))[0]
-            corner = np.stack([sy[items], sx[items]], 1) * side
-            box = np.concatenate([np.maximum(boxes[items, :2], corner), np.minimum(boxes[items, 2:], corner + side)], 1)
+            corner = np.stack([sy[items], sx[items]], 1) * sides
+            box = np.concatenate(
+                [np.maximum(boxes[items, :2], corner), np.minimum(boxes[items, 2:], corner + sides)], 1
+            )
             found.append(Pieces(items, sy[items] * ownership.columns + sx[items], box))
     merged = Pieces(*(np.concatenate([getattr(p, name) for p in found]) for name in ("item", "shard", "box")))
     return merged[np.lexsort((merged.shard, merged.item))]
@@ -175,7 +177,7 @@ def plan_level(cover: Cover, costs: np.ndarray, ownership: Ownership, ahead: np.
         ahead: evaluations that each rank has done beyond its share in earlier levels.
     """
     windows = np.concatenate([cover.corners, cover.corners + cover.patch], 1)
-    centres = (cover.keep[:, :2] + cover.keep[:, 2:]) // 2 // ownership.side
+    centres = (cover.keep[:, :2] + cover.keep[:, 2:]) // 2 // np.array(ownership.sides)
     order = np.argsort(centres[:, 0] * ownership.columns + centres[:, 1], kind="stable")
     reader = np.empty(len(cover), np.int64)
     reader[order] = deal_by_cost(costs[order], ownership.size, ahead)

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from engine.conditions import LabelMap, example_labels
-from engine.cover import cover_of, decode_cover
-from engine.geometry import Window, grid
+from engine.accept import check_accept
+from engine.conditions import Condition
+from engine.cover import Cover, cover_of, decode_cover, gaussian_pixel_cover, pixel_cover, stacked, strided
+from engine.geometry import Frames
+from engine.hierarchy import label_stage, with_default_labels
+from engine.inputs import Inputs, check_repaint, condition_of, read_inputs, styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
 from engine.plan import LevelPlan, Ownership, decode_rounds, image_box, plan_decode, plan_level
 from engine.preview import check_preview
-from engine.store import Layout, checked_labels, read_label_map, state_of
+from engine.store import Layout, state_of
 
-IMAGE_CHANNELS = 3
-READ_SIDE = 2048  # px of a label map read at once; a multiple of every factor
 REST_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
-
-
-class LabelSource(NamedTuple):
-    """The label map of the canvas at full size.
-
-    Args:
-        read: (box, step) -> every ``step``-th label of a box, from its corner.
-        identity: what tells it from another map, without reading it; empty: its content does.
-    """
-
-    read: Callable[[Window, int], np.ndarray]
-    identity: str
 
 
 @dataclass(frozen=True)
@@ -44,27 +34,38 @@ class Prepared:
     """A checked job and the facts it needs: plain values, sent from rank 0 to all.
 
     Args:
+        cards: of the model, and of the networks of its styles.
         size: ranks that the plan is for.
-        labels: the label of every latent, (H, W).
+        inputs: what the job's files hold.
         identity: what another job must share to be the same.
         state: of the output before the run: absent, unfinished (to be resumed), finished, or replace.
+        first: the run that samples the label map, where a label model does; until it is done ``inputs`` has no labels.
     """
 
     job: SampleJob
     options: RunOptions
-    card: Card
+    cards: tuple[Card, ...]
     size: int
-    labels: np.ndarray
+    inputs: Inputs
     identity: dict[str, Any]
     state: str
+    first: Prepared | None = None
+
+    @property
+    def card(self) -> Card:
+        return self.cards[0]
+
+    @cached_property
+    def frames(self) -> Frames:
+        return Frames(self.job.size, self.card.factor, self.card.patch, self.job.count)
 
     @cached_property
     def ownership(self) -> Ownership:
-        return Ownership(self.labels.shape, self.job.shard // self.card.factor, self.size)  # type: ignore[arg-type]
+        return Ownership(self.frames.shape, self.frames.shard_sides(self.job.shard), self.size)
 
     @cached_property
-    def condition(self) -> LabelMap:
-        return LabelMap(self.labels, float(self.job.guidance))  # type: ignore[arg-type]
+    def condition(self) -> Condition:
+        return condition_of(self.inputs, self.job, self.card, self.frames)
 
     @cached_property
     def timesteps(self) -> np.ndarray:
@@ -72,25 +73,51 @@ class Prepared:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self.job.size, IMAGE_CHANNELS, self.job.shard, self.job.chunk)
+        job = self.job
+        group = self.frames.group(job.shard)
+        channels = 1 if self.card.role == "labels" else self.card.image_channels
+        return Layout(job.size, channels, job.shard, job.chunk, self.inputs.stored, job.count, group)
 
     @cached_property
     def wanted(self) -> list[int]:
         """The shards of the canvas that hold pixels of the image."""
+        if self.job.count is not None:
+            return list(range(len(self.ownership.shards)))
         return [i for i, s in enumerate(self.ownership.shards) if image_box(s, self.card.factor, self.job.size)]
 
-    def planner(self) -> Callable[[int], tuple[LevelPlan, np.ndarray]]:
+    def cover(self, level: int, images: Sequence[int] | None = None, attempt: int = 0) -> Cover:
+        """The windows of a level.
+
+        Args:
+            images: of a set, those that are sampled; None: all.
+            attempt: that draws them again.
+        """
+        job, card, frames = self.job, self.card, self.frames
+
+        def of_image(image: int) -> Cover:
+            stride, number = job.stride or card.patch, image + (attempt << 32)
+            return cover_of(
+                job.cover, frames.frame, card.patch, job.seed, level, stride=stride, weights=job.weights, image=number
+            )
+
+        if job.count is None:
+            return of_image(0)
+        chosen = range(job.count) if images is None else images
+        return stacked([of_image(i) for i in chosen], chosen, frames.frame, job.count)
+
+    def planner(
+        self, images: Sequence[int] | None = None, attempt: int = 0
+    ) -> Callable[[int], tuple[LevelPlan, np.ndarray]]:
         """A function from a level to its plan and the labels of its windows; levels are asked for in turn.
 
         The same on every rank that asks for the same levels: what a rank did beyond its share in one level it is
         spared in the next.
         """
         ahead = np.zeros(self.size)
-        job, patch, shape = self.job, self.card.patch, self.labels.shape
 
         def plan(level: int) -> tuple[LevelPlan, np.ndarray]:
             nonlocal ahead
-            cover = cover_of(job.cover, shape, patch, job.seed, level, stride=job.stride or patch, weights=job.weights)  # type: ignore[arg-type]
+            cover = self.cover(level, images, attempt)
             present = self.condition.present(cover)
             found = plan_level(cover, self.condition.costs(present), self.ownership, ahead)
             ahead = ahead + found.evaluations_of_ranks() - found.evaluations / self.size
@@ -98,27 +125,62 @@ class Prepared:
 
         return plan
 
+    def decode_covers(self, images: Sequence[int] | None = None) -> tuple[Cover, Cover]:
+        """The decoder's windows, in latents and, with their weights, in pixels."""
+        job, card, frame = self.job, self.card, self.frames.frame
+        if job.decode_weights == "gaussian":
+            stride = job.stride or card.patch // 4
+            cover = strided(frame, card.patch, stride, "uniform")
+            pixels = gaussian_pixel_cover(cover, card.factor)
+        else:
+            cover = decode_cover(frame, card.patch, int(job.decode_overlap or 0))
+            pixels = pixel_cover(cover, card.factor, int(job.decode_overlap or 0))
+        if job.count is None:
+            return cover, pixels
+        chosen = range(job.count) if images is None else images
+        tall = (frame[0] * card.factor, frame[1] * card.factor)
+        return (
+            stacked([cover] * len(chosen), chosen, frame, job.count),
+            stacked([pixels] * len(chosen), chosen, tall, job.count),
+        )
+
+    def decode_plans(self, remaining: list[int], images: Sequence[int] | None = None) -> Iterator[LevelPlan]:
+        """The rounds of decoding, one after another."""
+        cover, _ = self.decode_covers(images)
+        return (plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size))
+
     def memory_bytes(self, contributions: int) -> int:
         """The most that one rank is expected to hold, everything included.
 
         Args:
             contributions: latents that all ranks' estimates of a level cover, together.
         """
-        card, job = self.card, self.job
-        item = 4 * card.channels
-        share = -(-len(self.ownership.shards) // self.size) * min(self.ownership.side**2, self.labels.size)
-        level = 4 * share + 4 * (contributions // self.size + card.patch**2 * int(job.batch_size or 1))
-        network = sum(f.stat().st_size for f in card.folder.rglob("*.safetensors")) * 4
-        side = min(self.job.shard, max(self.labels.shape) * card.factor)
-        shard_px = 4 * IMAGE_CHANNELS * side**2
+        card, job, shape = self.card, self.job, self.ownership.shape
+        item, latents = 4 * card.channels, shape[0] * shape[1]
+        rows, columns = (min(a, b) for a, b in zip(self.ownership.sides, shape, strict=True))
+        share = -(-len(self.ownership.shards) // self.size) * rows * columns
+        level = (4 + 2 * bool(job.image)) * share
+        level += 4 * (contributions // self.size + card.patch**2 * int(job.batch_size or 1))
+        network = sum(f.stat().st_size for c in self.cards for f in c.folder.rglob("*.safetensors")) * 4
+        shard_px = 4 * card.image_channels * rows * columns * card.factor**2
         activations = (
             600 * item * card.patch**2 * int(job.batch_size or 1) // 4 + 64 * 4 * (2 * card.patch * card.factor) ** 2
         )
-        drawn = 12 * self.labels.size if job.cover == "random" else 0
-        return REST_BYTES + item * level + network + 4 * shard_px + activations + self.labels.nbytes + drawn
+        drawn = 12 * latents if job.cover == "random" else 0
+        return REST_BYTES + item * level + network + 4 * shard_px + activations + self.inputs.nbytes + drawn
 
     def plan_summary(self) -> dict[str, Any]:
-        """The plan as ``--dry-run`` prints it."""
+        """The plan as ``--dry-run`` prints it; what depends on a label map still to be sampled is left out."""
+        facts: dict[str, Any] = {
+            "latent_shape": [self.card.channels, *self.ownership.shape],
+            "levels": len(self.timesteps),
+            "shards": len(self.wanted),
+            "files": self.layout.files(),
+            "ranks": self.size,
+            "job": self.job.plain(),
+        }
+        if self.first is not None:
+            return {"label_map": self.first.plan_summary(), **facts}
         windows, evaluations, exchanged, contributions = [], [], 0, 0
         per_rank = np.zeros(self.size, np.int64)
         plan_of = self.planner()
@@ -129,43 +191,52 @@ class Prepared:
             per_rank += plan.evaluations_of_ranks()
             exchanged += sum(plan.travelling()) * 4 * self.card.channels
             contributions = max(contributions, int(plan.writes.areas.sum()))
-        for plan in self.decode_plans(self.wanted):
+        for plan in self.decode_plans(self.wanted) if self.card.factor > 1 else ():
             before, after = plan.travelling()
-            exchanged += 4 * (before * self.card.channels + after * self.card.factor**2 * IMAGE_CHANNELS)
+            exchanged += 4 * (before * self.card.channels + after * self.card.factor**2 * self.card.image_channels)
         return {
-            "latent_shape": [self.card.channels, *self.labels.shape],
-            "levels": len(self.timesteps),
+            **facts,
             "windows_per_level": windows,
             "evaluations_per_level": evaluations,
             "evaluations": int(sum(evaluations)),
             "evaluations_per_rank": {"min": int(per_rank.min()), "max": int(per_rank.max())},
             "exchange_bytes": int(exchanged),
             "memory_bytes_per_rank": self.memory_bytes(contributions),
-            "shards": len(self.wanted),
-            "files": self.layout.files(),
-            "ranks": self.size,
-            "job": self.job.plain(),
         }
-
-    def decode_plans(self, remaining: list[int]) -> Iterator[LevelPlan]:
-        """The rounds of decoding, one after another."""
-        cover = decode_cover(self.labels.shape, self.card.patch, int(self.job.decode_overlap or 0))  # type: ignore[arg-type]
-        return (plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size))
 
 
 def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> Prepared:
-    """Check a job against its model, labels, output and machine; writes nothing. Rank 0 calls this.
+    """Check a job against its model, inputs, output and machine; writes nothing. Rank 0 calls this.
 
     Raises:
         ValueError: anything that would stop the run, with the way out.
     """
     card = read_card(job.model)
-    job = job.resolved(card)
-    source = label_source(job, card)
-    labels, labels_hash = latent_labels(source, job, card)
-    identity = job.identity(card, labels_hash)
+    if not card.decodes:
+        raise ValueError(f"--model {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
+    job = with_default_labels(job, card).resolved(card)
+    cards = style_cards(job, card)
+    frames = Frames(job.size, card.factor, card.patch, job.count)
+    inputs = read_inputs(job, card, frames)
+    check_accept(job.accept, len(card.labels) if inputs.table is None else len(inputs.table))
+    hashes = {**inputs.hashes, **check_repaint(job, card)}
+    first = None
+    if job.label_model:
+        label_job, label_options = label_stage(job, options, card)
+        first = prepare(label_job, replace(label_options, dry_run=True), size, local_size)
+        hashes["labels_hash"] = f"sampled {digest_of_identity(first.identity)}"
+    if job.style:
+        hashes["style_hash"] = " ".join(c.hash for c in cards)
+    identity = job.identity(card, hashes)
     state = "absent" if options.dry_run else output_state(Path(options.out), identity, options)
-    prepared = Prepared(job, options, card, size, labels, identity, state)
+    if first is not None:
+        there = state == "unfinished"
+        first = replace(
+            first,
+            options=label_options,
+            state=output_state(Path(label_options.out), first.identity, label_options) if there else "absent",
+        )
+    prepared = Prepared(job, options, cards, size, inputs, identity, state, first)
     if not options.dry_run:
         check_preview(options)
     if not options.dry_run and state != "finished":
@@ -173,62 +244,23 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     return replace(prepared)  # without what was worked out on the way: it is sent to all ranks
 
 
-def label_source(job: SampleJob, card: Card, check: bool = True) -> LabelSource:
-    """Where the canvas's label map comes from: a file, one label throughout, or the drawn example.
+def style_cards(job: SampleJob, card: Card) -> tuple[Card, ...]:
+    """The cards of a job's styles, of the same network as the model.
 
-    Args:
-        check: look through a file for values that the model does not have.
     Raises:
-        ValueError: a file that is no label map of this model and size.
+        ValueError: a style that cannot take the model's place.
     """
-    if job.label is not None or (job.labels is None and len(card.labels) < 5):
-        label = job.label or 0
-        return LabelSource(
-            lambda box, step: np.full((-(-box.height // step), -(-box.width // step)), label, np.uint8),
-            f"label {label}",
-        )
-    if job.labels is None:
-        return LabelSource(example_labels, "example")
-    labels = read_label_map(Path(job.labels))
-    if check:
-        checked_labels(labels, len(card.labels), f"--labels {job.labels}", card.labels)
-    height, width = job.size
-    if labels.shape != job.size and job.resize_labels is None:
-        raise ValueError(
-            f"label map {job.labels} is {labels.shape[0]} x {labels.shape[1]} px "
-            f"but the canvas is {height} x {width} px; "
-            f"pass --size {labels.shape[0]}x{labels.shape[1]}, or --resize-labels nearest"
-        )
-
-    def read(box: Window, step: int) -> np.ndarray:
-        rows = np.arange(box.y0, box.y1, step) * labels.shape[0] // height
-        columns = np.arange(box.x0, box.x1, step) * labels.shape[1] // width
-        part = labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return np.asarray(part)[np.ix_(rows - rows[0], columns - columns[0])]
-
-    return LabelSource(read, "")
+    if not job.style:
+        return (card,)
+    cards = tuple(read_card(name) for name in styles_of(job))
+    for name, other in zip(styles_of(job), cards, strict=True):
+        if replace(other, folder=card.folder, hash="", defaults={}) != replace(card, hash="", defaults={}):
+            raise ValueError(f"--style {name} is another kind of model than {card.folder}; give one trained alike")
+    return cards
 
 
-def latent_labels(source: LabelSource, job: SampleJob, card: Card) -> tuple[np.ndarray, str]:
-    """The label of every latent (nearest, as DiffInfinite takes it) and a hash of the whole map.
-
-    A canvas smaller than a window is padded with the labels of its edge.
-    """
-    height, width = job.size
-    factor = card.factor
-    labels = np.empty((-(-height // factor), -(-width // factor)), np.uint8)
-    total = hashlib.sha256(f"{source.identity} {height}x{width}".encode())
-    for box in grid(job.size, READ_SIDE):
-        if source.identity:
-            nearest = source.read(box, factor)
-        else:
-            part = np.ascontiguousarray(source.read(box, 1), dtype=np.uint8)
-            total.update(part.tobytes())
-            nearest = part[::factor, ::factor]
-        y, x = box.y0 // factor, box.x0 // factor
-        labels[y : y + nearest.shape[0], x : x + nearest.shape[1]] = nearest
-    short = [(0, max(card.patch - n, 0)) for n in labels.shape]
-    return np.pad(labels, short, mode="edge"), total.hexdigest()
+def digest_of_identity(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def output_state(path: Path, identity: dict[str, Any], options: RunOptions) -> str:
@@ -264,8 +296,10 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
     Raises:
         ValueError: naming what is needed and what there is.
     """
-    summary_level, _ = prepared.planner()(0)
-    need = prepared.memory_bytes(int(summary_level.writes.areas.sum())) * local_size
+    shape = prepared.ownership.shape
+    latents = shape[0] * shape[1]
+    contributions = latents if prepared.first else int(prepared.planner()(0)[0].writes.areas.sum())
+    need = prepared.memory_bytes(contributions) * local_size
     have = available_memory()
     if have and need > have:
         raise ValueError(
@@ -283,7 +317,8 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
     if not os.access(parent, os.W_OK):
         raise ValueError(f"--out {path}: {parent} cannot be written; choose another --out")
     height, width = prepared.job.size
-    least = height * width * IMAGE_CHANNELS // 4 + 2 * 4 * prepared.labels.size * prepared.card.channels
+    least = prepared.frames.images * height * width * prepared.card.image_channels // 4
+    least += 2 * 4 * latents * prepared.card.channels
     free = shutil.disk_usage(parent).free
     if free < least and prepared.state != "unfinished":
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,8 @@ def write_preview(options: RunOptions) -> None:
     if picture is None:
         return
     output = Output(Path(options.out))
-    sizes = output.layout.sizes()
-    level = next((i for i, size in enumerate(sizes) if max(size) <= MOST), len(sizes) - 1)
-    pixels = output.read(str(level), Window(0, 0, *sizes[level]))
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    pixels = contact_sheet(output) if output.layout.count is not None else finest(output)
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).squeeze())
     image = image.reduce(-(-max(image.size) // MOST))
     facts = PngImagePlugin.PngInfo()
     facts.add_text("Software", MADE_BY)
@@ -76,3 +75,24 @@ def write_preview(options: RunOptions) -> None:
     image.save(temporary, format="PNG", pnginfo=facts)
     temporary.rename(picture)
     print(f"{picture} shows it", flush=True)
+
+
+def finest(output: Output) -> np.ndarray:
+    """uint8 (c, h, w): the finest pyramid level of at most ``MOST`` px a side, or the coarsest."""
+    sizes = output.layout.sizes()
+    level = next((i for i, size in enumerate(sizes) if max(size) <= MOST), len(sizes) - 1)
+    return output.read(str(level), Window(0, 0, *sizes[level]))
+
+
+def contact_sheet(output: Output) -> np.ndarray:
+    """uint8 (c, h, w): the first images of a set, side by side."""
+    height, width = output.layout.size
+    count = output.layout.count or 1
+    columns = max(min(math.ceil(count**0.5), MOST // width), 1)
+    rows = max(min(-(-count // columns), MOST // height), 1)
+    sheet = np.full((output.layout.channels, rows * height, columns * width), 255, np.uint8)
+    for index in range(min(count, rows * columns)):
+        row, column = divmod(index, columns)
+        where = (slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
+        sheet[(slice(None), *where)] = output.read(output.layout.image, Window(index, 0, index + 1, 1))[0]
+    return sheet

@@ -12,6 +12,7 @@ import numpy as np
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SPACINGS = ("leading", "linspace", "trailing")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 def betas(kind: str, timesteps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
@@ -42,6 +43,7 @@ class Schedule:
         rederive_noise: after clipping, whether the noise is computed again from the clipped estimate.
         spacing: how the levels of a run are taken from the timesteps.
         steps_offset: added to the timesteps of ``leading``.
+        variance: of the ancestral step: that of the posterior, beta, or between the two as the network says.
     """
 
     alpha_bar: tuple[float, ...]
@@ -50,12 +52,15 @@ class Schedule:
     rederive_noise: bool = False
     spacing: str = "leading"
     steps_offset: int = 0
+    variance: str = "fixed_small"
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction_type is {self.prediction!r}; known: {', '.join(PREDICTIONS)}")
         if self.spacing not in SPACINGS:
             raise ValueError(f"timestep_spacing is {self.spacing!r}; known: {', '.join(SPACINGS)}")
+        if self.variance not in VARIANCES:
+            raise ValueError(f"variance_type is {self.variance!r}; known: {', '.join(VARIANCES)}")
 
     @classmethod
     def from_config(cls, config: Mapping) -> Schedule:
@@ -78,6 +83,7 @@ class Schedule:
             rederive_noise=bool(config.get("rederive_noise", False)),
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=int(config.get("steps_offset", 0)),
+            variance=(config.get("variance_type") or "fixed_small").removesuffix("_log"),
         )
 
     @property

@@ -3,26 +3,33 @@
     x' = a x + b clipped + e denoised + c denoised_prev + d noise
 
 ``denoised`` is the fused estimate of the clean canvas, ``clipped`` the same after the model's clipping (equal
-where it does not clip) and ``denoised_prev`` that of the level before. Tables are float64.
+where it does not clip) and ``denoised_prev`` that of the level before. Tables are float64. Where the model learned its
+variance, d is worked out for every latent from what the network says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Step:
-    """The coefficients of one level; see the head of this file."""
+    """The coefficients of one level; see the head of this file.
+
+    Args:
+        log_variance: of the noise, least and most, where the model learned where between the two it lies; d is then
+            that of the least, and not used.
+    """
 
     a: float
     b: float
     c: float = 0.0
     d: float = 0.0
     e: float = 0.0
+    log_variance: tuple[float, float] | None = None
 
 
 def ddim(alpha_bar: Sequence[float], eta: float, rederive_noise: bool = False) -> list[Step]:
@@ -43,14 +50,25 @@ def ddim(alpha_bar: Sequence[float], eta: float, rederive_noise: bool = False) -
     return table
 
 
-def ddpm(alpha_bar: Sequence[float]) -> list[Step]:
-    """Ancestral sampling with the posterior variance (Ho et al. 2020, arXiv:2006.11239, eq. 7), respaced."""
+def ddpm(alpha_bar: Sequence[float], variance: str = "fixed_small") -> list[Step]:
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, eq. 7), respaced.
+
+    Args:
+        variance: ``fixed_small``: of the posterior; ``fixed_large``: beta; ``learned_range``: between the two, as the
+            network says for every latent (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15).
+    """
     table = []
     for now, after in _pairs(alpha_bar):
         alpha = now / after
         b = np.sqrt(after) * (1 - alpha) / (1 - now)
         a = np.sqrt(alpha) * (1 - after) / (1 - now)
-        table.append(_step(a, b, d=np.sqrt((1 - after) / (1 - now) * (1 - alpha))))
+        small = (1 - after) / (1 - now) * (1 - alpha)
+        step = _step(a, b, d=np.sqrt(1 - alpha if variance == "fixed_large" else small))
+        if after == 1.0:  # the last level adds no noise
+            step = replace(step, d=0.0)
+        elif variance == "learned_range":
+            step = replace(step, log_variance=(float(np.log(small)), float(np.log(1 - alpha))))
+        table.append(step)
     return table
 
 
@@ -85,9 +103,13 @@ def euler(alpha_bar: Sequence[float]) -> list[Step]:
 SOLVERS = ("ddim", "ddpm", "dpmpp2m", "euler")
 
 
-def steps_of(solver: str, alpha_bar: Sequence[float], eta: float, rederive_noise: bool) -> list[Step]:
+def steps_of(
+    solver: str, alpha_bar: Sequence[float], eta: float, rederive_noise: bool, variance: str = "fixed_small"
+) -> list[Step]:
     """The table of a solver by its name.
 
+    Args:
+        variance: of ddpm.
     Raises:
         ValueError: an unknown solver, or an eta that it has no use for.
     """
@@ -97,7 +119,9 @@ def steps_of(solver: str, alpha_bar: Sequence[float], eta: float, rederive_noise
         raise ValueError(f"solver is {solver!r}; known: {', '.join(SOLVERS)}")
     if eta:
         raise ValueError(f"eta is {eta} but solver {solver} has no such setting; use --solver ddim, or leave --eta out")
-    return {"ddpm": ddpm, "dpmpp2m": dpmpp2m, "euler": euler}[solver](alpha_bar)
+    if solver == "ddpm":
+        return ddpm(alpha_bar, variance)
+    return {"dpmpp2m": dpmpp2m, "euler": euler}[solver](alpha_bar)
 
 
 def _pairs(alpha_bar: Sequence[float]) -> list[tuple[float, float]]:

@@ -1,11 +1,18 @@
-"""The only importer of zarr, and of numcodecs and h5py should they be needed: output, ledger, checkpoints, inputs.
+"""The only importer of zarr and h5py: output, ledger, checkpoints, inputs.
 
-Layout of an output::
+Layout of an output of one image::
 
     OUT/zarr.json            group: OME-Zarr 0.5 multiscales; the job and its provenance under "slidefield"
     OUT/0, 1, ...            the image, c y x, and its pyramid
-    OUT/labels/tissue/0 ...  the label map that it was made from, y x, and its pyramid
+    OUT/labels/NAME/0 ...    what it was made from, y x, and its pyramid: "tissue", "classes" or "nuclei"
     OUT/slidefield/          ledger.jsonl, checkpoint.json and the slots of latents; no zarr member
+
+and of a set of independent images::
+
+    OUT/zarr.json            group: the job and its provenance under "slidefield"
+    OUT/images               index c y x
+    OUT/tissue, ...          what each was made from, index y x
+    OUT/slidefield/          as above
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +36,6 @@ from engine.geometry import Window, grid
 
 # A finished shard is a file, whatever is in it: an absent one is damage, not emptiness.
 zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4, "array.write_empty_chunks": True})
-LABELS = "labels/tissue"
 ZARR_VERSION = zarr.__version__
 
 
@@ -47,31 +53,80 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @dataclass(frozen=True)
+class LabelArray:
+    """What an image was made from, stored beside it.
+
+    Args:
+        name: of the array.
+        dtype: unsigned.
+        entries: (name, RGB) of every value; empty where they are too many to have names.
+    """
+
+    name: str
+    dtype: str = "uint8"
+    entries: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+
+
+@dataclass(frozen=True)
 class Layout:
     """The shapes of an output's arrays.
 
     Args:
-        size: of the image, px.
+        size: of an image, px.
         channels: of the image.
         shard, chunk: px.
+        label: what is stored beside the image; None: nothing.
+        count: of a set, its images; None: one image.
+        group: images of a set in one shard.
     """
 
     size: tuple[int, int]
     channels: int
     shard: int
     chunk: int
+    label: LabelArray | None = None
+    count: int | None = None
+    group: int = 1
+
+    @property
+    def image(self) -> str:
+        """The name of the array with the image or images."""
+        return "0" if self.count is None else "images"
+
+    @property
+    def labels(self) -> str | None:
+        """The name of the array with the labels at full size."""
+        if self.label is None:
+            return None
+        return f"labels/{self.label.name}/0" if self.count is None else self.label.name
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each pyramid level, down to one shard."""
+        """Height and width of each pyramid level, down to one shard; a set has none but the first."""
         found = [self.size]
-        while max(found[-1]) > self.shard:
+        while self.count is None and max(found[-1]) > self.shard:
             found.append((-(-found[-1][0] // 2), -(-found[-1][1] // 2)))
         return found
 
+    def level(self, name: str, level: int) -> str:
+        """The name of the array ``level`` of the pyramid that an array is the finest of."""
+        return f"{name.removesuffix('0')}{level}" if level else name
+
+    def boxes(self, level: int = 0) -> list[Window]:
+        """The shards of a pyramid level, cut at the image's edge; of a set, rows are images."""
+        if self.count is not None:
+            return grid((self.count, 1), (self.group, 1))
+        return grid(self.sizes()[level], self.shard)
+
+    def arrays(self) -> list[tuple[str, int]]:
+        """(name, pyramid level) of every array."""
+        finest = [name for name in (self.image, self.labels) if name]
+        return [(self.level(name, i), i) for i in range(len(self.sizes())) for name in finest]
+
     def files(self) -> int:
         """Files of the finished output, metadata included."""
-        shards = sum(len(grid(size, self.shard)) for size in self.sizes())
-        return 2 * shards + 2 * len(self.sizes()) + 3 + 3  # two multiscales; three groups; ledger, lock, checkpoint
+        shards = sum(len(self.boxes(level)) for _, level in self.arrays())
+        groups = 3 if self.label and self.count is None else 1
+        return shards + len(self.arrays()) + groups + 3  # ledger, lock, checkpoint
 
 
 class Output:
@@ -84,9 +139,8 @@ class Output:
         try:
             self.group = zarr.open_group(path, mode="r+")
             self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
-            layout = self.provenance["layout"]
-            self.layout = Layout(tuple(layout["size"]), layout["channels"], layout["shard"], layout["chunk"])
-            self.array("0")
+            self.layout = layout_of(self.provenance["layout"])
+            self.array(self.layout.image)
         except (KeyError, TypeError, ValueError, FileNotFoundError, AssertionError) as error:
             raise ValueError(f"{path} is damaged ({error}); sample it anew elsewhere, or remove it yourself") from None
 
@@ -101,28 +155,33 @@ class Output:
         assert isinstance(found, zarr.Array)
         return found
 
+    def index(self, box: Window) -> tuple[Any, ...]:
+        """Where a box lies in the arrays."""
+        if self.layout.count is not None:
+            return (slice(box.y0, box.y1),)
+        return (..., slice(box.y0, box.y1), slice(box.x0, box.x1))
+
     def write(self, name: str, box: Window, data: np.ndarray) -> dict[str, Any]:
         """Write one whole shard and return its line for the ledger. Its one writer calls this."""
-        self.array(name)[(..., slice(box.y0, box.y1), slice(box.x0, box.x1))] = data
+        self.array(name)[self.index(box)] = data
         return ledger_line(name, box, digest(data))
 
     def read(self, name: str, box: Window) -> np.ndarray:
-        return np.asarray(self.array(name)[(..., slice(box.y0, box.y1), slice(box.x0, box.x1))])
+        return np.asarray(self.array(name)[self.index(box)])
 
-    def boxes(self, level: int) -> list[Window]:
-        """The shards of a pyramid level, cut at the image's edge."""
-        return grid(self.layout.sizes()[level], self.layout.shard)
-
-    def halve(self, name: str, level: int, box: Window) -> dict[str, Any]:
+    def halve(self, finest: str, level: int, box: Window) -> dict[str, Any]:
         """Make one shard of pyramid level ``level`` from the level below it."""
         below = self.layout.sizes()[level - 1]
-        source = self.read(f"{name}{level - 1}", box.scaled(2) & Window(0, 0, *below))
-        data = source[..., ::2, ::2] if name else halved(source)
-        return self.write(f"{name}{level}", box, data)
+        source = self.read(self.layout.level(finest, level - 1), box.scaled(2) & Window(0, 0, *below))
+        data = halved(source) if finest == self.layout.image else source[..., ::2, ::2]
+        return self.write(self.layout.level(finest, level), box, data)
 
     def shard_file(self, name: str, box: Window) -> Path:
         """Where a shard lies on disk."""
-        lead = [] if name.startswith(LABELS) else ["0"]
+        if self.layout.count is not None:
+            rest = ["0"] * (self.array(name).ndim - 1)
+            return self.path.joinpath(name, "c", str(box.y0 // self.layout.group), *rest)
+        lead = [] if name.startswith("labels/") else ["0"]
         side = self.layout.shard
         return self.path.joinpath(name, "c", *lead, str(box.y0 // side), str(box.x0 // side))
 
@@ -135,31 +194,47 @@ class Output:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def ledger(self) -> dict[tuple[str, Window], str]:
-        """(array, box) -> sha256 of every shard that was finished; a torn last line counts for nothing."""
+    def ledger(self, attempt: int = 0) -> dict[tuple[str, Window], str]:
+        """(array, box) -> sha256 of every shard that was finished; a torn last line counts for nothing.
+
+        Args:
+            attempt: only those written in that drawing of a set's images, or a later one.
+        """
+        return {key: str(line["sha256"]) for key, line in self.lines().items() if line.get("attempt", 0) >= attempt}
+
+    def lines(self) -> dict[tuple[str, Window], dict[str, Any]]:
+        """(array, box) -> the last line of the ledger about it."""
         found = {}
         try:
             content = (self.private / "ledger.jsonl").read_text(errors="replace")
         except FileNotFoundError:
             return {}
-        for line in content.splitlines():
+        for text in content.splitlines():
             try:
-                entry = json.loads(line)
-                found[entry["array"], Window(*entry["box"])] = entry["sha256"]
+                line = json.loads(text)
+                found[line["array"], Window(*line["box"])] = {"sha256": line["sha256"], **line}
             except (ValueError, KeyError, TypeError):
                 continue
         return found
 
     def mend_ledger(self) -> None:
         """Drop a torn last line, and lines of shards that are not there (any more). Rank 0 calls this."""
-        lines = [
-            ledger_line(array, box, sha)
-            for (array, box), sha in self.ledger().items()
-            if self.shard_file(array, box).exists()
-        ]
+        lines = [line for (array, box), line in self.lines().items() if self.shard_file(array, box).exists()]
         temporary = self.private / "ledger.jsonl.partial"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         temporary.rename(self.private / "ledger.jsonl")
+
+    # -- a set's drawings --
+
+    def drawing(self) -> dict[str, Any]:
+        """Which drawing of a set's images is under way: attempt, and the images that it draws (None: all)."""
+        path = self.private / "drawing.json"
+        return json.loads(path.read_text()) if path.exists() else {"attempt": 0, "images": None}
+
+    def begin_drawing(self, attempt: int, images: Sequence[int]) -> None:
+        """Draw some images again, from noise. Rank 0 calls this."""
+        self.drop_checkpoints()
+        write_json(self.private / "drawing.json", {"attempt": attempt, "images": list(images)})
 
     # -- checkpoints --
 
@@ -181,7 +256,7 @@ class Output:
             pass
         raise ValueError(f"{path} is damaged; start anew with --resume never")
 
-    def begin_checkpoint(self, shape: tuple[int, int, int], side: int) -> int:
+    def begin_checkpoint(self, shape: tuple[int, int, int], sides: tuple[int, int]) -> int:
         """Choose and make the slot that is not committed; returns its number. Rank 0 calls this."""
         mark = self.checkpoint()
         slot = 1 - mark["slot"] if mark else 0
@@ -191,7 +266,7 @@ class Output:
                 zarr.create_array(
                     str(path),
                     shape=shape,
-                    chunks=(shape[0], side, side),
+                    chunks=(shape[0], *(min(a, b) for a, b in zip(sides, shape[1:], strict=True))),
                     dtype="float32",
                     compressors=[Crc32cCodec()],
                     filters=None,
@@ -242,60 +317,17 @@ class Output:
             leftover.unlink(missing_ok=True)
 
 
-def create(
-    path: Path,
-    layout: Layout,
-    pixel_size_um: float,
-    labels: Sequence[tuple[str, Sequence[int]]],
-    provenance: Mapping[str, Any],
-) -> None:
+def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping[str, Any]) -> None:
     """Create an output's groups and arrays, beside its place and then by a rename. Rank 0 calls this."""
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".creating", dir=path.parent))
     building.chmod(0o755)
     group = zarr.open_group(building, mode="w", zarr_format=3)
-    tissue = group.create_group("labels").create_group("tissue")
-    for level, size in enumerate(layout.sizes()):
-        for parent, lead in ((group, (layout.channels,)), (tissue, ())):
-            parent.create_array(
-                str(level),
-                shape=(*lead, *size),
-                chunks=(*(1 for _ in lead), layout.chunk, layout.chunk),
-                shards=(*lead, layout.shard, layout.shard),
-                dtype=np.uint8,  # a model has 64 labels at the most
-                compressors=[ZstdCodec(level=1, checksum=True)],
-                dimension_names=["c", "y", "x"][3 - len(size) - len(lead) :],
-                fill_value=0,
-            )
-    group.attrs["ome"] = {
-        "version": "0.5",
-        "multiscales": [multiscale(layout, pixel_size_um, with_channel=True, method="2x2 mean, round half to even")],
-        "omero": {
-            "channels": [
-                channel(name, color) for name, color in zip("RGB", ("FF0000", "00FF00", "0000FF"), strict=True)
-            ]
-        },
-    }
-    group["labels"].attrs["ome"] = {"version": "0.5", "labels": ["tissue"]}
-    tissue.attrs["ome"] = {
-        "version": "0.5",
-        "multiscales": [multiscale(layout, pixel_size_um, with_channel=False, method="nearest")],
-        "image-label": {
-            "colors": [{"label-value": i, "rgba": [*color, 255 if i else 0]} for i, (_, color) in enumerate(labels)],
-            "properties": [{"label-value": i, "name": name} for i, (name, _) in enumerate(labels)],
-            "source": {"image": "../../"},
-        },
-    }
-    group.attrs["slidefield"] = {
-        **provenance,
-        "state": "unfinished",
-        "layout": {
-            "size": list(layout.size),
-            "channels": layout.channels,
-            "shard": layout.shard,
-            "chunk": layout.chunk,
-        },
-    }
+    if layout.count is None:
+        create_image(group, layout, pixel_size_um)
+    else:
+        create_set(group, layout)
+    group.attrs["slidefield"] = {**provenance, "state": "unfinished", "layout": asdict(layout)}
     (building / "slidefield").mkdir()
     try:
         building.rename(path)
@@ -304,9 +336,79 @@ def create(
         raise ValueError(f"{path} was made by another run meanwhile; wait for it, or choose another --out") from None
 
 
-def multiscale(layout: Layout, pixel_size_um: float, *, with_channel: bool, method: str) -> dict[str, Any]:
+def layout_of(values: Mapping[str, Any]) -> Layout:
+    """A layout from the attributes that ``create`` wrote."""
+    label = values.get("label")
+    if label is not None:
+        entries = tuple((name, tuple(color)) for name, color in label["entries"])
+        label = LabelArray(label["name"], label["dtype"], entries)
+    return Layout(**{**values, "size": tuple(values["size"]), "label": label})
+
+
+CODECS = [ZstdCodec(level=1, checksum=True)]
+
+
+def create_image(group: zarr.Group, layout: Layout, pixel_size_um: float) -> None:
+    """The arrays and metadata of one image with its pyramid and labels."""
+    for name, level in layout.arrays():
+        is_image = not name.startswith("labels/")
+        lead = (layout.channels,) if is_image else ()
+        group.create_array(
+            name,
+            shape=(*lead, *layout.sizes()[level]),
+            chunks=(*(1 for _ in lead), layout.chunk, layout.chunk),
+            shards=(*lead, layout.shard, layout.shard),
+            dtype="uint8" if is_image or layout.label is None else layout.label.dtype,
+            compressors=CODECS,
+            dimension_names=["c", "y", "x"] if is_image else ["y", "x"],
+            fill_value=0,
+        )
+    colors = {1: [("grey", "FFFFFF")]}.get(
+        layout.channels, list(zip("RGB", ("FF0000", "00FF00", "0000FF"), strict=True))
+    )
+    group.attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [multiscale(layout, pixel_size_um, "image", method="2x2 mean, round half to even")],
+        "omero": {"channels": [channel(name, color) for name, color in colors]},
+    }
+    if layout.label is None:
+        return
+    label = layout.label
+    group["labels"].attrs["ome"] = {"version": "0.5", "labels": [label.name]}
+    facts: dict[str, Any] = {"source": {"image": "../../"}}
+    if label.entries:
+        facts["colors"] = [
+            {"label-value": i, "rgba": [*color, 255 if i else 0]} for i, (_, color) in enumerate(label.entries)
+        ]
+        facts["properties"] = [{"label-value": i, "name": name} for i, (name, _) in enumerate(label.entries)]
+    group[f"labels/{label.name}"].attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [multiscale(layout, pixel_size_um, label.name, method="nearest")],
+        "image-label": facts,
+    }
+
+
+def create_set(group: zarr.Group, layout: Layout) -> None:
+    """The arrays of a set of images: index c y x, and index y x of what they were made from."""
+    for name, _ in layout.arrays():
+        lead = (layout.channels,) if name == layout.image else ()
+        inner = tuple(min(layout.chunk, -(-n // 8) * 8) for n in layout.size)
+        outer = tuple(-(-n // m) * m for n, m in zip(layout.size, inner, strict=True))
+        group.create_array(
+            name,
+            shape=(layout.count, *lead, *layout.size),  # type: ignore[arg-type]
+            chunks=(1, *lead, *inner),
+            shards=(layout.group, *lead, *outer),
+            dtype="uint8" if name == layout.image or layout.label is None else layout.label.dtype,
+            compressors=CODECS,
+            dimension_names=["index", *(["c"] if lead else []), "y", "x"],
+            fill_value=0,
+        )
+
+
+def multiscale(layout: Layout, pixel_size_um: float, name: str, *, method: str) -> dict[str, Any]:
     """The OME-Zarr 0.5 metadata of one pyramid."""
-    lead = [{"name": "c", "type": "channel"}] if with_channel else []
+    lead = [{"name": "c", "type": "channel"}] if name == "image" else []
     datasets = []
     for level in range(len(layout.sizes())):
         scale = pixel_size_um * 2**level
@@ -318,7 +420,7 @@ def multiscale(layout: Layout, pixel_size_um: float, *, with_channel: bool, meth
         ]
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
     axes = [*lead, *({"name": n, "type": "space", "unit": "micrometer"} for n in "yx")]
-    return {"name": "image" if with_channel else "tissue", "axes": axes, "datasets": datasets, "type": method}
+    return {"name": name, "axes": axes, "datasets": datasets, "type": method}
 
 
 def channel(name: str, color: str) -> dict[str, Any]:
@@ -390,26 +492,90 @@ def remove(path: Path) -> None:
 # ---- inputs -------------------------------------------------------------------------------------
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """A label map (h, w) of integers; Zarr and ``.npy`` are read where they are sliced, PNG and TIFF whole.
+def read_integers(path: Path, option: str, stack: bool = False) -> np.ndarray:
+    """A map (h, w) of integers; Zarr and ``.npy`` are read where they are sliced, PNG and TIFF whole.
+
+    Args:
+        option: of the command line, for messages.
+        stack: (images, h, w) will do too.
+    Raises:
+        ValueError: unreadable, of other dimensions, or not integers.
+    """
+    found = read_array(path, option)
+    if found.ndim != 2 and not (stack and found.ndim == 3):
+        wanted = "two dimensions (height, width)" + (", or a stack of them three (index, height, width)" * stack)
+        raise ValueError(f"{option} {path} has shape {found.shape}; a label map has {wanted}")
+    if found.dtype.kind not in "uib":
+        raise ValueError(f"{option} {path} holds {found.dtype}; a label map holds whole numbers, such as uint8")
+    return found
+
+
+def read_picture(path: Path, option: str, channels: int, size: tuple[int, int]) -> np.ndarray:
+    """An image uint8 (h, w, c), or (c, h, w) of Zarr or ``.npy``, as something sliced like (c, h, w).
 
     Raises:
-        ValueError: unreadable, not two-dimensional, or not integers.
+        ValueError: unreadable, or of another size or kind.
     """
-    if not path.exists():
-        raise ValueError(f"--labels {path} is not there")
+    found = read_array(path, option, color=True)
+    if found.ndim == 2 and channels == 1:
+        found = found[None]
+    elif found.ndim == 3 and found.shape[2] == channels and found.shape[0] != channels:
+        found = np.moveaxis(np.asarray(found), 2, 0)
+    if found.ndim != 3 or found.shape[0] != channels or found.dtype != np.uint8:
+        raise ValueError(
+            f"{option} {path} has shape {found.shape} of {found.dtype}; expected an image of {channels} channels, uint8"
+        )
+    if found.shape[1:] != size:
+        raise ValueError(
+            f"{option} {path} is {found.shape[1]} x {found.shape[2]} px but the canvas is {size[0]} x {size[1]} px; "
+            f"pass --size {found.shape[1]}x{found.shape[2]}"
+        )
+    return found
+
+
+def read_array(path: Path, option: str, color: bool = False) -> np.ndarray:
+    """An array of any kind: Zarr and ``.npy`` are read where they are sliced, HDF5, PNG and TIFF whole.
+
+    HDF5 is named with the dataset: ``FILE.h5:/dataset``.
+
+    Args:
+        color: RGB images will do.
+    Raises:
+        ValueError: unreadable.
+    """
+    file, dataset = split_dataset(path)
+    if not file.exists():
+        raise ValueError(f"{option} {file} is not there")
     try:
-        found = _open_labels(path)
+        return _read_hdf5(file, dataset) if dataset or file.suffix in HDF5 else _open_array(file, color)
     except Exception as error:  # many readers, many kinds of error: one message
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"--labels {path} cannot be read as PNG, TIFF, .npy or Zarr ({' '.join(text.split())})"
+            f"{option} {path} cannot be read as PNG, TIFF, .npy, Zarr or HDF5 ({' '.join(text.split())})"
         ) from None
-    if found.ndim != 2:
-        raise ValueError(f"--labels {path} has shape {found.shape}; a label map has two dimensions (height, width)")
-    if found.dtype.kind not in "uib":
-        raise ValueError(f"--labels {path} holds {found.dtype}; a label map holds whole numbers, such as uint8")
-    return found
+
+
+HDF5 = (".h5", ".hdf5")
+
+
+def split_dataset(path: Path) -> tuple[Path, str]:
+    """``FILE.h5:/dataset`` -> file and dataset; the dataset is empty where none is named."""
+    file, colon, dataset = str(path).rpartition(":")
+    if colon and Path(file).suffix in HDF5:
+        return Path(file), dataset
+    return path, ""
+
+
+def _read_hdf5(file: Path, dataset: str) -> np.ndarray:
+    import h5py
+
+    with h5py.File(file, "r") as opened:
+        found = opened.get(dataset) if dataset else None
+        if not isinstance(found, h5py.Dataset):
+            names: list[str] = []
+            opened.visititems(lambda name, item: names.append("/" + name) if isinstance(item, h5py.Dataset) else None)
+            raise ValueError(f"it has no dataset {dataset or '(none was named)'}; name one as {file}:{names[:5]}")
+        return found[()]
 
 
 def reads_in_boxes(path: Path) -> bool:
@@ -417,7 +583,7 @@ def reads_in_boxes(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".npy"
 
 
-def _open_labels(path: Path) -> np.ndarray:
+def _open_array(path: Path, color: bool) -> np.ndarray:
     if path.is_dir():
         opened = zarr.open(path, mode="r")
         if isinstance(opened, zarr.Group):
@@ -436,6 +602,8 @@ def _open_labels(path: Path) -> np.ndarray:
 
     Image.MAX_IMAGE_PIXELS = None  # whole slides are what this is for
     with Image.open(path) as image:
+        if color and image.mode not in ("L", "I", "I;16", "1"):
+            return np.asarray(image.convert("RGB"))
         if image.mode == "P":
             return np.asarray(image)
         if image.mode not in ("L", "I", "I;16", "1", "F"):
@@ -445,8 +613,9 @@ def _open_labels(path: Path) -> np.ndarray:
 
 def checked_labels(labels: np.ndarray, known: int, name: str, names: Sequence[str]) -> None:
     """Refuse values that the model does not have, naming the first and where it lies."""
+    labels = labels.reshape(-1, labels.shape[-1]) if labels.ndim > 2 else labels
     for y in range(0, labels.shape[0], 4096):
-        band = labels[y : y + 4096]
+        band = np.asarray(labels[y : y + 4096])
         wrong = (band < 0) | (band >= known)
         if wrong.any():
             row, column = (int(v[0]) for v in np.nonzero(wrong))

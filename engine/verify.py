@@ -11,24 +11,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from engine.comm import STOPPED
 from engine.geometry import Window
-from engine.store import LABELS, Output, bands, digest, state_of
+from engine.store import Output, bands, digest, state_of
 
 
 def pixels_sha256(output: Output) -> str:
-    """sha256 of the image's bytes in the order c, y, x: the same for any chunking. Read in bands of one shard."""
+    """sha256 of the image's bytes in the order c, y, x, or of a set's in the order index, c, y, x.
+
+    The same for any chunking. Read in bands of one shard.
+    """
     total = hashlib.sha256()
-    array, (height, width) = output.array("0"), output.layout.size
-    for c in range(output.layout.channels):
-        for y0, y1 in bands(height, output.layout.shard):
-            total.update(memoryview(array[c, y0:y1, :width]).cast("B"))  # type: ignore[arg-type,index]
+    layout, array = output.layout, output.array(output.layout.image)
+    if layout.count is not None:
+        for box in layout.boxes():
+            total.update(np.ascontiguousarray(output.read(layout.image, box)).tobytes())
+        return total.hexdigest()
+    for c in range(layout.channels):
+        for y0, y1 in bands(layout.size[0], layout.shard):
+            total.update(memoryview(array[c, y0:y1, : layout.size[1]]).cast("B"))  # type: ignore[arg-type,index]
     return total.hexdigest()
 
 
 def damage(output: Output) -> list[str]:
     """What is wrong with the shards that the ledger calls finished, and which it lacks in a finished output."""
-    ledger = output.ledger()
+    ledger, layout = output.ledger(), output.layout
     found = []
     for (name, box), expected in ledger.items():
         try:
@@ -37,13 +46,9 @@ def damage(output: Output) -> list[str]:
         except Exception as error:  # whatever the codecs raise
             found.append(f"{where(name, box)} cannot be read: {' '.join(str(error).split())}")
     if output.finished:
-        for level in range(len(output.layout.sizes())):
-            for prefix in ("", f"{LABELS}/"):
-                found += [
-                    f"{where(f'{prefix}{level}', box)} is not in the ledger"
-                    for box in output.boxes(level)
-                    if (f"{prefix}{level}", box) not in ledger
-                ]
+        for name, level in layout.arrays():
+            boxes = layout.boxes(level)
+            found += [f"{where(name, box)} is not in the ledger" for box in boxes if (name, box) not in ledger]
     return found
 
 
@@ -66,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in wrong:
         print(f"damaged: {line}", file=sys.stderr)
     height, width = output.layout.size
-    shape = f"shape {output.layout.channels} x {height} x {width} (c, y, x)"
+    count = output.layout.count
+    shape = f"shape {output.layout.channels} x {height} x {width} (c, y, x)" + f", {count} images" * (count is not None)
     if wrong:
         print(f"damaged: {len(wrong)} shards; {shape}")
         return 1

@@ -23,5 +23,5 @@ def accumulate(total: Tensor, weight_sum: Tensor, estimate: Tensor, weight: Tens
 
 
 def normalize(total: Tensor, weight_sum: Tensor) -> Tensor:
-    """The weighted mean; exact where one estimate of weight 1 was given."""
-    return total / weight_sum
+    """The weighted mean; exact where one estimate of weight 1 was given, 0 where none was."""
+    return total / (weight_sum + (weight_sum == 0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
-PURPOSES = {"initial": 0, "step": 1}
+PURPOSES = {"initial": 0, "step": 1, "known": 2}
 
 
 def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:

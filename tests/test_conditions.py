@@ -18,7 +18,7 @@ def test_the_labels_of_a_window_are_those_that_occur_where_it_is_used(h, w, seed
         "random": lambda: random((h, w), 16, seed, 0),
         "strided": lambda: strided((h, w), 16, 7, "uniform"),
     }[kind]()
-    present = LabelMap(labels, 2.0).present(cover)
+    present = LabelMap(2.0, labels).present(cover)
     for index in range(len(cover)):
         kept = cover.kept(index)
         used = labels[kept.y0 : kept.y1, kept.x0 : kept.x1]
@@ -39,7 +39,7 @@ def test_the_labels_of_a_window_are_those_that_occur_where_it_is_used(h, w, seed
     ],
 )
 def test_a_window_asks_for_its_labels_and_the_null_once(labels, guidance, asked):
-    condition = LabelMap(np.zeros((1, 1), np.uint8), guidance)
+    condition = LabelMap(guidance, np.zeros((1, 1), np.uint8))
     present = sum(1 << k for k in labels)
     assert condition.requests(present) == asked
     assert condition.costs(np.array([present], np.uint64)).tolist() == [len(asked)]

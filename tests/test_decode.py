@@ -12,7 +12,7 @@ from engine.plan import Ownership, plan_decode
 def decoded(latents, network, overlap, patch=24):
     """Decode by windows, as a run does, on one rank."""
     shape = latents.shape[1:]
-    ownership = Ownership(tuple(shape), 32, 1)
+    ownership = Ownership(tuple(shape), (32, 32), 1)
     cover = decode_cover(ownership.shape, patch, overlap)
     shards = list(range(len(ownership.shards)))
     plan = plan_decode(cover, ownership, shards, [0] * len(shards))

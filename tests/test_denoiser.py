@@ -13,12 +13,12 @@ SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_
 
 
 def estimates(network, labels, guidance, batch_size=5, windows=None):
-    condition = LabelMap(labels, guidance)
+    condition = LabelMap(guidance, labels)
     cover = shifted(labels.shape, 16, 0, 0)
     present = condition.present(cover)
-    plan = plan_level(cover, condition.costs(present), Ownership(labels.shape, 64, 1))
+    plan = plan_level(cover, condition.costs(present), Ownership(labels.shape, (64, 64), 1))
     x = torch.randn(len(cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    denoise = Denoiser(network, condition, SCHEDULE, batch_size)
+    denoise = Denoiser([network], condition, SCHEDULE, batch_size)
     chosen = plan.windows_of(0) if windows is None else windows
     return denoise(plan, present, chosen, lambda i: x[i], 500), denoise, plan
 
@@ -30,7 +30,8 @@ class Recorder(torch.nn.Module):
         super().__init__()
         self.asked = []
 
-    def forward(self, x, t, label, mask):
+    def forward(self, x, t, inputs):
+        label, mask = inputs["label"], inputs["mask"]
         self.asked += list(zip(label.tolist(), mask.amax((1, 2, 3)).tolist(), strict=True))
         assert len(x) == 5
         return label.float()[:, None, None, None].expand_as(x)

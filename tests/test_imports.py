@@ -35,12 +35,13 @@ def test_imports_point_down():
     order = [
         ["geometry", "schedule", "solvers", "comm"],
         ["cover", "models"],
-        ["conditions", "plan", "store", "job", "progress"],
-        ["preview"],
+        ["conditions", "plan", "store", "job", "progress", "nuclei", "labels", "accept"],
+        ["inputs", "preview"],
+        ["hierarchy"],
         ["canvas", "denoiser", "prepare"],
-        ["sampler", "decode"],
+        ["sampler", "decode", "repaint"],
         ["run"],
-        ["sample", "verify"],
+        ["sample", "verify", "export"],
     ]
     rank = {f"engine.{name}": height for height, names in enumerate(order) for name in names}
     for path in (ROOT / "engine").glob("*.py"):

@@ -43,6 +43,8 @@ def test_the_models_defaults_fill_what_a_job_leaves_open(tiny_model):
 def test_what_changes_no_byte_is_not_part_of_a_jobs_identity(tiny_model):
     card = read_card(str(tiny_model))
     job = SampleJob().resolved(card)
-    assert "model" not in job.identity(card, "x")
-    assert job.identity(card, "x") != job.identity(card, "y")
-    assert job.identity(card, "x") != SampleJob(seed=1).resolved(card).identity(card, "x")
+    assert "model" not in job.identity(card, {"labels_hash": "x"})
+    assert job.identity(card, {"labels_hash": "x"}) != job.identity(card, {"labels_hash": "y"})
+    assert job.identity(card, {"labels_hash": "x"}) != SampleJob(seed=1).resolved(card).identity(
+        card, {"labels_hash": "x"}
+    )

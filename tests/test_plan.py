@@ -22,7 +22,7 @@ ranks = st.integers(1, 9)
 
 @given(sides, sides, shards, ranks)
 def test_every_shard_has_one_owner_in_contiguous_equal_runs(h, w, side, size):
-    ownership = Ownership((h, w), side, size)
+    ownership = Ownership((h, w), (side, side), size)
     assert sum(s.area for s in ownership.shards) == h * w
     assert (np.diff(ownership.owner) >= 0).all()
     counts = [len(ownership.owned(rank)) for rank in range(size)]
@@ -40,7 +40,7 @@ def test_each_window_is_evaluated_once_and_its_estimate_reaches_every_latent_tha
         "random": lambda: random((h, w), 16, 0, level),
         "strided": lambda: strided((h, w), 16, 6, "hann"),
     }[kind]()
-    ownership = Ownership((h, w), side, size)
+    ownership = Ownership((h, w), (side, side), size)
     plan = plan_level(cover, np.ones(len(cover), np.int64), ownership)
     assert sorted(i for rank in range(size) for i in plan.windows_of(rank)) == list(range(len(cover)))
     area = np.zeros(len(cover), int)
@@ -74,8 +74,8 @@ def test_a_level_is_dealt_to_within_one_window(costs, size):
 @given(ranks, st.integers(0, 50))
 def test_no_rank_does_more_of_a_whole_run_than_its_share_and_one_micro_batch(size, seed):
     labels = np.random.default_rng(seed).integers(0, 5, (6, 8)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
-    condition = LabelMap(labels, 2.0)
-    ownership = Ownership(labels.shape, 32, size)
+    condition = LabelMap(2.0, labels)
+    ownership = Ownership(labels.shape, (32, 32), size)
     ahead, done = np.zeros(size), np.zeros(size)
     for level in range(40):
         cover = shifted(labels.shape, 16, seed, level)
@@ -98,7 +98,7 @@ def test_decode_rounds_write_every_remaining_shard_once_with_one_writer(count, s
 @settings(deadline=None)
 @given(sides, sides, shards, ranks)
 def test_a_decode_round_covers_its_shards_and_shares_the_windows_evenly(h, w, side, size):
-    ownership = Ownership((h, w), side, size)
+    ownership = Ownership((h, w), (side, side), size)
     cover = decode_cover((h, w), 16, 4)
     for turn, writers in decode_rounds(range(len(ownership.shards)), size):
         plan = plan_decode(cover, ownership, turn, writers)
@@ -114,7 +114,7 @@ def test_a_decode_round_covers_its_shards_and_shares_the_windows_evenly(h, w, si
 
 
 def test_bounding_pieces_hold_all_pieces_of_a_reader_in_a_shard():
-    ownership = Ownership((64, 64), 32, 2)
+    ownership = Ownership((64, 64), (32, 32), 2)
     boxes = np.array([[0, 0, 16, 16], [10, 20, 26, 36], [40, 40, 56, 56]])
     cut = cut_by_shards(boxes, ownership)
     found = bounding_pieces(cut, np.array([0, 0, 1])[cut.item])
@@ -131,7 +131,7 @@ def test_a_canvas_of_more_than_two_to_the_24_latents_is_planned_and_every_latent
     """DiffInfinite's stopping rule, a float32 mean, never comes true there; ours counts in integers."""
     shape = (4100, 4100)
     cover = shifted(shape, 64, 0, 3)
-    plan = plan_level(cover, np.ones(len(cover), np.int64), Ownership(shape, 256, 5))
+    plan = plan_level(cover, np.ones(len(cover), np.int64), Ownership(shape, (256, 256), 5))
     assert int(plan.writes.areas.sum()) == 4100 * 4100 > 2**24
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from engine.geometry import Window
-from engine.store import Layout, Output, create, halved, remove, state_of
+from engine.store import LabelArray, Layout, Output, create, halved, remove, state_of
 
-LABELS = [("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))]
+LABELS = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
 
 
 @pytest.fixture
 def output(tmp_path):
-    create(tmp_path / "o.zarr", Layout((100, 140), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 30})
+    create(tmp_path / "o.zarr", Layout((100, 140), 3, 64, 32, LABELS), 0.5, {"identity": {}, "levels": 30})
     return Output(tmp_path / "o.zarr")
 
 
@@ -34,9 +34,9 @@ def test_a_pyramid_of_means_does_not_drift_brighter():
 
 
 def test_a_torn_last_line_of_the_ledger_counts_for_nothing(output):
-    box = output.boxes(0)[0]
+    box = output.layout.boxes()[0]
     output.record([output.write("0", box, np.zeros((3, *box.shape), np.uint8))])
-    lost = output.boxes(0)[1]
+    lost = output.layout.boxes()[1]
     output.record([{"array": "0", "box": [lost.y0, lost.x0, lost.y1, lost.x1], "sha256": "its shard is not there"}])
     with (output.private / "ledger.jsonl").open("a") as ledger:
         ledger.write('{"array": "0", "box": [0, 64')
@@ -51,11 +51,11 @@ def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(
     data = np.random.default_rng(0).standard_normal((4, 64, 64)).astype(np.float32)
     box = Window(0, 0, 64, 64)
     assert output.checkpoint() is None
-    slot = output.begin_checkpoint((4, 64, 64), 64)
+    slot = output.begin_checkpoint((4, 64, 64), (64, 64))
     output.write_checkpoint(slot, "x", box, data)
     assert output.checkpoint() is None
     output.commit_checkpoint(slot, 5, False)
-    second = output.begin_checkpoint((4, 64, 64), 64)
+    second = output.begin_checkpoint((4, 64, 64), (64, 64))
     assert second != slot
     output.write_checkpoint(second, "x", box, data + 1)
     mark = output.checkpoint()
@@ -65,12 +65,12 @@ def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(
 
 def test_a_slot_that_a_kill_left_half_made_is_made_anew(output):
     (output.private / "checkpoint" / "0" / "x").mkdir(parents=True)
-    slot = output.begin_checkpoint((4, 64, 64), 64)
+    slot = output.begin_checkpoint((4, 64, 64), (64, 64))
     output.write_checkpoint(slot, "x", Window(0, 0, 64, 64), np.zeros((4, 64, 64), np.float32))
 
 
 def test_a_damaged_checkpoint_is_named(output):
-    slot = output.begin_checkpoint((4, 64, 64), 64)
+    slot = output.begin_checkpoint((4, 64, 64), (64, 64))
     box = Window(0, 0, 64, 64)
     with pytest.raises(ValueError, match="lacks latents"):
         output.read_checkpoint(slot, "x", box)
@@ -95,9 +95,9 @@ def test_a_damaged_commit_mark_is_named(output, mark):
 def test_making_and_removing_an_output_touches_nothing_else(tmp_path):
     for name in ("o.zarr.removing", "o.zarr.my.creating"):
         (tmp_path / name).mkdir()
-    create(tmp_path / "o.zarr", Layout((64, 64), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 30})
+    create(tmp_path / "o.zarr", Layout((64, 64), 3, 64, 32, LABELS), 0.5, {"identity": {}, "levels": 30})
     with pytest.raises(ValueError, match="another run"):
-        create(tmp_path / "o.zarr", Layout((64, 64), 3, 64, 32), 0.5, LABELS, {"identity": {}, "levels": 30})
+        create(tmp_path / "o.zarr", Layout((64, 64), 3, 64, 32, LABELS), 0.5, {"identity": {}, "levels": 30})
     remove(tmp_path / "o.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.zarr.my.creating", "o.zarr.removing"]
 

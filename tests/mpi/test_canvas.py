@@ -29,7 +29,7 @@ def cover_of(kind, level):
 
 @pytest.fixture
 def canvas(ranks):
-    made = Canvas(ranks, Ownership(SHAPE, SIDE, ranks.size), channels=3, seed=9)
+    made = Canvas(ranks, Ownership(SHAPE, (SIDE, SIDE), ranks.size), channels=3, seed=9)
     made.start()
     return made
 

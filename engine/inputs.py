@@ -1,0 +1,440 @@
+"""What a job's files hold: read and checked on rank 0, then turned into the condition on every rank."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap, example_labels
+from engine.cover import LARGEST_LABEL
+from engine.geometry import Frames, Window, grid
+from engine.job import SampleJob
+from engine.models.card import CLASSES, Card
+from engine.nuclei import Nuclei, published_channels, scan_nuclei, scan_stack
+from engine.store import LabelArray, checked_labels, read_array, read_integers, read_picture, reads_in_boxes
+
+READ_SIDE = 2048  # px of a label map read at once; a multiple of every factor
+Read = Callable[[int, Window], np.ndarray]  # a box of an image of the job
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the files hold: plain values, sent from rank 0 to all.
+
+    Args:
+        hashes: of the files' contents, by what they are.
+        stored: what is stored beside the image; None: nothing.
+        labels: the label of every latent of the canvas; None: 0 throughout, or not known yet.
+        grid, region: embeddings.
+        table: of the classes.
+        nuclei: of the instance map.
+    """
+
+    hashes: dict[str, str] = field(default_factory=dict)
+    stored: LabelArray | None = None
+    labels: np.ndarray | None = None
+    grid: np.ndarray | None = None
+    region: np.ndarray | None = None
+    table: np.ndarray | None = None
+    nuclei: Nuclei | None = None
+
+    @property
+    def nbytes(self) -> int:
+        nuclei = None if self.nuclei is None else self.nuclei.table
+        held = (self.labels, self.grid, self.region, self.table, nuclei)
+        return sum(array.nbytes for array in held if array is not None)
+
+
+class LabelSource(NamedTuple):
+    """The label map of the images at full size.
+
+    Args:
+        read: (image, box, step) -> every ``step``-th label of a box, from its corner.
+        identity: what tells it from another map, without reading it; empty: its content does.
+        everywhere: whether every rank can read its own part.
+    """
+
+    read: Callable[[int, Window, int], np.ndarray]
+    identity: str
+    everywhere: bool = True
+
+
+def read_inputs(job: SampleJob, card: Card, frames: Frames) -> Inputs:
+    """Read and check all files that a job names, but for its in-painting. Rank 0 calls this.
+
+    Raises:
+        ValueError: a file that does not suit the model or the canvas, with the way out.
+    """
+    if card.condition == "embedding":
+        return read_embeddings(job, card, frames)
+    if card.condition == "semantic":
+        return read_semantic(job, card, frames)
+    if card.condition == "none":
+        return Inputs()
+    table, known = None, len(card.labels)
+    if card.condition == "class" and card.embedding_width:
+        table = read_class_table(job, card)
+        known = len(table)
+    entries = tuple(zip(card.labels, card.colors, strict=True)) if known == len(card.labels) else ()
+    stored = LabelArray("tissue" if card.condition == "label-map" else "classes", "uint8", entries)
+    if job.label_model:
+        return Inputs({}, stored)
+    labels, digest = latent_labels(label_source(job, card, known), frames)
+    return Inputs({"labels_hash": digest}, stored, labels, table=table)
+
+
+# ---- labels and classes -------------------------------------------------------------------------
+
+
+def label_source(job: SampleJob, card: Card, known: int, check: bool = True) -> LabelSource:
+    """Where the label map comes from: a file, labels throughout, or the drawn example.
+
+    Args:
+        known: how many labels the model has.
+        check: look through a file for values that the model does not have.
+    Raises:
+        ValueError: a file that is no label map of this model and size.
+    """
+    drawn = card.condition == "label-map" and known >= 5
+    if job.label is not None or (job.labels is None and not drawn):
+        labels = job.label if isinstance(job.label, tuple) else (job.label or 0,)
+        if max(labels) >= known:
+            raise ValueError(f"label is {max(labels)} but the model knows {known} classes: 0 to {known - 1}")
+        return LabelSource(partial(uniform_labels, labels), f"label {','.join(map(str, labels))}")
+    if job.labels in (None, "example"):
+        return LabelSource(partial(example_of_image, job.size[0]), "example")
+    path = Path(str(job.labels))
+    labels_ = read_integers(path, "--labels", stack=job.count is not None)
+    if check:
+        checked_labels(labels_, known, f"--labels {path}", card.labels)
+    check_size(labels_.shape, job, f"label map {path}", "; or pass --resize-labels nearest", job.resize_labels)
+    return LabelSource(partial(resized_labels, labels_, job.size), "", reads_in_boxes(path))
+
+
+def uniform_labels(labels: tuple[int, ...], image: int, box: Window, step: int) -> np.ndarray:
+    return np.full((-(-box.height // step), -(-box.width // step)), labels[image % len(labels)], np.uint8)
+
+
+def example_of_image(height: int, image: int, box: Window, step: int) -> np.ndarray:
+    """The drawn example; the images of a set lie below one another in it."""
+    rows = image * (-(-height // step) * step)
+    return example_labels(Window(box.y0 + rows, box.x0, box.y1 + rows, box.x1), step)
+
+
+def resized_labels(labels: np.ndarray, size: tuple[int, int], image: int, box: Window, step: int) -> np.ndarray:
+    """A box of a map, or of an image's in a stack, in the size of the canvas; nearest."""
+    of_image = labels if labels.ndim == 2 else labels[image]
+    rows = np.arange(box.y0, box.y1, step) * of_image.shape[0] // size[0]
+    columns = np.arange(box.x0, box.x1, step) * of_image.shape[1] // size[1]
+    part = of_image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.asarray(part)[np.ix_(rows - rows[0], columns - columns[0])]
+
+
+def check_size(shape: tuple[int, ...], job: SampleJob, what: str, way: str = "", resize: str | None = None) -> None:
+    """Refuse a map of another size than the canvas, or a stack of another length than the set."""
+    height, width = shape[-2:]
+    if (height, width) != job.size and resize is None:
+        raise ValueError(
+            f"{what} is {height} x {width} px but the canvas is {job.size[0]} x {job.size[1]} px; "
+            f"pass --size {height}x{width}{way.replace(' or pass', ' or')}"
+        )
+    if len(shape) == 3 and shape[0] != job.count:
+        raise ValueError(f"{what} is a stack of {shape[0]} maps but --count is {job.count}; pass --count {shape[0]}")
+
+
+def latent_labels(source: LabelSource, frames: Frames) -> tuple[np.ndarray, str]:
+    """The label of every latent (nearest, as DiffInfinite takes it) and a hash of the whole map.
+
+    An image smaller than a window is padded with the labels of its edge.
+    """
+    (height, width), factor = frames.size, frames.factor
+    total = hashlib.sha256(f"{source.identity} {height}x{width}".encode())
+    labels = np.empty(frames.shape, np.uint8)
+    for image in range(frames.images):
+        of_image = np.empty((-(-height // factor), -(-width // factor)), np.uint8)
+        for box in grid(frames.size, READ_SIDE):
+            if source.identity:
+                nearest = source.read(image, box, factor)
+            else:
+                part = np.ascontiguousarray(source.read(image, box, 1), dtype=np.uint8)
+                total.update(part.tobytes())
+                nearest = part[::factor, ::factor]
+            y, x = box.y0 // factor, box.x0 // factor
+            of_image[y : y + nearest.shape[0], x : x + nearest.shape[1]] = nearest
+        rows = image * frames.frame[0]
+        short = [(0, n - m) for n, m in zip(frames.frame, of_image.shape, strict=True)]
+        labels[rows : rows + frames.frame[0]] = np.pad(of_image, short, mode="edge")
+    return labels, total.hexdigest()
+
+
+def read_class_table(job: SampleJob, card: Card) -> np.ndarray:
+    """float32 (classes, D): the embeddings of the classes, from the job or the model folder."""
+    kept = card.folder / "embedder" / CLASSES
+    if job.embeddings is None and kept.exists():
+        from safetensors.numpy import load_file
+
+        return load_file(kept)["embeddings"].astype(np.float32)
+    if job.embeddings is None:
+        raise ValueError(
+            f"the model {card.folder.name} is asked for classes by embeddings and holds none; "
+            "pass --embeddings FILE.npy with one row a class"
+        )
+    table = np.asarray(read_array(Path(job.embeddings), "--embeddings"))
+    if table.ndim != 2 or table.shape[1] != card.embedding_width or table.dtype.kind != "f":
+        raise ValueError(
+            f"--embeddings {job.embeddings} has shape {table.shape} of {table.dtype}; the model takes one row of "
+            f"{card.embedding_width} numbers a class"
+        )
+    if len(table) > LARGEST_LABEL + 1:
+        raise ValueError(f"--embeddings {job.embeddings} has {len(table)} classes; at most {LARGEST_LABEL + 1}")
+    return table.astype(np.float32)
+
+
+# ---- embeddings ---------------------------------------------------------------------------------
+
+
+def read_embeddings(job: SampleJob, card: Card, frames: Frames) -> Inputs:
+    """Embeddings on a grid over the canvas, or one for every image of a set."""
+    hashes, found = {}, {}
+    for option, width in (("embeddings", card.embedding_width), ("region_embeddings", card.region_width)):
+        value = getattr(job, option)
+        if value is None:
+            continue
+        name = f"--{option.replace('_', '-')}"
+        if not width:
+            raise ValueError(f"{name} {value} is given but the model has no such token; leave it out")
+        array = np.asarray(read_array(Path(value), name))
+        found[option] = on_grid(array, job, card, frames, f"{name} {value}", width)
+        hashes[f"{option}_hash"] = digest_of(found[option])
+    return Inputs(hashes, None, grid=found["embeddings"], region=found.get("region_embeddings"))
+
+
+def on_grid(array: np.ndarray, job: SampleJob, card: Card, frames: Frames, what: str, width: int) -> np.ndarray:
+    """float32 (rows, columns, width), or (images, width) of a set."""
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise ValueError(f"{what} holds {array.dtype}; embeddings are finite floating-point numbers")
+    if array.shape[-1] != width:
+        raise ValueError(
+            f"{what} has shape {array.shape}: {array.shape[-1]} numbers each, but the model takes {width}; "
+            "give embeddings of the extractor that the model was trained with"
+        )
+    if job.count is not None:
+        if array.shape != (job.count, width):
+            raise ValueError(f"{what} has shape {array.shape}; a set of {job.count} takes one row an image")
+        return array.astype(np.float32)
+    pitch = job.pitch or card.patch * card.factor
+    rows, columns = (-(-n // pitch) for n in job.size)
+    given = job.grid or (array.shape[:2] if array.ndim == 3 else (rows, columns))
+    listed = array.reshape(-1, width)
+    if len(listed) != given[0] * given[1]:
+        raise ValueError(
+            f"{what} holds {len(listed)} embeddings, not {given[0]} x {given[1]}; pass --grid HxW of that many"
+        )
+    if given != (rows, columns):
+        raise ValueError(
+            f"{what} is a grid of {given[0]} x {given[1]} "
+            f"but {job.size[0]} x {job.size[1]} px take {rows} x {columns}, one every {pitch} px; pass --size {given[0] * pitch}x{given[1] * pitch}, or another --pitch"
+        )
+    return listed.reshape(rows, columns, width).astype(np.float32)
+
+
+# ---- semantic maps ------------------------------------------------------------------------------
+
+
+def read_semantic(job: SampleJob, card: Card, frames: Frames) -> Inputs:
+    """The table of the nuclei, or the check of a map given whole; and the map of styles."""
+    labels, hashes = style_labels(job, frames)
+    if job.map is not None:
+        array = read_map(job, card)
+        return Inputs({**hashes, "map_hash": digest_of(array)}, None, labels)
+    published_channels(card.semantic_channels)
+    path = Path(str(job.instances))
+    instances = read_integers(path, "--instances", stack=job.count is not None)
+    check_size(instances.shape, job, f"instance map {path}")
+    colors = None if job.colors else (to_color(job.nucleus_color), to_color(job.background_color))
+    name = f"--instances {path}"
+    if instances.ndim == 3:
+        picture = read_array(Path(job.colors), "--colors") if job.colors else None
+        nuclei = scan_stack(
+            lambda first, last: np.asarray(instances[first:last]),
+            instances.shape,  # type: ignore[arg-type]
+            image=picture if picture is None else lambda first, last: np.asarray(picture[first:last]),
+            colors=colors,
+            border=job.border_nuclei,
+            name=name,
+        )
+    else:
+        shown = read_picture(Path(job.colors), "--colors", 3, job.size) if job.colors else None
+        nuclei = scan_nuclei(
+            lambda box: np.asarray(instances[box.y0 : box.y1, box.x0 : box.x1]),
+            job.size,
+            image=shown if shown is None else lambda box: np.asarray(shown[:, box.y0 : box.y1, box.x0 : box.x1]),
+            colors=colors,
+            border=job.border_nuclei,
+            name=name,
+        )
+    hashes |= {"instances_hash": digest_of(instances), "nuclei_hash": digest_of(nuclei.table)}
+    return Inputs(hashes, LabelArray("nuclei", "uint32"), labels, nuclei=nuclei)
+
+
+def to_color(color: tuple[int, ...]) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in color)
+    return red, green, blue
+
+
+def read_map(job: SampleJob, card: Card) -> np.ndarray:
+    """A semantic map (K, h, w), or a stack of them, read where it is sliced."""
+    path = Path(str(job.map))
+    array = read_array(path, "--map")
+    if not reads_in_boxes(path):
+        raise ValueError(f"--map {path} is read in boxes by every rank; save it as .npy or Zarr, channels first")
+    stack = job.count is not None and array.ndim == 4
+    channels = array.shape[-3] if array.ndim >= 3 else 0
+    if channels != card.semantic_channels or not (stack or array.ndim == 3):
+        raise ValueError(
+            f"--map {path} has shape {array.shape}; the model takes {card.semantic_channels} channels first, "
+            f"({card.semantic_channels}, height, width)"
+        )
+    check_size((*array.shape[:1], *array.shape[-2:]) if stack else array.shape[-2:], job, f"--map {path}")
+    return array
+
+
+def style_labels(job: SampleJob, frames: Frames) -> tuple[np.ndarray | None, dict[str, str]]:
+    """Which style is asked for at every latent; None: the first throughout."""
+    styles = styles_of(job)
+    if job.style_map is None and (len(styles) == 1 or job.count is None):
+        if len(styles) > 1:
+            raise ValueError(f"--style {job.style} names {len(styles)} styles; pass --style-map FILE, or one style")
+        return None, {}
+    if job.style_map is None:
+        source = LabelSource(partial(uniform_labels, tuple(range(len(styles)))), f"{len(styles)} styles in turn")
+    else:
+        labels = read_integers(Path(job.style_map), "--style-map", stack=job.count is not None)
+        checked_labels(labels, len(styles), f"--style-map {job.style_map}", styles)
+        check_size(labels.shape, job, f"--style-map {job.style_map}")
+        source = LabelSource(partial(resized_labels, labels, job.size), "")
+    found, digest = latent_labels(source, frames)
+    return found, {"style_map_hash": digest}
+
+
+def styles_of(job: SampleJob) -> list[str]:
+    """The model folders whose networks are used; the model's own where no style is named."""
+    return [name for name in (job.style or "").split(",") if name] or [job.model]
+
+
+# ---- the condition, on every rank ---------------------------------------------------------------
+
+
+def condition_of(inputs: Inputs, job: SampleJob, card: Card, frames: Frames, stored: Read | None = None) -> Condition:
+    """What the windows of the canvas are asked for.
+
+    Args:
+        stored: reads what is stored beside the images; needed only to evaluate, not to plan.
+    """
+    weight = float(job.guidance or 0)
+    if card.condition == "label-map":
+        return LabelMap(weight, inputs.labels)
+    if card.condition == "class":
+        return ClassMap(weight, inputs.labels, card.has_null, inputs.table)
+    if card.condition == "embedding":
+        pitch = (job.pitch or card.patch * card.factor) / card.factor
+        rows = None if job.count is None else frames.frame[0]
+        return EmbeddingGrid(weight, None, inputs.grid, inputs.region, pitch, str(job.interpolation), rows)
+    if card.condition == "semantic":
+        read = partial(read_condition, in_frame_reader(inputs, job, card, stored), frames)
+        return SemanticMap(weight, inputs.labels, read, card.semantic_channels, len(styles_of(job)))
+    return Condition(weight)
+
+
+def read_condition(of_image: Read, frames: Frames, window: Window) -> np.ndarray:
+    """float32 (K, p, p): the semantic map of a window of the canvas."""
+    image = window.y0 // frames.frame[0]
+    rows = image * frames.frame[0]
+    return of_image(image, Window(window.y0 - rows, window.x0, window.y1 - rows, window.x1))
+
+
+def in_frame_reader(inputs: Inputs, job: SampleJob, card: Card, stored: Read | None) -> Read:
+    """A function from a box of an image, which may reach beyond it, to its semantic map."""
+    if inputs.nuclei is None:
+        array = read_map(job, card)
+
+        def given(image: int, window: Window) -> np.ndarray:
+            found = np.zeros((card.semantic_channels, *window.shape), np.float32)
+            inner = window & Window(0, 0, *job.size)
+            of_image = array if array.ndim == 3 else array[image]
+            found[(slice(None), *inner.within(window))] = of_image[:, inner.y0 : inner.y1, inner.x0 : inner.x1]
+            return found
+
+        return given
+    nuclei, channels = inputs.nuclei, published_channels(card.semantic_channels)
+    alike = not nuclei.table["key"][-1] >> np.uint64(32)  # one map for all images
+    table = lru_cache(maxsize=64)(lambda image: nuclei if alike else nuclei.image(image))
+
+    def made(image: int, window: Window) -> np.ndarray:
+        assert stored is not None
+        return table(image).maps(partial(stored, image), window, channels)
+
+    return made
+
+
+def instance_source(job: SampleJob, nuclei: Nuclei) -> LabelSource:
+    """The instance map as it is stored beside the images: without the nuclei that are dropped."""
+    path = Path(str(job.instances))
+    instances = read_integers(path, "--instances", stack=job.count is not None)
+
+    def read(image: int, box: Window, step: int) -> np.ndarray:
+        of_image = nuclei if instances.ndim == 2 else nuclei.image(image)
+        return of_image.without_dropped(resized_labels(instances, job.size, image, box, step))
+
+    return LabelSource(read, "", reads_in_boxes(path))
+
+
+# ---- hashes -------------------------------------------------------------------------------------
+
+
+def digest_of(array: np.ndarray) -> str:
+    """sha256 of an array's shape, type and bytes, read in bands."""
+    total = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
+    for band in bands_of(array):
+        total.update(np.ascontiguousarray(band).tobytes())
+    return total.hexdigest()
+
+
+def bands_of(array: np.ndarray) -> Iterator[np.ndarray]:
+    if array.ndim < 2:
+        yield np.asarray(array)
+        return
+    for index in np.ndindex(*array.shape[:-2]):
+        for y in range(0, array.shape[-2], READ_SIDE):
+            yield np.asarray(array[(*index, slice(y, y + READ_SIDE))])
+
+
+# ---- in-painting --------------------------------------------------------------------------------
+
+
+def check_repaint(job: SampleJob, card: Card) -> dict[str, str]:
+    """Read the known image and the mask of an in-painting; returns the hashes of what they hold."""
+    if job.image is None:
+        return {}
+    mask = read_mask(job)
+    if not any(np.asarray(band).any() for band in bands_of(mask)):
+        raise ValueError(f"--repaint {job.repaint} is 0 throughout: there is nothing to repaint; mark it with 1 or 255")
+    return {"image_hash": digest_of(read_known(job, card)), "repaint_hash": digest_of(mask)}
+
+
+def read_known(job: SampleJob, card: Card) -> np.ndarray:
+    """The known image, uint8 (c, h, w)."""
+    return read_picture(Path(str(job.image)), "--image", card.image_channels, job.size)
+
+
+def read_mask(job: SampleJob) -> np.ndarray:
+    """The mask (h, w) of what is to be repainted: not 0."""
+    mask = read_integers(Path(str(job.repaint)), "--repaint")
+    check_size(mask.shape, job, f"--repaint {job.repaint}")
+    return mask

@@ -1,0 +1,112 @@
+"""In-painting: what is known of the image is kept, noised to each level, and the rest is sampled around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.canvas import Canvas, fuse
+from engine.geometry import Window
+from engine.inputs import read_known, read_mask
+from engine.plan import decode_rounds, plan_decode
+from engine.prepare import Prepared
+
+SOFT_PX = 16  # width of the mask's soft edge, inside the mask
+
+
+class Repaint:
+    """The known image and the mask, as this rank needs them."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.known = read_known(prepared.job, prepared.card)
+        self.mask = read_mask(prepared.job)
+
+    def fill(self, canvas: Canvas, encode: Callable[[Tensor], Tensor] | None) -> None:
+        """Give the canvas what is known of it, and the mask of what is not. Collective.
+
+        Args:
+            encode: image (1, c, h, w) in [-1, 1] -> normalised latents; None: they are pixels.
+        """
+        ownership, ranks = canvas.ownership, canvas.ranks
+        if encode is None:
+            canvas.known = {s: self.image(ownership.shards[s]) for s in ownership.owned(ranks.rank)}
+        else:
+            self.encode_known(canvas, encode)
+        canvas.known = {s: known.to(canvas.device) for s, known in canvas.known.items()}
+        for shard in ownership.owned(ranks.rank):
+            mask = torch.from_numpy(self.latents_to_repaint(ownership.shards[shard]))
+            canvas.repaint[shard] = mask.to(canvas.device)
+
+    def encode_known(self, canvas: Canvas, encode: Callable[[Tensor], Tensor]) -> None:
+        """Encode the known image in the decoder's windows, shared by all ranks. Collective."""
+        ownership, ranks, factor = canvas.ownership, canvas.ranks, self.prepared.card.factor
+        cover, pixels = self.prepared.decode_covers()
+        weighted = replace(cover, lines=latent_lines(pixels.lines, factor))
+        for shards, writers in decode_rounds(range(len(ownership.shards)), ranks.size):
+            plan = plan_decode(cover, ownership, shards, writers)  # every shard by its owner
+            with torch.inference_mode():
+                encoded = {
+                    w: encode(self.image(plan.cover.window(w).scaled(factor))[None])[0].float().cpu()
+                    for w in plan.windows_of(ranks.rank)
+                }
+            canvas.known |= fuse(ranks, plan, encoded, canvas.channels, cover=weighted)
+
+    def image(self, box: Window) -> Tensor:
+        """The known image in a box, in [-1, 1]; beyond its edge the edge is repeated."""
+        height, width = self.prepared.job.size
+        rows, columns = (np.clip(np.arange(a, b), 0, n - 1) for a, b, n in spans(box, height, width))
+        part = np.asarray(self.known[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        part = part[:, rows - rows[0]][:, :, columns - columns[0]]
+        return torch.from_numpy(part.astype(np.float32) / 127.5 - 1)
+
+    def latents_to_repaint(self, shard: Window) -> np.ndarray:
+        """bool (h, w): the latents that hold any pixel of the mask; none beyond the image's edge."""
+        factor = self.prepared.card.factor
+        box = shard.scaled(factor)
+        inner = box & Window(0, 0, *self.prepared.job.size)
+        found = np.zeros(box.shape, bool)
+        found[inner.within(box)] = np.asarray(self.mask[inner.y0 : inner.y1, inner.x0 : inner.x1]) != 0
+        return np.asarray(found.reshape(shard.height, factor, shard.width, factor).any((1, 3)))
+
+    def blend(self, box: Window, image: np.ndarray) -> np.ndarray:
+        """Put the known pixels back outside the mask, exactly, and over its soft edge in part.
+
+        Args:
+            image: uint8 (c, h, w), sampled, of the box.
+        """
+        known = np.asarray(self.known[:, box.y0 : box.y1, box.x0 : box.x1])
+        share = self.share(box)
+        mixed = np.round(known * (1 - share) + image * share).astype(np.uint8)
+        return np.where(share == 0, known, np.where(share == 1, image, mixed))
+
+    def share(self, box: Window) -> np.ndarray:
+        """float32 (h, w): how much the sampled image counts: 0 outside the mask, rising to 1 inside it.
+
+        A function of position: the mean of the mask over a square, less a half, doubled.
+        """
+        height, width = self.prepared.job.size
+        around = Window(box.y0 - SOFT_PX, box.x0 - SOFT_PX, box.y1 + SOFT_PX, box.x1 + SOFT_PX)
+        rows, columns = (np.clip(np.arange(a, b), 0, n - 1) for a, b, n in spans(around, height, width))
+        mask = np.asarray(self.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) != 0
+        mask = mask[rows - rows[0]][:, columns - columns[0]]
+        sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        side = 2 * SOFT_PX + 1
+        total = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+        inside = mask[SOFT_PX:-SOFT_PX, SOFT_PX:-SOFT_PX]
+        return np.where(inside, np.clip(2 * total / side**2 - 1, 0, 1), 0).astype(np.float32)
+
+
+def spans(box: Window, height: int, width: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    return (box.y0, box.y1, height), (box.x0, box.x1, width)
+
+
+def latent_lines(lines: tuple[np.ndarray, np.ndarray] | None, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of decoded windows at the middle of each latent."""
+    assert lines is not None
+    rows, columns = (line[:, factor // 2 :: factor] for line in lines)
+    return rows, columns
