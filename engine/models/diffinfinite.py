@@ -115,6 +115,7 @@ class LinearAttention(nn.Module):
         to_q, to_k, to_v = self.to_qkv.weight[:, :, 0, 0].chunk(3)
         conv, norm = self.to_out
         assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         x_BCN = x.flatten(2)
         k = torch.bmm(to_k.expand(len(x), -1, -1), x_BCN).softmax(-1)  # (B, hd, N)
         q = torch.bmm(to_q.expand(len(x), -1, -1), x_BCN).unflatten(1, (self.heads, -1)).softmax(-2).flatten(1, 2)
