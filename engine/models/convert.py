@@ -169,6 +169,8 @@ def write(found: Any, out: Path, overwrite: bool) -> Card:
         card = read_card(str(temporary))
         move(temporary, out, overwrite)
         return card
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(temporary), str(out))) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

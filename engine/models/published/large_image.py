@@ -30,14 +30,8 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
     scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
     autoencoder = {k: v for k, v in below(state, "first_stage_model.").items() if not k.startswith("loss.")}
     parts = {
-        "unet": Part(
-            unet_config(unet),
-            unet_tensors(below(state, "model.diffusion_model."), unet),
-        ),
-        "vae": Part(
-            vq_config(first, scale),
-            vq_tensors(autoencoder, len(first["ddconfig"]["ch_mult"])),
-        ),
+        "unet": Part(unet_config(unet), unet_tensors(below(state, "model.diffusion_model."), unet)),
+        "vae": Part(vq_config(first, scale), vq_tensors(autoencoder, len(first["ddconfig"]["ch_mult"]))),
         "embedder": patch_embedder(below(state, "cond_stage_model."), params.get("cond_stage_config", {}), path),
     }
     patch = options.patch or int(unet["image_size"])
@@ -48,7 +42,8 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
         "pixel_size_um": options.pixel_size_um or 0.5,
         "defaults": latents_defaults(patch, steps=50, eta=1.0, guidance=4.0),
     }
-    return Converted(parts, scheduler(params, state, config), card)
+    notes = ("the checkpoint has averaged weights too (model_ema); like their sampler, this takes the others",)
+    return Converted(parts, scheduler(params, state, config), card, notes if "model_ema.decay" in state else ())
 
 
 def patch_embedder(tensors: dict[str, Tensor], config: Mapping[str, Any], path: Path) -> Part:
