@@ -13,7 +13,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["engine", "engine.*", "kernels"]),
-    package_data={"engine.models": ["embedded/*", "embedded/*/*"]},
+    package_data={"engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"]},
     install_requires=[
         "torch>=2.4",
         "mpi4py>=4.0",

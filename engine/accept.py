@@ -25,7 +25,8 @@ def accepting(rule: str) -> Accept:
     Raises:
         ValueError: a rule that is neither.
 
-    >>> accepting("0.5")(np.full((1, 2, 2), 120, np.uint8), 0), accepting("0.9,0.5")(np.full((1, 2, 2), 120, np.uint8), 0)
+    >>> grey = np.full((1, 2, 2), 120, np.uint8)
+    >>> accepting("0.5")(grey, 0), accepting("0.9,0.5")(grey, 0)
     (True, False)
     """
     if ":" in rule:

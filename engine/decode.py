@@ -22,8 +22,15 @@ def decode_windows(
         return {w: decode(read(w)[None])[0].float().cpu() for w in plan.windows_of(rank)}
 
 
-def to_uint8(pixels: Tensor) -> np.ndarray:
-    """Pixels in [-1, 1] -> uint8, rounded to the nearest."""
+def to_uint8(pixels: Tensor, black_white: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:
+    """Pixels -> uint8, clipped and rounded to the nearest.
+
+    Args:
+        black_white: the values that become 0 and 255.
+    """
+    if black_white != (-1.0, 1.0):
+        black, white = black_white
+        pixels = (pixels - black) * (2 / (white - black)) - 1
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
 
 

@@ -48,6 +48,8 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
         size=tuple(-(-n // labels.label_scale) for n in job.size),  # type: ignore[arg-type]
         label=prompt_class(job.prompt, labels),
         seed=stage_seed(job.seed),
+        steps=job.label_steps,
+        guidance=job.label_guidance,
         dtype=job.dtype,
         device=job.device,
         threads=job.threads,

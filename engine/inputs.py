@@ -239,7 +239,8 @@ def on_grid(array: np.ndarray, job: SampleJob, card: Card, frames: Frames, what:
     if given != (rows, columns):
         raise ValueError(
             f"{what} is a grid of {given[0]} x {given[1]} "
-            f"but {job.size[0]} x {job.size[1]} px take {rows} x {columns}, one every {pitch} px; pass --size {given[0] * pitch}x{given[1] * pitch}, or another --pitch"
+            f"but {job.size[0]} x {job.size[1]} px take {rows} x {columns}, one every {pitch} px; "
+            f"pass --size {given[0] * pitch}x{given[1] * pitch}, or another --pitch"
         )
     return listed.reshape(rows, columns, width).astype(np.float32)
 

@@ -129,7 +129,7 @@ class SampleJob:
         label: the whole canvas one label or class; several: of the images of a set in turn.
         resize_labels: ``nearest``: a label map of another size is resized.
         label_model: a model folder that samples the label map first, or ``embedded``.
-        prompt: what the label model is asked for: a class by name or number.
+        prompt: what the label model is asked for: a class by name or number; label_steps, label_guidance: its own.
         embeddings, region_embeddings: on a grid, or (class models) one a class.
         pitch: px per embedding; interpolation: where an embedding belongs: ``centre`` or ``corner`` of its cell.
         map: a semantic map given whole; instances: one of nuclei that it is made from.
@@ -155,6 +155,8 @@ class SampleJob:
     resize_labels: str | None = None
     label_model: str | None = None
     prompt: str | None = None
+    label_steps: int | None = None
+    label_guidance: float | None = None
     embeddings: str | None = None
     region_embeddings: str | None = None
     grid: tuple[int, int] | None = None
@@ -244,7 +246,7 @@ class SampleJob:
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
 FILES |= {"style_map", "image", "repaint"}
 CONDITIONS: dict[str, tuple[str, ...]] = {
-    "label-map": ("labels", "label", "resize_labels", "label_model", "prompt"),
+    "label-map": ("labels", "label", "resize_labels", "label_model", "prompt", "label_steps", "label_guidance"),
     "class": ("labels", "label", "resize_labels", "embeddings"),
     "embedding": ("embeddings", "region_embeddings", "grid", "pitch", "interpolation"),
     "semantic": ("map", "instances", "colors", "style_map"),
@@ -324,6 +326,8 @@ JOB_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "resize_labels": (choice("nearest"), "nearest", "resize a label map of another size"),
     "label_model": (text, "DIR", "sample the label map first, with this model ('embedded': the one in the package)"),
     "prompt": (text, "CLASS", "what the label model is asked for, by name or number (default: its first)"),
+    "label_steps": (whole(1), "N", "levels of the label map (default: the label model's)"),
+    "label_guidance": (number(0), "W", "guidance weight of the label map (default: the label model's)"),
     "embeddings": (text, "FILE", "embeddings on a grid (.npy, or FILE.h5:/dataset), or of the classes"),
     "region_embeddings": (text, "FILE", "the second token's, on the same grid (default: zero)"),
     "grid": (size_px, "HxW", "rows and columns of embeddings that are listed one after another"),

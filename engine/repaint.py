@@ -57,12 +57,13 @@ class Repaint:
             canvas.known |= fuse(ranks, plan, encoded, canvas.channels, cover=weighted)
 
     def image(self, box: Window) -> Tensor:
-        """The known image in a box, in [-1, 1]; beyond its edge the edge is repeated."""
+        """The known image in a box, as the model has it; beyond its edge the edge is repeated."""
         height, width = self.prepared.job.size
         rows, columns = (np.clip(np.arange(a, b), 0, n - 1) for a, b, n in spans(box, height, width))
         part = np.asarray(self.known[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
         part = part[:, rows - rows[0]][:, :, columns - columns[0]]
-        return torch.from_numpy(part.astype(np.float32) / 127.5 - 1)
+        black, white = self.prepared.card.pixel_range
+        return torch.from_numpy(part.astype(np.float32) * ((white - black) / 255) + black)
 
     def latents_to_repaint(self, shard: Window) -> np.ndarray:
         """bool (h, w): the latents that hold any pixel of the mask; none beyond the image's edge."""

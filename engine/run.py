@@ -24,7 +24,7 @@ from engine.denoiser import Denoiser, Network
 from engine.geometry import Window
 from engine.hierarchy import stage_source
 from engine.inputs import LabelSource, Read, condition_of, instance_source, label_source, latent_labels
-from engine.models.folder import Model, device_of, load_model
+from engine.models.folder import Model, check_folder, device_of, load_model
 from engine.plan import LevelPlan, image_box
 from engine.prepare import Prepared
 from engine.progress import Progress, clock
@@ -43,6 +43,7 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     begun = time.monotonic()
     device = common_device(ranks, prepared.job.device)
     torch.set_num_threads(prepared.job.threads)
+    ranks.on_root(lambda: [check_folder(card.folder) for card in prepared.cards])
     output = open_output(ranks, prepared, device)
     if prepared.first is not None and prepared.first.state != "finished" and not run(ranks, prepared.first):
         return False
@@ -280,7 +281,9 @@ class Writer:
         """
         prepared, box = self.prepared, self.box(shard)
         card = prepared.card
-        image = to_label_levels(pixels, card.label_count) if card.role == "labels" else to_uint8(pixels)
+        image = (
+            to_label_levels(pixels, card.label_count) if card.role == "labels" else to_uint8(pixels, card.pixel_range)
+        )
         if prepared.job.count is None:
             part = image[(slice(None), *box.within(prepared.ownership.shards[shard].scaled(card.factor)))]
             part = part if self.repaint is None else self.repaint.blend(box, part)

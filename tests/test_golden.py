@@ -6,10 +6,11 @@ a system is converted by the real command and compared with the arrays in its ``
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,19 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
+from engine.canvas import Canvas
+from engine.comm import world
+from engine.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
+from engine.cover import Cover, gaussian_pixel_cover, shifted, stacked, strided
+from engine.decode import decode_canvas
+from engine.denoiser import Denoiser
 from engine.models.card import Card, read_card
 from engine.models.folder import Model, load_model
+from engine.plan import LevelPlan, Ownership, plan_level
+from engine.run import network_of
+from engine.sampler import sample
+from engine.solvers import Step, ddim, ddpm
+from kernels.step import learned_spread
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 SYSTEMS = {
@@ -29,7 +41,7 @@ SYSTEMS = {
     "sdm-nuclei": "sdm",
     "feature-aligned": "feature-aligned",
 }
-EVALUATION, DECODE = 1e-5, 1e-4
+EVALUATION, DECODE, TRAJECTORY = 1e-5, 1e-4, 1e-4
 
 
 @dataclass(frozen=True)
@@ -169,3 +181,188 @@ def test_the_feature_aligned_network(golden):
     tokens = golden.model.embed(embeddings, None)[golden.tensor("classes")]
     golden.check(golden.evaluate("x", golden.tensor("t"), tokens=tokens), "eps")
     assert not golden.card.has_null
+
+
+# ---- whole trajectories, by the engine's own loop ---------------------------------------------------
+
+
+def on_canvas(images: np.ndarray) -> np.ndarray:
+    """(images, C, h, w) -> (C, images h, w): as a set lies on its canvas."""
+    return np.concatenate(list(images), axis=1)
+
+
+def apart(canvas: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.stack(canvas.chunk(count, dim=1))
+
+
+def trajectory(
+    golden: Golden,
+    start: np.ndarray,
+    condition: Condition,
+    cover: Callable[[int], Cover],
+    timesteps: Sequence[int],
+    table: list[Step],
+) -> torch.Tensor:
+    """The canvas (C, H, W) after a run on one rank, from given noise and windows, cut into shards of odd sizes."""
+    ownership = Ownership(start.shape[1:], (13, 21), 1)
+    canvas = Canvas(world(), ownership, len(start), 0)
+    for shard, w in enumerate(ownership.shards):
+        canvas.x[shard] = torch.from_numpy(np.ascontiguousarray(start[:, w.y0 : w.y1, w.x0 : w.x1]))
+    denoise = Denoiser([network_of(golden.model)], condition, golden.card.schedule, batch_size=3)
+
+    def plan(level: int) -> tuple[LevelPlan, np.ndarray]:
+        windows = cover(level)
+        present = condition.present(windows)
+        return plan_level(windows, condition.costs(present), ownership), present
+
+    assert sample(canvas, plan, denoise, golden.card.schedule, np.array(timesteps), table, 0, lambda *_: False)
+    whole = torch.empty(start.shape)
+    for shard, w in enumerate(ownership.shards):
+        whole[:, w.y0 : w.y1, w.x0 : w.x1] = canvas.x[shard]
+    return whole
+
+
+def alpha_bars(golden: Golden, timesteps: Sequence[int]) -> list[float]:
+    return [golden.card.schedule.alpha_bar[t] for t in timesteps]
+
+
+def one_window_each(images: np.ndarray) -> Callable[[int], Cover]:
+    """The cover of a set of images no larger than a window."""
+    count, _, height, width = images.shape
+    covers = [shifted((height, width), width, 0, 0, image) for image in range(count)]
+    return lambda level: stacked(covers, range(count), (height, width), count)
+
+
+def first_wins(windows: np.ndarray, side: int, shape: tuple[int, int]) -> list[Cover]:
+    """Windows in the order visited -> the covers of levels; a level ends when every latent has been written."""
+    covers, corners, winner = [], [], np.full(shape, -1, np.int32)
+    for y, x in windows.tolist():
+        view = winner[y : y + side, x : x + side]
+        view[view < 0] = len(corners)
+        corners.append((y, x))
+        if (winner >= 0).all():
+            starts = np.array(corners, np.int64)
+            covers.append(Cover(side, starts, np.concatenate([starts, starts + side], 1), winner=winner))
+            corners, winner = [], np.full(shape, -1, np.int32)
+    assert not corners
+    return covers
+
+
+@goldens("diffinfinite-image")
+def test_diffinfinites_random_patches(golden):
+    io = golden.io
+    side, pairs = int(io["traj_patch"]), io["traj_times"].tolist()
+    labels = io["traj_mask"][0, 0, :: golden.card.factor, :: golden.card.factor].astype(np.uint8)
+    covers = first_wins(io["traj_windows"], side, labels.shape)
+    timesteps = [t for t, _ in pairs]
+    table = ddim(alpha_bars(golden, timesteps), 0.0, golden.card.schedule.rederive_noise)
+    assert len(covers) == len(timesteps) - 1, "they stop one level early"
+    run = len(covers)
+    condition = LabelMap(float(io["cond_scale"]) + 1, labels)
+    found = trajectory(golden, io["traj_xT"][0], condition, lambda i: covers[i], timesteps[:run], table[:run])
+    golden.check(found[None], "traj_final", TRAJECTORY)
+
+
+@goldens("diffinfinite-image")
+def test_diffinfinites_labels_each_by_itself(golden):
+    x, labels = golden.io["x"], on_canvas(golden.io["multi_mask"])[0].astype(np.uint8)
+    t, after = golden.io["multi_t"].tolist()
+    table = ddim(alpha_bars(golden, [t, after]), 0.0, golden.card.schedule.rederive_noise)[:1]
+    condition = LabelMap(float(golden.io["cond_scale"]) + 1, labels)
+    found = trajectory(golden, on_canvas(x), condition, one_window_each(x), [t], table)
+    golden.check(apart(found, len(x)), "multi_next", TRAJECTORY)
+
+
+@goldens("large-image-diffusion")
+def test_large_image_diffusions_large_image(golden):
+    io, side, stride = golden.io, int(golden.io["pano_window"]), int(golden.io["pano_stride"])
+    start, grid = io["pano_xT"][0], int(io["pano_grid"])
+    embeddings = io["pano_embeddings"].reshape(grid, grid, -1)
+    condition = EmbeddingGrid(1 + float(io["pano_guidance"]), None, embeddings, None, side, "corner")
+    total = golden.card.schedule.timesteps
+    timesteps = list(range(total, 0, -int(io["pano_timestep_stride"])))  # theirs count from 1
+    levels = [t - 1 for t in timesteps]
+    table = ddim(alpha_bars(golden, levels), float(io["pano_eta"]), golden.card.schedule.rederive_noise)
+    cover = strided(start.shape[1:], side, stride, "uniform")
+    found = trajectory(golden, start, condition, lambda level: cover, levels, table)
+    golden.check(found[None], "pano_final", TRAJECTORY)
+
+    ownership = Ownership(start.shape[1:], (13, 21), 1)
+    canvas = Canvas(world(), ownership, len(start), 0)
+    canvas.x = {
+        shard: torch.from_numpy(np.ascontiguousarray(io["pano_final"][0][:, w.y0 : w.y1, w.x0 : w.x1]))
+        for shard, w in enumerate(ownership.shards)
+    }
+    factor = golden.card.factor
+    image = np.zeros(io["pano_image"].shape[1:], np.uint8)
+
+    def write(shard: int, pixels: torch.Tensor) -> None:
+        w = ownership.shards[shard].scaled(factor)
+        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)  # theirs are cut off, ours (to_uint8) rounded
+        image[w.y0 : w.y1, w.x0 : w.x1] = levels.permute(1, 2, 0).numpy()
+
+    decode_canvas(
+        canvas,
+        golden.model.decode,
+        cover=cover,
+        pixels=gaussian_pixel_cover(cover, factor),
+        factor=factor,
+        channels=3,
+        remaining=range(len(ownership.shards)),
+        write=write,
+        after_round=lambda decoded: False,
+    )
+    difference = image.astype(int) - io["pano_image"][0]
+    golden.check(torch.from_numpy(image)[None], "pano_image", DECODE)
+    assert abs(difference).max() <= 1
+
+
+@goldens("sdm-nuclei")
+def test_the_nuclei_systems_ancestral_step(golden):
+    io, schedule = golden.io, golden.card.schedule
+    for index, t in enumerate(io["t"].tolist()):
+        x, y = io["x"][index : index + 1], on_canvas(io["y"][index : index + 1])
+        condition = semantic(y, float(io["guidance_s"]))
+        cover = one_window_each(x)(0)
+        denoise = Denoiser([network_of(golden.model)], condition, schedule, batch_size=2)
+        present = condition.present(cover)
+        plan = plan_level(cover, condition.costs(present), Ownership(x.shape[2:], x.shape[2:], 1))
+        out = denoise(plan, present, [0], lambda _, x=x: torch.from_numpy(x[0]), t)[0]
+        clipped = out[: len(x[0])].clamp(-1, 1)
+        now, after = schedule.alpha_bar[t], schedule.alpha_bar[t - 1] if t else 1.0
+        step = ddpm([now, after], schedule.variance)[0]
+        found = {"pred_xstart": clipped, "mean": torch.from_numpy(x[0]) * step.a + clipped * step.b}
+        if t and step.log_variance:
+            found["log_variance"] = 2 * learned_spread(out[len(x[0]) :], step.log_variance).log()
+        elif t:
+            found["log_variance"] = torch.full_like(clipped, 2 * math.log(step.d))
+        for name, tensor in found.items():
+            expected = golden.tensor(name)[index]
+            assert relative(tensor.float(), expected.expand_as(tensor)) <= EVALUATION, (name, t)
+
+
+def semantic(y: np.ndarray, guidance: float) -> SemanticMap:
+    """The condition of a map (K, H, W) of a whole canvas."""
+    return SemanticMap(guidance, None, lambda w: y[:, w.y0 : w.y1, w.x0 : w.x1], len(y))
+
+
+@goldens("sdm-nuclei")
+def test_the_nuclei_systems_ddim(golden):
+    io = golden.io
+    start, timesteps = io["ddim_xT"], sorted(io["ddim_timesteps"].tolist(), reverse=True)
+    condition = semantic(on_canvas(io["y"]), float(io["guidance_s"]))
+    table = ddim(alpha_bars(golden, timesteps), 0.0, golden.card.schedule.rederive_noise)
+    assert golden.card.schedule.levels(len(timesteps)).tolist() == timesteps
+    found = trajectory(golden, on_canvas(start), condition, one_window_each(start), timesteps, table)
+    golden.check(apart(found, len(start)), "ddim_final", TRAJECTORY)
+
+
+@goldens("feature-aligned")
+def test_the_feature_aligned_systems_ddim(golden):
+    io = golden.io
+    start, timesteps = io["ddim_xT"], io["ddim_timesteps"].tolist()
+    labels = np.full((len(start) * start.shape[2], start.shape[3]), int(io["ddim_class"]), np.uint8)
+    condition = ClassMap(1.0, labels, golden.card.has_null, io["text_embeddings"])
+    table = ddim(alpha_bars(golden, timesteps), 0.0, golden.card.schedule.rederive_noise)
+    found = trajectory(golden, on_canvas(start), condition, one_window_each(start), timesteps, table)
+    golden.check(apart(found, len(start)), "ddim_final", TRAJECTORY)

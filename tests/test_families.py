@@ -1,0 +1,352 @@
+"""The four published systems through the front door: any size, any number of ranks, the same bytes."""
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from conftest import ROOT, Running, environment, launch, lines_of, verify
+from families import IMAGES, SIZE, asked, convert_small, discs, make_model
+from test_errors import refused
+from test_golden import GOLDEN
+from test_runs import sha
+
+from engine.models.card import read_card
+
+pytest.importorskip("diffusers")
+FIXED = ("--steps", 3, "--preview", "none", "--size", f"{SIZE[0]}x{SIZE[1]}")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """From a system to its small model, made once."""
+    made = {}
+
+    def make(system):
+        if system not in made:
+            made[system] = make_model(system, tmp_path_factory.mktemp("family") / system)
+        return made[system]
+
+    return make
+
+
+def sampled(out, ranks, *arguments):
+    """The sha256 of a run's result."""
+    done = launch(ranks, *arguments, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sha(out)
+
+
+@pytest.mark.parametrize("system", IMAGES)
+def test_every_system_gives_the_same_bytes_on_1_and_3_ranks(model, tmp_path, system):
+    arguments = ("--model", model(system), *FIXED, *asked(model(system), tmp_path))
+    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
+    assert len(found) == 1
+    other = sampled(tmp_path / "other.zarr", 2, *arguments, "--seed", 1)
+    assert other not in found
+
+
+NAMES = {"diffinfinite-image": "diffinfinite-image", "large-image-diffusion": "large-image-diffusion"}
+NAMES |= {"sdm-nuclei": "sdm", "feature-aligned": "feature-aligned"}
+CHECKPOINTS = [pytest.param(NAMES[n], f, id=f.name) for n in NAMES for f in sorted(GOLDEN.glob(f"{n}*")) if f.is_dir()]
+ABSENT = pytest.param("", None, marks=pytest.mark.skip(f"{GOLDEN} is not here: checkpoints that the systems wrote"))
+
+
+@pytest.mark.parametrize(("system", "folder"), CHECKPOINTS or [ABSENT])
+def test_a_systems_own_checkpoint_gives_the_same_bytes_on_1_and_3_ranks(tmp_path, system, folder):
+    made = convert_small(system, folder, tmp_path, patch=32 if system == "sdm" else 16)
+    card = read_card(str(made))
+    size = (card.patch * card.factor + 22, 2 * card.patch * card.factor - 10)
+    options = ("--model", made, "--steps", 2, "--preview", "none", "--size", f"{size[0]}x{size[1]}")
+    arguments = (*options, *asked(made, tmp_path, size))
+    assert len({sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}) == 1
+
+
+@pytest.mark.parametrize("system", ["large-image-diffusion", "sdm"])
+def test_the_published_covers_and_decoding_too(model, tmp_path, system):
+    options = {
+        "large-image-diffusion": ("--cover", "strided", "--stride", 5, "--decode-weights", "gaussian", "--omega", 3),
+        "sdm": ("--solver", "ddim", "--eta", 0.5),
+    }[system]
+    arguments = ("--model", model(system), *FIXED, *asked(model(system), tmp_path), *options)
+    assert len({sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}) == 1
+
+
+# ---- the hierarchy ------------------------------------------------------------------------------
+
+
+def hierarchy(model):
+    options = ("--label-model", model("diffinfinite-labels"), "--prompt", 1, "--label-steps", 4)
+    return ("--model", model("diffinfinite-image"), "--steps", 4, "--preview", "none", "--size", "120x264", *options)
+
+
+def test_the_hierarchy_samples_the_label_map_first_and_stores_it(model, tmp_path):
+    arguments = hierarchy(model)
+    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
+    assert len(found) == 1
+    maps = [zarr.open(tmp_path / f"{ranks}.zarr" / "labels" / "tissue" / "0")[:] for ranks in (1, 3)]
+    assert (maps[0] == maps[1]).all()
+    assert maps[0].shape == (120, 264)
+    assert maps[0].max() < 5
+    again = sampled(tmp_path / "again.zarr", 2, *arguments[:-6], "--labels", tmp_path / "1.zarr" / "labels" / "tissue")
+    assert again in found, "the image is a function of the label map"
+
+
+@pytest.mark.parametrize("stage", ["labels", "image"])
+def test_a_killed_hierarchy_resumes_to_the_same_bytes(model, tmp_path, stage):
+    arguments = (*hierarchy(model), "--checkpoint-every", 0)
+    whole = sampled(tmp_path / "whole.zarr", 1, *arguments)
+    out = tmp_path / "out.zarr"
+    private = out / "slidefield"
+    mark = {"labels": private / "labels.zarr" / "slidefield" / "checkpoint.json", "image": private / "checkpoint.json"}
+    run = Running(2, *arguments, "--out", out)
+    assert run.wait_until(mark[stage].exists)
+    run.kill()
+    assert verify(out)[0] == 75
+    assert sampled(out, 3, *arguments) == whole
+    assert not (private / "labels.zarr").exists()
+
+
+# ---- in-painting --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", ["tiny", "sdm"])
+def test_in_painting_keeps_every_known_pixel_and_samples_the_others(model, tiny_model, tmp_path, system):
+    rng = np.random.default_rng(1)
+    known = rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    mask = np.zeros(SIZE, np.uint8)
+    mask[10:60, 20:90] = 1
+    np.save(tmp_path / "known.npy", known)
+    np.save(tmp_path / "mask.npy", mask)
+    options = ("--image", tmp_path / "known.npy", "--repaint", tmp_path / "mask.npy")
+    own = ("--model", tiny_model) if system == "tiny" else ("--model", model("sdm"), *asked(model("sdm"), tmp_path))
+    arguments = (*own, *FIXED, *options)
+    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
+    assert len(found) == 1
+    image = zarr.open(tmp_path / "1.zarr")["0"][:].transpose(1, 2, 0)
+    assert (image == known)[mask == 0].all()
+    deep = np.zeros(SIZE, bool)
+    deep[27:43, 37:73] = True  # beyond the soft edge
+    assert (image != known)[deep].mean() > 0.9
+
+
+# ---- sets ---------------------------------------------------------------------------------------
+
+
+def images_of(out):
+    return zarr.open(out)["images"][:]
+
+
+@pytest.mark.parametrize("system", ["tiny", "sdm", "feature-aligned", "large-image-diffusion"])
+def test_a_set_is_the_same_on_any_ranks_and_each_image_a_function_of_seed_and_index(
+    model, tiny_model, tmp_path, system
+):
+    size = ("--steps", 2, "--preview", "none", "--size", "32x40", "--shard", 64, "--chunk", 32)
+    own = {
+        "tiny": lambda: ("--model", tiny_model, "--label", "0,1,3"),
+        "sdm": lambda: ("--model", model("sdm"), "--instances", tmp_path / "stack.npy"),
+        "feature-aligned": lambda: ("--model", model("feature-aligned"), *asked(model("feature-aligned"), tmp_path)),
+        "large-image-diffusion": lambda: (
+            *("--model", model("large-image-diffusion"), "--cover", "random"),
+            *("--embeddings", tmp_path / "rows.npy"),
+        ),
+    }[system]()
+
+    def inputs(count):
+        np.save(tmp_path / "stack.npy", np.stack([discs((32, 40), 15 + i) for i in range(count)]))
+        np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((count, 12)).astype(np.float32))
+
+    inputs(7)
+    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *own, *size, "--count", 7) for ranks in (1, 3)}
+    assert len(found) == 1
+    seven = images_of(tmp_path / "1.zarr")
+    assert len({image.tobytes() for image in seven}) == 7
+    inputs(3)
+    sampled(tmp_path / "fewer.zarr", 2, *own, *size, "--count", 3)
+    assert (images_of(tmp_path / "fewer.zarr") == seven[:3]).all()
+
+
+def test_a_set_that_was_killed_resumes_to_the_same_bytes(tiny_model, tmp_path):
+    arguments = ("--model", tiny_model, "--size", "128x128", "--count", 9, "--steps", 12, "--checkpoint-every", 0)
+    arguments = (*arguments, "--shard", 256, "--chunk", 128, "--preview", "none", "--label", "0,1,2")
+    whole = sampled(tmp_path / "whole.zarr", 1, *arguments)
+    out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
+    run = Running(2, *arguments, "--out", out, "--json-log", log)
+    assert run.wait_until(lambda: len(lines_of(log)) >= 3)
+    run.kill()
+    assert verify(out)[0] == 75
+    assert sampled(out, 3, *arguments) == whole
+
+
+def test_images_that_are_too_dark_are_drawn_again(tiny_model, tmp_path):
+    arguments = ("--model", tiny_model, "--size", "128x128", "--count", 6, "--steps", 2, "--label", "0,1")
+    arguments = (*arguments, "--shard", 256, "--chunk", 128, "--preview", "none")
+    sampled(tmp_path / "all.zarr", 1, *arguments)
+    first = images_of(tmp_path / "all.zarr")
+    means = first.mean((1, 2, 3)) / 255
+    middle = float(np.median(means)) + 0.1
+    found = {sampled(tmp_path / f"{n}.zarr", n, *arguments, "--accept", f"{middle:.6f}") for n in (1, 3)}
+    assert len(found) == 1
+    images = images_of(tmp_path / "1.zarr")
+    bright = means >= middle - 0.1
+    assert 0 < bright.sum() < 6
+    assert (images[bright] == first[bright]).all(), "what was accepted stays"
+    assert all((a != b).any() for a, b in zip(images[~bright], first[~bright], strict=True))
+    accepted = zarr.open(tmp_path / "1.zarr").attrs["slidefield"]["accept"]
+    assert accepted["rejected of drawing 0"] == int((~bright).sum())
+    assert (images.mean((1, 2, 3)) / 255 >= middle - 0.1).all() or len(accepted) == 20
+
+
+def test_a_filter_of_ones_own_decides(tiny_model, tmp_path):
+    (tmp_path / "my_filter.py").write_text(
+        "def even(image, label):\n    return label != 1 or int(image[0, 0, 0]) % 2 == 0\n"
+    )
+    arguments = ("--model", tiny_model, "--size", "128x128", "--count", 4, "--steps", 2, "--label", "0,1")
+    out = tmp_path / "out.zarr"
+    done = launch(
+        2, *arguments, "--preview", "none", "--accept", "my_filter:even", "--out", out, PYTHONPATH=f"{ROOT}:{tmp_path}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(int(image[0, 0, 0]) % 2 == 0 for image in images_of(out)[1::2])
+
+
+def test_a_set_of_nuclei_is_exported_as_the_nuclei_system_writes_it(model, tmp_path):
+    np.save(tmp_path / "stack.npy", np.stack([discs((32, 40), 15), discs((32, 40), 19)]))
+    arguments = ("--model", model("sdm"), "--instances", tmp_path / "stack.npy", "--size", "32x40", "--steps", 2)
+    sampled(tmp_path / "out.zarr", 2, *arguments, "--count", 2, "--preview", "none")
+    line = [sys.executable, "-m", "engine.export", str(tmp_path / "out.zarr"), str(tmp_path / "set")]
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = {p.parent.name for p in (tmp_path / "set").rglob("*") if p.is_file() and p.parent != tmp_path / "set"}
+    assert {"samples", "labels", "cond", "inst_masks"} <= names
+
+
+# ---- styles -------------------------------------------------------------------------------------
+
+
+def test_styles_take_the_models_place_each_where_the_map_says(model, tmp_path):
+    other = tmp_path / "other"
+    make = make_model("sdm", other)
+    tensors = make / "unet" / "diffusion_pytorch_model.safetensors"
+    from safetensors.numpy import load_file, save_file
+
+    save_file({k: v * np.float32(0.9) for k, v in load_file(tensors).items()}, tensors)
+    style_map = np.zeros(SIZE, np.uint8)
+    style_map[:, 60:] = 1
+    np.save(tmp_path / "styles.npy", style_map)
+    own = ("--model", model("sdm"), *FIXED, *asked(model("sdm"), tmp_path))
+    both = ("--style", f"{model('sdm')},{make}", "--style-map", tmp_path / "styles.npy")
+    plain = sampled(tmp_path / "plain.zarr", 1, *own)
+    assert sampled(tmp_path / "same.zarr", 1, *own, "--style", model("sdm")) == plain
+    assert sampled(tmp_path / "second.zarr", 1, *own, "--style", make) != plain
+    assert len({sampled(tmp_path / f"{n}.zarr", n, *own, *both) for n in (1, 3)}) == 1
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+def test_wrong_embeddings_are_refused(model, tmp_path):
+    own = ("--model", model("large-image-diffusion"), *FIXED, "--out", tmp_path / "o.zarr")
+    asked(model("large-image-diffusion"), tmp_path)
+    file = tmp_path / "features.h5"
+    np.save(tmp_path / "wide.npy", np.zeros((2, 2, 13), np.float32))
+    np.save(tmp_path / "grid.npy", np.zeros((3, 2, 12), np.float32))
+    np.save(tmp_path / "nan.npy", np.full((2, 2, 12), np.nan, np.float32))
+    with h5py.File(tmp_path / "empty.h5", "w"):
+        pass
+    for value, said in (
+        (f"{file}:/feat_10x", ["/feat_10x", "/feat_20x"]),
+        (f"{tmp_path}/none.h5:/feat_20x", ["none.h5", "not there"]),
+        (file, ["none was named", "/feat_20x"]),
+        (tmp_path / "empty.h5", ["empty.h5"]),
+        (tmp_path / "wide.npy", ["13", "12"]),
+        (tmp_path / "grid.npy", ["3 x 2", "2 x 2", "--size 192x128"]),
+        (tmp_path / "nan.npy", ["finite"]),
+    ):
+        line = refused(tmp_path, *own, "--embeddings", value)
+        assert all(words in line for words in said), line
+    assert "--embeddings" in refused(tmp_path, *own)
+
+
+def test_wrong_instance_maps_are_refused(model, tmp_path):
+    own = ("--model", model("sdm"), *FIXED, "--out", tmp_path / "o.zarr")
+    cut = discs(SIZE)
+    cut[:4, 30:40] = 17
+    np.save(tmp_path / "cut.npy", cut)
+    np.save(tmp_path / "small.npy", discs((60, 100)))
+    np.save(tmp_path / "none.npy", np.zeros(SIZE, np.uint32))
+    np.save(tmp_path / "real.npy", np.zeros(SIZE, np.float32))
+    for value, said in (
+        ("cut", ["17", "border", "row 0", "--border-nuclei"]),
+        ("small", ["60 x 100", "70 x 100", "--size"]),
+        ("none", ["background"]),
+        ("real", ["float32", "whole numbers"]),
+    ):
+        line = refused(tmp_path, *own, "--instances", tmp_path / f"{value}.npy")
+        assert all(words in line for words in said), line
+    assert "--instances" in refused(tmp_path, *own)
+    for border in ("keep", "drop"):
+        sampled(
+            tmp_path / f"{border}.zarr", 1, *own[:-2], "--instances", tmp_path / "cut.npy", "--border-nuclei", border
+        )
+
+
+@pytest.mark.parametrize("system", IMAGES)
+def test_a_condition_of_another_family_is_refused_saying_what_the_model_takes(model, tmp_path, system):
+    wrong = {"sdm": ("--label", "1"), "diffinfinite-image": ("--instances", "nuclei.npy")}.get(
+        system, ("--map", "m.npy")
+    )
+    line = refused(tmp_path, "--model", model(system), *FIXED, *wrong, "--out", tmp_path / "o.zarr")
+    assert wrong[0] in line
+    assert "takes --" in line
+
+
+def test_guidance_without_a_null_is_refused(model, tmp_path):
+    own = ("--model", model("feature-aligned"), *FIXED, *asked(model("feature-aligned"), tmp_path))
+    line = refused(tmp_path, *own, "--guidance", 2, "--out", tmp_path / "o.zarr")
+    assert "null" in line
+
+
+def test_wrong_sets_are_refused(tiny_model, tmp_path):
+    own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--out", tmp_path / "o.zarr")
+    np.save(tmp_path / "stack.npy", np.zeros((3, 128, 128), np.uint8))
+    for options, said in (
+        (("--accept", "0.5"), ["--count"]),
+        (("--count", 0), ["--count", "1 or more"]),
+        (("--count", 4, "--accept", "bright"), ["bright", "module:function"]),
+        (("--count", 4, "--accept", "no.such:thing"), ["no.such:thing"]),
+        (("--count", 4, "--accept", "0.5,0.5"), ["2 means", "5 classes"]),
+        (("--count", 4, "--labels", tmp_path / "stack.npy"), ["3 maps", "--count 3"]),
+        (("--label", "1,2"), ["1,2", "--count"]),
+    ):
+        line = refused(tmp_path, *own, *options)
+        assert all(words in line for words in said), line
+
+
+def test_wrong_in_painting_is_refused(tiny_model, tmp_path):
+    own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--out", tmp_path / "o.zarr")
+    np.save(tmp_path / "known.npy", np.zeros((128, 128, 3), np.uint8))
+    np.save(tmp_path / "small.npy", np.zeros((64, 128, 3), np.uint8))
+    np.save(tmp_path / "none.npy", np.zeros((128, 128), np.uint8))
+    for options, said in (
+        (("--image", tmp_path / "known.npy"), ["--repaint"]),
+        (("--image", tmp_path / "known.npy", "--repaint", tmp_path / "none.npy"), ["nothing to repaint"]),
+        (("--image", tmp_path / "small.npy", "--repaint", tmp_path / "none.npy"), ["nothing to repaint"]),
+        (("--image", tmp_path / "known.npy", "--repaint", tmp_path / "gone.npy"), ["gone.npy", "not there"]),
+    ):
+        line = refused(tmp_path, *own, *options)
+        assert all(words in line for words in said), line
+
+
+def test_a_wrong_label_model_or_prompt_is_refused(model, tiny_model, tmp_path):
+    own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--out", tmp_path / "o.zarr")
+    labels = model("diffinfinite-labels")
+    for options, said in (
+        (("--label-model", tiny_model), ["images, not label maps"]),
+        (("--label-model", labels, "--prompt", "lung"), ["lung", "adenocarcinoma"]),
+        (("--label-model", tmp_path / "gone"), ["gone"]),
+    ):
+        line = refused(tmp_path, *own, *options)
+        assert all(words in line for words in said), line
