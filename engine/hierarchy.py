@@ -15,7 +15,7 @@ import numpy as np
 from engine.geometry import Window
 from engine.inputs import LabelSource
 from engine.job import RunOptions, SampleJob
-from engine.labels import clean_box
+from engine.labels import clean_box, majority_box
 from engine.models.card import EMBEDDED, EMBEDDED_LABELS, Card, read_card
 from engine.store import Output
 
@@ -88,12 +88,19 @@ def stage_source(stage: Output, card: Card, size: tuple[int, int]) -> LabelSourc
 
 
 def enlarged(stage: Output, scale: int, card: Card, image: int, box: Window, step: int) -> np.ndarray:
-    """A box of the map at the image's size; nearest. What one channel a label gave has no boundaries to clean."""
+    """A box of the map at the image's size, its specks and holes voted away; nearest.
+
+    What one channel a label gave has no boundaries to clean: no label lies between two others.
+    """
     rows = np.arange(box.y0, box.y1, step) // scale
     columns = np.arange(box.x0, box.x1, step) // scale
     held = Window(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-    levels = stage.read("0", held)[0][np.ix_(rows - held.y0, columns - held.x0)]
-    return np.round(levels.astype(np.float32) * (len(card.labels) - 1) / 255).astype(np.uint8)
+
+    def read(window: Window) -> np.ndarray:
+        return np.round(stage.read("0", window)[0] * ((len(card.labels) - 1) / 255))
+
+    labels = majority_box(read, stage.layout.size, held, len(card.labels))
+    return labels[np.ix_(rows - held.y0, columns - held.x0)]
 
 
 def cleaned(stage: Output, card: Card, size: tuple[int, int], image: int, box: Window, step: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from engine.geometry import Window
 
 REACH = 6  # side of the windows whose minimum is taken: a cleaned map is REACH - 1 smaller than its source
+NEIGHBOURS = 5  # side of the square that votes on the label at its middle
 Read = Callable[[Window], np.ndarray]  # a box of the source -> its values (height, width)
 
 
@@ -87,6 +88,33 @@ def clean_labels(decoded: np.ndarray, target_shape: tuple[int, int], labels: int
         return decoded[box.y0 : box.y1, box.x0 : box.x1]
 
     return clean_box(read, decoded.shape, target_shape, Window(0, 0, *target_shape), labels)  # type: ignore[arg-type]
+
+
+def majority_box(read: Read, shape: tuple[int, int], box: Window, labels: int) -> np.ndarray:
+    """One box of a label map after a vote of each label's neighbourhood: specks and holes go. Local.
+
+    Args:
+        read: a box of the map -> its labels (height, width).
+        box: inside the map.
+    Returns:
+        uint8 (box.height, box.width): the commonest label of the ``NEIGHBOURS`` x ``NEIGHBOURS`` around; of equally
+        common ones the smallest.
+
+    >>> speck = np.zeros((5, 5), np.uint8)
+    >>> speck[2, 2] = 1
+    >>> int(majority_box(lambda w: speck[w.y0:w.y1, w.x0:w.x1], (5, 5), Window(0, 0, 5, 5), 2).sum())
+    0
+    """
+    reach = NEIGHBOURS // 2
+    outer = Window(box.y0 - reach, box.x0 - reach, box.y1 + reach, box.x1 + reach)
+    held = outer & Window(0, 0, *shape)
+    ends = [(held.y0 - outer.y0, outer.y1 - held.y1), (held.x0 - outer.x0, outer.x1 - held.x1)]
+    around = np.pad(read(held), ends, mode="edge")
+    votes = []
+    for label in range(labels):
+        lines = np.lib.stride_tricks.sliding_window_view(around == label, NEIGHBOURS, 0).sum(-1, dtype=np.int16)
+        votes.append(np.lib.stride_tricks.sliding_window_view(lines, NEIGHBOURS, 1).sum(-1))
+    return np.stack(votes).argmax(0).astype(np.uint8)
 
 
 def boundaries(grey: np.ndarray) -> np.ndarray:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.geometry import Window, grid
-from engine.labels import argmax_labels, boundaries, clean_box, clean_labels, nearest_box, source_index
+from engine.labels import (
+    argmax_labels,
+    boundaries,
+    clean_box,
+    clean_labels,
+    majority_box,
+    nearest_box,
+    source_index,
+)
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 
@@ -118,3 +126,20 @@ def test_diffinfinites_own_clean_up_gives_the_same_labels():
     for box in grid((size, size), 100):
         part = clean_box(Recorded(decoded), decoded.shape, (size, size), box, labels)
         assert np.array_equal(part, io["clean_out"][box.y0 : box.y1, box.x0 : box.x1])
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.data())
+def test_a_vote_in_boxes_equals_the_vote_on_the_whole_map(h, w, data):
+    labels = np.random.default_rng(h * 100 + w).integers(0, 4, (h, w)).astype(np.uint8)
+
+    def read(box):
+        assert box == box & Window(0, 0, h, w)
+        return labels[box.y0 : box.y1, box.x0 : box.x1]
+
+    whole = majority_box(read, (h, w), Window(0, 0, h, w), 4)
+    y, x = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+    box = Window(y, x, data.draw(st.integers(y + 1, h)), data.draw(st.integers(x + 1, w)))
+    assert (majority_box(read, (h, w), box, 4) == whole[box.y0 : box.y1, box.x0 : box.x1]).all()
+    padded = np.pad(labels, 2, mode="edge")
+    votes = np.bincount(padded[y : y + 5, x : x + 5].ravel(), minlength=4)
+    assert whole[y, x] == votes.argmax()
