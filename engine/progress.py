@@ -45,7 +45,7 @@ class Progress:
         each.setdefault("decode", 3 * each.get("evaluation", 0.0))
         return sum(self.left[k] * each.get(k, 0.0) for k in self.left)
 
-    def end(self, text: str = "") -> None:
+    def end(self, text: str) -> None:
         if self.rank == 0 and (text or sys.stdout.isatty()):
             print(("\n" if sys.stdout.isatty() else "") + text, flush=True)
         if self.log:

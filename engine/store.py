@@ -129,6 +129,19 @@ class Layout:
         return shards + len(self.arrays()) + groups + 3  # ledger, lock, checkpoint
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn at a time: at first everything, then those images of a set that were not accepted.
+
+    Args:
+        attempt: counted from 0.
+        images: None: all there are.
+    """
+
+    attempt: int = 0
+    images: list[int] | None = None
+
+
 class Output:
     """One output group; opened by every rank, created by rank 0 alone."""
 
@@ -226,15 +239,15 @@ class Output:
 
     # -- a set's drawings --
 
-    def drawing(self) -> dict[str, Any]:
-        """Which drawing of a set's images is under way: attempt, and the images that it draws (None: all)."""
+    def drawing(self) -> Drawing:
+        """Which drawing is under way."""
         path = self.private / "drawing.json"
-        return json.loads(path.read_text()) if path.exists() else {"attempt": 0, "images": None}
+        return Drawing(**json.loads(path.read_text())) if path.exists() else Drawing()
 
-    def begin_drawing(self, attempt: int, images: Sequence[int]) -> None:
+    def begin_drawing(self, drawing: Drawing) -> None:
         """Draw some images again, from noise. Rank 0 calls this."""
         self.drop_checkpoints()
-        write_json(self.private / "drawing.json", {"attempt": attempt, "images": list(images)})
+        write_json(self.private / "drawing.json", asdict(drawing))
 
     # -- checkpoints --
 

@@ -40,6 +40,7 @@ def test_imports_point_down():
         ["hierarchy"],
         ["canvas", "denoiser", "prepare"],
         ["sampler", "decode", "repaint"],
+        ["keeper", "outputs"],
         ["run"],
         ["sample", "verify", "export"],
     ]

@@ -1,0 +1,238 @@
+"""An output from its creation to its signature: what every rank writes into it, and what it says of its making."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import engine
+from engine.comm import Ranks
+from engine.decode import to_label_levels, to_uint8
+from engine.geometry import Window
+from engine.hierarchy import stage_source
+from engine.inputs import LabelSource, Read, instance_source, label_source, latent_labels
+from engine.plan import image_box
+from engine.prepare import Prepared
+from engine.repaint import Repaint
+from engine.store import ZARR_VERSION, Drawing, Output, create, lock, remove
+
+
+def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
+    """Create the output, or take up what is there. Collective."""
+    path = Path(prepared.options.out).resolve()
+
+    def make() -> Output:
+        if prepared.state == "replace":
+            with lock(path):
+                remove(path)
+        if prepared.state != "unfinished":
+            create(path, prepared.layout, prepared.card.pixel_size_um, provenance(prepared, device))
+        output = Output(path)
+        output.held = lock(path)
+        kind = output.provenance["device"]
+        if kind != device.split(":")[0]:
+            raise ValueError(
+                f"{path} was begun on {kind} and this run is on {device}, whose last digits differ; "
+                f"go on with --device {kind}, or start anew with --resume never"
+            )
+        output.sweep()
+        output.mend_ledger()
+        return output
+
+    made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
+    return ranks.agree(lambda: made or Output(path))
+
+
+def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
+    """What an output says of its making."""
+    card = prepared.card
+    return {
+        "kind": "image" if prepared.job.count is None else "set",
+        "job": prepared.job.plain(),
+        "identity": prepared.identity,
+        "seed": prepared.job.seed,
+        "device": device.split(":")[0],
+        "levels": len(prepared.timesteps),
+        "model_hash": card.hash,
+        **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
+        "versions": {
+            "slidefield": engine.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "zarr": ZARR_VERSION,
+        },
+    }
+
+
+def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
+    """Write what is stored beside the image: every rank its part, where each can read the source. Collective.
+
+    Returns:
+        The same job; with the label of every latent, where the label map was sampled.
+    """
+    layout = output.layout
+    if layout.labels is None or layout.label is None:
+        return prepared
+    name, dtype = layout.labels, layout.label.dtype
+    done = finished_shards(ranks, output)
+    todo = [box for box in layout.boxes() if (name, box) not in done]
+    source = ranks.agree(lambda: stored_source(prepared, output))
+    mine = todo[ranks.rank :: ranks.size] if source.everywhere else todo if ranks.rank == 0 else []
+
+    def labels_in(box: Window) -> np.ndarray:
+        if layout.count is None:
+            return source.read(0, box, 1).astype(dtype)
+        whole = Window(0, 0, *layout.size)
+        return np.stack([source.read(image, whole, 1) for image in range(box.y0, box.y1)]).astype(dtype)
+
+    record(ranks, output, ranks.agree(lambda: [output.write(name, box, labels_in(box)) for box in mine]))
+    if prepared.first is None:
+        return prepared
+
+    def stored(image: int, box: Window, step: int) -> np.ndarray:
+        return output.read(name, box)[::step, ::step]
+
+    labels = ranks.on_root(lambda: latent_labels(LabelSource(stored, "sampled"), prepared.frames)[0])
+    return replace(prepared, inputs=replace(prepared.inputs, labels=labels), first=None)
+
+
+def stored_source(prepared: Prepared, output: Output) -> LabelSource:
+    """Where what is stored beside the image comes from."""
+    job, card = prepared.job, prepared.card
+    if prepared.first is not None:
+        return stage_source(Output(Path(prepared.first.options.out).resolve()), card, job.size)
+    if prepared.inputs.nuclei is not None:
+        return instance_source(job, prepared.inputs.nuclei)
+    known = len(card.labels) if prepared.inputs.table is None else len(prepared.inputs.table)
+    return label_source(job, card, known, check=False)
+
+
+def stored_reader(output: Output) -> Read | None:
+    """A function from a box of an image to what is stored beside it, read in blocks that are kept for a while."""
+    layout, side = output.layout, output.layout.chunk
+    if layout.labels is None:
+        return None
+    array = output.array(layout.labels)
+    height, width = layout.size
+
+    @lru_cache(maxsize=64)
+    def block(image: int, row: int, column: int) -> np.ndarray:
+        where = (slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
+        return np.asarray(array[where] if layout.count is None else array[(image, *where)])
+
+    def read(image: int, box: Window) -> np.ndarray:
+        found = np.empty(box.shape, array.dtype)
+        for row in range(box.y0 // side, (box.y1 - 1) // side + 1):
+            for column in range(box.x0 // side, (box.x1 - 1) // side + 1):
+                place = Window(row * side, column * side, (row + 1) * side, (column + 1) * side)
+                common = box & place & Window(0, 0, height, width)
+                found[common.within(box)] = block(image, row, column)[common.within(place)]
+        return found
+
+    return read
+
+
+class Writer:
+    """Writes decoded shards, as they belong to one image or to a set; each is called by the shard's one writer.
+
+    Args:
+        repaint: what of the image is known.
+    """
+
+    def __init__(self, prepared: Prepared, output: Output, drawing: Drawing, repaint: Repaint | None) -> None:
+        self.prepared, self.output, self.drawing, self.repaint = prepared, output, drawing, repaint
+        self.lines: list[dict[str, Any]] = []
+
+    def box(self, shard: int) -> Window:
+        """Where a shard of the canvas lies in the output."""
+        prepared = self.prepared
+        window = prepared.ownership.shards[shard]
+        if prepared.job.count is None:
+            return image_box(window, prepared.card.factor, prepared.job.size)
+        rows = prepared.frames.frame[0]
+        return Window(window.y0 // rows, 0, window.y1 // rows, 1)
+
+    def remaining(self) -> list[int]:
+        """The shards of this drawing that are not yet in the ledger."""
+        done = self.output.ledger(self.drawing.attempt)
+        chosen = self.drawing.images
+        return [
+            shard
+            for shard in self.prepared.wanted
+            if (self.output.layout.image, self.box(shard)) not in done
+            and (chosen is None or any(self.box(shard).y0 <= i < self.box(shard).y1 for i in chosen))
+        ]
+
+    def __call__(self, shard: int, pixels: Tensor) -> None:
+        """Write one shard.
+
+        Args:
+            pixels: (c, h, w), about [-1, 1].
+        """
+        prepared, box = self.prepared, self.box(shard)
+        card = prepared.card
+        image = (
+            to_label_levels(pixels, card.label_count) if card.role == "labels" else to_uint8(pixels, card.pixel_range)
+        )
+        if prepared.job.count is None:
+            part = image[(slice(None), *box.within(prepared.ownership.shards[shard].scaled(card.factor)))]
+            part = part if self.repaint is None else self.repaint.blend(box, part)
+        else:
+            part = self.images(image, box)
+        line = self.output.write(self.output.layout.image, box, part)
+        self.lines.append({**line, "attempt": self.drawing.attempt} if self.drawing.attempt else line)
+
+    def images(self, image: np.ndarray, box: Window) -> np.ndarray:
+        """uint8 (images, c, h, w): the images of a shard; those that are not drawn this time as they were."""
+        height, width = self.prepared.job.size
+        apart = image.reshape(len(image), box.height, -1, image.shape[2]).transpose(1, 0, 2, 3)
+        apart = apart[:, :, :height, :width]
+        if self.drawing.images is None:
+            return apart
+        kept = self.output.read(self.output.layout.image, box)
+        drawn = np.isin(np.arange(box.y0, box.y1), self.drawing.images)
+        return np.where(drawn[:, None, None, None], apart, kept)
+
+
+def finished_shards(ranks: Ranks, output: Output) -> set[tuple[str, Window]]:
+    """The (array, box) of every shard in the ledger, read once for all. Collective."""
+    return ranks.on_root(lambda: set(output.ledger()))
+
+
+def record(ranks: Ranks, output: Output, lines: list[dict[str, Any]]) -> None:
+    """Gather every rank's finished shards and enter them in the ledger; empties ``lines``. Collective."""
+    gathered = [line for part in ranks.collect(lines) for line in part]
+    ranks.on_root(lambda: output.record(gathered))
+    lines.clear()
+
+
+def build_pyramids(ranks: Ranks, output: Output) -> None:
+    """Make the coarser levels of image and labels, each shard by one rank. Collective."""
+    done, layout = finished_shards(ranks, output), output.layout
+    for level in range(1, len(layout.sizes())):
+        ranks.barrier()  # the level below is whole
+        todo = [
+            (finest, box)
+            for finest in (layout.image, layout.labels)
+            for box in layout.boxes(level)
+            if finest and (layout.level(finest, level), box) not in done
+        ]
+        mine = todo[ranks.rank :: ranks.size]
+        lines = ranks.agree(lambda level=level, mine=mine: [output.halve(name, level, b) for name, b in mine])  # type: ignore[misc]
+        record(ranks, output, lines)
+
+
+def sign(output: Output, seconds: dict[str, float], size: int, rejected: dict[str, int]) -> None:
+    """Declare the output finished. Rank 0 calls this."""
+    output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))
+    output.drop_checkpoints()
+    shutil.rmtree(output.private / "labels.zarr", ignore_errors=True)
