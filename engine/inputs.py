@@ -101,7 +101,7 @@ def label_source(job: SampleJob, card: Card, known: int, check: bool = True) -> 
     Raises:
         ValueError: a file that is no label map of this model and size.
     """
-    drawn = card.condition == "label-map" and known >= 5
+    drawn = card.condition == "label-map" and known >= 5 and job.image is None
     if job.label is not None or (job.labels is None and not drawn):
         labels = job.label if isinstance(job.label, tuple) else (job.label or 0,)
         if max(labels) >= known:
