@@ -18,7 +18,7 @@ setup(
         "torch>=2.4",
         "mpi4py>=4.0",
         "numpy>=1.26",
-        "zarr>=3.1,<4",
+        "zarr>=3.1.3,<4",
         "numcodecs>=0.15",
         "dask>=2024.8",
         "h5py>=3.10",

@@ -59,15 +59,18 @@ def imported(rule: str) -> Accept:
     return found
 
 
-def check_accept(rule: str | None, classes: int) -> None:
+def check_accept(rule: str | None, classes: int, uniform: bool) -> None:
     """Refuse a rule that cannot be followed, before work starts.
 
     Args:
         classes: of the model.
+        uniform: whether every image has one class.
     """
     if rule is None:
         return
     accepting(rule)
     given = len(rule.split(","))
+    if ":" not in rule and given > 1 and not uniform:
+        raise ValueError(f"--accept {rule} names {given} means but the images have no one class each; name one mean")
     if ":" not in rule and given not in (1, classes):
         raise ValueError(f"--accept {rule} names {given} means but the model knows {classes} classes; name one, or all")

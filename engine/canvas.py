@@ -37,6 +37,7 @@ class Canvas:
         self.x: Shards = {}
         self.previous: Shards = {}
         self.known: Shards = {}
+        self.known_gain = 1.0  # that the decoder will multiply by; what is known needs none
         self.repaint: dict[int, Tensor] = {}
 
     def start(self) -> None:
@@ -62,7 +63,7 @@ class Canvas:
     def hold_known(self, level: int, alpha_bar: float) -> None:
         """Put what is known of the clean canvas back, noised to a level, where it is not to be repainted. Local."""
         for shard, known in self.known.items():
-            noised = known * alpha_bar**0.5
+            noised = known * alpha_bar**0.5 if alpha_bar < 1 else known / self.known_gain
             if alpha_bar < 1:
                 noised = noised + self.noise("known", level, shard) * (1 - alpha_bar) ** 0.5
             self.x[shard] = torch.where(self.repaint[shard], self.x[shard], noised)

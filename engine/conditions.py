@@ -125,7 +125,9 @@ class ClassMap(Condition):
 
     def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
         classes = np.array([key - 1 for _, key in asked])
-        return {"label": classes} if self.table is None else {"embedding": self.table[classes]}
+        if self.table is None:
+            return {"label": classes}
+        return {"embedding": np.where(classes[:, None] < 0, np.float32(0), self.table[classes])}  # zero is the null
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """``python -m engine.export OUT DIR``: an output as the folders of files that the nuclei system writes.
 
     samples/      the images
-    images/       the real images that they were made after, where the output has them ("sources")
     labels/       label maps; of nuclei their mask, 0 and 255
     inst_masks/   instance maps, TIFF of uint32
-    cond/         of sets, conditions: .npy, and a picture of the first three channels, -1..1 shown as 0..255
-    classes.csv   the class of every image, where it has one class
+    cond/         of sets of nuclei, the condition: .npy, and a picture of the first three channels, -1..1 as 0..255
+    classes.csv   the class of every image of a set of classes
     export.json   where it came from
 
 Files are named by the image's index: 000000.png. One shard of a set is in memory at a time, of a large image one row of
@@ -19,8 +18,9 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,15 @@ import numpy as np
 
 from engine.comm import describe
 from engine.geometry import Window
-from engine.nuclei import scan_stack
+from engine.nuclei import channel_count, scan_stack
 from engine.store import Output, bands, state_of
 
 FORMATS = {"png": ".png", "tiff": ".tif"}
-FOLDERS = ("samples", "images", "labels", "inst_masks", "cond")
+FOLDERS = ("samples", "labels", "inst_masks", "cond")
 FILES = ("classes.csv", "export.json")
 LARGEST_PNG = 16384  # px a side: PNG is written from memory
 LARGEST_TILE = 1024  # px a side
-COND = ("hv", "edges")  # what is made of nuclei; colours are not kept in an output
+COND = ("hv", "edges")  # what is made of nuclei where the output does not say what its model took
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def write_set(output: Output, folder: Path, suffix: str) -> None:
         for part in parts:
             for index, pixels in enumerate(part.make(read(output, part.array, box)), box.y0):
                 write_one(folder / part.folder / f"{index:0{digits}}", pixels, part.folder, suffix)
-    if "classes" in output.group and output.array("classes").ndim == 1:
+    if output.layout.label and output.layout.label.name == "classes":
         write_classes(output, folder / "classes.csv", digits)
 
 
@@ -190,16 +190,11 @@ def parts_of_set(output: Output) -> list[Part]:
     """What there is to be written of a set."""
     label = output.layout.label and output.layout.label.name
     found = [Part("samples", "images")]
-    if "sources" in output.group:
-        found.append(Part("images", "sources"))
     if label == "nuclei":
         found += [Part("labels", label, mask_of), Part("inst_masks", label)]
+        found.append(Part("cond", label, partial(condition_of, output.provenance)))
     elif label:
         found.append(Part("labels", label))
-    if "conditions" in output.group:
-        found.append(Part("cond", "conditions"))
-    elif label == "nuclei":
-        found.append(Part("cond", label, condition_of))
     return found
 
 
@@ -208,22 +203,26 @@ def mask_of(instances: np.ndarray) -> np.ndarray:
     return np.where(instances > 0, np.uint8(255), np.uint8(0))
 
 
-def condition_of(instances: np.ndarray) -> np.ndarray:
-    """float32 (images, 3, h, w): horizontal, vertical and edge maps of (images, h, w)."""
-    shape = instances.shape
+def condition_of(provenance: Mapping[str, Any], instances: np.ndarray) -> np.ndarray:
+    """float32 (images, k, h, w): the condition of (images, h, w), without colours that were taken from an image."""
+    shape, job = instances.shape, provenance.get("job", {})
+    channels = tuple(provenance.get("condition_channels", COND))
+    colors = (job["nucleus_color"], job["background_color"]) if "color" in channels and not job["colors"] else None
+    channels = tuple(part for part in channels if part != "color" or colors)
     if not instances.any():
-        return np.zeros((shape[0], 3, *shape[1:]), np.float32)
-    nuclei = scan_stack(lambda first, last: instances[first:last], shape, border="keep")  # type: ignore[arg-type]
+        return np.zeros((shape[0], channel_count(channels), *shape[1:]), np.float32)
+    nuclei = scan_stack(lambda first, last: instances[first:last], shape, colors=colors, border="keep")  # type: ignore[arg-type]
     box = Window(0, 0, *shape[1:])
 
     def maps(index: int, ids: np.ndarray) -> np.ndarray:
-        return nuclei.image(index).maps(lambda part: ids[part.within(box)], box, COND)
+        return nuclei.image(index).maps(lambda part: ids[part.within(box)], box, channels)
 
     return np.stack([maps(index, ids) for index, ids in enumerate(instances)])
 
 
 def write_classes(output: Output, path: Path, digits: int) -> None:
-    lines = [f"{i:0{digits}},{int(label)}" for i, label in enumerate(np.asarray(output.array("classes")[:]))]
+    labels = (int(label) for box in output.layout.boxes() for label in read(output, "classes", box)[:, 0, 0])
+    lines = [f"{i:0{digits}},{label}" for i, label in enumerate(labels)]
     path.write_text("\n".join(["name,class", *lines]) + "\n")
 
 

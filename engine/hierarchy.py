@@ -15,7 +15,7 @@ import numpy as np
 from engine.geometry import Window
 from engine.inputs import LabelSource
 from engine.job import RunOptions, SampleJob
-from engine.labels import clean_box, majority_box
+from engine.labels import REACH, clean_box, majority_box
 from engine.models.card import EMBEDDED, EMBEDDED_LABELS, Card, read_card
 from engine.store import Output
 
@@ -35,6 +35,8 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
         ValueError: no label model, one of other labels, or a prompt that it does not know.
     """
     name = str(EMBEDDED_LABELS) if job.label_model == "embedded" else str(job.label_model)
+    if job.label_model != "embedded" and not Path(name).is_dir():
+        raise ValueError(f"--label-model {name} is not there; pass a label model's folder, or 'embedded'")
     labels = read_card(name)
     if labels.role != "labels":
         raise ValueError(f"--label-model {job.label_model} samples images, not label maps; pass a label model")
@@ -43,9 +45,18 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
             f"--label-model {job.label_model} makes maps of {labels.label_count} labels but the model knows "
             f"{len(card.labels)}; pass models that were trained on the same labels"
         )
+    size = (-(-job.size[0] // labels.label_scale), -(-job.size[1] // labels.label_scale))
+    shard, chunk = stage_sides(job, labels)
+    if labels.factor > 1 and min(size) < REACH:
+        raise ValueError(
+            f"--size {job.size[0]}x{job.size[1]} has a label map of {size[0]} x {size[1]} px, "
+            f"too small for its clean-up; choose at least {REACH * labels.label_scale} px a side"
+        )
     made = SampleJob(
         model=name,
-        size=tuple(-(-n // labels.label_scale) for n in job.size),  # type: ignore[arg-type]
+        size=size,
+        shard=shard,
+        chunk=chunk,
         label=prompt_class(job.prompt, labels),
         seed=stage_seed(job.seed),
         steps=job.label_steps,
@@ -56,6 +67,13 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
     )
     out = str(Path(options.out) / "slidefield" / "labels.zarr")
     return made, replace(options, out=out, preview="none", overwrite=False, json_log=None)
+
+
+def stage_sides(job: SampleJob, labels: Card) -> tuple[int, int]:
+    """Shard and chunk of the label map, px: of about as many pixels of the image as its own, so that ranks share it."""
+    window = labels.patch * labels.factor
+    side = max(job.shard // labels.label_scale // window, 1) * window
+    return side, side
 
 
 def stage_seed(seed: int) -> int:

@@ -57,12 +57,10 @@ class LabelSource(NamedTuple):
     Args:
         read: (image, box, step) -> every ``step``-th label of a box, from its corner.
         identity: what tells it from another map, without reading it; empty: its content does.
-        everywhere: whether every rank can read its own part.
     """
 
     read: Callable[[int, Window, int], np.ndarray]
     identity: str
-    everywhere: bool = True
 
 
 def read_inputs(job: SampleJob, card: Card, frames: Frames) -> Inputs:
@@ -77,16 +75,17 @@ def read_inputs(job: SampleJob, card: Card, frames: Frames) -> Inputs:
         return read_semantic(job, card, frames)
     if card.condition == "none":
         return Inputs()
-    table, known = None, len(card.labels)
+    table, known, hashes = None, len(card.labels), {}
     if card.condition == "class" and card.embedding_width:
         table = read_class_table(job, card)
         known = len(table)
+        hashes["embeddings_hash"] = digest_of(table)
     entries = tuple(zip(card.labels, card.colors, strict=True)) if known == len(card.labels) else ()
     stored = LabelArray("tissue" if card.condition == "label-map" else "classes", "uint8", entries)
     if job.label_model:
         return Inputs({}, stored)
     labels, digest = latent_labels(label_source(job, card, known), frames)
-    return Inputs({"labels_hash": digest}, stored, labels, table=table)
+    return Inputs({**hashes, "labels_hash": digest}, stored, labels, table=table)
 
 
 # ---- labels and classes -------------------------------------------------------------------------
@@ -108,13 +107,17 @@ def label_source(job: SampleJob, card: Card, known: int, check: bool = True) -> 
             raise ValueError(f"label is {max(labels)} but the model knows {known} classes: 0 to {known - 1}")
         return LabelSource(partial(uniform_labels, labels), f"label {','.join(map(str, labels))}")
     if job.labels in (None, "example"):
+        if known < 5:
+            raise ValueError(
+                f"--labels example draws 5 labels but the model knows {known}; pass a label map, or --label N"
+            )
         return LabelSource(partial(example_of_image, job.size[0]), "example")
     path = Path(str(job.labels))
     labels_ = read_integers(path, "--labels", stack=job.count is not None)
     if check:
         checked_labels(labels_, known, f"--labels {path}", card.labels)
     check_size(labels_.shape, job, f"label map {path}", "; or pass --resize-labels nearest", job.resize_labels)
-    return LabelSource(partial(resized_labels, labels_, job.size), "", reads_in_boxes(path))
+    return LabelSource(partial(resized_labels, labels_, job.size), "")
 
 
 def uniform_labels(labels: tuple[int, ...], image: int, box: Window, step: int) -> np.ndarray:
@@ -191,6 +194,8 @@ def read_class_table(job: SampleJob, card: Card) -> np.ndarray:
             f"--embeddings {job.embeddings} has shape {table.shape} of {table.dtype}; the model takes one row of "
             f"{card.embedding_width} numbers a class"
         )
+    if not np.isfinite(table).all():
+        raise ValueError(f"--embeddings {job.embeddings} holds values that are not finite; compute them again")
     if len(table) > LARGEST_LABEL + 1:
         raise ValueError(f"--embeddings {job.embeddings} has {len(table)} classes; at most {LARGEST_LABEL + 1}")
     return table.astype(np.float32)
@@ -253,6 +258,8 @@ def read_semantic(job: SampleJob, card: Card, frames: Frames) -> Inputs:
     labels, hashes = style_labels(job, frames)
     if job.map is not None:
         array = read_map(job, card)
+        if array.dtype.kind == "f" and not all(np.isfinite(band).all() for band in bands_of(array)):
+            raise ValueError(f"--map {job.map} holds values that are not finite; mend the map")
         return Inputs({**hashes, "map_hash": digest_of(array)}, None, labels)
     published_channels(card.semantic_channels)
     path = Path(str(job.instances))
@@ -261,7 +268,7 @@ def read_semantic(job: SampleJob, card: Card, frames: Frames) -> Inputs:
     colors = None if job.colors else (to_color(job.nucleus_color), to_color(job.background_color))
     name = f"--instances {path}"
     if instances.ndim == 3:
-        picture = read_array(Path(job.colors), "--colors") if job.colors else None
+        picture = read_array(Path(job.colors), "--colors", color=True) if job.colors else None
         nuclei = scan_stack(
             lambda first, last: np.asarray(instances[first:last]),
             instances.shape,  # type: ignore[arg-type]
@@ -280,7 +287,7 @@ def read_semantic(job: SampleJob, card: Card, frames: Frames) -> Inputs:
             border=job.border_nuclei,
             name=name,
         )
-    hashes |= {"instances_hash": digest_of(instances), "nuclei_hash": digest_of(nuclei.table)}
+    hashes |= {"instances_hash": digest_of(instances, np.uint32), "nuclei_hash": digest_of(nuclei.table)}
     return Inputs(hashes, LabelArray("nuclei", "uint32"), labels, nuclei=nuclei)
 
 
@@ -303,6 +310,8 @@ def read_map(job: SampleJob, card: Card) -> np.ndarray:
             f"({card.semantic_channels}, height, width)"
         )
     check_size((*array.shape[:1], *array.shape[-2:]) if stack else array.shape[-2:], job, f"--map {path}")
+    if array.dtype.kind not in "fuib":
+        raise ValueError(f"--map {path} holds {array.dtype}; a semantic map holds numbers")
     return array
 
 
@@ -393,17 +402,21 @@ def instance_source(job: SampleJob, nuclei: Nuclei) -> LabelSource:
         of_image = nuclei if instances.ndim == 2 else nuclei.image(image)
         return of_image.without_dropped(resized_labels(instances, job.size, image, box, step))
 
-    return LabelSource(read, "", reads_in_boxes(path))
+    return LabelSource(read, "")
 
 
 # ---- hashes -------------------------------------------------------------------------------------
 
 
-def digest_of(array: np.ndarray) -> str:
-    """sha256 of an array's shape, type and bytes, read in bands."""
-    total = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
+def digest_of(array: np.ndarray, dtype: type | np.dtype | None = None) -> str:
+    """sha256 of an array's shape, type and bytes, read in bands.
+
+    Args:
+        dtype: that its values are taken in; None: its own.
+    """
+    total = hashlib.sha256(f"{array.shape} {np.dtype(dtype or array.dtype)}".encode())
     for band in bands_of(array):
-        total.update(np.ascontiguousarray(band).tobytes())
+        total.update(np.ascontiguousarray(band, dtype).tobytes())
     return total.hexdigest()
 
 

@@ -202,7 +202,9 @@ class SampleJob:
         if self.omega is not None and self.guidance is not None:
             raise ValueError(f"both --guidance {self.guidance:g} and --omega {self.omega:g} are given; choose one")
         defaults: dict[str, Any] = {"steps": 50, "solver": "ddim", "guidance": 1.0, "batch_size": 8}
-        defaults |= {"decode_overlap": 16, "interpolation": "corner" if self.cover == "strided" else "centre"}
+        defaults["decode_overlap"] = 16
+        if card.condition == "embedding":
+            defaults["interpolation"] = "corner" if self.cover == "strided" else "centre"
         defaults |= card.defaults
         job = replace(job, **{k: v for k, v in defaults.items() if k in FIELDS and getattr(job, k) is None})
         job = replace(job, eta=default_eta(self, card, job))
@@ -239,12 +241,13 @@ class SampleJob:
         Args:
             hashes: of what the files hold that the job names.
         """
-        values = {k: v for k, v in self.plain().items() if k not in FILES and k != "resize_labels"}
+        values = {k: v for k, v in self.plain().items() if k not in FILES | UNNEEDED}
         return {**values, "model_hash": card.hash, **hashes}
 
 
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
 FILES |= {"style_map", "image", "repaint"}
+UNNEEDED = {"resize_labels", "prompt", "device"}  # in a hash already, or (the device) guarded by the output itself
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "label-map": ("labels", "label", "resize_labels", "label_model", "prompt", "label_steps", "label_guidance"),
     "class": ("labels", "label", "resize_labels", "embeddings"),
@@ -283,8 +286,14 @@ def check_condition(job: SampleJob, card: Card) -> None:
 
 
 def check_label(job: SampleJob, card: Card) -> None:
-    if job.labels is not None and job.label is not None:
-        raise ValueError(f"both --labels {job.labels} and --label {job.label} are given; choose one")
+    given = [name for name in ("labels", "label", "label_model") if getattr(job, name) is not None]
+    if len(given) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')} {getattr(job, name)}" for name in given)
+        raise ValueError(f"both {options} are given; choose one")
+    for name in ("prompt", "label_steps", "label_guidance"):
+        if getattr(job, name) is not None and job.label_model is None:
+            option = f"--{name.replace('_', '-')} {getattr(job, name)}"
+            raise ValueError(f"{option} is for the label model, and none is used; add --label-model DIR")
     labels = job.label if isinstance(job.label, tuple) else () if job.label is None else (job.label,)
     if len(labels) > 1 and job.count is None:
         raise ValueError(f"label is {','.join(map(str, labels))} but one image has one; pass --count N, or one label")
@@ -415,9 +424,9 @@ def parse(arguments: list[str] | None) -> tuple[SampleJob, RunOptions]:
     file = given.pop("job", None)
     if file is not None:
         values = read_job_file(Path(file))
-        for pair in (("labels", "label"), ("label", "labels"), ("guidance", "omega"), ("omega", "guidance")):
-            if pair[0] in given:  # an option of the one kind overrides the file's of the other
-                values.pop(pair[1], None)
+        for kind in (("labels", "label", "label_model"), ("guidance", "omega")):
+            if any(name in given for name in kind):  # an option of the one kind overrides the file's of the other
+                values = {name: value for name, value in values.items() if name not in kind}
     values |= checked(given, lambda name: "--" + name.replace("_", "-"))
     return (
         SampleJob(**{k: v for k, v in values.items() if k in JOB_OPTIONS}),

@@ -11,19 +11,11 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.geometry import Window
+from engine.nuclei import edges
 
 REACH = 6  # side of the windows whose minimum is taken: a cleaned map is REACH - 1 smaller than its source
 NEIGHBOURS = 5  # side of the square that votes on the label at its middle
 Read = Callable[[Window], np.ndarray]  # a box of the source -> its values (height, width)
-
-
-def argmax_labels(canvas: np.ndarray) -> np.ndarray:
-    """The label of every position of a canvas with one channel a label: (C, H, W) -> uint8 (H, W).
-
-    >>> argmax_labels(np.array([[[0.2, -1.0]], [[0.1, 0.5]]])).tolist()
-    [[0, 1]]
-    """
-    return np.asarray(canvas).argmax(0).astype(np.uint8)
 
 
 def source_index(start: int, stop: int, source: int, target: int) -> np.ndarray:
@@ -117,24 +109,13 @@ def majority_box(read: Read, shape: tuple[int, int], box: Window, labels: int) -
     return np.stack(votes).argmax(0).astype(np.uint8)
 
 
-def boundaries(grey: np.ndarray) -> np.ndarray:
-    """Where a pixel differs from one of its (up to) four neighbours: bool (h, w)."""
-    marks = np.zeros(grey.shape, bool)
-    rows, columns = grey[1:] != grey[:-1], grey[:, 1:] != grey[:, :-1]
-    marks[1:] |= rows
-    marks[:-1] |= rows
-    marks[:, 1:] |= columns
-    marks[:, :-1] |= columns
-    return marks
-
-
 def _cleaned(read: Read, source_shape: tuple[int, int], box: Window, labels: int) -> np.ndarray:
     """A box of the cleaned map before it is brought to size."""
     inner = Window(box.y0, box.x0, box.y1 + REACH - 1, box.x1 + REACH - 1)
     outer = Window(inner.y0 - 1, inner.x0 - 1, inner.y1 + 1, inner.x1 + 1) & Window(0, 0, *source_shape)
     decoded = np.asarray(read(outer), np.float32)
     grey = (np.clip(decoded, 0, 1) * np.float32(255)).astype(np.uint8)
-    grey[boundaries(grey)] = 0
+    grey[edges(grey)] = 0
     grey = grey[inner.within(outer)]
     for axis in (0, 1):
         grey = np.lib.stride_tricks.sliding_window_view(grey, REACH, axis).min(-1)

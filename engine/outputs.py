@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +18,11 @@ from engine.decode import to_label_levels, to_uint8
 from engine.geometry import Window
 from engine.hierarchy import stage_source
 from engine.inputs import LabelSource, Read, instance_source, label_source, latent_labels
+from engine.nuclei import published_channels
 from engine.plan import image_box
 from engine.prepare import Prepared
 from engine.repaint import Repaint
-from engine.store import ZARR_VERSION, Drawing, Output, create, lock, remove
+from engine.store import ZARR_VERSION, Drawing, Output, create, lock, reads_in_boxes, remove
 
 
 def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
@@ -62,6 +62,12 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
         "device": device.split(":")[0],
         "levels": len(prepared.timesteps),
         "model_hash": card.hash,
+        **(
+            {"condition_channels": published_channels(card.semantic_channels)}
+            if prepared.inputs.nuclei is not None
+            else {}
+        ),
+        **({"label_stage": prepared.label_stage.identity} if prepared.label_stage else {}),
         **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
         "versions": {
             "slidefield": engine.__version__,
@@ -85,31 +91,39 @@ def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
     name, dtype = layout.labels, layout.label.dtype
     done = finished_shards(ranks, output)
     todo = [box for box in layout.boxes() if (name, box) not in done]
-    source = ranks.agree(lambda: stored_source(prepared, output))
-    mine = todo[ranks.rank :: ranks.size] if source.everywhere else todo if ranks.rank == 0 else []
+    everywhere = stored_everywhere(prepared)
+    mine = todo[ranks.rank :: ranks.size] if everywhere else todo if ranks.rank == 0 else []
+    source = ranks.agree(lambda: stored_source(prepared, output) if mine else None)
 
     def labels_in(box: Window) -> np.ndarray:
+        assert source is not None
         if layout.count is None:
             return source.read(0, box, 1).astype(dtype)
         whole = Window(0, 0, *layout.size)
         return np.stack([source.read(image, whole, 1) for image in range(box.y0, box.y1)]).astype(dtype)
 
     record(ranks, output, ranks.agree(lambda: [output.write(name, box, labels_in(box)) for box in mine]))
-    if prepared.first is None:
+    if prepared.label_stage is None:
         return prepared
 
     def stored(image: int, box: Window, step: int) -> np.ndarray:
         return output.read(name, box)[::step, ::step]
 
     labels = ranks.on_root(lambda: latent_labels(LabelSource(stored, "sampled"), prepared.frames)[0])
-    return replace(prepared, inputs=replace(prepared.inputs, labels=labels), first=None)
+    return replace(prepared, inputs=replace(prepared.inputs, labels=labels), label_stage=None)
+
+
+def stored_everywhere(prepared: Prepared) -> bool:
+    """Whether every rank can read its own part of what is stored, or rank 0 reads a file whole."""
+    file = prepared.job.instances if prepared.inputs.nuclei is not None else prepared.job.labels
+    return file in (None, "example") or reads_in_boxes(Path(file))
 
 
 def stored_source(prepared: Prepared, output: Output) -> LabelSource:
     """Where what is stored beside the image comes from."""
     job, card = prepared.job, prepared.card
-    if prepared.first is not None:
-        return stage_source(Output(Path(prepared.first.options.out).resolve()), card, job.size)
+    if prepared.label_stage is not None:
+        return stage_source(Output(Path(prepared.label_stage.options.out).resolve()), card, job.size)
     if prepared.inputs.nuclei is not None:
         return instance_source(job, prepared.inputs.nuclei)
     known = len(card.labels) if prepared.inputs.table is None else len(prepared.inputs.table)
@@ -231,8 +245,11 @@ def build_pyramids(ranks: Ranks, output: Output) -> None:
         record(ranks, output, lines)
 
 
-def sign(output: Output, seconds: dict[str, float], size: int, rejected: dict[str, int]) -> None:
-    """Declare the output finished. Rank 0 calls this."""
+def sign(output: Output, seconds: dict[str, float], size: int, rejected: list[int]) -> None:
+    """Declare the output finished. Rank 0 calls this.
+
+    Args:
+        rejected: how many images of each drawing were not accepted; empty where nobody asked.
+    """
     output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))
-    output.drop_checkpoints()
-    shutil.rmtree(output.private / "labels.zarr", ignore_errors=True)
+    output.tidy()

@@ -24,7 +24,7 @@ from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
 from engine.plan import LevelPlan, Ownership, decode_rounds, image_box, plan_decode, plan_level
 from engine.preview import check_preview
-from engine.store import Layout, state_of
+from engine.store import Layout, reads_in_boxes, state_of
 
 REST_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
 
@@ -39,7 +39,8 @@ class Prepared:
         inputs: what the job's files hold.
         identity: what another job must share to be the same.
         state: of the output before the run: absent, unfinished (to be resumed), finished, or replace.
-        first: the run that samples the label map, where a label model does; until it is done ``inputs`` has no labels.
+        label_stage: the run that samples the label map, where a label model does; until it is done ``inputs`` has no
+            labels.
     """
 
     job: SampleJob
@@ -49,7 +50,7 @@ class Prepared:
     inputs: Inputs
     identity: dict[str, Any]
     state: str
-    first: Prepared | None = None
+    label_stage: Prepared | None = None
 
     @property
     def card(self) -> Card:
@@ -160,6 +161,8 @@ class Prepared:
         rows, columns = (min(a, b) for a, b in zip(self.ownership.sides, shape, strict=True))
         share = -(-len(self.ownership.shards) // self.size) * rows * columns
         level = (4 + 2 * bool(job.image)) * share
+        known = [Path(name) for name in (job.image, job.repaint) if name and not reads_in_boxes(Path(name))]
+        held = self.inputs.nbytes + len(known) * job.size[0] * job.size[1] * card.image_channels
         level += 4 * (contributions // self.size + card.patch**2 * int(job.batch_size or 1))
         network = sum(f.stat().st_size for c in self.cards for f in c.folder.rglob("*.safetensors")) * 4
         shard_px = 4 * card.image_channels * rows * columns * card.factor**2
@@ -167,10 +170,13 @@ class Prepared:
             600 * item * card.patch**2 * int(job.batch_size or 1) // 4 + 64 * 4 * (2 * card.patch * card.factor) ** 2
         )
         drawn = 12 * latents if job.cover == "random" else 0
-        return REST_BYTES + item * level + network + 4 * shard_px + activations + self.inputs.nbytes + drawn
+        return REST_BYTES + item * level + network + 4 * shard_px + activations + held + drawn
 
     def plan_summary(self) -> dict[str, Any]:
-        """The plan as ``--dry-run`` prints it; what depends on a label map still to be sampled is left out."""
+        """The plan as ``--dry-run`` prints it.
+
+        Where the label map is still to be sampled, evaluations are the least there can be: one a window.
+        """
         facts: dict[str, Any] = {
             "latent_shape": [self.card.channels, *self.ownership.shape],
             "levels": len(self.timesteps),
@@ -179,8 +185,8 @@ class Prepared:
             "ranks": self.size,
             "job": self.job.plain(),
         }
-        if self.first is not None:
-            return {"label_map": self.first.plan_summary(), **facts}
+        if self.label_stage is not None:
+            facts = {"label_map": self.label_stage.plan_summary(), **facts, "evaluations_are": "at least"}
         windows, evaluations, exchanged, contributions = [], [], 0, 0
         per_rank = np.zeros(self.size, np.int64)
         plan_of = self.planner()
@@ -218,25 +224,26 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     cards = style_cards(job, card)
     frames = Frames(job.size, card.factor, card.patch, job.count)
     inputs = read_inputs(job, card, frames)
-    check_accept(job.accept, len(card.labels) if inputs.table is None else len(inputs.table))
+    uniform = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
+    check_accept(job.accept, len(card.labels) if inputs.table is None else len(inputs.table), uniform)
     hashes = {**inputs.hashes, **check_repaint(job, card)}
-    first = None
+    stage = None
     if job.label_model:
         label_job, label_options = label_stage(job, options, card)
-        first = prepare(label_job, replace(label_options, dry_run=True), size, local_size)
-        hashes["labels_hash"] = f"sampled {digest_of_identity(first.identity)}"
+        stage = prepare(label_job, replace(label_options, dry_run=True), size, local_size)
+        hashes["labels_hash"] = f"sampled {digest_of_identity(stage.identity)}"
     if job.style:
         hashes["style_hash"] = " ".join(c.hash for c in cards)
     identity = job.identity(card, hashes)
     state = "absent" if options.dry_run else output_state(Path(options.out), identity, options)
-    if first is not None:
+    if stage is not None:
         there = state == "unfinished"
-        first = replace(
-            first,
+        stage = replace(
+            stage,
             options=label_options,
-            state=output_state(Path(label_options.out), first.identity, label_options) if there else "absent",
+            state=output_state(Path(label_options.out), stage.identity, label_options) if there else "absent",
         )
-    prepared = Prepared(job, options, cards, size, inputs, identity, state, first)
+    prepared = Prepared(job, options, cards, size, inputs, identity, state, stage)
     if not options.dry_run:
         check_preview(options)
     if not options.dry_run and state != "finished":
@@ -252,6 +259,9 @@ def style_cards(job: SampleJob, card: Card) -> tuple[Card, ...]:
     """
     if not job.style:
         return (card,)
+    for name in styles_of(job):
+        if not Path(name).is_dir():
+            raise ValueError(f"--style {name} is not there; pass model folders, separated by commas")
     cards = tuple(read_card(name) for name in styles_of(job))
     for name, other in zip(styles_of(job), cards, strict=True):
         if replace(other, folder=card.folder, hash="", defaults={}) != replace(card, hash="", defaults={}):
@@ -298,7 +308,7 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
     """
     shape = prepared.ownership.shape
     latents = shape[0] * shape[1]
-    contributions = latents if prepared.first else int(prepared.planner()(0)[0].writes.areas.sum())
+    contributions = int(prepared.planner()(0)[0].writes.areas.sum())
     need = prepared.memory_bytes(contributions) * local_size
     have = available_memory()
     if have and need > have:

@@ -67,7 +67,7 @@ def write_preview(options: RunOptions) -> None:
         return
     output = Output(Path(options.out))
     pixels = contact_sheet(output) if output.layout.count is not None else finest(output)
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)).squeeze())
+    image = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
     image = image.reduce(-(-max(image.size) // MOST))
     facts = PngImagePlugin.PngInfo()
     facts.add_text("Software", MADE_BY)

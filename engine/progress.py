@@ -52,6 +52,12 @@ class Progress:
             self.log.close()
 
 
+def log_line(log: str, **facts: Any) -> None:
+    """Append one object to a JSON-lines log."""
+    with open(log, "a") as stream:
+        stream.write(json.dumps({"time": time.time(), **facts}) + "\n")
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss.
 

@@ -37,6 +37,7 @@ class Repaint:
             canvas.known = {s: self.image(ownership.shards[s]) for s in ownership.owned(ranks.rank)}
         else:
             self.encode_known(canvas, encode)
+        canvas.known_gain = self.prepared.card.latents_gain if encode else 1.0
         canvas.known = {s: known.to(canvas.device) for s, known in canvas.known.items()}
         for shard in ownership.owned(ranks.rank):
             mask = torch.from_numpy(self.latents_to_repaint(ownership.shards[shard]))

@@ -21,7 +21,7 @@ from engine.models.folder import Model, check_folder, device_of, load_model
 from engine.outputs import Writer, build_pyramids, open_output, record, sign, stored_reader, write_stored
 from engine.plan import LevelPlan
 from engine.prepare import Prepared
-from engine.progress import Progress, clock
+from engine.progress import Progress, clock, log_line
 from engine.repaint import Repaint
 from engine.sampler import sample
 from engine.solvers import steps_of
@@ -39,7 +39,11 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     torch.set_num_threads(prepared.job.threads)
     ranks.on_root(lambda: check_models(prepared))
     output = open_output(ranks, prepared, device)
-    if prepared.first is not None and prepared.first.state != "finished" and not run(ranks, prepared.first):
+    if (
+        prepared.label_stage is not None
+        and prepared.label_stage.state != "finished"
+        and not run(ranks, prepared.label_stage)
+    ):
         return False
     prepared = write_stored(ranks, prepared, output)
     whole = Run(ranks, prepared, output, device, ranks.agree(lambda: load_models(prepared, device)))
@@ -55,7 +59,7 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
 
 def check_models(prepared: Prepared) -> None:
     """Refuse weights that do not fit their networks, before an output is made."""
-    for card in prepared.cards:
+    for card in (*prepared.cards, *(prepared.label_stage.cards if prepared.label_stage else ())):
         check_folder(card.folder)
 
 
@@ -99,7 +103,7 @@ class Run:
     device: str
     models: Sequence[Model]
     spent: dict[str, float] = field(default_factory=lambda: {"evaluation": 0.0, "decode": 0.0})
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: list[int] = field(default_factory=list)
 
     def draw_all(self) -> bool:
         """Draw the image or images, and again those of a set that are not accepted; whether it ended. Collective."""
@@ -110,10 +114,10 @@ class Run:
             if self.prepared.job.accept is None:
                 return True
             again = self.judge(drawing)
-            self.rejected[f"drawing {drawing.attempt + 1}"] = len(again)
+            self.rejected = [*drawing.rejected, len(again)]
             if not again or drawing.attempt + 1 == MOST_DRAWINGS:
                 return True
-            following = Drawing(drawing.attempt + 1, again)
+            following = Drawing(drawing.attempt + 1, again, self.rejected)
             self.ranks.on_root(lambda following=following: self.output.begin_drawing(following))  # type: ignore[misc]
 
     def draw(self, drawing: Drawing) -> bool:
@@ -128,7 +132,7 @@ class Run:
             repaint.fill(canvas, self.models[0].encode)
         writer = Writer(prepared, self.output, drawing, repaint)
         remaining = ranks.on_root(writer.remaining)
-        if drawing.attempt and not remaining:
+        if not remaining:
             return True
         first = keeper.restore()
         progress = self.begin_progress(first, remaining, drawing)
@@ -148,6 +152,7 @@ class Run:
         def after_level(done: int, plan: LevelPlan) -> bool:
             ranks.agree(canvas.check)
             facts = {"level": done, "t": int(timesteps[done - 1]), "windows": len(plan.cover)}
+            facts |= {"drawing": drawing.attempt} if job.accept else {}
             progress.advance("evaluation", plan.evaluations, f"level {done}/{len(table)}", **facts)
             stop = ranks.stopping()
             if stop or done == len(table) or keeper.due():
@@ -206,6 +211,8 @@ class Run:
         mine = ranks.agree(lambda: [index for index in chosen[ranks.rank :: ranks.size] if refused(index)])
         again = sorted(index for part in ranks.collect(mine) for index in part)
         self.say(f"drawing {drawing.attempt + 1}: {len(chosen) - len(again)} of {len(chosen)} accepted")
+        if ranks.rank == 0 and prepared.options.json_log:
+            log_line(prepared.options.json_log, drawing=drawing.attempt, drawn=len(chosen), rejected=len(again))
         return again
 
     # ---- what it says -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from engine.comm import STOPPED, Ranks, launched_rank, run_main
 from engine.job import parse, parser
@@ -27,6 +28,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     ranks.catch_signals()
     from engine.prepare import prepare  # numpy and zarr: not in the way of --help or of wrong arguments
     from engine.preview import picture_of, preview
+    from engine.store import Output
 
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
@@ -34,6 +36,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         say(ranks, lambda: json.dumps(prepared.plan_summary()))
         return 0
     if prepared.state == "finished":
+        ranks.on_root(lambda: Output(Path(options.out)).tidy())  # a kill may have come between the two
         if (picture := picture_of(options)) and not picture.exists():
             preview(ranks, options)
         say(ranks, lambda: f"{options.out} is finished already: the same job; --overwrite samples it again")

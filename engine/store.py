@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,10 +136,12 @@ class Drawing:
     Args:
         attempt: counted from 0.
         images: None: all there are.
+        rejected: how many images of each drawing before this one were not accepted.
     """
 
     attempt: int = 0
     images: list[int] | None = None
+    rejected: list[int] = field(default_factory=list)
 
 
 class Output:
@@ -316,6 +318,12 @@ class Output:
         """Rank 0 calls this."""
         (self.private / "checkpoint.json").unlink(missing_ok=True)
         shutil.rmtree(self.private / "checkpoint", ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished output needs. Rank 0 calls this."""
+        self.drop_checkpoints()
+        (self.private / "drawing.json").unlink(missing_ok=True)
+        shutil.rmtree(self.private / "labels.zarr", ignore_errors=True)
 
     # -- provenance --
 
@@ -626,7 +634,10 @@ def _open_array(path: Path, color: bool) -> np.ndarray:
 
 def checked_labels(labels: np.ndarray, known: int, name: str, names: Sequence[str]) -> None:
     """Refuse values that the model does not have, naming the first and where it lies."""
-    labels = labels.reshape(-1, labels.shape[-1]) if labels.ndim > 2 else labels
+    if labels.ndim > 2:
+        for image in range(len(labels)):
+            checked_labels(np.asarray(labels[image]), known, f"{name}, map {image},", names)
+        return
     for y in range(0, labels.shape[0], 4096):
         band = np.asarray(labels[y : y + 4096])
         wrong = (band < 0) | (band >= known)

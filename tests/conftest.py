@@ -136,12 +136,12 @@ def ranks_below(pid: int, module: str = "engine.sample") -> list[int]:
 class Running:
     """A run that a test watches, signals or kills; what it leaves in shared memory is swept at the end."""
 
-    def __init__(self, ranks: int, *arguments: object) -> None:
+    def __init__(self, ranks: int, *arguments: object, **extra: str) -> None:
         self.shared = set(Path("/dev/shm").glob("mpich*"))
         self.process = subprocess.Popen(
             command(ranks, *arguments),
             cwd=ROOT,
-            env=environment(),
+            env=environment(**extra),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

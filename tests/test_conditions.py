@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.conditions import LabelMap, example_labels
+from engine.conditions import ClassMap, EmbeddingGrid, LabelMap, example_labels, slerp
 from engine.cover import random, shifted, strided
 from engine.geometry import Window
 
@@ -53,3 +53,32 @@ def test_the_example_map_is_a_function_of_position_and_has_every_label():
     shares = np.bincount(whole.ravel(), minlength=5) / whole.size
     assert len(shares) == 5
     assert shares.min() > 0.005
+
+
+def test_an_embedding_belongs_to_the_middle_of_its_cell_or_to_its_corner():
+    grid = np.random.default_rng(0).standard_normal((3, 4, 6)).astype(np.float32)
+    window = Window(10, 21, 26, 37)  # of 16 latents, cells of 16: both ways the same
+    ways = {at: EmbeddingGrid(1.0, None, grid, None, 16, at).read(grid, window) for at in ("centre", "corner")}
+    assert np.array_equal(ways["centre"], ways["corner"])
+    rows = [slerp(grid[y, 1], grid[y, 2], 5 / 16) for y in (0, 1)]
+    assert np.allclose(ways["corner"], slerp(rows[0], rows[1], 10 / 16), atol=1e-6)
+    finer = {at: EmbeddingGrid(1.0, None, grid, None, 8, at) for at in ("centre", "corner")}
+    assert np.array_equal(finer["corner"].read(grid, Window(8, 16, 24, 32)), grid[1, 2])
+    assert np.array_equal(finer["centre"].read(grid, Window(4, 12, 20, 28)), grid[1, 2]), "its middle is the cell's"
+    assert np.array_equal(finer["centre"].read(grid, Window(-40, -40, -24, -24)), grid[0, 0]), "the edge repeats"
+    assert np.array_equal(finer["centre"].read(grid, Window(90, 90, 106, 106)), grid[2, 3])
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_spherical_interpolation_keeps_length_and_turns_evenly(t):
+    a, b = np.array([3.0, 0, 0]), np.array([0, 3.0, 0])
+    between = slerp(a, b, t)
+    assert np.isclose(np.linalg.norm(between), 3)
+    assert np.isclose(np.arctan2(between[1], between[0]), t * np.pi / 2)
+    assert np.allclose(slerp(a, 2 * a, t), (1 + t) * a), "linear where they point the same way"
+
+
+def test_the_null_of_a_table_of_classes_is_zero_not_its_last_row():
+    table = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
+    given = ClassMap(2.0, None, True, table).inputs([(Window(0, 0, 4, 4), key) for key in (0, 1, 3)])["embedding"]
+    assert given.tolist() == [[0, 0], [1, 2], [5, 6]]

@@ -96,29 +96,26 @@ def test_a_set_of_nuclei_becomes_the_folders_of_the_nuclei_system(tmp_path):
     assert [p.name for p in folder.parent.iterdir()] == ["set"], "nothing is left beside it"
 
 
-def test_conditions_sources_and_classes_are_written_where_the_output_has_them(tmp_path):
-    conditions = np.linspace(-1, 1, 5 * 6 * 20 * 24, dtype=np.float32).reshape(5, 6, 20, 24)
-    sources = draw(5, 3, 20, 24)[::-1].copy()
-    out = make_set(
-        tmp_path / "set.zarr", label=None, conditions=conditions, sources=sources, classes=np.array([3, 1, 0, 2, 1])
-    )
-    assert export(out, tmp_path / "set") == ["classes.csv", "cond", "export.json", "images", "samples"]
-    for i in range(5):
-        assert (np.load(tmp_path / f"set/cond/{i:06d}.npy") == conditions[i]).all()
-        assert (pixels(tmp_path / f"set/images/{i:06d}.png") == sources[i].transpose(1, 2, 0)).all()
-        shown = pixels(tmp_path / f"set/cond/{i:06d}.png")
-        assert (shown == np.rint((conditions[i, :3] + 1) * 127.5).transpose(1, 2, 0)).all()
-    assert (tmp_path / "set/classes.csv").read_text().splitlines() == [
-        "name,class", "000000,3", "000001,1", "000002,0", "000003,2", "000004,1",
-    ]  # fmt: skip
+def test_the_class_of_every_image_is_listed(tmp_path):
+    label = LabelArray("classes")
+    out = make_set(tmp_path / "set.zarr", label=label)
+    assert export(out, tmp_path / "set") == ["classes.csv", "export.json", "labels", "samples"]
+    first = draw(5, 20, 24)[:, 0, 0]
+    lines = (tmp_path / "set/classes.csv").read_text().splitlines()
+    assert lines == ["name,class", *(f"{i:06d},{value}" for i, value in enumerate(first))]
 
 
-def test_conditions_of_eight_bits_are_shown_as_they_are(tmp_path):
-    conditions = draw(5, 1, 20, 24)
-    export(make_set(tmp_path / "set.zarr", label=None, conditions=conditions), tmp_path / "set")
-    shown = pixels(tmp_path / "set/cond/000004.png")
-    assert (shown[..., 0] == conditions[4, 0]).all()
-    assert not shown[..., 1:].any()
+@pytest.mark.parametrize("colors", [None, "image.png"])
+def test_a_condition_is_what_the_model_was_given_but_for_colours_of_an_image(tmp_path, colors):
+    job = {"nucleus_color": [255, 0, 0], "background_color": [0, 0, 255], "colors": colors}
+    out = make_set(tmp_path / "set.zarr")
+    Output(out).annotate(job=job, condition_channels=["hv", "color", "edges"])
+    export(out, tmp_path / "set")
+    found, instances = np.load(tmp_path / "set/cond/000000.npy"), nuclei(5, 20, 24)[0]
+    assert found.shape == (3 if colors else 6, 20, 24)
+    if colors is None:
+        assert (found[2] == np.where(instances > 0, 1, -1)).all()
+        assert (found[4] == np.where(instances > 0, -1, 1)).all()
 
 
 def test_grey_images_and_label_maps_are_grey_files(tmp_path):

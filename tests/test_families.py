@@ -109,6 +109,16 @@ def test_a_killed_hierarchy_resumes_to_the_same_bytes(model, tmp_path, stage):
     assert not (private / "labels.zarr").exists()
 
 
+def test_the_embedded_label_model_gives_the_same_map_on_1_and_3_ranks(tiny_model, tmp_path):
+    arguments = ("--model", tiny_model, "--label-model", "embedded", "--prompt", "carcinoma", "--label-steps", 6)
+    arguments = (*arguments, "--size", "600x520", "--steps", 1, "--shard", 256, "--chunk", 128, "--preview", "none")
+    assert len({sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}) == 1
+    maps = [zarr.open(tmp_path / f"{ranks}.zarr" / "labels" / "tissue" / "0")[:] for ranks in (1, 3)]
+    assert (maps[0] == maps[1]).all()
+    assert len(np.unique(maps[0])) > 1
+    assert zarr.open(tmp_path / "1.zarr").attrs["slidefield"]["label_stage"]["seed"] != 0
+
+
 # ---- in-painting --------------------------------------------------------------------------------
 
 
@@ -195,8 +205,26 @@ def test_images_that_are_too_dark_are_drawn_again(tiny_model, tmp_path):
     assert (images[bright] == first[bright]).all(), "what was accepted stays"
     assert all((a != b).any() for a, b in zip(images[~bright], first[~bright], strict=True))
     rejected = zarr.open(tmp_path / "1.zarr").attrs["slidefield"]["rejected"]
-    assert rejected["drawing 1"] == int((~bright).sum())
+    assert rejected[0] == int((~bright).sum())
     assert (images.mean((1, 2, 3)) / 255 >= middle - 0.1).all() or len(rejected) == 20
+
+
+def test_a_set_killed_while_images_are_drawn_again_resumes_to_the_same_bytes(tiny_model, tmp_path):
+    (tmp_path / "picky.py").write_text("def third(image, label):\n    return int(image[0, 5, 5]) % 3 == 0\n")
+    arguments = ("--model", tiny_model, "--size", "128x128", "--count", 6, "--steps", 3, "--checkpoint-every", 0)
+    arguments = (*arguments, "--shard", 256, "--chunk", 128, "--preview", "none", "--accept", "picky:third")
+    path = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    whole, out = tmp_path / "whole.zarr", tmp_path / "out.zarr"
+    assert launch(1, *arguments, "--out", whole, **path).returncode == 0
+    run = Running(2, *arguments, "--out", out, **path)
+    assert run.wait_until(lambda: (out / "slidefield" / "drawing.json").exists())
+    run.kill()
+    assert verify(out)[0] == 75
+    assert launch(3, *arguments, "--out", out, **path).returncode == 0
+    assert sha(out) == sha(whole)
+    rejected = [zarr.open(o).attrs["slidefield"]["rejected"] for o in (out, whole)]
+    assert rejected[0] == rejected[1]
+    assert len(rejected[0]) > 1
 
 
 def test_a_filter_of_ones_own_decides(tiny_model, tmp_path):
@@ -309,6 +337,26 @@ def test_guidance_without_a_null_is_refused(model, tmp_path):
     assert "null" in line
 
 
+def test_another_table_of_classes_is_another_job(model, tmp_path):
+    own = ("--model", model("feature-aligned"), *FIXED, *asked(model("feature-aligned"), tmp_path))
+    sampled(tmp_path / "o.zarr", 1, *own)
+    table = np.load(tmp_path / "classes.npy")
+    np.save(tmp_path / "classes.npy", 2 * table)
+    assert "another job" in refused(tmp_path, *own, "--out", tmp_path / "o.zarr")
+
+
+def test_a_stack_in_zarr_is_as_good_as_one_in_npy(tiny_model, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 5, (3, 16, 16)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    np.save(tmp_path / "stack.npy", labels)
+    zarr.create_array(str(tmp_path / "stack.zarr"), data=labels, chunks=(1, 64, 64))
+    own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--count", 3, "--preview", "none")
+    found = {
+        sampled(tmp_path / f"{kind}.out.zarr", 2, *own, "--labels", tmp_path / f"stack.{kind}")
+        for kind in ("npy", "zarr")
+    }
+    assert len(found) == 1
+
+
 def test_wrong_sets_are_refused(tiny_model, tmp_path):
     own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--out", tmp_path / "o.zarr")
     np.save(tmp_path / "stack.npy", np.zeros((3, 128, 128), np.uint8))
@@ -317,7 +365,8 @@ def test_wrong_sets_are_refused(tiny_model, tmp_path):
         (("--count", 0), ["--count", "1 or more"]),
         (("--count", 4, "--accept", "bright"), ["bright", "module:function"]),
         (("--count", 4, "--accept", "no.such:thing"), ["no.such:thing"]),
-        (("--count", 4, "--accept", "0.5,0.5"), ["2 means", "5 classes"]),
+        (("--count", 4, "--label", 1, "--accept", "0.5,0.5"), ["2 means", "5 classes"]),
+        (("--count", 4, "--accept", "0.5,0.5,0.5,0.5,0.5"), ["5 means", "no one class"]),
         (("--count", 4, "--labels", tmp_path / "stack.npy"), ["3 maps", "--count 3"]),
         (("--label", "1,2"), ["1,2", "--count"]),
     ):
@@ -346,7 +395,10 @@ def test_a_wrong_label_model_or_prompt_is_refused(model, tiny_model, tmp_path):
     for options, said in (
         (("--label-model", tiny_model), ["images, not label maps"]),
         (("--label-model", labels, "--prompt", "lung"), ["lung", "adenocarcinoma"]),
-        (("--label-model", tmp_path / "gone"), ["gone"]),
+        (("--label-model", tmp_path / "gone"), ["--label-model", "gone", "not there"]),
+        (("--label-model", labels, "--label", 1), ["--label 1", "--label-model"]),
+        (("--prompt", "adenocarcinoma"), ["--prompt", "--label-model"]),
+        (("--label-model", labels, "--size", "20x20"), ["20x20", "clean-up"]),
     ):
         line = refused(tmp_path, *own, *options)
         assert all(words in line for words in said), line
