@@ -635,7 +635,7 @@ def _open_array(path: Path, color: bool) -> np.ndarray:
 def checked_labels(labels: np.ndarray, known: int, name: str, names: Sequence[str]) -> None:
     """Refuse values that the model does not have, naming the first and where it lies."""
     if labels.ndim > 2:
-        for image in range(len(labels)):
+        for image in range(labels.shape[0]):
             checked_labels(np.asarray(labels[image]), known, f"{name}, map {image},", names)
         return
     for y in range(0, labels.shape[0], 4096):
