@@ -8,7 +8,7 @@ window is evaluated once for every key that is needed where its estimate is used
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,10 @@ class Condition:
         for cond, null in map(self.keys, labels_of(present)):
             needed |= {cond, null} if self.guidance != 1 and null is not None else {null if cond is None else cond}
         return sorted(key for key in needed if key is not None)
+
+    def unguided(self) -> Condition:
+        """The same without guidance, and so without the nulls that only it needs."""
+        return replace(self, guidance=1.0)
 
     def costs(self, present: np.ndarray) -> np.ndarray:
         """int64 (windows,): how many evaluations each window takes."""

@@ -25,6 +25,7 @@ class Denoiser:
 
     Args:
         networks: of the model; more than one where there are styles.
+        guided_levels: None: all.
     """
 
     def __init__(
@@ -35,13 +36,21 @@ class Denoiser:
         batch_size: int,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        guided_levels: range | None = None,
     ) -> None:
         self.networks, self.condition, self.schedule = networks, condition, schedule
-        self.batch_size, self.dtype, self.device = batch_size, dtype, device
+        self.batch_size, self.dtype, self.device, self.guided_levels = batch_size, dtype, device, guided_levels
+        self.always = condition
         self.evaluations = 0
 
     def __call__(
-        self, plan: LevelPlan, present: np.ndarray, windows: list[int], read: Callable[[int], Tensor], t: int
+        self,
+        plan: LevelPlan,
+        present: np.ndarray,
+        windows: list[int],
+        read: Callable[[int], Tensor],
+        t: int,
+        level: int = 0,
     ) -> dict[int, Tensor]:
         """Estimates (C, p, p) in float32 of the given windows at timestep ``t``. Local.
 
@@ -51,6 +60,8 @@ class Denoiser:
             present: the labels of every window of the plan, as bits.
             read: from a window's index to its latents.
         """
+        guided = self.guided_levels is None or level in self.guided_levels
+        self.condition = self.always if guided else self.always.unguided()
         requests = [(w, key) for w in windows for key in self.condition.requests(int(present[w]))]
         requests.sort(key=lambda request: self.condition.network(request[1]))  # a micro-batch is of one network
         inputs: dict[int, Tensor] = {}

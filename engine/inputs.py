@@ -34,6 +34,7 @@ class Inputs:
         grid, region: embeddings.
         table: of the classes.
         nuclei: of the instance map.
+        roi: uint8 (H, W), 1 at the latents of the region of interest; None: everywhere.
     """
 
     hashes: dict[str, str] = field(default_factory=dict)
@@ -43,11 +44,12 @@ class Inputs:
     region: np.ndarray | None = None
     table: np.ndarray | None = None
     nuclei: Nuclei | None = None
+    roi: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
         nuclei = None if self.nuclei is None else self.nuclei.table
-        held = (self.labels, self.grid, self.region, self.table, nuclei)
+        held = (self.labels, self.grid, self.region, self.table, nuclei, self.roi)
         return sum(array.nbytes for array in held if array is not None)
 
 
@@ -427,6 +429,34 @@ def bands_of(array: np.ndarray) -> Iterator[np.ndarray]:
     for index in np.ndindex(*array.shape[:-2]):
         for y in range(0, array.shape[-2], READ_SIDE):
             yield np.asarray(array[(*index, slice(y, y + READ_SIDE))])
+
+
+# ---- region of interest -------------------------------------------------------------------------
+
+
+def read_roi(job: SampleJob, frames: Frames) -> tuple[np.ndarray | None, dict[str, str]]:
+    """The latents that hold any pixel of the region of interest, and the hash of its mask."""
+    if job.roi is None:
+        return None, {}
+    mask = read_region(job)
+    factor = frames.factor
+    found = np.zeros(frames.shape, np.uint8)
+    for box in grid(job.size, READ_SIDE):
+        part = np.asarray(mask[box.y0 : box.y1, box.x0 : box.x1]) != 0
+        part = np.pad(part, [(0, -n % factor) for n in part.shape])
+        latents = part.reshape(part.shape[0] // factor, factor, -1, factor).any((1, 3))
+        y, x = box.y0 // factor, box.x0 // factor
+        found[y : y + latents.shape[0], x : x + latents.shape[1]] = latents
+    if not found.any():
+        raise ValueError(f"--roi {job.roi} is 0 throughout: nothing is wanted; mark the region with 1 or 255")
+    return found, {"roi_hash": digest_of(mask)}
+
+
+def read_region(job: SampleJob) -> np.ndarray:
+    """The mask (h, w) of what is wanted: not 0."""
+    mask = read_integers(Path(str(job.roi)), "--roi")
+    check_size(mask.shape, job, f"--roi {job.roi}")
+    return mask
 
 
 # ---- in-painting --------------------------------------------------------------------------------

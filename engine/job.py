@@ -83,6 +83,21 @@ def some_labels(value: Any) -> int | tuple[int, ...]:
     return found[0] if len(found) == 1 else found
 
 
+def interval(value: Any) -> tuple[int, int]:
+    """``FIRST:LAST`` or [FIRST, LAST]: levels, half-open.
+
+    >>> interval("5:20")
+    (5, 20)
+    """
+    parts = value.split(":") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or len(parts) != 2:
+        raise ValueError("expected the first level and the one after the last, such as 5:20")
+    first, last = (whole(0)(part) for part in parts)
+    if first >= last:
+        raise ValueError("expected a first level below the last, such as 5:20")
+    return first, last
+
+
 def rgb(value: Any) -> tuple[int, ...]:
     """``R,G,B`` or [R, G, B], 0 to 255."""
     parts = value.split(",") if isinstance(value, str) else value
@@ -139,6 +154,8 @@ class SampleJob:
         image: a known image, and repaint: the mask of what to sample anew in it.
         eta: share of fresh noise a level (ddim).
         guidance: w in null + w (cond - null); 1 is off. omega: w - 1, as some publish it.
+        guidance_interval: the first level that is guided and the first after it that is not; None: all are.
+        roi: a mask of what is wanted; the rest is not sampled and left white.
         stride, weights: of the strided cover, in latents.
         shard, chunk: of the image, px.
         decode_overlap: latents that neighbouring windows of the decoder share.
@@ -177,6 +194,8 @@ class SampleJob:
     eta: float | None = None
     guidance: float | None = None
     omega: float | None = None
+    guidance_interval: tuple[int, int] | None = None
+    roi: str | None = None
     cover: str = "shifted"
     stride: int | None = None
     weights: str = "uniform"
@@ -221,6 +240,9 @@ class SampleJob:
             )
         check_label(job, card)
         card.schedule.levels(job.steps)  # type: ignore[arg-type]
+        if job.guidance_interval and job.guidance_interval[1] > int(job.steps or 0):
+            first, last = job.guidance_interval
+            raise ValueError(f"guidance interval is {first}:{last} but there are {job.steps} levels; end it there")
         steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
         if job.eta and job.eta > 1:
             raise ValueError(f"eta is {job.eta:g}; choose 0 (no fresh noise) to 1 (ancestral)")
@@ -246,7 +268,7 @@ class SampleJob:
 
 
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
-FILES |= {"style_map", "image", "repaint"}
+FILES |= {"style_map", "image", "repaint", "roi"}
 UNNEEDED = {"resize_labels", "prompt", "device"}  # in a hash already, or (the device) guarded by the output itself
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "label-map": ("labels", "label", "resize_labels", "label_model", "prompt", "label_steps", "label_guidance"),
@@ -279,6 +301,8 @@ def check_condition(job: SampleJob, card: Card) -> None:
         raise ValueError("in-painting takes a known image and a mask; pass both --image and --repaint")
     if job.count is not None and (job.image is not None or job.label_model is not None):
         raise ValueError("--count is for sets of independent images; leave out --image and --label-model")
+    if job.roi is not None and (job.count is not None or job.image is not None):
+        raise ValueError(f"--roi {job.roi} is for one image sampled anew; leave out --count and --image")
     if job.accept is not None and job.count is None:
         raise ValueError(f"--accept {job.accept} chooses among the images of a set; pass --count N too")
     if not card.has_null and (job.omega or (job.guidance is not None and job.guidance != 1)):
@@ -357,6 +381,8 @@ JOB_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "eta": (number(0), "F", "fresh noise a level, 0 to 1, for ddim (default: 0)"),
     "guidance": (number(0), "W", "guidance weight, 1 = off (default: the model's)"),
     "omega": (number(-1), "G", "guidance as published by some: weight 1 + G"),
+    "guidance_interval": (interval, "FIRST:LAST", "levels that are guided, half-open, from 0 (default: all)"),
+    "roi": (text, "FILE", "mask of the wanted region, not 0; the rest is not sampled and white"),
     "cover": (choice(*COVERS), "NAME", f"{', '.join(COVERS)} (default: shifted)"),
     "stride": (whole(1), "N", "latents between windows of the strided cover (default: half a window)"),
     "weights": (choice(*WEIGHTS), "NAME", f"{', '.join(WEIGHTS)}: of the strided cover's windows (default: uniform)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +18,14 @@ from engine.comm import Ranks
 from engine.decode import to_label_levels, to_uint8
 from engine.geometry import Window
 from engine.hierarchy import stage_source
-from engine.inputs import LabelSource, Read, instance_source, label_source, latent_labels
+from engine.inputs import LabelSource, Read, instance_source, label_source, latent_labels, read_region
 from engine.nuclei import published_channels
 from engine.plan import image_box
 from engine.prepare import Prepared
 from engine.repaint import Repaint
 from engine.store import ZARR_VERSION, Drawing, Output, create, lock, reads_in_boxes, remove
+
+WHITE = 255  # of what is not wanted
 
 
 def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
@@ -165,6 +168,7 @@ class Writer:
     def __init__(self, prepared: Prepared, output: Output, drawing: Drawing, repaint: Repaint | None) -> None:
         self.prepared, self.output, self.drawing, self.repaint = prepared, output, drawing, repaint
         self.lines: list[dict[str, Any]] = []
+        self.region = read_region(prepared.job) if prepared.job.roi else None
 
     def box(self, shard: int) -> Window:
         """Where a shard of the canvas lies in the output."""
@@ -200,10 +204,23 @@ class Writer:
         if prepared.job.count is None:
             part = image[(slice(None), *box.within(prepared.ownership.shards[shard].scaled(card.factor)))]
             part = part if self.repaint is None else self.repaint.blend(box, part)
+            part = part if self.region is None else np.where(self.within_region(box), part, np.uint8(WHITE))
         else:
             part = self.images(image, box)
         line = self.output.write(self.output.layout.image, box, part)
         self.lines.append({**line, "attempt": self.drawing.attempt} if self.drawing.attempt else line)
+
+    def within_region(self, box: Window) -> np.ndarray:
+        """bool (h, w): the pixels of the region of interest."""
+        assert self.region is not None
+        return np.asarray(self.region[box.y0 : box.y1, box.x0 : box.x1]) != 0
+
+    def leave_white(self, shards: Sequence[int]) -> None:
+        """Write shards that lie outside the region of interest."""
+        for shard in shards:
+            box, layout = self.box(shard), self.output.layout
+            white = np.full((layout.channels, *box.shape), WHITE, np.uint8)
+            self.lines.append(self.output.write(layout.image, box, white))
 
     def images(self, image: np.ndarray, box: Window) -> np.ndarray:
         """uint8 (images, c, h, w): the images of a shard; those that are not drawn this time as they were."""

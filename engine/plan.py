@@ -176,19 +176,22 @@ def plan_level(cover: Cover, costs: np.ndarray, ownership: Ownership, ahead: np.
     Args:
         ahead: evaluations that each rank has done beyond its share in earlier levels.
     """
-    windows = np.concatenate([cover.corners, cover.corners + cover.patch], 1)
+    asked = np.nonzero(costs)[0]  # a window that costs nothing is neither read nor used
+    windows = np.concatenate([cover.corners, cover.corners + cover.patch], 1)[asked]
     centres = (cover.keep[:, :2] + cover.keep[:, 2:]) // 2 // np.array(ownership.sides)
     order = np.argsort(centres[:, 0] * ownership.columns + centres[:, 1], kind="stable")
     reader = np.empty(len(cover), np.int64)
     reader[order] = deal_by_cost(costs[order], ownership.size, ahead)
     cut = cut_by_shards(windows, ownership)
+    cut = Pieces(asked[cut.item], cut.shard, cut.box)
+    writes = cut_by_shards(cover.keep[asked], ownership)
     return LevelPlan(
         cover=cover,
         costs=costs,
         source=ownership,
         reader=reader,
         reads=bounding_pieces(cut, reader[cut.item]),
-        writes=cut_by_shards(cover.keep, ownership),
+        writes=Pieces(asked[writes.item], writes.shard, writes.box),
         writer=ownership.owner,
     )
 

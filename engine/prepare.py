@@ -19,7 +19,7 @@ from engine.conditions import Condition
 from engine.cover import Cover, cover_of, decode_cover, gaussian_pixel_cover, pixel_cover, stacked, strided
 from engine.geometry import Frames
 from engine.hierarchy import label_stage, with_default_labels
-from engine.inputs import Inputs, check_repaint, condition_of, read_inputs, styles_of
+from engine.inputs import Inputs, check_repaint, condition_of, read_inputs, read_roi, styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
 from engine.plan import LevelPlan, Ownership, decode_rounds, image_box, plan_decode, plan_level
@@ -68,6 +68,10 @@ class Prepared:
     def condition(self) -> Condition:
         return condition_of(self.inputs, self.job, self.card, self.frames)
 
+    @property
+    def guided_levels(self) -> range:
+        return range(*(self.job.guidance_interval or (0, len(self.timesteps))))
+
     @cached_property
     def timesteps(self) -> np.ndarray:
         return self.card.schedule.levels(self.job.steps)  # type: ignore[arg-type]
@@ -85,6 +89,11 @@ class Prepared:
         if self.job.count is not None:
             return list(range(len(self.ownership.shards)))
         return [i for i, s in enumerate(self.ownership.shards) if image_box(s, self.card.factor, self.job.size)]
+
+    def empty(self, shard: int) -> bool:
+        """Whether a shard lies wholly outside the region of interest: nothing of it is decoded."""
+        roi, w = self.inputs.roi, self.ownership.shards[shard]
+        return roi is not None and not roi[w.y0 : w.y1, w.x0 : w.x1].any()
 
     def cover(self, level: int, images: Sequence[int] | None = None, attempt: int = 0) -> Cover:
         """The windows of a level.
@@ -119,8 +128,11 @@ class Prepared:
         def plan(level: int) -> tuple[LevelPlan, np.ndarray]:
             nonlocal ahead
             cover = self.cover(level, images, attempt)
-            present = self.condition.present(cover)
-            found = plan_level(cover, self.condition.costs(present), self.ownership, ahead)
+            condition = self.condition if level in self.guided_levels else self.condition.unguided()
+            present = condition.present(cover)
+            if self.inputs.roi is not None:
+                present[Condition(labels=self.inputs.roi).present(cover) < 2] = 0  # asks for nothing
+            found = plan_level(cover, condition.costs(present), self.ownership, ahead)
             ahead = ahead + found.evaluations_of_ranks() - found.evaluations / self.size
             return found, present
 
@@ -148,6 +160,7 @@ class Prepared:
     def decode_plans(self, remaining: list[int], images: Sequence[int] | None = None) -> Iterator[LevelPlan]:
         """The rounds of decoding, one after another."""
         cover, _ = self.decode_covers(images)
+        remaining = [shard for shard in remaining if not self.empty(shard)]
         return (plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size))
 
     def memory_bytes(self, contributions: int) -> int:
@@ -226,7 +239,9 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     inputs = read_inputs(job, card, frames)
     uniform = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
     check_accept(job.accept, len(card.labels) if inputs.table is None else len(inputs.table), uniform)
-    hashes = {**inputs.hashes, **check_repaint(job, card)}
+    roi, roi_hashes = read_roi(job, frames)
+    inputs = replace(inputs, roi=roi)
+    hashes = {**inputs.hashes, **roi_hashes, **check_repaint(job, card)}
     stage = None
     if job.label_model:
         label_job, label_options = label_stage(job, options, card)

@@ -169,7 +169,8 @@ class Run:
         condition = condition_of(prepared.inputs, job, prepared.card, prepared.frames, stored_reader(self.output))
         networks = [network_of(model) for model in self.models]
         size, dtype = int(job.batch_size or 1), getattr(torch, job.dtype)
-        return Denoiser(networks, condition, prepared.card.schedule, size, dtype, self.device)
+        schedule, guided = prepared.card.schedule, prepared.guided_levels
+        return Denoiser(networks, condition, schedule, size, dtype, self.device, guided)
 
     def run_decode(
         self, canvas: Canvas, progress: Progress, writer: Writer, remaining: list[int], drawing: Drawing
@@ -184,6 +185,10 @@ class Run:
 
         if decode is None:
             return write_pixels(canvas, remaining, writer, after_round)
+        empty = [shard for shard in remaining if self.prepared.empty(shard)]
+        self.ranks.agree(lambda: writer.leave_white(empty[self.ranks.rank :: self.ranks.size]))
+        record(self.ranks, self.output, writer.lines)
+        remaining = [shard for shard in remaining if shard not in empty]
         cover, pixels = self.prepared.decode_covers(drawing.images)
         return decode_canvas(
             canvas,

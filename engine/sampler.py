@@ -37,7 +37,7 @@ def sample(
     for level in range(first, len(table)):
         plan, present = plan_level(level)
         canvas.hold_known(level, schedule.alpha_bar[timesteps[level]])
-        estimates = denoise(plan, present, plan.windows_of(rank), canvas.gather(plan), int(timesteps[level]))
+        estimates = denoise(plan, present, plan.windows_of(rank), canvas.gather(plan), int(timesteps[level]), level)
         denoised = fuse(canvas.ranks, plan, estimates, estimated_channels, device=canvas.device)
         keeps = level + 1 < len(table) and table[level + 1].c != 0
         canvas.step(denoised, table[level], level, schedule.clip, keeps)

@@ -64,3 +64,15 @@ def test_the_measures_of_realism_see_what_they_are_for():
 def test_picture_runs(out, tmp_path):
     bench("picture", out, tmp_path / "p.jpg")
     assert Image.open(tmp_path / "p.jpg").size == (1024 + 512, 1024)
+
+
+def test_evaluations_runs_and_ours_are_few(tmp_path):
+    labels = np.zeros((1024, 1536), np.uint8)
+    labels[300:700, 200:1200], labels[700:, :] = 1, 3
+    Image.fromarray(labels).save(tmp_path / "map.png")
+    bench("evaluations", tmp_path / "map.png", "--sizes", "1024,4096", "--drawn", 1024, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["px"] for row in rows] == ["1024 x 1536", "1024 x 1024", "4096 x 4096"]
+    assert all(row["ours / DiffInfinite"] < 0.5 for row in rows[:2])
+    assert rows[2]["DiffInfinite"] == ""
+    assert all(row["windows / (area / patch area)"] <= (1 + 64 * 8 / 1024) ** 2 for row in rows)

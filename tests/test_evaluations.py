@@ -1,0 +1,83 @@
+"""Evaluations that are not needed are not made, and what a run did is what its plan said."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+from conftest import launch, lines_of
+from test_errors import refused
+from test_runs import sha
+
+SIZE = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--preview", "none", "--steps", 4, "--labels", "example")
+
+
+def evaluations(log):
+    """Evaluations of each level, as the log counts them."""
+    lines = [json.loads(line) for line in lines_of(log)]
+    return [line["evaluations"] for line in lines if "level" in line]
+
+
+def planned(*arguments):
+    done = launch(1, *arguments, "--dry-run", "--ranks", 3)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["evaluations_per_level"]
+
+
+@pytest.fixture
+def region(tmp_path):
+    mask = np.zeros((300, 420), np.uint8)
+    mask[100:190, 250:400] = 1
+    np.save(tmp_path / "roi.npy", mask)
+    return mask, ("--roi", tmp_path / "roi.npy")
+
+
+@pytest.mark.parametrize("cover", ["shifted", "random", "strided"])
+def test_what_lies_outside_the_region_costs_nothing_and_is_white(tiny_model, tmp_path, region, cover):
+    mask, option = region
+    arguments = ("--model", tiny_model, *SIZE, "--cover", cover)
+    shas = set()
+    for ranks in (1, 3):
+        out, log = tmp_path / f"{ranks}.zarr", tmp_path / f"{ranks}.jsonl"
+        done = launch(ranks, *arguments, *option, "--out", out, "--json-log", log)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert evaluations(log) == planned(*arguments, *option)
+        shas.add(sha(out))
+    assert len(shas) == 1
+    assert sum(evaluations(log)) < 0.8 * sum(planned(*arguments))
+    image = zarr.open(tmp_path / "1.zarr")["0"][:]
+    assert (image[:, mask == 0] == 255).all()
+    assert (image[:, mask == 1] != 255).mean() > 0.5
+
+
+def test_guidance_in_some_levels_costs_only_there(tiny_model, tmp_path):
+    arguments = ("--model", tiny_model, *SIZE, "--guidance", 2)
+    always, never = planned(*arguments), planned("--model", tiny_model, *SIZE, "--guidance", 1)
+    some = (*arguments, "--guidance-interval", "1:3")
+    assert planned(*some) == [never[0], always[1], always[2], never[3]]
+    assert always[0] > never[0]
+    log = tmp_path / "log.jsonl"
+    assert launch(2, *some, "--out", tmp_path / "o.zarr", "--json-log", log).returncode == 0
+    assert evaluations(log) == planned(*some)
+    whole = ("--guidance-interval", "0:4")
+    found = []
+    for name, options in (("all", whole), ("off", ())):
+        assert launch(2, *arguments, *options, "--out", tmp_path / f"{name}.zarr").returncode == 0
+        found.append(sha(tmp_path / f"{name}.zarr"))
+    assert found[0] == found[1] != sha(tmp_path / "o.zarr")
+
+
+def test_wrong_regions_and_intervals_are_refused(tiny_model, tmp_path):
+    own = ("--model", tiny_model, *SIZE, "--out", tmp_path / "o.zarr")
+    np.save(tmp_path / "none.npy", np.zeros((300, 420), np.uint8))
+    np.save(tmp_path / "small.npy", np.ones((30, 42), np.uint8))
+    for options, said in (
+        (("--roi", tmp_path / "none.npy"), ["none.npy", "nothing is wanted"]),
+        (("--roi", tmp_path / "small.npy"), ["30 x 42", "300 x 420"]),
+        (("--roi", tmp_path / "gone.npy"), ["gone.npy", "not there"]),
+        (("--guidance-interval", "3:2"), ["3:2"]),
+        (("--guidance-interval", "1:9"), ["1:9", "4 levels"]),
+        (("--guidance-interval", "first"), ["first", "5:20"]),
+    ):
+        line = refused(tmp_path, *own, *options)
+        assert all(words in line for words in said), line
