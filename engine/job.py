@@ -297,6 +297,8 @@ def check_condition(job: SampleJob, card: Card) -> None:
         raise ValueError("the model asks for embeddings; pass --embeddings FILE.npy or FILE.h5:/dataset")
     if card.condition == "semantic" and (job.map is None) == (job.instances is None):
         raise ValueError("the model asks for a semantic map; pass either --instances FILE (nuclei) or --map FILE")
+    if "," in (job.style or "") and card.condition != "semantic":
+        raise ValueError(f"--style {job.style} names several styles; only models of semantic maps mix them: name one")
     if (job.image is None) != (job.repaint is None):
         raise ValueError("in-painting takes a known image and a mask; pass both --image and --repaint")
     if job.count is not None and (job.image is not None or job.label_model is not None):

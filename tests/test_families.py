@@ -374,6 +374,12 @@ def test_wrong_sets_are_refused(tiny_model, tmp_path):
         assert all(words in line for words in said), line
 
 
+def test_several_styles_are_for_semantic_maps_alone(tiny_model, tmp_path):
+    own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--out", tmp_path / "o.zarr")
+    line = refused(tmp_path, *own, "--style", f"{tiny_model},{tiny_model}")
+    assert "semantic" in line
+
+
 def test_wrong_in_painting_is_refused(tiny_model, tmp_path):
     own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--out", tmp_path / "o.zarr")
     np.save(tmp_path / "known.npy", np.zeros((128, 128, 3), np.uint8))
