@@ -255,7 +255,7 @@ def train(
             "label_count": count,
             "labels": colored(["tissue", *names[1:]]),
             "pixel_size_um": pixel_size_um * scale,
-            "defaults": {"steps": 30, "solver": "dpmpp2m", "guidance": 1.0, "batch_size": 8},
+            "defaults": {"steps": 25, "solver": "ddpm", "guidance": 1.0, "batch_size": 3},
         }
         write_folder(out, {"unet": ["engine.models.diffinfinite", "LabelUNet"]}, SCHEDULER, facts)
 
