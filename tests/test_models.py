@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 
 from engine.models.autoencoder import PatchAutoencoder
-from engine.models.card import EMBEDDED, read_card
+from engine.models.card import EMBEDDED, EMBEDDED_LABELS, read_card
 from engine.models.diffinfinite import Attention, LabelUNet, LinearAttention, MaskAttention, MaskUNet
 from engine.models.folder import load_model, load_part, save_part
 
@@ -109,3 +109,18 @@ def test_the_embedded_model_is_small_has_a_card_and_runs():
     latents = torch.zeros(1, card.channels, card.patch, card.patch)
     with torch.inference_mode():
         assert model.decode(latents).shape == (1, 3, card.patch * card.factor, card.patch * card.factor)
+
+
+def test_the_embedded_label_model_is_small_has_a_card_and_runs():
+    size = sum(f.stat().st_size for f in EMBEDDED_LABELS.rglob("*") if f.is_file())
+    assert size <= 5e6
+    card = read_card(str(EMBEDDED_LABELS))
+    assert (card.role, card.condition, card.label_count, card.label_scale) == ("labels", "class", 5, 8)
+    assert card.labels[1:] == read_card("embedded").labels[1:]
+    text = (EMBEDDED_LABELS / "README.md").read_text()
+    for said in ("licence", "trained on", "minutes", "edges", "gets wrong"):
+        assert said.lower() in text.lower()
+    network = load_part(EMBEDDED_LABELS / "unet")
+    with torch.inference_mode():
+        out = network(torch.zeros(1, 5, 64, 64), torch.full((1,), 500), torch.tensor([1]))
+    assert out.shape == (1, 5, 64, 64)
