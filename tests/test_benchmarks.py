@@ -64,3 +64,11 @@ def test_the_measures_of_realism_see_what_they_are_for():
 def test_picture_runs(out, tmp_path):
     bench("picture", out, tmp_path / "p.jpg")
     assert Image.open(tmp_path / "p.jpg").size == (1024 + 512, 1024)
+
+
+def test_network_runs_and_every_form_computes_the_same(tmp_path):
+    bench("network", "--rounds", 1, "--batches", 1, "--size", 16, "--dim", 32, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["form"] for row in rows} >= {"plain", "as trained", "prepared"}
+    assert len({row["network"] for row in rows}) == 4
+    assert all(float(row["difference"]) < 1e-5 for row in rows)

@@ -10,6 +10,7 @@ Shape suffixes: B batch, C channels, H W latents, N = H W, h heads, d channels a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +59,9 @@ def folded(layer: nn.Module) -> nn.Module | None:
     """A convolution of standardised weights -> one of plain weights."""
     if not isinstance(layer, StandardizedConv2d):
         return None
-    conv = nn.Conv2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, device="meta"
-    )
+    sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
+    with torch.device("meta"):
+        conv = nn.Conv2d(layer.in_channels, layer.out_channels, *sizes)
     conv.weight, conv.bias = frozen(layer.standardized()), layer.bias
     return conv
 
