@@ -76,3 +76,11 @@ def test_evaluations_runs_and_ours_are_few(tmp_path):
     assert all(row["ours / DiffInfinite"] < 0.5 for row in rows[:2])
     assert rows[2]["DiffInfinite"] == ""
     assert all(row["windows / (area / patch area)"] <= (1 + 64 * 8 / 1024) ** 2 for row in rows)
+
+
+def test_network_runs_and_every_form_computes_the_same(tmp_path):
+    bench("network", "--rounds", 1, "--batches", 1, "--size", 16, "--dim", 32, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["form"] for row in rows} >= {"plain", "as trained", "prepared"}
+    assert len({row["network"] for row in rows}) == 4
+    assert all(float(row["difference"]) < 1e-5 for row in rows)

@@ -24,6 +24,7 @@ from engine.models.card import WEIGHTS, read_json, read_parts
 from engine.models.codec import Codec
 from engine.models.diffinfinite import LabelUNet, MaskUNet
 from engine.models.embedder import Embedder
+from engine.models.inference import prepare_for_inference
 from engine.models.sdm import SpadeUNet
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
@@ -85,7 +86,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
     network = load_network(folder, parts.scheduler, dtype, device)
     codec = None
     if "vae" in parts.folders and parts.facts.get("space") != "pixels":
-        codec = Codec(place(load_part(parts.folders["vae"]), dtype, device), parts.configs["vae"], parts.facts)
+        vae = prepare_for_inference(load_part(parts.folders["vae"]), device)
+        codec = Codec(place(vae, dtype, device), parts.configs["vae"], parts.facts)
     return Model(
         network,
         codec.decode if codec else None,
@@ -98,7 +100,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
 def load_network(folder: Path, scheduler: dict[str, Any], dtype: torch.dtype, device: str) -> Network:
     """The network of ``folder/unet``, called alike whatever its class."""
     name = read_json(folder / "unet" / "config.json").get("_class_name")
-    network = place(load_part(folder / "unet"), dtype, device)
+    network = load_part(folder / "unet")
+    network = place(prepare_for_inference(network, device) if name in CLASSES else network, dtype, device)
     if name not in EVALUATE:
         raise ValueError(f"{folder / 'unet'}: {name} is no denoising network; known: {', '.join(EVALUATE)}")
     evaluate = EVALUATE[name]
