@@ -40,6 +40,8 @@ setup(
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",
+            # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
+            "triton>=3.5; platform_system == 'Linux'",
         ],
     },
 )

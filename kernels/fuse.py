@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
+from kernels.device import use_triton
 
 
 def accumulate(total: Tensor, weight_sum: Tensor, estimate: Tensor, weight: Tensor | None) -> None:
@@ -25,3 +30,88 @@ def accumulate(total: Tensor, weight_sum: Tensor, estimate: Tensor, weight: Tens
 def normalize(total: Tensor, weight_sum: Tensor) -> Tensor:
     """The weighted mean; exact where one estimate of weight 1 was given, 0 where none was."""
     return total / (weight_sum + (weight_sum == 0))
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Weights as products of two lines.
+
+    Args:
+        rows, columns: float32 (R, p) and (K, p), on the device of the estimates.
+        which: int64 (n, 2) on the CPU, the row and the column of each window.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    which: Tensor
+
+
+@dataclass(frozen=True)
+class Winner:
+    """Weight 1 where a latent belongs to a window, else 0.
+
+    Args:
+        field: int32 (h, w), whom each latent of the box belongs to, on the device of the estimates.
+        number: int64 (n,) on the CPU, by which number ``field`` speaks of each window.
+    """
+
+    field: Tensor
+    number: Tensor
+
+
+Weights = Lines | Winner | None
+
+
+def fuse(
+    estimates: Tensor, corners: Tensor, keep: Tensor, box: tuple[int, int, int, int], weights: Weights = None
+) -> Tensor:
+    """The weighted mean of windows' estimates over a box. Triton on CUDA tensors, else torch: the same bits.
+
+    Sums run in float32 and in the order given; no atomics.
+
+    Args:
+        estimates: (n, C, p, p), contiguous.
+        corners: int64 (n, 2) on the CPU, top-left (y0, x0) of each window, 64-bit signed.
+        keep: int64 (n, 4) on the CPU, the box (y0, x0, y1, x1) of each window that its estimate is used in.
+        box: (y0, x0, y1, x1), half-open.
+        weights: of the windows; None: 1.
+    Returns:
+        float32 (C, y1 - y0, x1 - x0); 0 where no window is used.
+
+    >>> two = torch.tensor([1.0, 4.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2).contiguous()
+    >>> corners = torch.tensor([[0, 0], [0, 1]])
+    >>> fuse(two, corners, torch.cat([corners, corners + 2], 1), (0, 0, 1, 4))
+    tensor([[[1.0000, 2.5000, 4.0000, 0.0000]]])
+    """
+    y0, x0, y1, x1 = box
+    out = torch.empty(estimates.shape[1], y1 - y0, x1 - x0, device=estimates.device)
+    origin = torch.tensor([y0, x0])
+    if use_triton(estimates.device):
+        from kernels.triton_fuse import fuse_into
+    else:
+        fuse_into = fuse_torch
+    fuse_into(out, estimates, corners - origin, keep - origin.repeat(2), weights)
+    return out
+
+
+def fuse_torch(out: Tensor, estimates: Tensor, corners: Tensor, keep: Tensor, weights: Weights) -> None:
+    """The oracle: fill ``out`` (C, h, w); positions are within it."""
+    weight_sum = torch.zeros(out.shape[1:], device=out.device)
+    out.zero_()
+    inside = keep.clamp(min=0).minimum(torch.tensor([*out.shape[1:]]).repeat(2))
+    for n, ((y, x), (y0, x0, y1, x1)) in enumerate(zip(corners.tolist(), inside.tolist(), strict=True)):
+        if y0 < y1 and x0 < x1:
+            here, there = (slice(y0, y1), slice(x0, x1)), (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
+            weight = _weight(weights, n, here, there)
+            accumulate(out[:, here[0], here[1]], weight_sum[here], estimates[n, :, there[0], there[1]].float(), weight)
+    out.copy_(normalize(out, weight_sum))
+
+
+def _weight(weights: Weights, n: int, here: tuple[slice, slice], there: tuple[slice, slice]) -> Tensor | None:
+    """float32 (h, w) weights of window ``n`` in a box, which lies ``here`` in the field and ``there`` in the window."""
+    if isinstance(weights, Winner):
+        return (weights.field[here] == weights.number[n].item()).float()
+    if isinstance(weights, Lines):
+        row, column = weights.which[n].tolist()
+        return weights.rows[row, there[0], None] * weights.columns[column, None, there[1]]
+    return None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from kernels.device import use_triton
+from kernels.philox import Field, draw
 
 
 def step(
@@ -47,3 +52,91 @@ def learned_spread(output: Tensor, log_variance: tuple[float, float]) -> Tensor:
     least, most = log_variance
     share = (output + 1) / 2
     return torch.exp(0.5 * (share * most + (1 - share) * least))
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What is asked for at each latent, guided by its label's weight: null + w (conditional - null).
+
+    Args:
+        conditional: float32, as the estimate, which is then that of null.
+        labels: uint8 (h, w).
+        weights: float32 (labels,), w of each label; 0 where there is only null, 1 for the conditional alone.
+    """
+
+    conditional: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a level does to every latent; see ``engine.solvers``.
+
+    Args:
+        coefficients: (a, b, c, d, e).
+        clip: of the estimate, for b; None: it is not clipped.
+        log_variance: least and most of the noise, where the network says where between the two it lies, in place of d.
+        noise: the field that is drawn from, from the canvas's corner on; None where d is 0.
+        keep: hand back the estimate as the next level's history.
+    """
+
+    coefficients: tuple[float, float, float, float, float]
+    clip: float | None = None
+    log_variance: tuple[float, float] | None = None
+    noise: Field | None = None
+    keep: bool = False
+
+
+def level_step(
+    x: Tensor,
+    estimate: Tensor,
+    previous: Tensor | None,
+    rule: Rule,
+    guidance: Guidance | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """One level's update: guidance, clip, solver, noise and history in one pass. Triton on CUDA tensors, else torch.
+
+    Args:
+        x: float32 (C, h, w), contiguous.
+        estimate: float32 (C, h, w), contiguous; C more channels speak of the noise's variance where it was learned.
+        previous: float32 (C, h, w), contiguous; the estimate of the level before, where c is not 0.
+        guidance: is not applied to the channels about the variance, which are the conditional's.
+        out: where to put the result, ``x`` itself if need be; None: a new tensor.
+    Returns:
+        The new x and, where it is kept, the estimate (C, h, w) before clipping: without guidance a view, at no cost.
+    """
+    out = torch.empty_like(x) if out is None else out
+    history = None
+    if rule.keep:
+        history = estimate[: len(x)] if guidance is None else torch.empty_like(x)
+    if use_triton(x.device):
+        from kernels.triton_step import step_into
+    else:
+        step_into = step_torch
+    step_into(out, history, x, estimate, previous, rule, guidance)
+    return out, history
+
+
+def step_torch(
+    out: Tensor,
+    history: Tensor | None,
+    x: Tensor,
+    estimate: Tensor,
+    previous: Tensor | None,
+    rule: Rule,
+    guidance: Guidance | None,
+) -> None:
+    """The oracle: fill ``out`` and, where there was guidance, ``history``."""
+    channels, height, width = x.shape
+    denoised, word = estimate[:channels], estimate[channels:]
+    if guidance is not None:
+        weight = guidance.weights[guidance.labels.long()]
+        denoised = denoised + (guidance.conditional[:channels] - denoised) * weight
+        word = guidance.conditional[channels:]
+        if history is not None:
+            history.copy_(denoised)
+    spread = learned_spread(word, rule.log_variance) if rule.log_variance else None
+    noise = draw(rule.noise, channels, height, width, x.device) if rule.noise else None
+    out.copy_(step(x, denoised, previous, noise, rule.coefficients, rule.clip, spread))

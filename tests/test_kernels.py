@@ -1,0 +1,56 @@
+"""The Triton kernels against their oracles in plain torch: interpreted on the CPU, and compiled for a GPU unseen.
+
+Interpreting is decided when triton is imported, so the comparisons run in a process of their own.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+
+from kernels.device import has_triton, use_triton
+
+pytestmark = pytest.mark.skipif(
+    not has_triton(), reason="triton is not installed (it has no wheels but for Linux): pip install triton==3.7.1"
+)
+
+
+def run(*arguments, **extra):
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_triton_interpreted_equals_the_oracles():
+    text = run("-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py", TRITON_INTERPRET="1")
+    assert " passed" in text
+    assert "skipped" not in text
+
+
+def test_compiled_for_a_gpu_every_operation_is_rounded_by_itself():
+    found = run("tests/triton_compiled.py", TRITON_INTERPRET="0").split("\n")
+    assert [line for line in found if line] == [
+        "draw_kernel: sqrt.rn.f32",
+        "gather_kernel:",
+        "fuse_kernel: div.rn.f32",
+        "fuse_kernel: div.rn.f32",
+        "step_kernel: sqrt.rn.f32",
+        "step_kernel:",
+    ]
+
+
+def test_tensors_on_the_cpu_never_import_triton():
+    code = (
+        "import sys, torch; from kernels import fuse, gather, philox, step\n"
+        "x, corners = torch.zeros(4, 8, 8), torch.zeros(1, 2, dtype=torch.int64)\n"
+        "gather.gather(x, corners, 8, 1, torch.float32)\n"
+        "fuse.fuse(x[None], corners, torch.tensor([[0, 0, 8, 8]]), (0, 0, 8, 8))\n"
+        "step.level_step(x, x, None, step.Rule((1, 0, 0, 1, 0), noise=philox.Field(0, 'step', 0)))\n"
+        "sys.exit(any(m.startswith('kernels.triton') for m in sys.modules))"
+    )
+    run("-c", code)
+    assert not use_triton("cpu")
+    assert use_triton("cuda")
