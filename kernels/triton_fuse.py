@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -47,7 +49,7 @@ def fuse_into(out: Tensor, estimates: Tensor, corners: Tensor, keep: Tensor, wei
     lines = weights if isinstance(weights, Lines) else None
     winner = weights if isinstance(weights, Winner) else None
     facts = torch.cat([corners, keep, lines.which] if lines else [corners, keep], 1).contiguous()
-    to = {"device": out.device, "non_blocking": True}
+    to: dict[str, Any] = {"device": out.device, "non_blocking": True}
     with torch.cuda.device_of(out):
         fuse_kernel[(down * across,)](
             out, estimates, facts.to(**to), starts.to(**to), items.to(**to),

@@ -24,7 +24,7 @@ def step_into(
     guidance: Guidance | None,
 ) -> None:
     """Fill ``out`` and, where there was guidance, ``history``; the noise never reaches memory."""
-    used = [x, estimate, out] + [t for t in (previous, guidance and guidance.conditional) if t is not None]
+    used = [t for t in (x, estimate, out, previous, guidance.conditional if guidance else None) if t is not None]
     assert all(t.is_contiguous() for t in used)
     channels, height, width = x.shape
     a, b, c, d, e = rule.coefficients
