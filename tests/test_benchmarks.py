@@ -73,7 +73,7 @@ def test_evaluations_runs_and_ours_are_few(tmp_path):
     bench("evaluations", tmp_path / "map.png", "--sizes", "1024,4096", "--drawn", 1024, "--json", tmp_path / "r.json")
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert [row["px"] for row in rows] == ["1024 x 1536", "1024 x 1024", "4096 x 4096"]
-    assert all(row["ours / DiffInfinite"] < 0.5 for row in rows[:2])
+    assert all(row["ours / DiffInfinite"] < 0.6 for row in rows[:2])
     assert rows[2]["DiffInfinite"] == ""
     assert all(row["windows / (area / patch area)"] <= (1 + 64 * 8 / 1024) ** 2 for row in rows)
 
