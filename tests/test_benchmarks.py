@@ -64,3 +64,12 @@ def test_the_measures_of_realism_see_what_they_are_for():
 def test_picture_runs(out, tmp_path):
     bench("picture", out, tmp_path / "p.jpg")
     assert Image.open(tmp_path / "p.jpg").size == (1024 + 512, 1024)
+
+
+def test_kernels_runs_and_no_kernel_moves_less_than_it_must(tmp_path):
+    bench("kernels", "--side", 128, "--count-side", 128, "--repeats", 1, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["kernel"] for row in rows} >= {"gather to bfloat16", "fuse, overlap of half", "noise alone"}
+    for row in rows:
+        assert row["moved / least"] >= 1, row
+        assert row["version"] == "torch" or row["moved / least"] < 1.7, row  # few windows: many overlap
