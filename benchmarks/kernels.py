@@ -2,10 +2,11 @@
 
 Columns: MB that a kernel must move (each input read once, each output written once), ``moved / least``: the bytes
 that it does move over those, ``ms``, and ``of copy``: the least bytes over the time, as a share of the copy bandwidth
-that the same run measured on the same device. Without a GPU the Triton kernels are interpreted, to count their loads
-and stores, and have no times; torch's times are the CPU's. Counts are made on a smaller canvas, lists and lookups included: windows that
-were pushed inside a small canvas overlap, and lines of weights are loaded again for every latent, out of a cache.
-A time is that of a call, the host's part included.
+that the same run measured on the same device. A time is that of a call, the host's part included.
+
+Without a GPU the Triton kernels are interpreted, to count their loads and stores, and have no times; torch's times
+are the CPU's. Counts are made on a smaller canvas, lists and lookups included: windows that were pushed inside a
+small canvas overlap, and lines of weights are loaded again for every latent, out of a cache.
 """
 
 from __future__ import annotations
