@@ -46,4 +46,6 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], out: str | None, **fact
 
 
 def format_cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -49,14 +47,13 @@ def fuse_into(out: Tensor, estimates: Tensor, corners: Tensor, keep: Tensor, wei
     lines = weights if isinstance(weights, Lines) else None
     winner = weights if isinstance(weights, Winner) else None
     facts = torch.cat([corners, keep, lines.which] if lines else [corners, keep], 1).contiguous()
-    to: dict[str, Any] = {"device": out.device, "non_blocking": True}
     with torch.cuda.device_of(out):
         fuse_kernel[(down * across,)](
-            out, estimates, facts.to(**to), starts.to(**to), items.to(**to),
+            out, estimates, *(part.to(out.device, non_blocking=True) for part in (facts, starts, items)),
             lines.rows.contiguous() if lines else None,
             lines.columns.contiguous() if lines else None,
             winner.field.contiguous() if winner else None,
-            winner.number.to(**to) if winner else None,
+            winner.number.to(out.device, non_blocking=True) if winner else None,
             channels, height, width, across, estimates.shape[-1],
             FACTS=facts.shape[1], LINES=lines is not None, WINNER=winner is not None,
             CHANNELS=block, BY=tile[0], BX=tile[1], **EXACT,

@@ -24,8 +24,8 @@ def step_into(
     guidance: Guidance | None,
 ) -> None:
     """Fill ``out`` and, where there was guidance, ``history``; the noise never reaches memory."""
-    used = [t for t in (x, estimate, out, previous, guidance.conditional if guidance else None) if t is not None]
-    assert all(t.is_contiguous() for t in used)
+    given = (x, estimate, out, previous, history if guidance else None, guidance.conditional if guidance else None)
+    assert all(t.is_contiguous() for t in given if t is not None)
     channels, height, width = x.shape
     a, b, c, d, e = rule.coefficients
     draws = rule.log_variance is not None or d != 0

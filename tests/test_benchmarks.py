@@ -84,3 +84,12 @@ def test_network_runs_and_every_form_computes_the_same(tmp_path):
     assert {row["form"] for row in rows} >= {"plain", "as trained", "prepared"}
     assert len({row["network"] for row in rows}) == 4
     assert all(float(row["difference"]) < 1e-5 for row in rows)
+
+
+def test_kernels_runs_and_no_kernel_moves_less_than_it_must(tmp_path):
+    bench("kernels", "--side", 128, "--count-side", 128, "--repeats", 1, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["kernel"] for row in rows} >= {"gather to bfloat16", "fuse, overlap of half", "noise alone"}
+    for row in rows:
+        assert row["moved / least"] >= 1, row
+        assert row["version"] == "torch" or row["moved / least"] < 1.7, row  # few windows: many overlap

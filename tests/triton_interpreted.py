@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kernels import philox as oracle
@@ -20,7 +20,8 @@ from kernels.gather import gather
 from kernels.philox import Field, draw
 from kernels.step import Guidance, Rule, learned_spread, level_step
 
-few = settings(max_examples=12, deadline=None, database=None, derandomize=True)
+# Without shrinking, which would interpret a failing kernel for minutes.
+few = settings(max_examples=12, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
 positions = st.integers(-(2**62), 2**62) | st.integers(-70, 70)
 sides = st.integers(1, 70)
 
