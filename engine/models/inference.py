@@ -1,8 +1,10 @@
 """Networks prepared for inference: the same function of the same weights, in fewer and larger steps.
 
-A rewrite takes a layer and answers with the layer in its place, or with None. They hold for every device and type;
-sums and products of weights are taken in float32, before a network goes to its device and type. Training keeps the
-network as it was built: a prepared one has other parameters and cannot be saved.
+A rewrite takes a layer and answers with the layer in its place, or with None. Only those that win are here; tried and
+dropped, for less than the noise: scale and shift in one pass with the activation in place, layer normalisation by
+torch's own, the gain and the offset of a map from one convolution. Sums and products of weights are taken in
+float32, before a network goes to its device and type. Training keeps the network as it was built: a prepared one has
+other parameters and cannot be saved.
 
 Shape suffixes: B batch, C channels, H W latents, N = H W, h heads, d channels a head.
 """
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.models import autoencoder, sdm
-from engine.models.diffinfinite import Block, ChannelNorm, MaskAttention, PreNorm, Residual, StandardizedConv2d
+from engine.models.diffinfinite import ChannelNorm, MaskAttention, PreNorm, Residual, StandardizedConv2d
 
 Rewrite = Callable[[nn.Module], nn.Module | None]
 
@@ -100,9 +102,9 @@ class MaskAnswers(nn.Module):
         return torch.addcmul(x + column(other), column(labelled - other), mask_B1HW)
 
 
-def normalised(x: Tensor, gain: Tensor | None = None) -> Tensor:
+def normalised(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, C), normalised over channels; a view in and out where the channels lie last."""
-    return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], gain, eps=1e-5)
+    return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-5)
 
 
 def column(values_BC: Tensor) -> Tensor:
@@ -115,45 +117,6 @@ def mask_answers(layer: nn.Module) -> nn.Module | None:
     if not isinstance(norm, PreNorm) or not isinstance(norm.fn, MaskAttention):
         return None
     return MaskAnswers(norm.fn, norm.norm)
-
-
-# ---- normalisation ----------------------------------------------------------------------------------
-
-
-class LastNorm(nn.Module):
-    """``ChannelNorm`` in one pass, where the channels lie last."""
-
-    def __init__(self, norm: ChannelNorm) -> None:
-        super().__init__()
-        self.g = frozen(norm.g.flatten())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalised(x, self.g).permute(0, 3, 1, 2)
-
-
-def last_norm(layer: nn.Module) -> nn.Module | None:
-    """Layer normalisation over channels -> torch's own, in one pass."""
-    return LastNorm(layer) if isinstance(layer, ChannelNorm) else None
-
-
-class FusedBlock(nn.Module):
-    """``Block`` with one pass for scale and shift, and none to allocate for the activation."""
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.proj, self.norm = block.proj, block.norm
-
-    def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = self.norm(self.proj(x))
-        if scale_shift is not None:
-            scale, shift = scale_shift
-            x = torch.addcmul(shift, x, scale + 1)
-        return F.silu(x, inplace=True)
-
-
-def fused_block(layer: nn.Module) -> nn.Module | None:
-    """Scale, shift and activation after a normalisation -> two passes for four."""
-    return FusedBlock(layer) if isinstance(layer, Block) else None
 
 
 # ---- doubling ---------------------------------------------------------------------------------------
@@ -190,13 +153,11 @@ def doubling(layer: nn.Module) -> nn.Module | None:
 
 def doubles(layer: nn.Module) -> bool:
     """Whether diffusers' layer is nearest neighbours and a convolution, and nothing else."""
-    return bool(layer.use_conv and layer.interpolate and layer.norm is None and layer.name == "conv")
+    return bool(layer.interpolate and layer.norm is None and layer.name == "conv")
 
 
 REWRITES: dict[str, Rewrite] = {
     "weights folded": folded,
     "attention of masks": mask_answers,
-    "normalisation over channels": last_norm,
-    "scale and shift": fused_block,
     "doubling": doubling,
 }
