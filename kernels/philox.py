@@ -99,7 +99,8 @@ def draw(field: Field, channels: int, height: int, width: int, device: torch.dev
 
 def box_muller(words: Tensor) -> Tensor:
     """int64 (4, ...) random 32-bit words -> float32 (4, ...) normals (Box & Muller 1958)."""
-    radius = torch.sqrt(-2.0 * _log_unit(words[0::2] >> 9))
+    # By way of float64: a library's float32 root is not correctly rounded on every machine.
+    radius = torch.sqrt((-2.0 * _log_unit(words[0::2] >> 9)).double()).float()
     cosine, sine = _cos_sin_turn(words[1::2] >> 8)
     return torch.stack([radius[0] * cosine[0], radius[0] * sine[0], radius[1] * cosine[1], radius[1] * sine[1]])
 

@@ -26,20 +26,6 @@ positions = st.integers(-(2**62), 2**62) | st.integers(-70, 70)
 sides = st.integers(1, 70)
 
 
-@pytest.fixture
-def rounded_root(monkeypatch):
-    """The oracle's square root correctly rounded: by way of double precision, which is exact enough for float32."""
-
-    class Torch:
-        def __getattr__(self, name):
-            return getattr(torch, name)
-
-        def sqrt(self, v):
-            return torch.sqrt(v.double()).float()
-
-    monkeypatch.setattr(oracle, "torch", Torch())
-
-
 def same(a, b):
     """Equal bits, but that any two values that are no numbers are equal."""
     kind = {4: torch.int32, 2: torch.int16}[a.element_size()]
@@ -83,11 +69,11 @@ fields = st.builds(
 
 @few
 @given(fields, st.integers(1, 9), sides, sides)
-def test_noise_is_within_2_ulp(field, channels, height, width):
-    assert ulps(draw(field, channels, height, width), drawn(field, channels, height, width)) <= 2
+def test_noise_is_equal_at_any_position(field, channels, height, width):
+    assert same(draw(field, channels, height, width), drawn(field, channels, height, width))
 
 
-def test_noise_is_equal_where_the_root_is_correctly_rounded(rounded_root):
+def test_noise_is_equal_in_every_number_of_channels():
     for shape in [(4, 64, 200), (6, 33, 1), (1, 1, 130)]:
         field = Field(9, "step", 2, -(2**40), 2**33 - 5)
         assert same(draw(field, *shape), drawn(field, *shape))
@@ -174,7 +160,7 @@ def test_step_without_noise_is_equal(channels, height, width, guided, keep, abce
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_step_with_noise_is_equal_where_the_root_is_correctly_rounded(rounded_root, guided):
+def test_step_with_noise_is_equal_where_the_root_is_correctly_rounded(guided):
     rule = Rule((0.9, 0.3, -0.2, 0.25, 0.05), 1.0, noise=Field(1, "step", 3, -40, 2**40))
     expected, found = updated(6, 20, 150, guided, rule)
     assert same(expected[0], found[0])
