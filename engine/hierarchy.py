@@ -46,7 +46,7 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
             f"{len(card.labels)}; pass models that were trained on the same labels"
         )
     size = (-(-job.size[0] // labels.label_scale), -(-job.size[1] // labels.label_scale))
-    shard, chunk = stage_sides(job, labels)
+    side = stage_shard(job, labels)
     if labels.factor > 1 and min(size) < REACH:
         raise ValueError(
             f"--size {job.size[0]}x{job.size[1]} has a label map of {size[0]} x {size[1]} px, "
@@ -55,8 +55,8 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
     made = SampleJob(
         model=name,
         size=size,
-        shard=shard,
-        chunk=chunk,
+        shard=side,
+        chunk=side,
         label=prompt_class(job.prompt, labels),
         seed=stage_seed(job.seed),
         steps=job.label_steps,
@@ -69,11 +69,10 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
     return made, replace(options, out=out, preview="none", overwrite=False, json_log=None)
 
 
-def stage_sides(job: SampleJob, labels: Card) -> tuple[int, int]:
-    """Shard and chunk of the label map, px: of about as many pixels of the image as its own, so that ranks share it."""
+def stage_shard(job: SampleJob, labels: Card) -> int:
+    """Side of the label map's shards, px: of about as much of the image as its own, so that ranks share it."""
     window = labels.patch * labels.factor
-    side = max(job.shard // labels.label_scale // window, 1) * window
-    return side, side
+    return max(job.shard // labels.label_scale // window, 1) * window
 
 
 def stage_seed(seed: int) -> int:

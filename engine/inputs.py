@@ -118,7 +118,7 @@ def label_source(job: SampleJob, card: Card, known: int, check: bool = True) -> 
     labels_ = read_integers(path, "--labels", stack=job.count is not None)
     if check:
         checked_labels(labels_, known, f"--labels {path}", card.labels)
-    check_size(labels_.shape, job, f"label map {path}", "; or pass --resize-labels nearest", job.resize_labels)
+    check_size(labels_.shape, job, f"label map {path}", "; or --resize-labels nearest", job.resize_labels)
     return LabelSource(partial(resized_labels, labels_, job.size), "")
 
 
@@ -147,7 +147,7 @@ def check_size(shape: tuple[int, ...], job: SampleJob, what: str, way: str = "",
     if (height, width) != job.size and resize is None:
         raise ValueError(
             f"{what} is {height} x {width} px but the canvas is {job.size[0]} x {job.size[1]} px; "
-            f"pass --size {height}x{width}{way.replace(' or pass', ' or')}"
+            f"pass --size {height}x{width}{way}"
         )
     if len(shape) == 3 and shape[0] != job.count:
         raise ValueError(f"{what} is a stack of {shape[0]} maps but --count is {job.count}; pass --count {shape[0]}")
@@ -442,14 +442,24 @@ def read_roi(job: SampleJob, frames: Frames) -> tuple[np.ndarray | None, dict[st
     factor = frames.factor
     found = np.zeros(frames.shape, np.uint8)
     for box in grid(job.size, READ_SIDE):
-        part = np.asarray(mask[box.y0 : box.y1, box.x0 : box.x1]) != 0
-        part = np.pad(part, [(0, -n % factor) for n in part.shape])
-        latents = part.reshape(part.shape[0] // factor, factor, -1, factor).any((1, 3))
+        latents = latents_with_any(mask, box, factor)
         y, x = box.y0 // factor, box.x0 // factor
         found[y : y + latents.shape[0], x : x + latents.shape[1]] = latents
     if not found.any():
         raise ValueError(f"--roi {job.roi} is 0 throughout: nothing is wanted; mark the region with 1 or 255")
     return found, {"roi_hash": digest_of(mask)}
+
+
+def latents_with_any(mask: np.ndarray, box: Window, factor: int) -> np.ndarray:
+    """bool (h, w): the latents of a box that hold any pixel of a mask; as many as the mask reaches.
+
+    Args:
+        box: px, from a latent's corner on; what of it lies beyond the mask is left out.
+    """
+    part = np.asarray(mask[box.y0 : box.y1, box.x0 : box.x1]) != 0
+    part = np.pad(part, [(0, -n % factor) for n in part.shape])
+    height, width = part.shape
+    return np.asarray(part.reshape(height // factor, factor, width // factor, factor).any((1, 3)))
 
 
 def read_region(job: SampleJob) -> np.ndarray:

@@ -183,11 +183,12 @@ class Writer:
         """The shards of this drawing that are not yet in the ledger."""
         done = self.output.ledger(self.drawing.attempt)
         chosen = self.drawing.images
+        boxes = {shard: self.box(shard) for shard in self.prepared.wanted}
         return [
             shard
-            for shard in self.prepared.wanted
-            if (self.output.layout.image, self.box(shard)) not in done
-            and (chosen is None or any(self.box(shard).y0 <= i < self.box(shard).y1 for i in chosen))
+            for shard, box in boxes.items()
+            if (self.output.layout.image, box) not in done
+            and (chosen is None or any(box.y0 <= image < box.y1 for image in chosen))
         ]
 
     def __call__(self, shard: int, pixels: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.canvas import Canvas, fuse
 from engine.geometry import Window
-from engine.inputs import read_known, read_mask
+from engine.inputs import latents_with_any, read_known, read_mask
 from engine.plan import decode_rounds, plan_decode
 from engine.prepare import Prepared
 
@@ -59,21 +59,16 @@ class Repaint:
 
     def image(self, box: Window) -> Tensor:
         """The known image in a box, as the model has it; beyond its edge the edge is repeated."""
-        height, width = self.prepared.job.size
-        rows, columns = (np.clip(np.arange(a, b), 0, n - 1) for a, b, n in spans(box, height, width))
-        part = np.asarray(self.known[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-        part = part[:, rows - rows[0]][:, :, columns - columns[0]]
+        part = edge_repeated(self.known, box)
         black, white = self.prepared.card.pixel_range
         return torch.from_numpy(part.astype(np.float32) * ((white - black) / 255) + black)
 
     def latents_to_repaint(self, shard: Window) -> np.ndarray:
         """bool (h, w): the latents that hold any pixel of the mask; none beyond the image's edge."""
-        factor = self.prepared.card.factor
-        box = shard.scaled(factor)
-        inner = box & Window(0, 0, *self.prepared.job.size)
-        found = np.zeros(box.shape, bool)
-        found[inner.within(box)] = np.asarray(self.mask[inner.y0 : inner.y1, inner.x0 : inner.x1]) != 0
-        return np.asarray(found.reshape(shard.height, factor, shard.width, factor).any((1, 3)))
+        found = np.zeros(shard.shape, bool)
+        latents = latents_with_any(self.mask, shard.scaled(self.prepared.card.factor), self.prepared.card.factor)
+        found[: latents.shape[0], : latents.shape[1]] = latents
+        return found
 
     def blend(self, box: Window, image: np.ndarray) -> np.ndarray:
         """Put the known pixels back outside the mask, exactly, and over its soft edge in part.
@@ -91,11 +86,8 @@ class Repaint:
 
         A function of position: the mean of the mask over a square, less a half, doubled.
         """
-        height, width = self.prepared.job.size
         around = Window(box.y0 - SOFT_PX, box.x0 - SOFT_PX, box.y1 + SOFT_PX, box.x1 + SOFT_PX)
-        rows, columns = (np.clip(np.arange(a, b), 0, n - 1) for a, b, n in spans(around, height, width))
-        mask = np.asarray(self.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) != 0
-        mask = mask[rows - rows[0]][:, columns - columns[0]]
+        mask = edge_repeated(self.mask, around) != 0
         sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         side = 2 * SOFT_PX + 1
         total = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
@@ -103,8 +95,12 @@ class Repaint:
         return np.where(inside, np.clip(2 * total / side**2 - 1, 0, 1), 0).astype(np.float32)
 
 
-def spans(box: Window, height: int, width: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    return (box.y0, box.y1, height), (box.x0, box.x1, width)
+def edge_repeated(array: np.ndarray, box: Window) -> np.ndarray:
+    """A box of (..., H, W), which may reach beyond it: there the edge is repeated."""
+    ends = zip((box.y0, box.x0), (box.y1, box.x1), array.shape[-2:], strict=True)
+    rows, columns = (np.clip(np.arange(start, stop), 0, n - 1) for start, stop, n in ends)
+    part = np.asarray(array[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return part[..., rows - rows[0], :][..., columns - columns[0]]
 
 
 def latent_lines(lines: tuple[np.ndarray, np.ndarray] | None, factor: int) -> tuple[np.ndarray, np.ndarray]:
