@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from engine.timing import Timer
+
 T = TypeVar("T")
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 LARGEST_MESSAGE = 2**28  # elements: MPI counts are 32-bit integers on many sites
@@ -37,6 +39,7 @@ class Ranks:
         if node is not comm:
             node.Free()
         self.stop_requested = False
+        self.timer = Timer()
 
     # ---- waiting and agreeing -------------------------------------------------------------------
 
@@ -45,9 +48,10 @@ class Ranks:
         from mpi4py import MPI
 
         pause = 1e-4
-        while not MPI.Request.Testall(requests):
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.02)
+        with self.timer("wait"):
+            while not MPI.Request.Testall(requests):
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.02)
 
     def barrier(self) -> None:
         """Collective."""

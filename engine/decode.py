@@ -84,9 +84,12 @@ def decode_canvas(
     rounds = decode_rounds(remaining, ranks.size)
     for turn, (shards, writers) in enumerate(rounds):
         plan = plan_decode(cover, ownership, shards, writers)
-        decoded = decode_windows(plan, ranks.rank, canvas.gather(plan), decode)
-        images = fuse(ranks, plan, decoded, channels, cover=pixels, scale=factor)
-        ranks.agree(partial(write_all, images, write))
+        with ranks.timer("decode"):
+            decoded = decode_windows(plan, ranks.rank, canvas.gather(plan), decode)
+        with ranks.timer("fuse"):
+            images = fuse(ranks, plan, decoded, channels, cover=pixels, scale=factor)
+        with ranks.timer("store"):
+            ranks.agree(partial(write_all, images, write))
         if after_round(int(plan.costs.sum())) and turn + 1 < len(rounds):
             return False
     return True

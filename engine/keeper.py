@@ -34,7 +34,8 @@ class Keeper:
                 for shard, data in shards.items():
                     self.output.write_checkpoint(slot, name, ownership.shards[shard], data.cpu().numpy())
 
-        self.ranks.agree(write)
+        with self.ranks.timer("store"):
+            self.ranks.agree(write)
         self.ranks.on_root(lambda: self.output.commit_checkpoint(slot, level, history))
         self.last = time.monotonic()
 

@@ -263,7 +263,7 @@ def build_pyramids(ranks: Ranks, output: Output) -> None:
         record(ranks, output, lines)
 
 
-def sign(output: Output, seconds: dict[str, float], size: int, rejected: list[int]) -> None:
+def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]) -> None:
     """Declare the output finished. Rank 0 calls this.
 
     Args:

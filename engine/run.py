@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +29,14 @@ from engine.sampler import sample
 from engine.solvers import steps_of
 from engine.store import Drawing, Output
 
+Load = Callable[[Prepared, str], list[Model]]  # and the device
 
-def run(ranks: Ranks, prepared: Prepared) -> bool:
+
+def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
     """Sample and decode. Collective.
 
+    Args:
+        load: makes the networks; None: those of the model folders.
     Returns:
         Whether it came to the end; False: it was asked to stop, and left a checkpoint.
     """
@@ -42,18 +48,19 @@ def run(ranks: Ranks, prepared: Prepared) -> bool:
     if (
         prepared.label_stage is not None
         and prepared.label_stage.state != "finished"
-        and not run(ranks, prepared.label_stage)
+        and not run(ranks, prepared.label_stage, load)
     ):
         return False
     prepared = write_stored(ranks, prepared, output)
-    whole = Run(ranks, prepared, output, device, ranks.agree(lambda: load_models(prepared, device)))
+    models = ranks.agree(lambda: (load or load_models)(prepared, device))
+    whole = Run(ranks, prepared, output, device, models)
     if not whole.draw_all():
         return False
-    build_pyramids(ranks, output)
-    seconds = {"sampling": whole.spent["evaluation"], "decoding": whole.spent["decode"]}
-    seconds = {name: round(value, 2) for name, value in (*seconds.items(), ("all", time.monotonic() - begun))}
-    ranks.on_root(lambda: sign(output, seconds, ranks.size, whole.rejected))
-    whole.say(f"finished {prepared.options.out} in {clock(seconds['all'])}")
+    with ranks.timer("store"):
+        build_pyramids(ranks, output)
+    spent = whole.spent_seconds(time.monotonic() - begun)
+    ranks.on_root(lambda: sign(output, spent, ranks.size, whole.rejected))
+    whole.say(f"finished {prepared.options.out} in {clock(spent['all'])}")
     return True
 
 
@@ -219,6 +226,16 @@ class Run:
         if ranks.rank == 0 and prepared.options.json_log:
             log_line(prepared.options.json_log, drawing=drawing.attempt, drawn=len(chosen), rejected=len(again))
         return again
+
+    def spent_seconds(self, everything: float) -> dict[str, Any]:
+        """Seconds of the run: of its parts, and the mean over the ranks of each kind of work. Collective."""
+        self.ranks.timer.switch("other")
+        kinds = self.ranks.timer.seconds
+        mean = np.array(list(kinds.values())) / self.ranks.size
+        self.ranks.sum_(mean)
+        split = {kind: round(float(value), 3) for kind, value in zip(kinds, mean, strict=True)}
+        parts = {"sampling": self.spent["evaluation"], "decoding": self.spent["decode"], "all": everything}
+        return {**{name: round(value, 2) for name, value in parts.items()}, "split": split}
 
     # ---- what it says -----------------------------------------------------------------------------
 

@@ -35,12 +35,17 @@ def sample(
     rank = canvas.ranks.rank
     estimated_channels = canvas.channels * (2 if schedule.variance == "learned_range" else 1)
     for level in range(first, len(table)):
-        plan, present = plan_level(level)
+        with canvas.ranks.timer("plan"):
+            plan, present = plan_level(level)
         canvas.hold_known(level, schedule.alpha_bar[timesteps[level]])
-        estimates = denoise(plan, present, plan.windows_of(rank), canvas.gather(plan), int(timesteps[level]), level)
-        denoised = fuse(canvas.ranks, plan, estimates, estimated_channels, device=canvas.device)
+        with canvas.ranks.timer("exchange"):
+            read = canvas.gather(plan)
+        with canvas.ranks.timer("evaluate"):
+            estimates = denoise(plan, present, plan.windows_of(rank), read, int(timesteps[level]), level)
         keeps = level + 1 < len(table) and table[level + 1].c != 0
-        canvas.step(denoised, table[level], level, schedule.clip, keeps)
+        with canvas.ranks.timer("fuse"):
+            denoised = fuse(canvas.ranks, plan, estimates, estimated_channels, device=canvas.device)
+            canvas.step(denoised, table[level], level, schedule.clip, keeps)
         if level + 1 == len(table):
             canvas.hold_known(level + 1, 1.0)
         if after(level + 1, plan) and level + 1 < len(table):
