@@ -5,7 +5,8 @@ Shape suffixes: C channels, h w latents of a shard or box, p p of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,17 +14,23 @@ from torch import Tensor
 
 from engine.comm import Ranks
 from engine.cover import Cover
-from engine.plan import LevelPlan, Ownership
+from engine.geometry import Window
+from engine.messages import Receiving, Sending
+from engine.plan import Ownership, Pieces, Plan
 from engine.solvers import Step
-from kernels.fuse import accumulate, normalize
-from kernels.philox import standard_normal
-from kernels.step import learned_spread, step
+from kernels.fuse import Lines, Weights, Winner, accumulate, fuse, normalize
+from kernels.gather import gather
+from kernels.philox import Field, draw
+from kernels.step import Rule, level_step
 
 Shards = dict[int, Tensor]  # shard index -> float32 (C, h, w)
+LATENTS, ESTIMATES = 1, 2  # tags
 
 
 class Canvas:
     """The latents ``x`` that this rank owns, and the estimate of the level before (``previous``).
+
+    Tensors are replaced, never changed: a checkpoint may still be written from them.
 
     Args:
         attempt: 0 for the first drawing; others have noise of their own at the same positions.
@@ -50,15 +57,21 @@ class Canvas:
         Raises:
             ValueError: a value that is no number, or infinite.
         """
-        if not all(bool(torch.isfinite(x).all()) for x in self.x.values()):
+        if not self.finite():
             raise ValueError(
                 "the canvas holds values that are not finite; float16 overflows easily: use --dtype bfloat16 or float32"
             )
 
+    def finite(self) -> bool:
+        return all(bool(torch.isfinite(x).all()) for x in self.x.values())
+
+    def field(self, purpose: str, level: int, shard: int) -> Field:
+        """The noise of a shard."""
+        w = self.ownership.shard(shard)
+        return Field(self.seed, purpose, level + (self.attempt << 20), w.y0, w.x0)
+
     def noise(self, purpose: str, level: int, shard: int) -> Tensor:
-        w = self.ownership.shards[shard]
-        place = (w.y0, w.x0, w.y1, w.x1)
-        return standard_normal(self.seed, purpose, level + (self.attempt << 20), place, self.channels, self.device)
+        return draw(self.field(purpose, level, shard), self.channels, *self.ownership.shard(shard).shape, self.device)
 
     def hold_known(self, level: int, alpha_bar: float) -> None:
         """Put what is known of the clean canvas back, noised to a level, where it is not to be repainted. Local."""
@@ -68,37 +81,6 @@ class Canvas:
                 noised = noised + self.noise("known", level, shard) * (1 - alpha_bar) ** 0.5
             self.x[shard] = torch.where(self.repaint[shard], self.x[shard], noised)
 
-    def gather(self, plan: LevelPlan) -> Callable[[int], Tensor]:
-        """Fetch what this rank reads in a level. Collective.
-
-        Returns:
-            A function from a window's index to its latents (C, p, p).
-        """
-        mine = self.ranks.rank
-        reads, owners = plan.reads, self.ownership.owner[plan.reads.shard]
-        sends, receives, shards, boxes = [], [], [], []
-        for row in np.nonzero((reads.item == mine) | (owners == mine))[0].tolist():
-            reader, owner, shard, box = int(reads.item[row]), int(owners[row]), int(reads.shard[row]), reads.window(row)
-            if owner == mine:
-                part = self.x[shard][(slice(None), *box.within(self.ownership.shards[shard]))]
-                sends.append((reader, part.cpu().numpy()))
-            if reader == mine:
-                receives.append((owner, (self.channels, *box.shape)))
-                shards.append(shard)
-                boxes.append(box)
-        held = dict(zip(shards, zip(boxes, self.ranks.exchange(sends, receives), strict=True), strict=True))
-
-        def read(index: int) -> Tensor:
-            window = plan.cover.window(index)
-            out = np.empty((self.channels, *window.shape), np.float32)
-            for shard in self.ownership.meeting(window):
-                box, part = held[shard]
-                common = window & box
-                out[(slice(None), *common.within(window))] = part[(slice(None), *common.within(box))]
-            return torch.from_numpy(out)
-
-        return read
-
     def step(self, denoised: Shards, coefficients: Step, level: int, clip: float | None, keep: bool) -> None:
         """One solver step on the owned shards, with noise drawn by position. Local.
 
@@ -107,63 +89,207 @@ class Canvas:
             keep: hold on to ``denoised`` as the next level's history.
         """
         c = coefficients
+        kept: Shards = {}
         for shard, fused in denoised.items():
-            estimate, word = fused[: self.channels], fused[self.channels :]
-            spread = learned_spread(word, c.log_variance) if c.log_variance else None
-            noise = self.noise("step", level, shard) if c.d or c.log_variance else None
-            self.x[shard] = step(
-                self.x[shard], estimate, self.previous.get(shard), noise, (c.a, c.b, c.c, c.d, c.e), clip, spread
-            )
-        self.previous = {shard: fused[: self.channels] for shard, fused in denoised.items()} if keep else {}
+            noise = self.field("step", level, shard) if c.d or c.log_variance else None
+            rule = Rule((c.a, c.b, c.c, c.d, c.e), clip, c.log_variance, noise, keep)
+            self.x[shard], history = level_step(self.x[shard], fused, self.previous.get(shard), rule)
+            if history is not None:
+                kept[shard] = history
+        self.previous = kept
 
 
-def fuse(
-    ranks: Ranks,
-    plan: LevelPlan,
-    estimates: Mapping[int, Tensor],
-    channels: int,
-    *,
-    cover: Cover | None = None,
-    scale: int = 1,
-    device: str = "cpu",
-) -> Shards:
-    """Send estimates to the ranks that write their shards and take the weighted mean there. Collective.
-
-    Sums run in the order of the cover's windows, whoever evaluated them: the same bits on any number of ranks.
+class Exchange:
+    """What one rank sends and is sent in a level, or in a round of decoding, and the windows it reads.
 
     Args:
-        estimates: of this rank's windows, (channels, scale p, scale p).
-        cover: whose weights are used, in units of the estimates; by default the plan's.
+        channels: of the estimates.
         scale: estimates are in units ``scale`` times finer than the plan (pixels per latent).
-    Returns:
-        The shards that this rank writes.
+        device: where estimates are, and are fused.
     """
-    mine = ranks.rank
-    cover = cover or plan.cover
-    writes = plan.writes
-    readers, writers = plan.reader[writes.item], plan.writer[writes.shard]
-    sends, receives, rows = [], [], []
-    for row in np.nonzero((readers == mine) | (writers == mine))[0].tolist():
-        item, box = int(writes.item[row]), writes.window(row).scaled(scale)
-        if readers[row] == mine:
-            window = plan.cover.window(item).scaled(scale)
-            part = estimates[item][(slice(None), *box.within(window))]
-            sends.append((int(writers[row]), part.cpu().numpy()))
-        if writers[row] == mine:
-            receives.append((int(readers[row]), (channels, *box.shape)))
-            rows.append(row)
-    parts = ranks.exchange(sends, receives)
-    shards = {int(s): plan.source.shards[int(s)].scaled(scale) for s in np.nonzero(plan.writer == mine)[0]}
-    totals = {s: torch.zeros(channels, *w.shape, device=device) for s, w in shards.items()}
-    weights = {s: torch.zeros(w.shape, device=device) for s, w in shards.items()}
-    for row, data in zip(rows, parts, strict=True):  # rows are ordered by item
-        item, shard, box = int(writes.item[row]), int(writes.shard[row]), writes.window(row).scaled(scale)
-        weight = cover.weight(item, box)
-        where = box.within(shards[shard])
-        accumulate(
-            totals[shard][(slice(None), *where)],
-            weights[shard][where],
-            torch.from_numpy(data).to(device),
-            None if weight is None else torch.from_numpy(weight).to(device),
-        )
-    return {s: normalize(totals[s], weights[s]) for s in shards}
+
+    def __init__(self, canvas: Canvas, plan: Plan, channels: int, *, scale: int = 1, device: str | None = None) -> None:
+        self.canvas, self.plan, self.channels, self.scale = canvas, plan, channels, scale
+        self.device = device or canvas.device
+        ranks, c = canvas.ranks, canvas.channels
+        self.latents = {
+            source: Receiving(ranks, source, LATENTS, c * int(plan.gets[rows].areas.sum()), canvas.device)
+            for source, rows in rows_by(plan.gets.item)
+        }
+        self.estimates = {
+            source: Receiving(
+                ranks, source, ESTIMATES, channels * scale**2 * int(plan.takes[rows].areas.sum()), self.device
+            )
+            for source, rows in rows_by(plan.sender)
+        }
+        for target, rows in rows_by(plan.gives.item):
+            pieces = [canvas.x[int(plan.gives.shard[row])][self.index(plan.gives, row)] for row in rows.tolist()]
+            Sending(ranks, target, LATENTS, pieces)
+        self.tiles: dict[int, Tensor] = {}
+        self.own: dict[int, Tensor] = {}  # place of a window -> estimate
+        self.parcels = {target: rows for target, rows in rows_by(plan.writer) if target != plan.rank}
+        self.lacking = {target: set(plan.sends.item[rows].tolist()) for target, rows in self.parcels.items()}
+
+    def index(self, pieces: Pieces, row: int) -> tuple[slice, slice, slice]:
+        """Where a piece lies in its shard."""
+        return (slice(None), *pieces.window(row).within(self.plan.source.shard(int(pieces.shard[row]))))
+
+    # ---- reading windows ------------------------------------------------------------------------
+
+    def read(self, places: Sequence[int], batch: int, dtype: torch.dtype) -> Tensor:
+        """The latents of windows, (batch, C, p, p) channels last; what follows the last window repeats it.
+
+        Args:
+            places: of the windows in the plan; at least one.
+        """
+        plan, parts = self.plan, []
+        corners, tiles = plan.cover.corners(plan.ids[np.array(places)]), plan.tile[np.array(places)]
+        starts = [0, *(np.nonzero(np.diff(tiles))[0] + 1).tolist(), len(places)]
+        for start, stop in itertools.pairwise(starts):
+            tile = int(tiles[start])
+            room = batch - start if stop == len(places) else stop - start
+            origin = (int(plan.tiles[tile, 0]), int(plan.tiles[tile, 1]))
+            here = torch.from_numpy(corners[start:stop])
+            parts.append(gather(self.tile(tile), here, plan.cover.patch, room, dtype, origin=origin))
+        return parts[0] if len(parts) == 1 else torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+    def tile(self, index: int) -> Tensor:
+        """float32 (C, h, w): a part of the canvas that holds windows that lie near each other."""
+        if index not in self.tiles:
+            self.tiles = dict(list(self.tiles.items())[-1:])  # windows come tile by tile
+            self.tiles[index] = self.assembled(Window(*self.plan.tiles[index].tolist()), bool(self.plan.beyond[index]))
+        return self.tiles[index]
+
+    def assembled(self, box: Window, beyond: bool) -> Tensor:
+        """A box of the canvas, of what this rank owns and, where windows reach beyond it, what it was sent.
+
+        The rest of the box is not filled: no window reads it.
+        """
+        canvas, plan = self.canvas, self.plan
+        out = torch.empty(canvas.channels, *box.shape, device=canvas.device)
+        held = [(plan.source.shard(s), canvas.x[s]) for s in plan.source.meeting(box) if s in canvas.x]
+        if beyond:
+            for source, rows in rows_by(plan.gets.item):
+                boxes = [plan.gets.window(row) for row in rows.tolist()]
+                if any(part & box for part in boxes):
+                    held += zip(boxes, split(self.latents[source].tensor(), canvas.channels, boxes), strict=True)
+        for place, latents in held:
+            if common := place & box:
+                out[(slice(None), *common.within(box))] = latents[(slice(None), *common.within(place))]
+        return out
+
+    # ---- estimates ------------------------------------------------------------------------------
+
+    def put(self, place: int, estimate: Tensor) -> None:
+        """Take the estimate (channels, scale p, scale p) of a window; it leaves with the last that its reader needs."""
+        self.own[place] = estimate
+        for target, lacking in self.lacking.items():
+            if place not in lacking:
+                continue
+            lacking.discard(place)
+            rows = self.parcels[target]
+            if not lacking:
+                Sending(self.canvas.ranks, target, ESTIMATES, [self.piece(row) for row in rows.tolist()])
+
+    def piece(self, row: int) -> Tensor:
+        """What of an estimate is used in a shard."""
+        plan, place = self.plan, int(self.plan.sends.item[row])
+        window, box = plan.box(place).scaled(self.scale), plan.sends.window(row).scaled(self.scale)
+        return self.own[place][(slice(None), *box.within(window))]
+
+    def arrived(self) -> dict[int, list[tuple[int, Window, Tensor]]]:
+        """For every shard that this rank fuses the (window, box, estimate) used in it, in the order of the windows.
+
+        Waits for what others send.
+        """
+        plan, scale = self.plan, self.scale
+        found: dict[int, list[tuple[int, Window, Tensor]]] = {shard: [] for shard in plan.shards}
+        for row in np.nonzero(plan.writer == plan.rank)[0].tolist():
+            index = int(plan.ids[plan.sends.item[row]])
+            found[int(plan.sends.shard[row])].append((index, plan.sends.window(row).scaled(scale), self.piece(row)))
+        for sender, rows in rows_by(plan.sender):
+            boxes = [plan.takes.window(row).scaled(scale) for row in rows.tolist()]
+            parts = split(self.estimates[sender].tensor(), self.channels, boxes)
+            for row, box, part in zip(rows.tolist(), boxes, parts, strict=True):
+                found[int(plan.takes.shard[row])].append((int(plan.takes.item[row]), box, part))
+        return {shard: sorted(pieces, key=lambda piece: piece[0]) for shard, pieces in found.items()}
+
+    def fuse(self, cover: Cover | None = None) -> Shards:
+        """The weighted mean of the estimates over the shards that this rank fuses.
+
+        Sums run in the order of the windows, whoever evaluated them: the same bits on any number of ranks.
+
+        Args:
+            cover: whose weights are used, in units of the estimates; None: the plan's.
+        """
+        cover, scale = cover or self.plan.cover, self.scale
+        fused = {}
+        for shard, pieces in self.arrived().items():
+            place = self.plan.source.shard(shard).scaled(scale)
+            whole = fuse_pixels if scale > 1 else fuse_latents
+            fused[shard] = whole(cover, place, pieces, self.channels, self.device)
+        return fused
+
+
+def fuse_latents(
+    cover: Cover, place: Window, pieces: Sequence[tuple[int, Window, Tensor]], channels: int, device: str
+) -> Tensor:
+    """float32 (channels, h, w): in one kernel, from windows laid side by side."""
+    if not pieces:
+        return torch.zeros(channels, *place.shape, device=device)
+    ids = np.array([index for index, _, _ in pieces])
+    corners, p = cover.corners(ids), cover.patch
+    estimates = torch.empty(len(ids), channels, p, p, device=device)
+    for n, (_, box, part) in enumerate(pieces):
+        y, x = corners[n].tolist()
+        estimates[(n, slice(None), *box.within(Window(y, x, y + p, x + p)))] = part
+    keep = np.array([(box.y0, box.x0, box.y1, box.x1) for _, box, _ in pieces])
+    weights = weights_of(cover, place, pieces, device)
+    return fuse(
+        estimates,
+        torch.from_numpy(corners),
+        torch.from_numpy(keep),
+        (place.y0, place.x0, place.y1, place.x1),
+        weights,
+    )
+
+
+def weights_of(cover: Cover, place: Window, pieces: Sequence[tuple[int, Window, Tensor]], device: str) -> Weights:
+    """The weights of windows in a shard, as the kernel takes them."""
+    lines = [cover.lines(index) for index, _, _ in pieces]
+    given = [line for line in lines if line is not None]
+    if given:
+        rows, columns = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*given, strict=True))
+        return Lines(rows, columns, torch.arange(len(given))[:, None].expand(-1, 2))
+    if cover.weight(pieces[0][0], pieces[0][1]) is None:
+        return None
+    field = np.full(place.shape, -1, np.int32)
+    for n, (index, box, _) in enumerate(pieces):
+        weight = cover.weight(index, box)
+        assert weight is not None
+        field[box.within(place)][weight > 0] = n
+    return Winner(torch.from_numpy(field).to(device), torch.arange(len(pieces)))
+
+
+def fuse_pixels(
+    cover: Cover, place: Window, pieces: Sequence[tuple[int, Window, Tensor]], channels: int, device: str
+) -> Tensor:
+    """float32 (channels, h, w): one window after another, for windows of pixels are many bytes."""
+    total, weights = torch.zeros(channels, *place.shape, device=device), torch.zeros(place.shape, device=device)
+    for index, box, part in pieces:
+        weight = cover.weight(index, box)
+        where = box.within(place)
+        given = None if weight is None else torch.from_numpy(weight).to(device)
+        accumulate(total[(slice(None), *where)], weights[where], part, given)
+    return normalize(total, weights)
+
+
+def rows_by(ranks: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each rank that occurs, with the rows where it does."""
+    return [(int(rank), np.nonzero(ranks == rank)[0]) for rank in np.unique(ranks)]
+
+
+def split(message: Tensor, channels: int, boxes: Sequence[Window]) -> list[Tensor]:
+    """The pieces (channels, h, w) of a message."""
+    parts = torch.split(message, [channels * box.area for box in boxes])
+    return [part.reshape(channels, *box.shape) for part, box in zip(parts, boxes, strict=True)]

@@ -1,23 +1,27 @@
-"""The only importer of mpi4py: messages, agreement, polite waiting, the end of all when one rank fails."""
+"""The only importer of mpi4py: agreement, polite waiting, the end of all when one rank fails."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from engine.timing import Timer
 
+if TYPE_CHECKING:
+    from engine.messages import Sending
+
 T = TypeVar("T")
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
-LARGEST_MESSAGE = 2**28  # elements: MPI counts are 32-bit integers on many sites
 
 
 class AgreedError(Exception):
@@ -40,23 +44,39 @@ class Ranks:
             node.Free()
         self.stop_requested = False
         self.timer = Timer()
+        self.mpi = MPI
+        self.planning, self.voting = comm.Dup(), comm.Dup()  # what goes on beside must not meet in one order
+        self.posted = 0
+        self.unsent: list[Sending] = []
+        self.background: Callable[[], None] | None = None
 
     # ---- waiting and agreeing -------------------------------------------------------------------
 
-    def _wait(self, requests: list) -> None:
-        """Wait without burning a core: sleeps of 0.1 ms growing to 20 ms between polls."""
-        from mpi4py import MPI
+    def progress(self) -> None:
+        """Move what goes on in the background: messages on their way, and ``background``. Local; cheap."""
+        self.comm.Iprobe()  # MPI moves messages only while it is called
+        self.unsent = [sending for sending in self.unsent if not sending.test()]
+        if self.background is not None:
+            self.background()
 
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Wait without burning a core: sleeps of 0.1 ms growing to 20 ms between polls."""
+        if done():
+            return
         pause = 1e-4
         with self.timer("wait"):
-            while not MPI.Request.Testall(requests):
+            while not done():
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.02)
+                self.progress()
+
+    def wait(self, requests: list) -> None:
+        self.wait_until(lambda: self.mpi.Request.Testall(requests))
 
     def barrier(self) -> None:
         """Collective."""
         if self.size > 1:
-            self._wait([self.comm.Ibarrier()])
+            self.wait([self.comm.Ibarrier()])
 
     def share(self, value: T, root: int = 0) -> T:
         """The root's value, on every rank. Collective."""
@@ -79,10 +99,8 @@ class Ranks:
     def sum_(self, array: np.ndarray) -> None:
         """Sum an array over the ranks, in place. Collective."""
         if self.size > 1:
-            from mpi4py import MPI
-
             self.barrier()
-            self.comm.Allreduce(MPI.IN_PLACE, array, op=MPI.SUM)
+            self.comm.Allreduce(self.mpi.IN_PLACE, array, op=self.mpi.SUM)
 
     def agree(self, work: Callable[[], T]) -> T:
         """Run local work that may fail; if it fails on any rank, all raise the same ``AgreedError``. Collective.
@@ -104,53 +122,13 @@ class Ranks:
         """Run work on rank 0 and share its result; its error becomes everybody's. Collective."""
         return self.share(self.agree(lambda: work() if self.rank == 0 else None))  # type: ignore[return-value]
 
-    # ---- messages -------------------------------------------------------------------------------
-
-    def exchange(
-        self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, tuple[int, ...]]]
-    ) -> list[np.ndarray]:
-        """Send float32 arrays and receive others, packed into one message a pair of ranks.
-
-        Collective over the ranks that share a piece: the pieces between two ranks are listed in the same order
-        on both sides.
-
-        Args:
-            sends: (target rank, array).
-            receives: (source rank, shape).
-        Returns:
-            The arrays received, in the order of ``receives``.
-        """
-        targets: dict[int, list[np.ndarray]] = {}
-        for target, array in sends:
-            targets.setdefault(target, []).append(array)
-        totals: dict[int, int] = {}
-        for source, shape in receives:
-            totals[source] = totals.get(source, 0) + int(np.prod(shape))
-        incoming = {source: np.empty(total, np.float32) for source, total in totals.items() if source != self.rank}
-        outgoing = {
-            target: np.concatenate([np.ravel(a) for a in arrays])
-            for target, arrays in targets.items()
-            if target != self.rank
-        }
-        requests = [
-            self.comm.Irecv(part, source=source) for source, buffer in incoming.items() for part in _parts(buffer)
-        ]
-        requests += [
-            self.comm.Isend(part, dest=target) for target, buffer in outgoing.items() for part in _parts(buffer)
-        ]
-        if requests:
-            self._wait(requests)
-        own = iter(targets.get(self.rank, []))
-        used = dict.fromkeys(incoming, 0)
-        result = []
-        for source, shape in receives:
-            if source == self.rank:
-                result.append(next(own))
-                continue
-            start = used[source]
-            used[source] += int(np.prod(shape))
-            result.append(incoming[source][start : used[source]].reshape(shape))
-        return result
+    @cached_property
+    def gpu_aware(self) -> bool:
+        """Whether the MPI library says that it takes a GPU's memory."""
+        try:
+            return bool(ctypes.CDLL(self.mpi.__file__).MPIX_Query_cuda_support() == 1)
+        except (AttributeError, OSError):
+            return False
 
     # ---- ends -----------------------------------------------------------------------------------
 
@@ -174,10 +152,6 @@ class Ranks:
         if self.size > 1:
             self.comm.Abort(1)
         os._exit(1)
-
-
-def _parts(buffer: np.ndarray) -> list[np.ndarray]:
-    return [buffer[i : i + LARGEST_MESSAGE] for i in range(0, len(buffer), LARGEST_MESSAGE)]
 
 
 def describe(error: BaseException) -> str:

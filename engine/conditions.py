@@ -15,6 +15,7 @@ import numpy as np
 from engine.cover import LARGEST_LABEL, Cover
 from engine.geometry import Window
 
+BITS = np.uint64(1) << np.arange(LARGEST_LABEL + 1, dtype=np.uint64)
 Inputs = dict[str, np.ndarray]  # what a network is given beside latents and timestep, batch first
 
 
@@ -42,28 +43,17 @@ class Condition:
         """Which of the model's networks answers a key."""
         return 0
 
-    def present(self, cover: Cover) -> np.ndarray:
-        """uint64 (windows,): bit k is set where label k occurs in the window's ``keep`` (or where it wins)."""
+    def present(self, cover: Cover, ids: np.ndarray) -> np.ndarray:
+        """uint64 (n,): bit k is set where label k occurs where a window is used."""
         if self.labels is None:
-            return np.ones(len(cover), np.uint64)
-        if cover.winner is not None:
-            found = np.zeros(len(cover), np.uint64)
-            for label in np.unique(self.labels):
-                winners = np.unique(cover.winner[self.labels == label])
-                found[winners[winners >= 0]] |= np.uint64(1) << np.uint64(label)
-            return found
-        if cover.rows is None or cover.columns is None:
-            return np.array([self._bits(box).max(initial=0) for box in map(cover.kept, range(len(cover)))], np.uint64)
-        lines = [self._bits(Window(int(a), 0, int(b), self.labels.shape[1]), axis=0) for a, b in cover.rows]
-        return np.array(
-            [np.bitwise_or.reduce(line[a:b]) for line in lines for a, b in cover.columns.tolist()], np.uint64
-        )
-
-    def _bits(self, box: Window, axis: int | None = None) -> np.ndarray:
-        """The labels of a box as bits: uint64 (1,), or (W,) by column."""
-        assert self.labels is not None
-        part = np.uint64(1) << self.labels[box.y0 : box.y1, box.x0 : box.x1].astype(np.uint64)
-        return np.atleast_1d(np.bitwise_or.reduce(part, axis=axis))
+            return np.ones(len(ids), np.uint64)
+        found = np.empty(len(ids), np.uint64)
+        for n, (index, box) in enumerate(zip(ids.tolist(), cover.keep(ids).tolist(), strict=True)):
+            kept = Window(*box)
+            part, weight = self.crop(kept), cover.weight(index, kept)
+            counts = np.bincount((part if weight is None else part[weight > 0]).ravel(), minlength=LARGEST_LABEL + 1)
+            found[n] = np.bitwise_or.reduce(BITS[counts > 0])
+        return found
 
     def requests(self, present: int) -> list[int]:
         """The keys of the evaluations of a window whose labels are the bits of ``present``, in order.

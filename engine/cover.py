@@ -1,12 +1,16 @@
 """The windows of a level and what each contributes: pure functions of (cover, canvas, seed, level).
 
-Every window has the model's full patch size and lies inside the canvas; every latent is covered.
+Every window has the model's full patch size and lies inside the canvas; every latent is covered. A window has a
+number; what is asked about windows is answered for the numbers given, in closed form: no cover but the random one
+lists its windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -16,63 +20,170 @@ COVERS = ("shifted", "random", "strided")
 WEIGHTS = ("uniform", "gaussian", "hann")
 LARGEST_LABEL = 63  # labels that occur in a window are counted in 64 bits
 TRIM = 0.25  # share of the overlap at a window's border that its neighbour decides alone
+IMAGE_BITS = 32  # a window of a set has its image's number above its own
 
 
-@dataclass(frozen=True)
-class Cover:
-    """The windows of one level, in the order in which they are fused.
+class Cover(Protocol):
+    """The windows of one level. Estimates are fused in the order of the windows' numbers."""
 
-    Args:
-        patch: side of a window.
-        corners: int64 (n, 2), top-left (y0, x0) of every window.
-        keep: int64 (n, 4), the box (y0, x0, y1, x1) of a window that its estimate is used in.
-        lines: how much an estimate counts, as products of float32 (rows, patch) and (columns, patch); None: the
-            boxes are disjoint.
-        winner: int32 (H, W), where a latent belongs to one of the windows that cover it; else None.
-        rows, columns: a lattice's intervals [start, stop) of ``keep`` along each axis, row-major; else None.
+    @property
+    def patch(self) -> int:
+        """Side of a window."""
 
-    Where several images share a canvas, ``lines`` are those of one of them.
-    """
+    def corners(self, ids: np.ndarray) -> np.ndarray:
+        """int64 (n, 2), top-left (y0, x0) of windows."""
 
-    patch: int
-    corners: np.ndarray
-    keep: np.ndarray
-    lines: tuple[np.ndarray, np.ndarray] | None = None
-    winner: np.ndarray | None = None
-    rows: np.ndarray | None = None
-    columns: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.corners)
-
-    def window(self, index: int) -> Window:
-        y, x = (int(v) for v in self.corners[index])
-        return Window(y, x, y + self.patch, x + self.patch)
-
-    def kept(self, index: int) -> Window:
-        return Window(*(int(v) for v in self.keep[index]))
+    def keep(self, ids: np.ndarray) -> np.ndarray:
+        """int64 (n, 4), the box (y0, x0, y1, x1) of each window that its estimate is used in."""
 
     def touching(self, box: Window) -> np.ndarray:
-        """The windows that are used in a box, in their order."""
-        if self.rows is None or self.columns is None:
-            k = self.keep
-            return np.nonzero((k[:, 0] < box.y1) & (k[:, 2] > box.y0) & (k[:, 1] < box.x1) & (k[:, 3] > box.x0))[0]
-        rows = np.nonzero((self.rows[:, 0] < box.y1) & (self.rows[:, 1] > box.y0))[0]
-        columns = np.nonzero((self.columns[:, 0] < box.x1) & (self.columns[:, 1] > box.x0))[0]
-        return (rows[:, None] * len(self.columns) + columns[None]).ravel()
+        """int64 (n,): the windows that are used in a box, in order."""
+
+    def home(self, box: Window) -> np.ndarray:
+        """int64 (n,): the windows at home in a box, by the middle of their ``keep``; each has one home."""
+
+    def lines(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """float32 (patch,) twice, where a window's weights are products of lines; else None."""
 
     def weight(self, index: int, box: Window) -> np.ndarray | None:
         """float32 weights of a window's estimate in a box of its ``keep``; None: 1 throughout."""
-        if self.winner is not None:
-            return (self.winner[box.y0 : box.y1, box.x0 : box.x1] == index).astype(np.float32)
-        if self.lines is None:
+
+
+def windows_of(cover: Cover, ids: np.ndarray) -> np.ndarray:
+    """int64 (n, 4): the whole boxes of windows."""
+    corners = cover.corners(ids)
+    return np.concatenate([corners, corners + cover.patch], 1)
+
+
+# ---- lattices -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """Windows along one side of a canvas, in closed form.
+
+    Args:
+        length: of the side; at least ``patch``.
+        patch: of a window.
+        stride: from one window to the next.
+        lead: the first window is used in [0, lead) alone and every other in the ``patch`` that follows; None: each is
+            used wherever it lies, and windows overlap.
+    """
+
+    length: int
+    patch: int
+    stride: int
+    lead: int | None = None
+
+    @property
+    def count(self) -> int:
+        first = self.patch if self.lead is None else self.lead
+        return 1 + -(-(self.length - first) // self.stride) if self.length > first else 1
+
+    def cells(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (n,) twice: where windows are used, [start, stop)."""
+        if self.lead is None:
+            start = self.starts(i)
+            return start, start + self.patch
+        return np.maximum(self.lead + (i - 1) * self.stride, 0), np.minimum(self.lead + i * self.stride, self.length)
+
+    def starts(self, i: np.ndarray) -> np.ndarray:
+        """int64 (n,): where windows begin; one that would reach beyond the end is pushed inside."""
+        begin = i * self.stride if self.lead is None else np.maximum(self.lead + (i - 1) * self.stride, 0)
+        return np.minimum(begin, self.length - self.patch)
+
+    def meeting(self, start: int, stop: int) -> np.ndarray:
+        """int64 (n,): the windows that are used anywhere in [start, stop)."""
+        reach = self.patch if self.lead is None else self.lead
+        first = max(start - reach, -self.stride) // self.stride + 1
+        last = (stop - 1 - (0 if self.lead is None else self.lead)) // self.stride + (self.lead is not None)
+        if self.lead is None and stop > self.length - self.patch:
+            last = self.count - 1  # pushed inside, it begins before its place
+        return np.arange(max(first, 0), min(last, self.count - 1) + 1)
+
+    def home(self, start: int, stop: int) -> np.ndarray:
+        """int64 (n,): the windows whose cell has its middle in [start, stop)."""
+        near = self.meeting(start, stop)
+        low, high = self.cells(near)
+        middle = (low + high) // 2
+        return near[(middle >= start) & (middle < stop)]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much an estimate counts along one side of its window.
+
+    Args:
+        always: float32 (patch,).
+        before, after: float32 (patch,), times that where there is a window before, or after; None: 1.
+    """
+
+    always: np.ndarray
+    before: np.ndarray | None = None
+    after: np.ndarray | None = None
+
+    def of(self, index: int, count: int) -> np.ndarray:
+        """float32 (patch,): of one of ``count`` windows."""
+        line = self.always
+        if self.before is not None and index:
+            line = line * self.before
+        if self.after is not None and index < count - 1:
+            line = line * self.after
+        return line
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Every window of a column of rows with every window of a row of columns, numbered row by row.
+
+    Args:
+        profile: of both sides; weights are products. None: the cells are disjoint.
+    """
+
+    rows: Line
+    columns: Line
+    profile: Profile | None = None
+
+    @property
+    def patch(self) -> int:
+        return self.rows.patch
+
+    def __len__(self) -> int:
+        return self.rows.count * self.columns.count
+
+    def corners(self, ids: np.ndarray) -> np.ndarray:
+        row, column = np.divmod(ids, self.columns.count)
+        return np.stack([self.rows.starts(row), self.columns.starts(column)], 1)
+
+    def keep(self, ids: np.ndarray) -> np.ndarray:
+        row, column = np.divmod(ids, self.columns.count)
+        (y0, y1), (x0, x1) = self.rows.cells(row), self.columns.cells(column)
+        return np.stack([y0, x0, y1, x1], 1)
+
+    def touching(self, box: Window) -> np.ndarray:
+        return self._block(self.rows.meeting(box.y0, box.y1), self.columns.meeting(box.x0, box.x1))
+
+    def home(self, box: Window) -> np.ndarray:
+        return self._block(self.rows.home(box.y0, box.y1), self.columns.home(box.x0, box.x1))
+
+    def _block(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return (rows[:, None] * self.columns.count + columns[None]).ravel()
+
+    def lines(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.profile is None:
             return None
-        row, column = divmod(index % (len(self.lines[0]) * len(self.lines[1])), len(self.lines[1]))
-        y, x = box.within(self.window(index))
-        return np.multiply.outer(self.lines[0][row][y], self.lines[1][column][x])
+        row, column = divmod(index, self.columns.count)
+        return self.profile.of(row, self.rows.count), self.profile.of(column, self.columns.count)
+
+    def weight(self, index: int, box: Window) -> np.ndarray | None:
+        lines = self.lines(index)
+        if lines is None:
+            return None
+        y, x = box.within(Window(*windows_of(self, np.array([index]))[0].tolist()))
+        return np.multiply.outer(lines[0][y], lines[1][x])
 
 
-def shifted(shape: tuple[int, int], patch: int, seed: int, level: int, image: int = 0) -> Cover:
+def shifted(shape: tuple[int, int], patch: int, seed: int, level: int, image: int = 0) -> Lattice:
     """A disjoint lattice with a new random offset in each axis at each level.
 
     The canvas is cut into cells along the lattice; a cell at the edge is narrower than a window, whose
@@ -82,23 +193,57 @@ def shifted(shape: tuple[int, int], patch: int, seed: int, level: int, image: in
     Source: the shifted windows of SpotDiffusion (Frolov et al. 2024, arXiv:2407.15507), without its wrap-around.
     """
     offsets = _random(seed, level, image).integers(0, patch, 2)
-    rows, columns = (
-        _cells(n, patch, int(offset) if n > patch else 0) for n, offset in zip(shape, offsets, strict=True)
-    )
-    starts = [np.minimum(cells[:, 0], n - patch) for cells, n in zip((rows, columns), shape, strict=True)]
-    return _lattice(patch, starts, (rows, columns))
+    leads = (int(offset) or patch if n > patch else patch for n, offset in zip(shape, offsets, strict=True))
+    rows, columns = (Line(n, patch, patch, lead) for n, lead in zip(shape, leads, strict=True))
+    return Lattice(rows, columns)
 
 
-def strided(shape: tuple[int, int], patch: int, stride: int, weights: str) -> Cover:
+def strided(shape: tuple[int, int], patch: int, stride: int, weights: str) -> Lattice:
     """Windows every ``stride`` latents, the last pushed inside; overlapping estimates are averaged."""
-    starts = [np.minimum(np.arange(0, n - patch + stride, stride), n - patch) for n in shape]
-    intervals = [np.stack([s, s + patch], 1) for s in starts]
-    line = window_weights(weights, patch)
-    lines = tuple(np.broadcast_to(line, (len(s), patch)) for s in starts)
-    return _lattice(patch, starts, intervals, lines)  # type: ignore[arg-type]
+    rows, columns = (Line(n, patch, stride) for n in shape)
+    return Lattice(rows, columns, Profile(window_weights(weights, patch)))
 
 
-def random(shape: tuple[int, int], patch: int, seed: int, level: int, image: int = 0) -> Cover:
+# ---- DiffInfinite's windows ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Windows that were drawn one after another: the one exception, listed over the whole canvas.
+
+    Args:
+        places: int64 (n, 2), the corners.
+        winner: int32 (H, W), the window that each latent belongs to.
+    """
+
+    patch: int
+    places: np.ndarray
+    winner: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def corners(self, ids: np.ndarray) -> np.ndarray:
+        return self.places[ids]
+
+    def keep(self, ids: np.ndarray) -> np.ndarray:
+        return windows_of(self, ids)
+
+    def touching(self, box: Window) -> np.ndarray:
+        return np.unique(self.winner[box.y0 : box.y1, box.x0 : box.x1]).astype(np.int64)
+
+    def home(self, box: Window) -> np.ndarray:
+        y, x = (self.places + self.patch // 2).T
+        return np.nonzero((y >= box.y0) & (y < box.y1) & (x >= box.x0) & (x < box.x1))[0]
+
+    def lines(self, index: int) -> None:
+        return None
+
+    def weight(self, index: int, box: Window) -> np.ndarray:
+        return (self.winner[box.y0 : box.y1, box.x0 : box.x1] == index).astype(np.float32)
+
+
+def random(shape: tuple[int, int], patch: int, seed: int, level: int, image: int = 0) -> Drawn:
     """DiffInfinite's: windows centred on latents not yet covered, until all are; the first to cover wins.
 
     Drawn one window after another over the whole canvas: time and memory grow with the canvas on every rank.
@@ -116,13 +261,77 @@ def random(shape: tuple[int, int], patch: int, seed: int, level: int, image: int
         view = winner[y : y + patch, x : x + patch]
         view[view < 0] = len(corners)
         corners.append((y, x))
-    starts = np.array(corners, np.int64)
-    return Cover(patch, starts, np.concatenate([starts, starts + patch], 1), winner=winner)
+    return Drawn(patch, np.array(corners, np.int64), winner)
+
+
+# ---- several images -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The covers of images of one shape that lie below one another on a canvas.
+
+    Args:
+        patch: side of a window.
+        height: of an image.
+        draw: the cover of an image.
+        images: sorted, those that have windows; the others have none.
+    """
+
+    patch: int
+    height: int
+    draw: Callable[[int], Cover]
+    images: range | np.ndarray
+    _kept: Callable[[int], Cover] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_kept", lru_cache(maxsize=1024)(self.draw))
+
+    def corners(self, ids: np.ndarray) -> np.ndarray:
+        return self._each(ids, lambda cover, own: cover.corners(own), 2)
+
+    def keep(self, ids: np.ndarray) -> np.ndarray:
+        return self._each(ids, lambda cover, own: cover.keep(own), 4)
+
+    def _each(self, ids: np.ndarray, ask: Callable[[Cover, np.ndarray], np.ndarray], width: int) -> np.ndarray:
+        found = np.empty((len(ids), width), np.int64)
+        image, own = ids >> IMAGE_BITS, ids & (2**IMAGE_BITS - 1)
+        for one in np.unique(image).tolist():
+            rows = np.nonzero(image == one)[0]
+            found[rows] = ask(self._kept(one), own[rows])
+            found[rows, ::2] += one * self.height
+        return found
+
+    def touching(self, box: Window) -> np.ndarray:
+        return self._meeting(box, lambda cover, part: cover.touching(part))
+
+    def home(self, box: Window) -> np.ndarray:
+        return self._meeting(box, lambda cover, part: cover.home(part))
+
+    def _meeting(self, box: Window, ask: Callable[[Cover, Window], np.ndarray]) -> np.ndarray:
+        found = [np.empty(0, np.int64)]
+        for image in range(box.y0 // self.height, (box.y1 - 1) // self.height + 1):
+            place = np.searchsorted(self.images, image)
+            if place < len(self.images) and self.images[place] == image:
+                found.append(ask(self._kept(image), self._part(box, image)) + (image << IMAGE_BITS))
+        return np.concatenate(found)
+
+    def _part(self, box: Window, image: int) -> Window:
+        """What of a box lies in an image, from the image's corner."""
+        top = image * self.height
+        return Window(max(box.y0 - top, 0), box.x0, min(box.y1 - top, self.height), box.x1)
+
+    def lines(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return self._kept(index >> IMAGE_BITS).lines(index & (2**IMAGE_BITS - 1))
+
+    def weight(self, index: int, box: Window) -> np.ndarray | None:
+        image, own = index >> IMAGE_BITS, index & (2**IMAGE_BITS - 1)
+        return self._kept(image).weight(own, self._part(box, image))
 
 
 def cover_of(
     kind: str, shape: tuple[int, int], patch: int, seed: int, level: int, *, stride: int, weights: str, image: int = 0
-) -> Cover:
+) -> Lattice | Drawn:
     """The cover of a level, by its name.
 
     Args:
@@ -137,23 +346,10 @@ def cover_of(
     raise ValueError(f"cover is {kind!r}; known: {', '.join(COVERS)}")
 
 
-def stacked(covers: Sequence[Cover], images: Sequence[int], shape: tuple[int, int], count: int) -> Cover:
-    """The covers of some of ``count`` images of one shape that lie below one another on a canvas."""
-    moves = [np.array([image * shape[0], 0], np.int64) for image in images]
-    corners = np.concatenate([c.corners + move for c, move in zip(covers, moves, strict=True)])
-    keep = np.concatenate([c.keep + np.tile(move, 2) for c, move in zip(covers, moves, strict=True)])
-    winner = None
-    if covers[0].winner is not None:
-        winner = np.full((count * shape[0], shape[1]), -1, np.int32)
-        first = 0
-        for cover, image in zip(covers, images, strict=True):
-            assert cover.winner is not None
-            winner[image * shape[0] : (image + 1) * shape[0]] = cover.winner + first
-            first += len(cover)
-    return Cover(covers[0].patch, corners, keep, covers[0].lines, winner)
+# ---- the decoder's windows ----------------------------------------------------------------------
 
 
-def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Cover:
+def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Lattice:
     """The decoder's windows: a lattice in latents, a function of the canvas alone.
 
     Args:
@@ -165,44 +361,30 @@ def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Cover:
     return strided(shape, side, max(side - overlap, 1), "uniform")
 
 
-def pixel_cover(cover: Cover, factor: int, overlap: int) -> Cover:
+def pixel_cover(cover: Lattice, factor: int, overlap: int) -> Lattice:
     """The same windows in pixels, with weights that rise smoothly over the overlap, and are 1 at the canvas edge."""
     ramp = max(min(overlap, cover.patch // 2) * factor, 1)
     s = np.clip(((np.arange(cover.patch * factor) + 0.5) / ramp - TRIM) / (1 - 2 * TRIM), 0, 1)
     rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(np.float32)  # never zero: a sum of weights divides
-
-    def line(windows: int) -> np.ndarray:
-        found = np.ones((windows, len(rising)), np.float32)
-        found[1:] *= rising
-        found[:-1] *= rising[::-1]
-        return found
-
-    return _scaled(cover, factor, line)
+    return scaled(cover, factor, Profile(np.ones_like(rising), rising, rising[::-1]))
 
 
-def gaussian_pixel_cover(cover: Cover, factor: int) -> Cover:
+def gaussian_pixel_cover(cover: Lattice, factor: int) -> Lattice:
     """The same windows in pixels, weighted by exp(-r^2 / 0.8^2), r from -1 to 1 across a window.
 
     Source: Large-Image-Diffusion's merging of decoded windows (Graikos et al. 2024, arXiv:2312.07330).
     """
     r = np.linspace(-1, 1, cover.patch * factor)
-    bell = np.exp(-((r / 0.8) ** 2)).astype(np.float32)
-    return _scaled(cover, factor, lambda windows: np.broadcast_to(bell, (windows, len(bell))))
+    return scaled(cover, factor, Profile(np.exp(-((r / 0.8) ** 2)).astype(np.float32)))
 
 
-def _scaled(cover: Cover, factor: int, line: Callable[[int], np.ndarray]) -> Cover:
-    """A lattice in units ``factor`` times finer, with new weights: ``line`` gives those of so many windows in a row."""
-    assert cover.rows is not None
-    assert cover.columns is not None
-    return Cover(
-        cover.patch * factor,
-        cover.corners * factor,
-        cover.keep * factor,
-        (line(len(cover.rows)), line(len(cover.columns))),
-        None,
-        cover.rows * factor,
-        cover.columns * factor,
+def scaled(cover: Lattice, factor: int, profile: Profile) -> Lattice:
+    """A lattice of overlapping windows in units ``factor`` times finer, with new weights."""
+    rows, columns = (
+        replace(line, length=line.length * factor, patch=line.patch * factor, stride=line.stride * factor)
+        for line in (cover.rows, cover.columns)
     )
+    return Lattice(rows, columns, profile)
 
 
 def window_weights(kind: str, side: int) -> np.ndarray:
@@ -226,24 +408,3 @@ def _random(seed: int, level: int, image: int) -> np.random.Generator:
     """A Philox stream of its own for every (seed, level, image); both axes are drawn from the one stream."""
     key = np.array([seed & (2**64 - 1), 0x636F766572 << 24 | level], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, image]))
-
-
-def _cells(length: int, patch: int, offset: int) -> np.ndarray:
-    """int64 (n, 2): [0, length) cut at offset, offset + patch, ..."""
-    cuts = np.arange(offset, length, patch)
-    edges = np.unique(np.concatenate([[0], cuts, [length]]))
-    return np.stack([edges[:-1], edges[1:]], 1).astype(np.int64)
-
-
-def _lattice(
-    patch: int,
-    starts: Sequence[np.ndarray],
-    intervals: Sequence[np.ndarray],
-    lines: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Cover:
-    """Every row with every column: windows from where they start and the intervals that they are used in."""
-    rows, columns = intervals
-    y, x = (v.ravel() for v in np.meshgrid(np.arange(len(rows)), np.arange(len(columns)), indexing="ij"))
-    corners = np.stack([starts[0][y], starts[1][x]], 1).astype(np.int64)
-    keep = np.stack([rows[y, 0], columns[x, 0], rows[y, 1], columns[x, 1]], 1).astype(np.int64)
-    return Cover(patch, corners, keep, lines, None, rows, columns)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.canvas import Canvas, Shards, fuse
+from engine.canvas import Canvas, Exchange, Shards
+from engine.comm import Ranks
 from engine.cover import Cover
-from engine.plan import LevelPlan, decode_rounds, plan_decode
-
-
-def decode_windows(
-    plan: LevelPlan, rank: int, read: Callable[[int], Tensor], decode: Callable[[Tensor], Tensor]
-) -> dict[int, Tensor]:
-    """Decode this rank's windows of a round, one at a time: float32 (c, side, side). Local."""
-    with torch.inference_mode():
-        return {w: decode(read(w)[None])[0].float().cpu() for w in plan.windows_of(rank)}
+from engine.plan import Rounds, plan_decode
+from engine.planner import Planner
 
 
 def to_uint8(pixels: Tensor, black_white: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:
@@ -52,9 +46,41 @@ def to_label_levels(pixels: Tensor, count: int) -> np.ndarray:
     return (labels * 255 // most).to(torch.uint8).numpy()
 
 
-def write_all(images: Shards, write: Callable[[int, Tensor], None]) -> None:
-    for shard, pixels in images.items():
-        write(shard, pixels)
+class Shelf:
+    """Writes shards in a thread of its own, while the next are decoded; at most one round waits there.
+
+    Args:
+        write: stores one decoded shard (c, h, w).
+    """
+
+    def __init__(self, ranks: Ranks, write: Callable[[int, Tensor], None]) -> None:
+        self.ranks, self.write = ranks, write
+        self.pool = ThreadPoolExecutor(1, "shards")
+        self.writing: Future[None] | None = None
+        self.problem: BaseException | None = None
+
+    def put(self, images: Shards) -> None:
+        """Hand over decoded shards, when those before are written. Local."""
+        self.empty()
+
+        def write() -> None:
+            for shard, pixels in images.items():
+                self.write(shard, pixels)
+
+        self.writing = self.pool.submit(write)
+
+    def empty(self) -> None:
+        """Wait until everything is written, or has failed. Local."""
+        if self.writing is not None:
+            with self.ranks.timer("store"):
+                self.ranks.wait_until(self.writing.done)
+            self.problem = self.problem or self.writing.exception()
+            self.writing = None
+
+    def check(self) -> None:
+        """Raise what went wrong in writing. Local."""
+        if self.problem is not None:
+            raise self.problem
 
 
 def decode_canvas(
@@ -65,9 +91,10 @@ def decode_canvas(
     pixels: Cover,
     factor: int,
     channels: int,
-    remaining: Sequence[int],
-    write: Callable[[int, Tensor], None],
-    after_round: Callable[[int], bool],
+    rounds: Rounds,
+    shelf: Shelf,
+    before_round: Callable[[int], None],
+    after_round: Callable[[], bool],
 ) -> bool:
     """Decode the remaining shards. Collective.
 
@@ -75,41 +102,53 @@ def decode_canvas(
         decode: (1, C, p, p) normalised latents -> (1, c, factor p, factor p) in [-1, 1].
         cover, pixels: the decoder's windows, in latents, and with their weights in pixels.
         channels: of the image.
-        write: stores one decoded shard (c, h, w); called by the shard's one writer.
-        after_round: windows decoded in the round -> whether to stop here.
+        shelf: takes the decoded shards (c, h, w), each from its one writer.
+        before_round: is told how many windows this rank decodes in the round.
+        after_round: whether to stop here.
     Returns:
-        Whether all shards were written.
+        Whether all shards were decoded.
     """
     ranks, ownership = canvas.ranks, canvas.ownership
-    rounds = decode_rounds(remaining, ranks.size)
-    for turn, (shards, writers) in enumerate(rounds):
-        plan = plan_decode(cover, ownership, shards, writers)
-        with ranks.timer("decode"):
-            decoded = decode_windows(plan, ranks.rank, canvas.gather(plan), decode)
+    planner = Planner(ranks, lambda turn, _: plan_decode(ranks.rank, cover, ownership, rounds, turn))
+    for turn in range(len(rounds)):
+        with ranks.timer("plan"):
+            plan = planner.take(turn)
+        with ranks.timer("exchange"):
+            exchange = Exchange(canvas, plan, channels, scale=factor, device="cpu")
+        if turn + 1 < len(rounds):
+            planner.begin(turn + 1)
+        before_round(len(plan))
+        with ranks.timer("decode"), torch.inference_mode():
+            for place in range(len(plan)):
+                latents = exchange.read([place], 1, torch.float32).contiguous()
+                exchange.put(place, decode(latents)[0].float().cpu())
+                ranks.progress()
         with ranks.timer("fuse"):
-            images = fuse(ranks, plan, decoded, channels, cover=pixels, scale=factor)
-        with ranks.timer("store"):
-            ranks.agree(partial(write_all, images, write))
-        if after_round(int(plan.costs.sum())) and turn + 1 < len(rounds):
+            images = exchange.fuse(pixels)
+        shelf.put(images)
+        if after_round() and turn + 1 < len(rounds):
+            planner.end()
             return False
+    planner.end()
     return True
 
 
 def write_pixels(
     canvas: Canvas,
-    remaining: Sequence[int],
-    write: Callable[[int, Tensor], None],
-    after_round: Callable[[int], bool],
+    remaining: Iterable[int],
+    shelf: Shelf,
+    before_round: Callable[[int], None],
+    after_round: Callable[[], bool],
 ) -> bool:
     """Write the remaining shards of a canvas of pixels, each by its owner, one a rank and round. Collective.
 
     Args and returns are those of ``decode_canvas``.
     """
-    mine = [shard for shard in remaining if canvas.ownership.owner[shard] == canvas.ranks.rank]
+    mine = [int(shard) for shard in remaining if int(shard) in canvas.x]
     rounds = max(canvas.ranks.collect(len(mine)))
     for turn in range(rounds):
-        images = {shard: canvas.x[shard].float().cpu() for shard in mine[turn : turn + 1]}
-        canvas.ranks.agree(partial(write_all, images, write))
-        if after_round(0) and turn + 1 < rounds:
+        before_round(0)
+        shelf.put({shard: canvas.x[shard].float().cpu() for shard in mine[turn : turn + 1]})
+        if after_round() and turn + 1 < rounds:
             return False
     return True

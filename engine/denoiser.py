@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.conditions import Condition, labels_of
+from engine.cover import windows_of
 from engine.geometry import Window
-from engine.plan import LevelPlan
+from engine.plan import Plan
 from engine.schedule import Schedule
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # latents, timesteps, inputs -> output
-Request = tuple[int, int]  # (window, key)
+Request = tuple[int, int]  # (place of a window in the plan, key)
+
+
+class Windows(Protocol):
+    """Where windows come from and their estimates go to; they are named by their places in the plan."""
+
+    def read(self, places: Sequence[int], batch: int, dtype: torch.dtype) -> Tensor:
+        """Their latents (batch, C, p, p), channels last; places beyond the last repeat it."""
+
+    def put(self, place: int, estimate: Tensor) -> None:
+        """Take the estimate of one."""
 
 
 class Denoiser:
@@ -45,60 +57,58 @@ class Denoiser:
 
     def __call__(
         self,
-        plan: LevelPlan,
-        present: np.ndarray,
-        windows: list[int],
-        read: Callable[[int], Tensor],
+        plan: Plan,
+        windows: Windows,
         t: int,
         level: int = 0,
-    ) -> dict[int, Tensor]:
-        """Estimates (C, p, p) in float32 of the given windows at timestep ``t``. Local.
+        between: Callable[[int, float], None] = lambda level, done: None,
+    ) -> None:
+        """Estimates (C, p, p) in float32 of this rank's windows at timestep ``t``, in the plan's order. Local.
 
         Where the model learned its variance, its word on it follows as C more channels.
 
         Args:
-            present: the labels of every window of the plan, as bits.
-            read: from a window's index to its latents.
+            windows: gives the latents and takes the estimates.
+            between: called after every micro-batch with the level and the part of the work that is done.
         """
         guided = self.guided_levels is None or level in self.guided_levels
         self.condition = self.always if guided else self.always.unguided()
-        requests = [(w, key) for w in windows for key in self.condition.requests(int(present[w]))]
+        requests = [(w, key) for w in range(len(plan)) for key in self.condition.requests(int(plan.present[w]))]
         requests.sort(key=lambda request: self.condition.network(request[1]))  # a micro-batch is of one network
-        inputs: dict[int, Tensor] = {}
+        boxes = [Window(*box) for box in windows_of(plan.cover, plan.ids).tolist()]
         outputs: dict[int, dict[int, Tensor]] = {}
-        denoised: dict[int, Tensor] = {}
         last = {window: index for index, (window, _) in enumerate(requests)}
         from_x, from_output = self.schedule.to_denoised(self.schedule.alpha_bar[t])
         done = 0
         for batch in self.batches(requests):
-            for window, _ in batch:
-                if window not in inputs:
-                    inputs[window] = read(window).to(self.device)
-            for (window, key), out in zip(batch, self.evaluate(plan, batch, inputs, t), strict=False):
-                outputs.setdefault(window, {})[key] = out
-            for index in range(done, done + len(batch)):
-                window = requests[index][0]
-                if last[window] == index:
-                    x = inputs.pop(window)
-                    box = plan.cover.window(window)
-                    out = combine(self.condition, box, int(present[window]), outputs.pop(window), len(x))
-                    estimate = x * from_x + out[: len(x)] * from_output
-                    denoised[window] = torch.cat([estimate, out[len(x) :]]) if len(out) > len(x) else estimate
+            x = windows.read([window for window, _ in batch], self.batch_size, self.dtype)
+            answers = self.evaluate([(boxes[window], key) for window, key in batch], x, t)
+            if self.dtype != torch.float32:
+                x = windows.read([window for window, _ in batch], self.batch_size, torch.float32)
+            for place, (window, key) in enumerate(batch):
+                outputs.setdefault(window, {})[key] = answers[place]
+                if last[window] == done + place:
+                    channels = x.shape[1]
+                    out = combine(
+                        self.condition, boxes[window], int(plan.present[window]), outputs.pop(window), channels
+                    )
+                    estimate = x[place] * from_x + out[:channels] * from_output
+                    whole = torch.cat([estimate, out[channels:]]) if len(out) > channels else estimate
+                    windows.put(window, whole)
             done += len(batch)
-        return denoised
+            between(level, done / len(requests))
 
-    def evaluate(self, plan: LevelPlan, batch: list[Request], inputs: dict[int, Tensor], t: int) -> Tensor:
+    def evaluate(self, asked: list[tuple[Window, int]], x: Tensor, t: int) -> Tensor:
         """The network's output (B, C, p, p) for one micro-batch, in float32; padding included."""
-        padded = batch + [batch[-1]] * (self.batch_size - len(batch))
-        given = self.condition.inputs([(plan.cover.window(window), key) for window, key in padded])
+        padded = asked + [asked[-1]] * (self.batch_size - len(asked))
+        given = self.condition.inputs(padded)
         with torch.inference_mode():
-            x = torch.stack([inputs[window] for window, _ in padded]).to(self.dtype)
-            out = self.networks[self.condition.network(batch[0][1])](
-                x.contiguous(memory_format=torch.channels_last),
+            out = self.networks[self.condition.network(asked[0][1])](
+                x,
                 torch.full((self.batch_size,), t, device=self.device),
                 {name: self.to_device(value) for name, value in given.items()},
             )
-        self.evaluations += len(batch)
+        self.evaluations += len(asked)
         return out.float()
 
     def to_device(self, value: np.ndarray) -> Tensor:

@@ -173,23 +173,26 @@ class Writer:
     def box(self, shard: int) -> Window:
         """Where a shard of the canvas lies in the output."""
         prepared = self.prepared
-        window = prepared.ownership.shards[shard]
+        window = prepared.ownership.shard(shard)
         if prepared.job.count is None:
             return image_box(window, prepared.card.factor, prepared.job.size)
         rows = prepared.frames.frame[0]
         return Window(window.y0 // rows, 0, window.y1 // rows, 1)
 
-    def remaining(self) -> list[int]:
+    def remaining(self) -> range | np.ndarray:
         """The shards of this drawing that are not yet in the ledger."""
         done = self.output.ledger(self.drawing.attempt)
         chosen = self.drawing.images
-        boxes = {shard: self.box(shard) for shard in self.prepared.wanted}
-        return [
-            shard
-            for shard, box in boxes.items()
-            if (self.output.layout.image, box) not in done
-            and (chosen is None or any(box.y0 <= image < box.y1 for image in chosen))
-        ]
+        boxes = {int(shard): self.box(int(shard)) for shard in self.prepared.wanted}
+        return np.array(
+            [
+                shard
+                for shard, box in boxes.items()
+                if (self.output.layout.image, box) not in done
+                and (chosen is None or any(box.y0 <= image < box.y1 for image in chosen))
+            ],
+            np.int64,
+        )
 
     def __call__(self, shard: int, pixels: Tensor) -> None:
         """Write one shard.
@@ -203,13 +206,17 @@ class Writer:
             to_label_levels(pixels, card.label_count) if card.role == "labels" else to_uint8(pixels, card.pixel_range)
         )
         if prepared.job.count is None:
-            part = image[(slice(None), *box.within(prepared.ownership.shards[shard].scaled(card.factor)))]
+            part = image[(slice(None), *box.within(prepared.ownership.shard(shard).scaled(card.factor)))]
             part = part if self.repaint is None else self.repaint.blend(box, part)
             part = part if self.region is None else np.where(self.within_region(box), part, np.uint8(WHITE))
         else:
             part = self.images(image, box)
         line = self.output.write(self.output.layout.image, box, part)
         self.lines.append({**line, "attempt": self.drawing.attempt} if self.drawing.attempt else line)
+
+    def taken(self) -> list[dict[str, Any]]:
+        """The ledger's lines of what was written since the last call; while others are being written."""
+        return [self.lines.pop(0) for _ in range(len(self.lines))]
 
     def within_region(self, box: Window) -> np.ndarray:
         """bool (h, w): the pixels of the region of interest."""

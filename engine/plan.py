@@ -1,15 +1,42 @@
-"""Who owns which shards, who evaluates which windows, which rectangles travel: integers, the same on every rank."""
+"""Who owns which shards, who evaluates which windows, which rectangles travel: integers.
+
+Every rank plans its own part. What it cannot know by arithmetic it is told: how much work lies before its own (one
+sum over the ranks), which windows others leave to it, and who reads its shards (a few messages between ranks that
+share work). A rank's part is a generator that yields what it asks and is sent the answer, so that the same code runs
+over MPI, in step with other work, and for many ranks in one process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.cover import Cover
-from engine.geometry import Window, grid
+from engine.cover import Cover, windows_of
+from engine.geometry import Window
+
+Messages = dict[int, np.ndarray]  # rank -> int64
+Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # windows -> uint64 labels as bits, int64 evaluations
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Asks for int64 (2, k): the sums over the ranks before this one, and over all."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Post:
+    """Asks for messages to be delivered; the answer is what this rank was sent: sender -> message."""
+
+    messages: Messages
+
+
+Planning = Generator[Sum | Post, Any, P]
 
 
 @dataclass(frozen=True)
@@ -26,18 +53,26 @@ class Ownership:
     sides: tuple[int, int]
     size: int
 
-    @cached_property
-    def shards(self) -> list[Window]:
-        return grid(self.shape, self.sides)
-
     @property
     def columns(self) -> int:
         return -(-self.shape[1] // self.sides[1])
 
-    @cached_property
-    def owner(self) -> np.ndarray:
-        """int64 (shards,): the rank that owns each."""
-        return deal(len(self.shards), self.size)
+    @property
+    def count(self) -> int:
+        """How many shards there are; they are numbered row by row."""
+        return -(-self.shape[0] // self.sides[0]) * self.columns
+
+    def shard(self, index: int) -> Window:
+        row, column = divmod(index, self.columns)
+        y, x = row * self.sides[0], column * self.sides[1]
+        return Window(y, x, min(y + self.sides[0], self.shape[0]), min(x + self.sides[1], self.shape[1]))
+
+    def owner(self, shards: np.ndarray) -> np.ndarray:
+        """int64: the rank that owns each."""
+        return shards * self.size // self.count
+
+    def owned(self, rank: int) -> range:
+        return dealt(self.count, self.size, rank)
 
     def meeting(self, box: Window) -> list[int]:
         """The shards that a box of the canvas meets."""
@@ -45,31 +80,33 @@ class Ownership:
         columns = range(box.x0 // self.sides[1], (box.x1 - 1) // self.sides[1] + 1)
         return [row * self.columns + column for row in rows for column in columns]
 
-    def owned(self, rank: int) -> list[int]:
-        return np.nonzero(self.owner == rank)[0].tolist()
 
+def dealt(count: int, size: int, rank: int) -> range:
+    """What a rank is dealt of ``count`` things, in contiguous runs whose lengths differ by one at most.
 
-def deal(count: int, size: int) -> np.ndarray:
-    """The rank of each of ``count`` things dealt in contiguous runs whose lengths differ by one at most.
+    Thing i goes to rank i size // count.
 
-    >>> deal(5, 2).tolist()
-    [0, 0, 0, 1, 1]
+    >>> [list(dealt(5, 2, rank)) for rank in range(2)]
+    [[0, 1, 2], [3, 4]]
     """
-    return np.arange(count) * size // max(count, 1)
+    return range(-(-rank * count // size), -(-(rank + 1) * count // size))
 
 
-def deal_by_cost(costs: np.ndarray, size: int, ahead: np.ndarray | None = None) -> np.ndarray:
-    """The rank of each thing, in contiguous runs of equal cost, to within the cost of one thing.
+def deal(costs: np.ndarray, before: int, total: int, size: int, shares: np.ndarray | None = None) -> np.ndarray:
+    """The rank of each thing of a line of things, in runs of equal cost, to within the cost of one thing.
 
     Args:
-        ahead: what each rank has done beyond its share so far; it is given that much less.
+        costs: int64 (n,), of a stretch of the line.
+        before, total: the costs before the stretch, and of the whole line.
+        shares: float64 (size,), rising to 1: where each rank's run ends; None: equal runs.
 
-    >>> deal_by_cost(np.array([3, 1, 1, 1]), 2).tolist()
-    [0, 1, 1, 1]
+    >>> deal(np.array([3, 1, 1, 1]), 0, 6, 2).tolist(), deal(np.array([1, 1]), 4, 6, 2).tolist()
+    ([0, 1, 1, 1], [1, 1])
     """
-    shares = np.full(size, costs.sum() / size) - (0 if ahead is None else ahead)
-    cuts = np.cumsum(np.maximum(shares, 0))[:-1]
-    return np.searchsorted(cuts, np.cumsum(costs) - costs / 2, side="right")
+    middle = 2 * (before + np.cumsum(costs)) - costs  # twice the place of each thing's middle
+    if shares is None:
+        return np.minimum(middle * size // max(2 * total, 1), size - 1)
+    return np.minimum(np.searchsorted(shares, middle / max(2 * total, 1), side="right"), size - 1)
 
 
 @dataclass(frozen=True)
@@ -114,123 +151,243 @@ def cut_by_shards(boxes: np.ndarray, ownership: Ownership) -> Pieces:
     return merged[np.lexsort((merged.shard, merged.item))]
 
 
-def bounding_pieces(pieces: Pieces, reader: np.ndarray) -> Pieces:
-    """For every (reader, shard) the smallest box that holds all its pieces; ``item`` is the reader.
-
-    Args:
-        reader: the rank that reads each piece.
-    """
+def bounding_pieces(pieces: Pieces) -> Pieces:
+    """For every (item, shard) the smallest box that holds all its pieces; ordered by item, then shard."""
     if not len(pieces):
         return pieces
-    order = np.lexsort((pieces.shard, reader))
-    reader, shard, box = reader[order], pieces.shard[order], pieces.box[order]
-    new = np.nonzero(np.r_[True, (np.diff(reader) != 0) | (np.diff(shard) != 0)])[0]
+    pieces = pieces[np.lexsort((pieces.shard, pieces.item))]
+    item, shard, box = pieces.item, pieces.shard, pieces.box
+    new = np.nonzero(np.r_[True, (np.diff(item) != 0) | (np.diff(shard) != 0)])[0]
     low = np.minimum.reduceat(box[:, :2], new, axis=0)
     high = np.maximum.reduceat(box[:, 2:], new, axis=0)
-    return Pieces(reader[new], shard[new], np.concatenate([low, high], 1))
+    return Pieces(item[new], shard[new], np.concatenate([low, high], 1))
 
 
 @dataclass(frozen=True)
-class LevelPlan:
-    """One level: which rank evaluates which windows and which rectangles cross between ranks.
+class Plan:
+    """One rank's part of a level, or of a round of decoding.
+
+    Windows are held in the order in which they are evaluated: some that are this rank's affair alone, then those that
+    others' latents or shards have a part in, then the rest, so that messages travel while there is work.
 
     Args:
-        cover: the windows.
-        costs: evaluations of each window.
-        source: who owns what is read.
-        reader: the rank that evaluates each window.
-        reads: for every (rank, shard) the box of the canvas that the rank reads; ``item`` is the rank.
-        writes: where estimates are used; ``item`` is the window.
-        writer: the rank that fuses each shard; -1: the shard is not wanted.
+        cover: of all windows.
+        ids: int64 (n,), the windows that this rank evaluates.
+        present: uint64 (n,), the labels that each is asked for, as bits.
+        tile: int64 (n,), which tile each window is cut from.
+        tiles: int64 (k, 4), boxes of the canvas that hold windows that lie near each other.
+        beyond: bool (k,), whether a tile's windows may reach into others' shards.
+        shards: that this rank fuses.
+        gives, gets: what travels before: boxes of own shards with the rank that reads them (``item``), and of others'
+            shards with the rank that owns them.
+        sends, takes: what travels after: of a window evaluated here (``item``: its place in ``ids``) with the rank
+            that fuses (``writer``), this one included; and of windows evaluated elsewhere (``item``: the window), with
+            the rank that evaluates (``sender``).
+        windows, evaluations: of all ranks.
     """
 
+    rank: int
     cover: Cover
-    costs: np.ndarray
     source: Ownership
-    reader: np.ndarray
-    reads: Pieces
-    writes: Pieces
+    ids: np.ndarray
+    present: np.ndarray
+    tile: np.ndarray
+    tiles: np.ndarray
+    beyond: np.ndarray
+    shards: Sequence[int]
+    gives: Pieces
+    gets: Pieces
+    sends: Pieces
     writer: np.ndarray
+    takes: Pieces
+    sender: np.ndarray
+    windows: int = 0
+    evaluations: int = 0
 
-    def windows_of(self, rank: int) -> list[int]:
-        """The windows that a rank evaluates, in the order of the cover."""
-        return np.nonzero(self.reader == rank)[0].tolist()
+    def __len__(self) -> int:
+        return len(self.ids)
 
-    @property
-    def evaluations(self) -> int:
-        return int(self.costs.sum())
-
-    def evaluations_of_ranks(self) -> np.ndarray:
-        return np.bincount(self.reader, weights=self.costs, minlength=self.source.size).astype(np.int64)
+    def box(self, place: int) -> Window:
+        """Of the window at a place in ``ids``."""
+        return Window(*windows_of(self.cover, self.ids[place : place + 1])[0].tolist())
 
     def travelling(self) -> tuple[int, int]:
-        """Canvas elements (per channel) that cross between ranks: (before the evaluations, after them)."""
-        reads = self.reads.areas[self.source.owner[self.reads.shard] != self.reads.item].sum()
-        writes = self.writes.areas[self.writer[self.writes.shard] != self.reader[self.writes.item]].sum()
-        return int(reads), int(writes)
+        """Canvas elements (per channel) that this rank is sent: (before the evaluations, after them)."""
+        return int(self.gets.areas.sum()), int(self.takes.areas.sum())
 
 
-def plan_level(cover: Cover, costs: np.ndarray, ownership: Ownership, ahead: np.ndarray | None = None) -> LevelPlan:
-    """Cut a level's evaluations in equal runs along the order of the shards.
+def plan_level(
+    rank: int,
+    cover: Cover,
+    ownership: Ownership,
+    ask: Ask,
+    shares: np.ndarray | None = None,
+) -> Planning[Plan]:
+    """A rank's part of a level: the evaluations of all ranks, cut in equal runs along the order of the shards.
 
     Args:
-        ahead: evaluations that each rank has done beyond its share in earlier levels.
+        ask: what each window is asked for, and what that costs.
+        shares: see ``deal``.
     """
+    own = ownership.owned(rank)
+    at_home = [cover.home(ownership.shard(shard)) for shard in own]
+    ids = np.concatenate([*at_home, np.empty(0, np.int64)])
+    present, costs = ask(ids)
+    table = np.stack([np.repeat(np.array(own, np.int64), list(map(len, at_home))), ids, present.view(np.int64)], 1)
+    before, total = yield Sum((int(costs.sum()), len(ids)))
     asked = np.nonzero(costs)[0]  # a window that costs nothing is neither read nor used
-    windows = np.concatenate([cover.corners, cover.corners + cover.patch], 1)[asked]
-    centres = (cover.keep[:, :2] + cover.keep[:, 2:]) // 2 // np.array(ownership.sides)
-    order = np.argsort(centres[:, 0] * ownership.columns + centres[:, 1], kind="stable")
-    reader = np.empty(len(cover), np.int64)
-    reader[order] = deal_by_cost(costs[order], ownership.size, ahead)
-    cut = cut_by_shards(windows, ownership)
-    cut = Pieces(asked[cut.item], cut.shard, cut.box)
-    writes = cut_by_shards(cover.keep[asked], ownership)
-    return LevelPlan(
+    target = deal(costs[asked], int(before[0]), int(total[0]), ownership.size, shares)
+    left = yield Post({int(to): table[asked[target == to]] for to in np.unique(target)})
+    table = np.concatenate([np.empty(0, np.int64), *map(np.ravel, left.values())]).reshape(-1, 3)
+    table = table[np.lexsort((table[:, 1], table[:, 0]))]
+    found = yield from share(rank, cover, ownership, table, own, ownership.owner)
+    return replace(found, windows=int(total[1]), evaluations=int(total[0]))
+
+
+def share(
+    rank: int,
+    cover: Cover,
+    ownership: Ownership,
+    table: np.ndarray,
+    shards: Sequence[int],
+    writer_of: Callable[[np.ndarray], np.ndarray],
+) -> Planning[Plan]:
+    """What travels for the windows that a rank evaluates: it tells those who own what they read, and who fuse them.
+
+    Args:
+        table: int64 (n, 3): the shard near which each window lies, the window, its labels as bits.
+        shards: that this rank fuses.
+        writer_of: from shards to the rank that fuses each; -1: nobody does now.
+    """
+    phase = phases(rank, cover, ownership, table[:, 1], writer_of)
+    order = np.argsort(phase, kind="stable")
+    phase, (near, ids, present) = phase[order], table[order].T
+    tile = np.cumsum(np.r_[0, (np.diff(near) != 0) | (np.diff(phase) != 0)])[: len(ids)]
+    boxes = windows_of(cover, ids)
+    sends = cut_by_shards(cover.keep(ids), ownership)
+    sends = sends[writer_of(sends.shard) >= 0]
+    writer = writer_of(sends.shard)
+    reads = cut_by_shards(boxes, ownership)
+    gets = bounding_pieces(Pieces(ownership.owner(reads.shard), reads.shard, reads.box))
+    gets = gets[gets.item != rank]
+    messages = {}
+    for to in set(gets.item.tolist()) | set(writer.tolist()) - {rank}:
+        asked, told = gets[gets.item == to], sends[writer == to]
+        parts = (
+            [len(asked)],
+            np.column_stack([asked.shard, asked.box]).ravel(),
+            np.column_stack([ids[told.item], told.shard, told.box]).ravel(),
+        )
+        messages[to] = np.concatenate(parts).astype(np.int64)
+    heard = yield Post(messages)
+    given, taken = [np.empty((0, 6), np.int64)], [np.empty((0, 7), np.int64)]
+    for sender, message in heard.items():
+        cut = 1 + 5 * int(message[0])
+        for listed, found in ((message[1:cut].reshape(-1, 5), given), (message[cut:].reshape(-1, 6), taken)):
+            found.append(np.column_stack([np.full(len(listed), sender), listed]))
+    give, take = np.concatenate(given), np.concatenate(taken)
+    return Plan(
+        rank=rank,
         cover=cover,
-        costs=costs,
         source=ownership,
-        reader=reader,
-        reads=bounding_pieces(cut, reader[cut.item]),
-        writes=Pieces(asked[writes.item], writes.shard, writes.box),
-        writer=ownership.owner,
+        ids=ids,
+        present=present.view(np.uint64),
+        tile=tile,
+        tiles=bounding_pieces(Pieces(tile, np.zeros_like(tile), boxes)).box,
+        beyond=phase[np.unique(tile, return_index=True)[1]] == 1,
+        shards=shards,
+        gives=Pieces(give[:, 0], give[:, 1], give[:, 2:]),
+        gets=gets,
+        sends=sends,
+        writer=writer,
+        takes=Pieces(take[:, 1], take[:, 2], take[:, 3:]),
+        sender=take[:, 0],
     )
 
 
-def plan_decode(cover: Cover, ownership: Ownership, shards: Sequence[int], writers: Sequence[int]) -> LevelPlan:
-    """One round of decoding: the windows that touch the given shards, cut in equal runs over all ranks.
+def phases(
+    rank: int, cover: Cover, ownership: Ownership, ids: np.ndarray, writer_of: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """When windows are evaluated: 1 those that other ranks' shards have a part in; half of the others before, 0, and
+    half after, 2.
+    """
+    reads, sends = cut_by_shards(windows_of(cover, ids), ownership), cut_by_shards(cover.keep(ids), ownership)
+    alone = np.ones(len(ids), bool)
+    alone[reads.item[ownership.owner(reads.shard) != rank]] = False
+    alone[sends.item[writer_of(sends.shard) != rank]] = False
+    return np.where(alone, 2 * (np.cumsum(alone) > alone.sum() / 2), 1)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The shards that are still to be written, dealt in contiguous runs; each rank writes one a round.
 
     Args:
-        cover: the decoder's windows, in latents.
-        shards: to be written in this round.
-        writers: the rank that writes each of them.
+        remaining: sorted; a range or int64.
+        size: how many ranks.
     """
-    writer = np.full(len(ownership.shards), -1, np.int64)
-    writer[list(shards)] = list(writers)
-    near = np.unique(np.concatenate([cover.touching(ownership.shards[s]) for s in shards]))
-    writes = cut_by_shards(cover.keep[near], ownership)
-    writes = Pieces(near[writes.item], writes.shard, writes.box)
-    writes = writes[np.nonzero(writer[writes.shard] >= 0)[0]]
-    # A window is decoded once a round, in the order of the first wanted shard that it touches.
-    items, first = np.unique(writes.item, return_index=True)
-    order = items[np.lexsort((items, writes.shard[first]))]
-    reader = np.full(len(cover), -1, np.int64)
-    reader[order] = deal(len(order), ownership.size)
-    windows = np.concatenate([cover.corners, cover.corners + cover.patch], 1)[items]
-    cut = cut_by_shards(windows, ownership)
-    cut = Pieces(items[cut.item], cut.shard, cut.box)
-    costs = (reader >= 0).astype(np.int64)
-    return LevelPlan(cover, costs, ownership, reader, bounding_pieces(cut, reader[cut.item]), writes, writer)
+
+    remaining: range | np.ndarray
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.remaining) // self.size)
+
+    def shards(self, rank: int, turn: int) -> list[int]:
+        """What a rank writes in a round: one shard or none."""
+        run = dealt(len(self.remaining), self.size, rank)
+        return [int(self.remaining[run[turn]])] if turn < len(run) else []
+
+    def writer(self, shards: np.ndarray, turn: int) -> np.ndarray:
+        """int64: the rank that writes each in a round; -1: it is not of this round."""
+        count = len(self.remaining)
+        if isinstance(self.remaining, range):
+            place, there = shards - self.remaining.start, np.isin(shards, self.remaining)
+        else:
+            place = np.minimum(np.searchsorted(self.remaining, shards), count - 1)
+            there = self.remaining[place] == shards
+        rank = place * self.size // count
+        return np.where(there & (place + (-rank * count // self.size) == turn), rank, -1)
 
 
-def decode_rounds(remaining: Sequence[int], size: int) -> list[tuple[list[int], list[int]]]:
-    """Deal the shards still to be written: rounds of (shards, their writers), one shard a rank and round."""
-    rank_of = deal(len(remaining), size)
-    runs = [[s for s, r in zip(remaining, rank_of, strict=True) if r == rank] for rank in range(size)]
-    rounds = []
-    for turn in range(max((len(run) for run in runs), default=0)):
-        present = [rank for rank in range(size) if turn < len(runs[rank])]
-        rounds.append(([runs[rank][turn] for rank in present], present))
-    return rounds
+def plan_decode(rank: int, cover: Cover, ownership: Ownership, rounds: Rounds, turn: int) -> Planning[Plan]:
+    """A rank's part of one round of decoding: the windows that touch its shard, but for those that are a neighbour's.
+
+    A window is decoded once a round, by the writer of the first shard of the round that it touches.
+    """
+    own = rounds.shards(rank, turn)
+    ids = cover.touching(ownership.shard(own[0])) if own else np.empty(0, np.int64)
+    touched = cut_by_shards(cover.keep(ids), ownership)
+    touched = touched[rounds.writer(touched.shard, turn) >= 0]
+    windows, first = np.unique(touched.item, return_index=True)  # the first of each: pieces are in order
+    ids = ids[windows[touched.shard[first] == own]] if own else ids
+    near = np.full(len(ids), own[0] if own else 0)
+    table = np.stack([near, ids, np.ones_like(ids)], 1)
+    found = yield from share(rank, cover, ownership, table, own, lambda shards: rounds.writer(shards, turn))
+    return found
+
+
+def in_step(parts: Sequence[Planning[P]]) -> list[P]:
+    """Run all ranks' parts in one process."""
+    results: list[Any] = [None] * len(parts)
+    answers: list[Any] = [None] * len(parts)
+    while True:
+        asked: list[Any] = []
+        for rank, part in enumerate(parts):
+            try:
+                asked.append(part.send(answers[rank]))
+            except StopIteration as end:
+                results[rank] = end.value
+        if not asked:
+            return results
+        if isinstance(asked[0], Sum):
+            totals = np.cumsum([[0] * len(asked[0].values), *(one.values for one in asked)], 0)
+            answers = [(before, totals[-1]) for before in totals]
+        else:
+            answers = [
+                {sender: one.messages[rank] for sender, one in enumerate(asked) if rank in one.messages}
+                for rank in range(len(parts))
+            ]
 
 
 def image_box(shard: Window, factor: int, size: tuple[int, int]) -> Window:

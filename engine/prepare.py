@@ -16,13 +16,13 @@ import numpy as np
 
 from engine.accept import check_accept
 from engine.conditions import Condition
-from engine.cover import Cover, cover_of, decode_cover, gaussian_pixel_cover, pixel_cover, stacked, strided
+from engine.cover import Cover, Stack, cover_of, decode_cover, gaussian_pixel_cover, pixel_cover, strided
 from engine.geometry import Frames
 from engine.hierarchy import label_stage, with_default_labels
 from engine.inputs import Inputs, check_repaint, condition_of, read_inputs, read_roi, styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
-from engine.plan import LevelPlan, Ownership, decode_rounds, image_box, plan_decode, plan_level
+from engine.plan import Ask, Ownership, Plan, Planning, Rounds, image_box, in_step, plan_decode, plan_level
 from engine.preview import check_preview
 from engine.store import Layout, reads_in_boxes, state_of
 
@@ -84,15 +84,18 @@ class Prepared:
         return Layout(job.size, channels, job.shard, job.chunk, self.inputs.stored, job.count, group)
 
     @cached_property
-    def wanted(self) -> list[int]:
+    def wanted(self) -> range | np.ndarray:
         """The shards of the canvas that hold pixels of the image."""
-        if self.job.count is not None:
-            return list(range(len(self.ownership.shards)))
-        return [i for i, s in enumerate(self.ownership.shards) if image_box(s, self.card.factor, self.job.size)]
+        job, ownership = self.job, self.ownership
+        padded = (-(-job.size[0] // self.card.factor), -(-job.size[1] // self.card.factor)) != ownership.shape
+        if job.count is not None or not padded:
+            return range(ownership.count)
+        held = [bool(image_box(ownership.shard(i), self.card.factor, job.size)) for i in range(ownership.count)]
+        return np.flatnonzero(np.array(held))
 
     def empty(self, shard: int) -> bool:
         """Whether a shard lies wholly outside the region of interest: nothing of it is decoded."""
-        roi, w = self.inputs.roi, self.ownership.shards[shard]
+        roi, w = self.inputs.roi, self.ownership.shard(shard)
         return roi is not None and not roi[w.y0 : w.y1, w.x0 : w.x1].any()
 
     def cover(self, level: int, images: Sequence[int] | None = None, attempt: int = 0) -> Cover:
@@ -110,33 +113,40 @@ class Prepared:
                 job.cover, frames.frame, card.patch, job.seed, level, stride=stride, weights=job.weights, image=number
             )
 
-        if job.count is None:
+        return self.stacked(of_image, card.patch, 1, images)
+
+    def stacked(self, of_image: Callable[[int], Cover], patch: int, scale: int, images: Sequence[int] | None) -> Cover:
+        """The cover of one image, or of those of a set, below one another."""
+        if self.job.count is None:
             return of_image(0)
-        chosen = range(job.count) if images is None else images
-        return stacked([of_image(i) for i in chosen], chosen, frames.frame, job.count)
+        chosen = range(self.job.count) if images is None else np.array(images)
+        return Stack(patch * scale, self.frames.frame[0] * scale, of_image, chosen)
 
-    def planner(
-        self, images: Sequence[int] | None = None, attempt: int = 0
-    ) -> Callable[[int], tuple[LevelPlan, np.ndarray]]:
-        """A function from a level to its plan and the labels of its windows; levels are asked for in turn.
+    def asked(self, level: int, cover: Cover) -> Ask:
+        """A function from windows to the labels that each is asked for, as bits, and its evaluations."""
+        condition = self.condition if level in self.guided_levels else self.condition.unguided()
+        region = None if self.inputs.roi is None else Condition(labels=self.inputs.roi)
 
-        The same on every rank that asks for the same levels: what a rank did beyond its share in one level it is
-        spared in the next.
-        """
-        ahead = np.zeros(self.size)
+        def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            present = condition.present(cover, ids)
+            if region is not None:
+                present[region.present(cover, ids) < 2] = 0  # asks for nothing
+            return present, condition.costs(present)
 
-        def plan(level: int) -> tuple[LevelPlan, np.ndarray]:
-            nonlocal ahead
-            cover = self.cover(level, images, attempt)
-            condition = self.condition if level in self.guided_levels else self.condition.unguided()
-            present = condition.present(cover)
-            if self.inputs.roi is not None:
-                present[Condition(labels=self.inputs.roi).present(cover) < 2] = 0  # asks for nothing
-            found = plan_level(cover, condition.costs(present), self.ownership, ahead)
-            ahead = ahead + found.evaluations_of_ranks() - found.evaluations / self.size
-            return found, present
+        return ask
 
-        return plan
+    def part(
+        self, rank: int, level: int, shares: np.ndarray | None, images: Sequence[int] | None = None, attempt: int = 0
+    ) -> Planning[Plan]:
+        """A rank's part of the plan of a level."""
+        cover = self.cover(level, images, attempt)
+        return plan_level(rank, cover, self.ownership, self.asked(level, cover), shares)
+
+    def parts(self, level: int) -> list[Plan]:
+        """Every rank's part of the plan of a level, made here."""
+        cover = self.cover(level)
+        ask = self.asked(level, cover)
+        return in_step([plan_level(rank, cover, self.ownership, ask) for rank in range(self.size)])
 
     def decode_covers(self, images: Sequence[int] | None = None) -> tuple[Cover, Cover]:
         """The decoder's windows, in latents and, with their weights, in pixels."""
@@ -148,35 +158,37 @@ class Prepared:
         else:
             cover = decode_cover(frame, card.patch, int(job.decode_overlap or 0))
             pixels = pixel_cover(cover, card.factor, int(job.decode_overlap or 0))
-        if job.count is None:
-            return cover, pixels
-        chosen = range(job.count) if images is None else images
-        tall = (frame[0] * card.factor, frame[1] * card.factor)
         return (
-            stacked([cover] * len(chosen), chosen, frame, job.count),
-            stacked([pixels] * len(chosen), chosen, tall, job.count),
+            self.stacked(lambda image: cover, cover.patch, 1, images),
+            self.stacked(lambda image: pixels, cover.patch, card.factor, images),
         )
 
-    def decode_plans(self, remaining: list[int], images: Sequence[int] | None = None) -> Iterator[LevelPlan]:
-        """The rounds of decoding, one after another."""
-        cover, _ = self.decode_covers(images)
-        remaining = [shard for shard in remaining if not self.empty(shard)]
-        return (plan_decode(cover, self.ownership, *turn) for turn in decode_rounds(remaining, self.size))
+    @property
+    def contributions(self) -> int:
+        """Latents that all estimates of a level cover together, about."""
+        job, latents = self.job, self.ownership.shape[0] * self.ownership.shape[1]
+        times = {"strided": (self.card.patch / (job.stride or self.card.patch)) ** 2, "random": 2.5}
+        return int(latents * times.get(job.cover, 1))
 
-    def memory_bytes(self, contributions: int) -> int:
-        """The most that one rank is expected to hold, everything included.
+    def decode_parts(self, remaining: range | np.ndarray) -> Iterator[Plan]:
+        """Every rank's part of every round of decoding, made here."""
+        cover, _ = self.decode_covers()
+        if self.inputs.roi is not None:
+            remaining = np.array([shard for shard in remaining if not self.empty(int(shard))])
+        rounds = Rounds(remaining, self.size)
+        for turn in range(len(rounds)):
+            yield from in_step([plan_decode(rank, cover, self.ownership, rounds, turn) for rank in range(self.size)])
 
-        Args:
-            contributions: latents that all ranks' estimates of a level cover, together.
-        """
+    def memory_bytes(self) -> int:
+        """The most that one rank is expected to hold, everything included."""
         card, job, shape = self.card, self.job, self.ownership.shape
         item, latents = 4 * card.channels, shape[0] * shape[1]
         rows, columns = (min(a, b) for a, b in zip(self.ownership.sides, shape, strict=True))
-        share = -(-len(self.ownership.shards) // self.size) * rows * columns
+        share = -(-self.ownership.count // self.size) * rows * columns
         level = (4 + 2 * bool(job.image)) * share
         known = [Path(name) for name in (job.image, job.repaint) if name and not reads_in_boxes(Path(name))]
         held = self.inputs.nbytes + len(known) * job.size[0] * job.size[1] * card.image_channels
-        level += 4 * (contributions // self.size + card.patch**2 * int(job.batch_size or 1))
+        level += 4 * (2 * self.contributions // self.size + card.patch**2 * int(job.batch_size or 1))
         network = sum(f.stat().st_size for c in self.cards for f in c.folder.rglob("*.safetensors")) * 4
         shard_px = 4 * card.image_channels * rows * columns * card.factor**2
         activations = (
@@ -200,18 +212,17 @@ class Prepared:
         }
         if self.label_stage is not None:
             facts = {"label_map": self.label_stage.plan_summary(), **facts, "evaluations_are": "at least"}
-        windows, evaluations, exchanged, contributions = [], [], 0, 0
+        windows, evaluations, exchanged = [], [], 0
         per_rank = np.zeros(self.size, np.int64)
-        plan_of = self.planner()
         for level in range(len(self.timesteps)):
-            plan, _ = plan_of(level)
-            windows.append(len(plan.cover))
-            evaluations.append(plan.evaluations)
-            per_rank += plan.evaluations_of_ranks()
-            exchanged += sum(plan.travelling()) * 4 * self.card.channels
-            contributions = max(contributions, int(plan.writes.areas.sum()))
-        for plan in self.decode_plans(self.wanted) if self.card.factor > 1 else ():
-            before, after = plan.travelling()
+            parts = self.parts(level)
+            windows.append(parts[0].windows)
+            evaluations.append(parts[0].evaluations)
+            condition = self.condition if level in self.guided_levels else self.condition.unguided()
+            per_rank += [int(condition.costs(part.present).sum()) for part in parts]
+            exchanged += sum(sum(part.travelling()) for part in parts) * 4 * self.card.channels
+        for part in self.decode_parts(self.wanted) if self.card.factor > 1 else ():
+            before, after = part.travelling()
             exchanged += 4 * (before * self.card.channels + after * self.card.factor**2 * self.card.image_channels)
         return {
             **facts,
@@ -220,7 +231,7 @@ class Prepared:
             "evaluations": int(sum(evaluations)),
             "evaluations_per_rank": {"min": int(per_rank.min()), "max": int(per_rank.max())},
             "exchange_bytes": int(exchanged),
-            "memory_bytes_per_rank": self.memory_bytes(contributions),
+            "memory_bytes_per_rank": self.memory_bytes(),
         }
 
 
@@ -323,8 +334,7 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
     """
     shape = prepared.ownership.shape
     latents = shape[0] * shape[1]
-    contributions = int(prepared.planner()(0)[0].writes.areas.sum())
-    need = prepared.memory_bytes(contributions) * local_size
+    need = prepared.memory_bytes() * local_size
     have = available_memory()
     if have and need > have:
         raise ValueError(

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.canvas import Canvas, fuse
+from engine.canvas import Canvas, Exchange
+from engine.cover import Lattice, Profile
 from engine.geometry import Window
 from engine.inputs import latents_with_any, read_known, read_mask
-from engine.plan import decode_rounds, plan_decode
+from engine.plan import Rounds, plan_decode
+from engine.planner import Planner
 from engine.prepare import Prepared
 
 SOFT_PX = 16  # width of the mask's soft edge, inside the mask
@@ -34,28 +36,33 @@ class Repaint:
         """
         ownership, ranks = canvas.ownership, canvas.ranks
         if encode is None:
-            canvas.known = {s: self.image(ownership.shards[s]) for s in ownership.owned(ranks.rank)}
+            canvas.known = {s: self.image(ownership.shard(s)) for s in ownership.owned(ranks.rank)}
         else:
             self.encode_known(canvas, encode)
         canvas.known_gain = self.prepared.card.latents_gain if encode else 1.0
         canvas.known = {s: known.to(canvas.device) for s, known in canvas.known.items()}
         for shard in ownership.owned(ranks.rank):
-            mask = torch.from_numpy(self.latents_to_repaint(ownership.shards[shard]))
+            mask = torch.from_numpy(self.latents_to_repaint(ownership.shard(shard)))
             canvas.repaint[shard] = mask.to(canvas.device)
 
     def encode_known(self, canvas: Canvas, encode: Callable[[Tensor], Tensor]) -> None:
         """Encode the known image in the decoder's windows, shared by all ranks. Collective."""
         ownership, ranks, factor = canvas.ownership, canvas.ranks, self.prepared.card.factor
         cover, pixels = self.prepared.decode_covers()
-        weighted = replace(cover, lines=latent_lines(pixels.lines, factor))
-        for shards, writers in decode_rounds(range(len(ownership.shards)), ranks.size):
-            plan = plan_decode(cover, ownership, shards, writers)  # every shard by its owner
+        assert isinstance(cover, Lattice)
+        assert isinstance(pixels, Lattice)
+        weighted = replace(cover, profile=latent_profile(pixels.profile, factor))
+        rounds = Rounds(range(ownership.count), ranks.size)  # every shard by its owner
+        planner = Planner(ranks, lambda turn, _: plan_decode(ranks.rank, cover, ownership, rounds, turn))
+        for turn in range(len(rounds)):
+            plan = planner.take(turn)
+            exchange = Exchange(canvas, plan, canvas.channels, device="cpu")
             with torch.inference_mode():
-                encoded = {
-                    w: encode(self.image(plan.cover.window(w).scaled(factor))[None])[0].float().cpu()
-                    for w in plan.windows_of(ranks.rank)
-                }
-            canvas.known |= fuse(ranks, plan, encoded, canvas.channels, cover=weighted)
+                for place in range(len(plan)):
+                    image = self.image(plan.box(place).scaled(factor))
+                    exchange.put(place, encode(image[None])[0].float().cpu())
+            canvas.known |= exchange.fuse(weighted)
+        planner.end()
 
     def image(self, box: Window) -> Tensor:
         """The known image in a box, as the model has it; beyond its edge the edge is repeated."""
@@ -103,8 +110,10 @@ def edge_repeated(array: np.ndarray, box: Window) -> np.ndarray:
     return part[..., rows - rows[0], :][..., columns - columns[0]]
 
 
-def latent_lines(lines: tuple[np.ndarray, np.ndarray] | None, factor: int) -> tuple[np.ndarray, np.ndarray]:
+def latent_profile(profile: Profile | None, factor: int) -> Profile:
     """The weights of decoded windows at the middle of each latent."""
-    assert lines is not None
-    rows, columns = (line[:, factor // 2 :: factor] for line in lines)
-    return rows, columns
+    assert profile is not None
+    lines = (profile.always, profile.before, profile.after)
+    always, before, after = (None if line is None else line[factor // 2 :: factor] for line in lines)
+    assert always is not None
+    return Profile(always, before, after)

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from engine.accept import MOST_DRAWINGS, accepting
+from engine.ballot import Ballot
 from engine.canvas import Canvas
 from engine.comm import Ranks
-from engine.decode import decode_canvas, write_pixels
+from engine.decode import Shelf, decode_canvas, write_pixels
 from engine.denoiser import Denoiser, Network
 from engine.geometry import Window
 from engine.inputs import condition_of
 from engine.keeper import Keeper
 from engine.models.folder import Model, check_folder, device_of, load_model
 from engine.outputs import Writer, build_pyramids, open_output, record, sign, stored_reader, write_stored
-from engine.plan import LevelPlan
+from engine.plan import Plan, Rounds, dealt
+from engine.planner import Planner
 from engine.prepare import Prepared
 from engine.progress import Progress, clock, log_line
 from engine.repaint import Repaint
@@ -111,6 +113,7 @@ class Run:
     models: Sequence[Model]
     spent: dict[str, float] = field(default_factory=lambda: {"evaluation": 0.0, "decode": 0.0})
     rejected: list[int] = field(default_factory=list)
+    evaluations: int = 0
 
     def draw_all(self) -> bool:
         """Draw the image or images, and again those of a set that are not accepted; whether it ended. Collective."""
@@ -139,37 +142,59 @@ class Run:
             repaint.fill(canvas, self.models[0].encode)
         writer = Writer(prepared, self.output, drawing, repaint)
         remaining = ranks.on_root(writer.remaining)
-        if not remaining:
+        if not len(remaining):
             return True
         first = keeper.restore()
-        progress = self.begin_progress(first, remaining, drawing)
-        ended = self.run_levels(canvas, keeper, progress, first, drawing)
-        ended = ended and self.run_decode(canvas, progress, writer, remaining, drawing)
+        planner = Planner(
+            ranks,
+            lambda level, shares: prepared.part(ranks.rank, level, shares, drawing.images, drawing.attempt),
+        )
+        progress = self.begin_progress(planner, first, remaining, drawing)
+        ended = self.run_levels(canvas, keeper, planner, progress, first, drawing)
+        ended = ended and self.run_decode(canvas, keeper, progress, writer, remaining, drawing)
         self.spent = {kind: self.spent[kind] + seconds for kind, seconds in progress.spent.items()}
         progress.end("" if ended else f"stopped; {prepared.options.out} holds a checkpoint: {self.way_on()}")
         return ended
 
-    def run_levels(self, canvas: Canvas, keeper: Keeper, progress: Progress, first: int, drawing: Drawing) -> bool:
+    def run_levels(
+        self, canvas: Canvas, keeper: Keeper, planner: Planner, progress: Progress, first: int, drawing: Drawing
+    ) -> bool:
         """Sample the levels that are left, with checkpoints; whether it came to the end. Collective."""
-        ranks, prepared = self.ranks, self.prepared
+        ranks, prepared, denoiser = self.ranks, self.prepared, self.denoiser()
         job, schedule, timesteps = prepared.job, prepared.card.schedule, prepared.timesteps
         alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
         table = steps_of(str(job.solver), alpha_bar, float(job.eta or 0), schedule.rederive_noise, schedule.variance)
+        ballot = Ballot(ranks, keeper, planner, canvas.check)
+        told = ranks.timer.seconds["evaluate"], 0  # and evaluations
 
-        def after_level(done: int, plan: LevelPlan) -> bool:
-            ranks.agree(canvas.check)
-            facts = {"level": done, "t": int(timesteps[done - 1]), "windows": len(plan.cover)}
+        def between(level: int, done: float) -> None:
+            ranks.progress()
+            if done >= 0.5:
+                ballot.cast()
+
+        def after_level(done: int, plan: Plan) -> bool:
+            nonlocal told
+            now = ranks.timer.seconds["evaluate"], denoiser.evaluations
+            planner.measured(now[0] - told[0], now[1] - told[1])
+            told = now
+            stop, due, _ = ballot.count()
+            facts = {"level": done, "t": int(timesteps[done - 1]), "windows": plan.windows}
             facts |= {"drawing": drawing.attempt} if job.accept else {}
             progress.advance("evaluation", plan.evaluations, f"level {done}/{len(table)}", **facts)
-            stop = ranks.stopping()
-            if stop or done == len(table) or keeper.due():
-                keeper.save(done)
+            history = done < len(table) and table[done].c != 0
+            if stop or done == len(table):
+                ranks.agree(canvas.check)
+                keeper.save(done, history)
+            elif due:
+                keeper.begin(done, history)
             return stop
 
-        planner = prepared.planner(drawing.images, drawing.attempt)
-        return first == len(table) or sample(
-            canvas, planner, self.denoiser(), schedule, timesteps, table, first, after_level
+        ended = first == len(table) or sample(
+            canvas, planner, denoiser, schedule, timesteps, table, first, between, after_level
         )
+        planner.end()
+        self.evaluations += denoiser.evaluations
+        return ended
 
     def denoiser(self) -> Denoiser:
         prepared, job = self.prepared, self.prepared.job
@@ -180,34 +205,59 @@ class Run:
         return Denoiser(networks, condition, schedule, size, dtype, self.device, guided)
 
     def run_decode(
-        self, canvas: Canvas, progress: Progress, writer: Writer, remaining: list[int], drawing: Drawing
+        self,
+        canvas: Canvas,
+        keeper: Keeper,
+        progress: Progress,
+        writer: Writer,
+        remaining: range | np.ndarray,
+        drawing: Drawing,
     ) -> bool:
         """Decode the shards that are left, entering each round in the ledger; whether all are done. Collective."""
-        card, decode = self.prepared.card, self.models[0].decode
+        ranks, card, decode = self.ranks, self.prepared.card, self.models[0].decode
+        shelf = Shelf(ranks, writer)
+        ballot = Ballot(ranks, keeper, check=shelf.check)
 
-        def after_round(decoded: int) -> bool:
-            record(self.ranks, self.output, writer.lines)
+        def after_round() -> bool:
+            stop, _, decoded = ballot.count()
+            record(ranks, self.output, writer.taken())
             progress.advance("decode", decoded, "decoding")
-            return self.ranks.stopping()
+            return stop
 
         if decode is None:
-            return write_pixels(canvas, remaining, writer, after_round)
-        empty = [shard for shard in remaining if self.prepared.empty(shard)]
-        self.ranks.agree(lambda: writer.leave_white(empty[self.ranks.rank :: self.ranks.size]))
-        record(self.ranks, self.output, writer.lines)
-        remaining = [shard for shard in remaining if shard not in empty]
-        cover, pixels = self.prepared.decode_covers(drawing.images)
-        return decode_canvas(
-            canvas,
-            lambda latents: decode(latents * card.latents_gain),
-            cover=cover,
-            pixels=pixels,
-            factor=card.factor,
-            channels=card.image_channels,
-            remaining=remaining,
-            write=writer,
-            after_round=after_round,
-        )
+            ended = write_pixels(canvas, remaining, shelf, ballot.cast, after_round)
+        else:
+            remaining = self.leave_empty(writer, remaining)
+            cover, pixels = self.prepared.decode_covers(drawing.images)
+            ended = decode_canvas(
+                canvas,
+                lambda latents: decode(latents * card.latents_gain),
+                cover=cover,
+                pixels=pixels,
+                factor=card.factor,
+                channels=card.image_channels,
+                rounds=Rounds(remaining, ranks.size),
+                shelf=shelf,
+                before_round=ballot.cast,
+                after_round=after_round,
+            )
+        shelf.empty()
+        ranks.agree(shelf.check)
+        record(ranks, self.output, writer.taken())
+        keeper.finish()
+        return ended
+
+    def leave_empty(self, writer: Writer, remaining: range | np.ndarray) -> range | np.ndarray:
+        """Write the shards outside the region of interest; returns the others. Collective."""
+        ranks = self.ranks
+        if self.prepared.inputs.roi is None:
+            return remaining
+        mine = [int(remaining[i]) for i in dealt(len(remaining), ranks.size, ranks.rank)]
+        empty = {shard for shard in mine if self.prepared.empty(shard)}
+        ranks.agree(lambda: writer.leave_white(sorted(empty)))
+        record(ranks, self.output, writer.taken())
+        others = ranks.collect([shard for shard in mine if shard not in empty])
+        return np.array([shard for part in others for shard in part], np.int64)
 
     def judge(self, drawing: Drawing) -> list[int]:
         """The images of a drawing that are to be drawn again; each rank looks at its share. Collective."""
@@ -243,21 +293,22 @@ class Run:
         if self.ranks.rank == 0:
             print(text, flush=True)
 
-    def begin_progress(self, first: int, remaining: list[int], drawing: Drawing) -> Progress:
+    def begin_progress(self, planner: Planner, first: int, remaining: range | np.ndarray, drawing: Drawing) -> Progress:
         """Say what is to be done and start to count. Collective."""
-        prepared, levels = self.prepared, len(self.prepared.timesteps)
-        evaluations = decodes = 0
-        if self.ranks.rank == 0:
-            plan_of = prepared.planner(drawing.images, drawing.attempt)
-            evaluations = plan_of(first)[0].evaluations * (levels - first) if first < levels else 0
-            if prepared.card.factor > 1:
-                decodes = sum(int(p.costs.sum()) for p in prepared.decode_plans(remaining, drawing.images))
-        work = f"about {evaluations} evaluations, {decodes} decodes, {self.ranks.size} ranks on {self.device}"
+        prepared, levels, ranks = self.prepared, len(self.prepared.timesteps), self.ranks
+        evaluations = planner.peek(first).evaluations * (levels - first) if first < levels else 0
+        decodes = np.zeros(1, np.int64)
+        mine = dealt(len(remaining), ranks.size, ranks.rank)
+        if prepared.card.factor > 1 and mine:
+            cover, _ = prepared.decode_covers(drawing.images)
+            decodes += len(mine) * len(cover.touching(prepared.ownership.shard(int(remaining[mine[0]]))))
+        ranks.sum_(decodes)
+        work = f"about {evaluations} evaluations, {int(decodes[0])} decodes, {ranks.size} ranks on {self.device}"
         self.say(self.headline(drawing) + work + (f", from level {first}" if first else ""))
         least = prepared.card.patch * prepared.card.factor
         if min(prepared.job.size) < least:
             self.say(f"smaller than a window of {least} px: sampled on a padded canvas and cropped")
-        return self.ranks.agree(lambda: Progress(self.ranks.rank, evaluations, decodes, prepared.options.json_log))
+        return ranks.agree(lambda: Progress(ranks.rank, evaluations, int(decodes[0]), prepared.options.json_log))
 
     def headline(self, drawing: Drawing) -> str:
         """What is drawn, in one line."""

@@ -6,46 +6,50 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.canvas import Canvas, fuse
+from engine.canvas import Canvas, Exchange
 from engine.denoiser import Denoiser
-from engine.plan import LevelPlan
+from engine.plan import Plan
+from engine.planner import Planner
 from engine.schedule import Schedule
 from engine.solvers import Step
 
 
 def sample(
     canvas: Canvas,
-    plan_level: Callable[[int], tuple[LevelPlan, np.ndarray]],
+    planner: Planner,
     denoise: Denoiser,
     schedule: Schedule,
     timesteps: np.ndarray,
     table: list[Step],
     first: int,
-    after: Callable[[int, LevelPlan], bool],
+    between: Callable[[int, float], None],
+    after: Callable[[int, Plan], bool],
 ) -> bool:
     """Denoise the canvas from level ``first`` to the end. Collective.
 
     Args:
-        plan_level: from a level to its plan and the labels of its windows.
+        planner: has begun the plan of the first level.
         timesteps, table: of the levels.
+        between: called after every micro-batch with the level and the part of its work that is done.
         after: called after every level with the level to come; true asks to stop there.
     Returns:
         Whether the last level was reached.
     """
-    rank = canvas.ranks.rank
+    timer = canvas.ranks.timer
     estimated_channels = canvas.channels * (2 if schedule.variance == "learned_range" else 1)
     for level in range(first, len(table)):
-        with canvas.ranks.timer("plan"):
-            plan, present = plan_level(level)
         canvas.hold_known(level, schedule.alpha_bar[timesteps[level]])
-        with canvas.ranks.timer("exchange"):
-            read = canvas.gather(plan)
-        with canvas.ranks.timer("evaluate"):
-            estimates = denoise(plan, present, plan.windows_of(rank), read, int(timesteps[level]), level)
+        with timer("plan"):
+            plan = planner.take(level)
+        with timer("exchange"):
+            exchange = Exchange(canvas, plan, estimated_channels)
+        if level + 1 < len(table):
+            planner.begin(level + 1)
+        with timer("evaluate"):
+            denoise(plan, exchange, int(timesteps[level]), level, between)
         keeps = level + 1 < len(table) and table[level + 1].c != 0
-        with canvas.ranks.timer("fuse"):
-            denoised = fuse(canvas.ranks, plan, estimates, estimated_channels, device=canvas.device)
-            canvas.step(denoised, table[level], level, schedule.clip, keeps)
+        with timer("fuse"):
+            canvas.step(exchange.fuse(), table[level], level, schedule.clip, keeps)
         if level + 1 == len(table):
             canvas.hold_known(level + 1, 1.0)
         if after(level + 1, plan) and level + 1 < len(table):

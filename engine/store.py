@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -271,12 +272,10 @@ class Output:
             pass
         raise ValueError(f"{path} is damaged; start anew with --resume never")
 
-    def begin_checkpoint(self, shape: tuple[int, int, int], sides: tuple[int, int]) -> int:
-        """Choose and make the slot that is not committed; returns its number. Rank 0 calls this."""
-        mark = self.checkpoint()
-        slot = 1 - mark["slot"] if mark else 0
-        for name in ("x", "previous"):
-            path = self.private / "checkpoint" / str(slot) / name
+    def make_slots(self, shape: tuple[int, int, int], sides: tuple[int, int]) -> None:
+        """Make what checkpoints are written to. Rank 0 calls this."""
+        for slot, name in itertools.product("01", ("x", "previous")):
+            path = self.private / "checkpoint" / slot / name
             if not (path / "zarr.json").exists():  # zarr makes the folder first: a kill may have come between
                 zarr.create_array(
                     str(path),
@@ -288,7 +287,6 @@ class Output:
                     fill_value=float("nan"),
                     overwrite=True,
                 )
-        return slot
 
     def write_checkpoint(self, slot: int, name: str, box: Window, data: np.ndarray) -> None:
         """Write one shard of latents to a slot. Its owner calls this."""

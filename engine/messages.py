@@ -1,0 +1,203 @@
+"""Messages that travel while there is other work: what plans ask, votes, and the latents and estimates of a level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.comm import Ranks
+from engine.plan import Planning, Post, Sum
+
+LARGEST_MESSAGE = 2**28  # elements: MPI counts are 32-bit integers on many sites
+
+
+class Answering(Protocol):
+    """What a plan asked for and is to be sent."""
+
+    @property
+    def answer(self) -> Any: ...
+
+    def test(self) -> bool:
+        """Whether the answer is there. Local."""
+
+
+class Summing:
+    """Sums over the ranks before this one, and over all."""
+
+    def __init__(self, ranks: Ranks, asked: Sum) -> None:
+        self.ranks, self.own = ranks, np.array(asked.values, np.int64)
+        self.answer = np.zeros_like(self.own), self.own.copy()
+        self.requests = []
+        if ranks.size > 1:
+            before, total = self.answer
+            self.requests = [ranks.planning.Iexscan(self.own, before), ranks.planning.Iallreduce(self.own, total)]
+
+    def test(self) -> bool:
+        done = bool(self.ranks.mpi.Request.Testall(self.requests))
+        if done and self.ranks.rank == 0:
+            self.answer[0][:] = 0  # MPI leaves it undefined there
+        return done
+
+
+class Posting:
+    """Messages to ranks that do not know who will write to them: nobody is asked, nothing grows with their number.
+
+    A rank joins a barrier when its messages were taken; when all have joined, all messages are there.
+    Source: the sparse exchange of Hoefler, Siebert and Lumsdaine 2010 (doi:10.1145/1693453.1693476).
+
+    Args:
+        tag: another one than that of the posting before, which may still be under way elsewhere.
+    """
+
+    def __init__(self, ranks: Ranks, asked: Post, tag: int) -> None:
+        self.ranks, self.comm, self.tag = ranks, ranks.planning, tag
+        self.found: dict[int, np.ndarray] = {}
+        self.kept = {to: np.ascontiguousarray(message, np.int64) for to, message in asked.messages.items()}
+        own = self.kept.pop(ranks.rank, None)
+        if own is not None:
+            self.found[ranks.rank] = own
+        self.sends = [self.comm.Issend(message, dest=to, tag=tag) for to, message in self.kept.items()]
+        self.joined: Any = None
+
+    @property
+    def answer(self) -> dict[int, np.ndarray]:
+        return dict(sorted(self.found.items()))
+
+    def test(self) -> bool:
+        if self.ranks.size == 1:
+            return True
+        mpi, status = self.ranks.mpi, self.ranks.mpi.Status()
+        while (message := self.comm.Improbe(tag=self.tag, status=status)) is not None:
+            taken = np.empty(status.Get_count(mpi.INT64_T), np.int64)
+            message.Recv(taken)
+            self.found[status.Get_source()] = taken
+        if self.joined is None and mpi.Request.Testall(self.sends):
+            self.joined = self.comm.Ibarrier()
+        return self.joined is not None and bool(self.joined.Test())
+
+
+class Ahead:
+    """A plan that is made while there is other work. Begun and taken by all ranks in one order."""
+
+    def __init__(self, ranks: Ranks, part: Planning[Any]) -> None:
+        self.ranks, self.part = ranks, part
+        self.asked: Answering | None = None
+        self.found: Any = None
+        self.done = False
+        self.go_on(None)
+
+    def go_on(self, answer: Any) -> None:
+        try:
+            asked = self.part.send(answer)
+        except StopIteration as end:
+            self.found, self.done, self.asked = end.value, True, None
+            return
+        self.ranks.posted += 1
+        tag = self.ranks.posted % 16384
+        self.asked = Summing(self.ranks, asked) if isinstance(asked, Sum) else Posting(self.ranks, asked, tag)
+
+    def advance(self) -> bool:
+        """Go on as far as can be without waiting; whether it is done. Local."""
+        while self.asked is not None and self.asked.test():
+            self.go_on(self.asked.answer)
+        return self.done
+
+    def take(self) -> Any:
+        """The plan; waits for it."""
+        self.ranks.wait_until(self.advance)
+        return self.found
+
+
+class Vote:
+    """Sums over the ranks, under way. Begun by all in one order."""
+
+    def __init__(self, ranks: Ranks, values: Sequence[float]) -> None:
+        self.ranks, self.own, self.total = ranks, np.array(values, np.float64), np.array(values, np.float64)
+        self.requests = [ranks.voting.Iallreduce(self.own, self.total)] if ranks.size > 1 else []
+
+    def result(self) -> np.ndarray:
+        """float64, the sums; waits for them."""
+        self.ranks.wait(self.requests)
+        return self.total
+
+
+class Sending:
+    """Pieces of float32 on their way to a rank, in one message; it keeps them until they have left."""
+
+    def __init__(self, ranks: Ranks, target: int, tag: int, pieces: Sequence[Tensor]) -> None:
+        self.ranks, self.target, self.tag = ranks, target, tag
+        self.buffer, self.ready = packed(pieces, ranks.gpu_aware)
+        self.requests: list | None = None
+        if not self.test():
+            ranks.unsent.append(self)
+
+    def test(self) -> bool:
+        """Whether it has left. Local."""
+        if self.requests is None:
+            if not self.ready():
+                return False
+            comm = self.ranks.comm
+            self.requests = [comm.Isend(part, dest=self.target, tag=self.tag) for part in parts_of(self.buffer)]
+        return bool(self.ranks.mpi.Request.Testall(self.requests))
+
+
+class Receiving:
+    """A message that is expected from a rank.
+
+    Args:
+        count: float32 values.
+        device: where they are needed; they arrive there if the MPI library can, else in host memory.
+    """
+
+    def __init__(self, ranks: Ranks, source: int, tag: int, count: int, device: str) -> None:
+        self.ranks, self.device = ranks, device
+        self.buffer = room(count, device, ranks.gpu_aware)
+        self.requests = [ranks.comm.Irecv(part, source=source, tag=tag) for part in parts_of(self.buffer)]
+
+    def tensor(self) -> Tensor:
+        """float32 (count,) on the device; waits for it."""
+        self.ranks.wait(self.requests)
+        return self.buffer.to(self.device, non_blocking=True)
+
+
+def parts_of(buffer: Tensor) -> list[Any]:
+    """What MPI is given of a buffer: host memory as arrays, a GPU's as it is."""
+    whole = buffer.numpy() if buffer.device.type == "cpu" else buffer
+    return [whole[i : i + LARGEST_MESSAGE] for i in range(0, len(buffer), LARGEST_MESSAGE)]
+
+
+def room(count: int, device: str, gpu_aware: bool) -> Tensor:
+    """float32 (count,) for a message: in host memory, page-locked where a GPU copies from it, or on the GPU."""
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu and gpu_aware:
+        return torch.empty(count, device=device)
+    return torch.empty(count, pin_memory=on_gpu)
+
+
+def packed(pieces: Sequence[Tensor], gpu_aware: bool) -> tuple[Tensor, Callable[[], bool]]:
+    """Pieces one after another, and whether they are all there: a GPU copies them beside its other work."""
+    device = pieces[0].device
+    if device.type != "cuda":
+        return torch.cat([piece.reshape(-1) for piece in pieces]), lambda: True
+    buffer = room(sum(piece.numel() for piece in pieces), str(device), gpu_aware)
+    stream = copying(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        start = 0
+        for piece in pieces:
+            buffer[start : start + piece.numel()].copy_(piece.reshape(-1), non_blocking=True)
+            piece.record_stream(stream)
+            start += piece.numel()
+        event = torch.cuda.Event()
+        event.record(stream)
+    return buffer, event.query
+
+
+@cache
+def copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
