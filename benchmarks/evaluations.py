@@ -13,7 +13,7 @@ DiffInfinite's windows are drawn one after another over the whole canvas: beyond
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,19 @@ import numpy as np
 
 from benchmarks.report import report
 from engine.conditions import LabelMap, example_labels
-from engine.cover import Cover, random, shifted
+from engine.cover import random, shifted, windows_of
 from engine.geometry import Window
 from engine.store import read_integers
 
 FACTOR, PATCH = 8, 64  # of both systems' latents: 512 px and 256 px windows differ in pixels, not in what is counted
 LEVELS = 5  # that the mean is taken over
-Draw = Callable[[int], Cover]
 
 
 def ours(labels: np.ndarray, guidance: float = 4.0) -> tuple[float, float]:
     """Windows and evaluations a level."""
     condition = LabelMap(guidance, labels)
     covers = [shifted(labels.shape, PATCH, 0, level) for level in range(LEVELS)]  # type: ignore[arg-type]
-    costs = [int(condition.costs(condition.present(cover)).sum()) for cover in covers]
+    costs = [int(condition.costs(condition.present(cover, np.arange(len(cover)))).sum()) for cover in covers]
     return float(np.mean([len(c) for c in covers])), float(np.mean(costs))
 
 
@@ -44,9 +43,8 @@ def diffinfinite(labels: np.ndarray) -> tuple[float, float]:
     for level in range(LEVELS):
         cover = random(labels.shape, PATCH, 0, level)  # type: ignore[arg-type]
         asked = 0
-        for index in range(len(cover)):
-            w = cover.window(index)
-            asked += sum(1 if label == 0 else 2 for label in np.unique(labels[w.y0 : w.y1, w.x0 : w.x1]))
+        for y0, x0, y1, x1 in windows_of(cover, np.arange(len(cover))).tolist():
+            asked += sum(1 if label == 0 else 2 for label in np.unique(labels[y0:y1, x0:x1]))
         windows.append(len(cover))
         evaluations.append(asked)
     return float(np.mean(windows)), float(np.mean(evaluations))

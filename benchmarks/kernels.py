@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.moved import torch_bytes, triton_bytes
 from benchmarks.report import report
-from engine.cover import Cover, shifted, strided
+from engine.cover import Lattice, shifted, strided
 from kernels.device import has_triton
 from kernels.fuse import Lines, Weights, Winner, fuse_torch
 from kernels.gather import gather_torch
@@ -53,11 +54,17 @@ def cases(side: int, device: str, triton: bool) -> list[Case]:
     return [gather_case(side, device, triton), *fuse_cases(side, device, triton), *step_cases(side, device, triton)]
 
 
+def places(cover: Lattice) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of all windows, and the boxes that they are used in."""
+    ids = np.arange(len(cover))
+    return cover.corners(ids), cover.keep(ids)
+
+
 def gather_case(side: int, device: str, triton: bool) -> Case:
     if triton:
         from kernels.triton_gather import gather_into
     canvas = torch.randn(CHANNELS, side, side, device=device)
-    corners = torch.from_numpy(shifted((side, side), PATCH, 0, 0).corners)
+    corners = torch.from_numpy(places(shifted((side, side), PATCH, 0, 0))[0])
     out = torch.empty(len(corners), CHANNELS, PATCH, PATCH, dtype=torch.bfloat16, device=device)
     out = out.contiguous(memory_format=torch.channels_last)
     least = size(canvas, out)
@@ -72,13 +79,12 @@ def gather_case(side: int, device: str, triton: bool) -> Case:
 def fuse_cases(side: int, device: str, triton: bool) -> list[Case]:
     disjoint, overlapping = shifted((side, side), PATCH, 0, 0), strided((side, side), PATCH, PATCH // 2, "hann")
     owner = torch.full((side, side), -1, dtype=torch.int32, device=device)
-    for n, (y0, x0, y1, x1) in enumerate(disjoint.keep.tolist()):
+    for n, (y0, x0, y1, x1) in enumerate(places(disjoint)[1].tolist()):
         owner[y0:y1, x0:x1] = n
     winner = Winner(owner, torch.arange(len(disjoint)))
-    assert overlapping.lines is not None
-    rows, columns = (torch.from_numpy(line.copy()).to(device) for line in overlapping.lines)
-    number = torch.arange(len(overlapping))
-    lines = Lines(rows, columns, torch.stack([number // len(columns), number % len(columns)], 1))
+    pairs = [overlapping.lines(index) for index in range(len(overlapping))]
+    rows, columns = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*filter(None, pairs), strict=True))
+    lines = Lines(rows, columns, torch.arange(len(pairs))[:, None].expand(-1, 2))
     return [
         fuse_case("fuse, disjoint", disjoint, None, side, device, triton),
         fuse_case("fuse, winner takes", disjoint, winner, side, device, triton),
@@ -86,10 +92,10 @@ def fuse_cases(side: int, device: str, triton: bool) -> list[Case]:
     ]
 
 
-def fuse_case(name: str, cover: Cover, weights: Weights, side: int, device: str, triton: bool) -> Case:
+def fuse_case(name: str, cover: Lattice, weights: Weights, side: int, device: str, triton: bool) -> Case:
     if triton:
         from kernels.triton_fuse import fuse_into
-    corners, keep = torch.from_numpy(cover.corners), torch.from_numpy(cover.keep)
+    corners, keep = map(torch.from_numpy, places(cover))
     estimates = torch.randn(len(cover), CHANNELS, PATCH, PATCH, device=device)
     out = torch.empty(CHANNELS, side, side, device=device)
     used = int((keep[:, 2:] - keep[:, :2]).prod(1).sum()) * CHANNELS * 4

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
-from engine.cover import cover_of, decode_cover
+from engine.cover import Drawn, cover_of, decode_cover
 from engine.geometry import Window
 from engine.models.card import read_card
 from engine.store import Output
@@ -80,15 +80,15 @@ def lines_of(job: dict[str, Any], levels: int) -> dict[str, tuple[list[int], lis
             job["cover"], shape, patch, job["seed"], level, stride=job["stride"] or patch, weights=job["weights"]
         )
         for axis in (0, 1):
-            edges = cover.keep[:, [axis, axis + 2]].ravel() if cover.winner is None else cover.corners[:, axis]
-            windows[axis].extend((edges * f).tolist())
+            ids = np.arange(len(cover))
+            edges = cover.corners(ids)[:, axis] if isinstance(cover, Drawn) else cover.keep(ids)[:, [axis, axis + 2]]
+            windows[axis].extend((edges.ravel() * f).tolist())
     decode = decode_cover(shape, patch, job["decode_overlap"])
-    assert decode.rows is not None
-    assert decode.columns is not None
+    lattice = [np.stack(line.cells(np.arange(line.count)), 1) * f for line in (decode.rows, decode.columns)]
     return {
         f"windows of the last {LAST_LEVELS} levels": windows,
         "windows of a fixed lattice": (list(range(0, height, patch * f)), list(range(0, width, patch * f))),
-        "windows of the decoder": ((decode.rows * f).ravel().tolist(), (decode.columns * f).ravel().tolist()),
+        "windows of the decoder": (lattice[0].ravel().tolist(), lattice[1].ravel().tolist()),
         "shards": (list(range(0, height, job["shard"])), list(range(0, width, job["shard"]))),
         "latents": (list(range(0, height, f)), list(range(0, width, f))),
     }

@@ -11,14 +11,11 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from engine.timing import Timer
-
-if TYPE_CHECKING:
-    from engine.messages import Sending
 
 T = TypeVar("T")
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
@@ -47,7 +44,7 @@ class Ranks:
         self.mpi = MPI
         self.planning, self.voting = comm.Dup(), comm.Dup()  # what goes on beside must not meet in one order
         self.posted = 0
-        self.unsent: list[Sending] = []
+        self.unsent: list[Any] = []  # messages that are kept until they have left
         self.background: Callable[[], None] | None = None
 
     # ---- waiting and agreeing -------------------------------------------------------------------
@@ -72,6 +69,11 @@ class Ranks:
 
     def wait(self, requests: list) -> None:
         self.wait_until(lambda: self.mpi.Request.Testall(requests))
+
+    def settle(self) -> None:
+        """Wait until everything that this rank sent has left. Local; the receivers must be at it."""
+        self.wait_until(lambda: all([sending.test() for sending in self.unsent]))
+        self.unsent.clear()
 
     def barrier(self) -> None:
         """Collective."""
@@ -205,7 +207,9 @@ def run_main(main: Callable[[Ranks], int]) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     try:
-        return main(ranks)
+        status = main(ranks)
+        ranks.settle()
+        return status
     except AgreedError as error:
         if ranks.rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -18,9 +18,9 @@ def test_the_labels_of_a_window_are_those_that_occur_where_it_is_used(h, w, seed
         "random": lambda: random((h, w), 16, seed, 0),
         "strided": lambda: strided((h, w), 16, 7, "uniform"),
     }[kind]()
-    present = LabelMap(2.0, labels).present(cover)
-    for index in range(len(cover)):
-        kept = cover.kept(index)
+    present = LabelMap(2.0, labels).present(cover, np.arange(len(cover)))
+    for index, box in enumerate(cover.keep(np.arange(len(cover))).tolist()):
+        kept = Window(*box)
         used = labels[kept.y0 : kept.y1, kept.x0 : kept.x1]
         weight = cover.weight(index, kept)
         if weight is not None:

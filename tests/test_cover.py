@@ -2,18 +2,25 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cover import decode_cover, pixel_cover, random, shifted, strided, window_weights
+from engine.cover import Stack, decode_cover, pixel_cover, random, shifted, strided, window_weights, windows_of
+from engine.geometry import Window
 
 sides = st.integers(16, 90)
 levels = st.integers(0, 10_000)
 seeds = st.integers(0, 2**63 - 1)
 
 
+def numbered(cover):
+    """(number, window, where it is used) of all windows of a cover."""
+    ids = np.arange(len(cover))
+    for index, window, kept in zip(ids, windows_of(cover, ids).tolist(), cover.keep(ids).tolist(), strict=True):
+        yield int(index), Window(*window), Window(*kept)
+
+
 def coverage(cover, shape):
     """How often each latent is covered, and the sum of the weights there; every window is whole and inside."""
     count, total = np.zeros(shape, int), np.zeros(shape)
-    for index in range(len(cover)):
-        window, kept = cover.window(index), cover.kept(index)
+    for index, window, kept in numbered(cover):
         assert window.shape == (cover.patch, cover.patch)
         assert (window & kept) == kept
         assert min(window.y0, window.x0) >= 0
@@ -39,8 +46,7 @@ def test_a_random_cover_gives_every_latent_to_the_first_window_that_covers_it(h,
     cover = random((h, w), 16, seed, level)
     assert (coverage(cover, (h, w))[0] == 1).all()
     expected = np.full((h, w), -1)
-    for index in range(len(cover)):
-        window = cover.window(index)
+    for index, window, _ in numbered(cover):
         view = expected[window.y0 : window.y1, window.x0 : window.x1]
         assert (view < 0).any(), "a window that covers nothing new"
         view[view < 0] = index
@@ -54,8 +60,43 @@ def test_a_strided_cover_leaves_no_latent_out_at_any_stride(h, w, stride, weight
     assert (total > 0).all()
 
 
+@given(
+    sides, sides, st.integers(1, 16), st.integers(0, 99), st.sampled_from(["shifted", "strided", "random"]), st.data()
+)
+def test_windows_are_found_by_box_as_by_looking_at_all_of_them(h, w, stride, level, kind, data):
+    cover = {
+        "shifted": lambda: shifted((h, w), 16, 0, level),
+        "strided": lambda: strided((h, w), 16, stride, "uniform"),
+        "random": lambda: random((h, w), 16, 0, level),
+    }[kind]()
+    y0, x0 = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+    box = Window(y0, x0, data.draw(st.integers(y0 + 1, h)), data.draw(st.integers(x0 + 1, w)))
+    used, at_home = [], []
+    for index, _, kept in numbered(cover):
+        common = kept & box
+        weight = cover.weight(index, common) if common else None
+        if common and (weight is None or (weight > 0).any()):
+            used.append(index)
+        y, x = (kept.y0 + kept.y1) // 2, (kept.x0 + kept.x1) // 2
+        if box.y0 <= y < box.y1 and box.x0 <= x < box.x1:
+            at_home.append(index)
+    assert cover.touching(box).tolist() == used
+    assert cover.home(box).tolist() == at_home
+
+
+def test_images_of_a_set_have_the_windows_of_their_own_covers_below_one_another():
+    covers = [shifted((40, 50), 16, 0, 0, image) for image in range(4)]
+    stack = Stack(16, 40, covers.__getitem__, np.array([0, 2, 3]))
+    ids = stack.touching(Window(30, 0, 130, 50))
+    assert [int(image) for image in np.unique(ids >> 32)] == [0, 2, 3]
+    own = covers[2].touching(Window(0, 0, 40, 50))
+    assert (ids[ids >> 32 == 2] & (2**32 - 1)).tolist() == own.tolist()
+    assert (stack.keep(own + (2 << 32)) == covers[2].keep(own) + [80, 0, 80, 0]).all()
+    assert stack.home(Window(40, 0, 80, 50)).tolist() == []
+
+
 def test_offsets_differ_between_levels_and_the_axes_are_drawn_apart():
-    corners = np.array([shifted((64, 64), 16, 0, level).keep[0, 2:] for level in range(400)])
+    corners = np.array([shifted((64, 64), 16, 0, level).keep(np.array([0]))[0, 2:] for level in range(400)])
     assert len(np.unique(corners, axis=0)) > 150
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.2
     assert set(corners[:, 0]) == set(range(1, 17))

@@ -1,12 +1,12 @@
 import numpy as np
 import torch
 
-from engine.canvas import fuse
+from engine.canvas import Canvas
 from engine.comm import world
 from engine.cover import decode_cover, pixel_cover
-from engine.decode import to_uint8
+from engine.decode import Shelf, decode_canvas, to_uint8
 from engine.models.autoencoder import PatchAutoencoder
-from engine.plan import Ownership, plan_decode
+from engine.plan import Ownership, Rounds
 
 
 def decoded(latents, network, overlap, patch=24):
@@ -14,17 +14,28 @@ def decoded(latents, network, overlap, patch=24):
     shape = latents.shape[1:]
     ownership = Ownership(tuple(shape), (32, 32), 1)
     cover = decode_cover(ownership.shape, patch, overlap)
-    shards = list(range(len(ownership.shards)))
-    plan = plan_decode(cover, ownership, shards, [0] * len(shards))
-    images = {}
-    with torch.inference_mode():
-        for index in range(len(cover)):
-            w = cover.window(index)
-            images[index] = network.decode(latents[None, :, w.y0 : w.y1, w.x0 : w.x1])[0]
-    fused = fuse(world(), plan, images, 3, cover=pixel_cover(cover, network.factor, overlap), scale=network.factor)
+    canvas = Canvas(world(), ownership, len(latents), 0)
+    boxes = {shard: ownership.shard(shard) for shard in range(ownership.count)}
+    canvas.x = {shard: latents[:, w.y0 : w.y1, w.x0 : w.x1] for shard, w in boxes.items()}
+    fused = {}
+    shelf = Shelf(canvas.ranks, fused.__setitem__)
+    assert decode_canvas(
+        canvas,
+        network.decode,
+        cover=cover,
+        pixels=pixel_cover(cover, network.factor, overlap),
+        factor=network.factor,
+        channels=3,
+        rounds=Rounds(range(ownership.count), 1),
+        shelf=shelf,
+        before_round=lambda windows: None,
+        after_round=lambda: False,
+    )
+    shelf.empty()
+    shelf.check()
     whole = torch.zeros(3, *(n * network.factor for n in shape))
     for shard, pixels in fused.items():
-        box = ownership.shards[shard].scaled(network.factor)
+        box = ownership.shard(shard).scaled(network.factor)
         whole[:, box.y0 : box.y1, box.x0 : box.x1] = pixels
     return whole
 

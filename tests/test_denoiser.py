@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from engine.conditions import LabelMap
-from engine.cover import shifted
+from engine.cover import shifted, windows_of
 from engine.denoiser import Denoiser
+from engine.geometry import Window
 from engine.models.folder import load_model
-from engine.plan import Ownership, plan_level
+from engine.plan import Ownership, in_step, plan_level
 from engine.schedule import Schedule, betas
 
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_prediction")
@@ -15,12 +18,34 @@ SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_
 def estimates(network, labels, guidance, batch_size=5, windows=None):
     condition = LabelMap(guidance, labels)
     cover = shifted(labels.shape, 16, 0, 0)
-    present = condition.present(cover)
-    plan = plan_level(cover, condition.costs(present), Ownership(labels.shape, (64, 64), 1))
+
+    def ask(ids):
+        present = condition.present(cover, ids)
+        return present, condition.costs(present)
+
+    (plan,) = in_step([plan_level(0, cover, Ownership(labels.shape, (64, 64), 1), ask)])
+    if windows is not None:
+        order = np.array([plan.ids.tolist().index(index) for index in windows])
+        plan = replace(plan, ids=plan.ids[order], present=plan.present[order])
     x = torch.randn(len(cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     denoise = Denoiser([network], condition, SCHEDULE, batch_size)
-    chosen = plan.windows_of(0) if windows is None else windows
-    return denoise(plan, present, chosen, lambda i: x[i], 500), denoise, plan
+    given = Given(plan, x)
+    denoise(plan, given, 500)
+    return given.found, denoise, plan
+
+
+class Given:
+    """Windows of given latents."""
+
+    def __init__(self, plan, x):
+        self.plan, self.x, self.found = plan, x, {}
+
+    def read(self, places, batch, dtype):
+        places = [*places, *places[-1:] * (batch - len(places))]
+        return self.x[self.plan.ids[places]].to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def put(self, place, estimate):
+        self.found[int(self.plan.ids[place])] = estimate
 
 
 class Recorder(torch.nn.Module):
@@ -43,11 +68,11 @@ def test_guidance_is_null_plus_weight_times_the_difference_each_latent_by_its_la
     network = Recorder()
     found, denoise, plan = estimates(network, labels, 2.5)
     for index, denoised in found.items():
-        w = plan.cover.window(index)
+        w = Window(*windows_of(plan.cover, np.array([index]))[0].tolist())
         x = torch.randn(len(plan.cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))[index]
         output = 2.5 * torch.from_numpy(labels[w.y0 : w.y1, w.x0 : w.x1].astype(np.float32))
         from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
-        kept = plan.cover.kept(index).within(w)
+        kept = Window(*plan.cover.keep(np.array([index]))[0].tolist()).within(w)
         expected = (x * from_x + output * from_output)[(slice(None), *kept)]
         torch.testing.assert_close(denoised[(slice(None), *kept)], expected)
     assert denoise.evaluations == plan.evaluations

@@ -7,18 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.canvas import Canvas
+from engine.canvas import Canvas, Exchange
 from engine.comm import world
 from engine.conditions import Condition
 from engine.cover import random, shifted, strided
 from engine.denoiser import Denoiser
-from engine.plan import Ownership, plan_level
+from engine.plan import Ownership, in_step, plan_level
+from engine.planner import Planner
 from engine.sampler import sample
 from engine.schedule import Schedule, betas
 from engine.solvers import ddim
 from kernels.philox import standard_normal
 
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000)).tolist()), "sample", spacing="trailing")
+
+
+def asked_once(ids):
+    return np.ones(len(ids), np.uint64), np.ones(len(ids), np.int64)
 
 
 def run(network, shape, patch, levels, cover=shifted, channels=1, side=64):
@@ -28,15 +33,15 @@ def run(network, shape, patch, levels, cover=shifted, channels=1, side=64):
     canvas.start()
     condition, ran = Condition(), []
 
-    def plan(level):
-        windows = cover(shape, patch, 3, level)
-        present = condition.present(windows)
-        return plan_level(windows, condition.costs(present), ownership), present
+    def part(level, shares):
+        return plan_level(0, cover(shape, patch, 3, level), ownership, asked_once, shares)
 
     timesteps = SCHEDULE.levels(levels)
     table = ddim([SCHEDULE.alpha_bar[t] for t in timesteps], 1.0)
     denoise = Denoiser([network], condition, SCHEDULE, batch_size=4)
-    sample(canvas, plan, denoise, SCHEDULE, timesteps, table, 0, lambda done, _: ran.append(done))
+    planner = Planner(canvas.ranks, part)
+    sample(canvas, planner, denoise, SCHEDULE, timesteps, table, 0, lambda *_: None, lambda done, _: ran.append(done))
+    planner.end()
     return canvas, ran
 
 
@@ -54,11 +59,12 @@ def test_a_canvas_of_more_than_2_to_the_24_latents_ends():
     begun = time.monotonic()
     _, ran = run(lambda x, t, given: torch.zeros_like(x), shape, 1024, 2, side=2048)
     assert ran == [1, 2]
-    condition, ownership = Condition(), Ownership((5000, 5000), (256, 256), 8)
+    ownership = Ownership((5000, 5000), (256, 256), 8)
     for level in range(250):  # the plan alone, at its number of levels and the size that was seen to hang
         cover = shifted(ownership.shape, 64, 0, level)
-        plan = plan_level(cover, condition.costs(condition.present(cover)), ownership)
-        assert plan.writes.areas.sum() == 5000 * 5000
+        parts = in_step([plan_level(rank, cover, ownership, asked_once) for rank in range(8)])
+        fused = [part.takes.areas.sum() + part.sends[part.writer == part.rank].areas.sum() for part in parts]
+        assert sum(fused) == 5000 * 5000
     assert time.monotonic() - begun < 300, "a hang; not a measure of speed"
 
 
@@ -70,24 +76,19 @@ def test_a_position_has_one_noise_at_the_first_level_whatever_window_reads_it(co
     canvas = Canvas(world(), ownership, 2, seed=level)
     canvas.start()
     windows = cover(shape, 12, 1, level)
-    read = canvas.gather(plan_level(windows, np.ones(len(windows), np.int64), ownership))
+    (plan,) = in_step([plan_level(0, windows, ownership, asked_once)])
+    exchange = Exchange(canvas, plan, 2)
     field = standard_normal(level, "initial", 0, (0, 0, *shape), 2)
-    for index in range(len(windows)):
-        w = windows.window(index)
-        assert torch.equal(read(index), field[:, w.y0 : w.y1, w.x0 : w.x1])
+    for place in range(len(plan)):
+        w = plan.box(place)
+        assert torch.equal(exchange.read([place], 1, torch.float32)[0], field[:, w.y0 : w.y1, w.x0 : w.x1])
 
 
 def test_offsets_are_seeded_and_the_two_axes_are_not_drawn_alike():
     """Others draw both axes from equally seeded generators: offsets lie on the diagonal only; or do not seed them."""
-    offsets = [
-        [int(line[0, 1]) for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))
-    ]
-    again = [
-        [int(line[0, 1]) for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))
-    ]
-    other = [
-        [int(line[0, 1]) for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 8, i) for i in range(60))
-    ]
+    offsets = [[line.lead for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))]
+    again = [[line.lead for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))]
+    other = [[line.lead for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 8, i) for i in range(60))]
     assert offsets == again != other
     assert abs(np.corrcoef(np.array(offsets).T)[0, 1]) < 0.4
     assert len({tuple(pair) for pair in offsets}) > 55

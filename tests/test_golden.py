@@ -19,15 +19,16 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
-from engine.canvas import Canvas
+from engine.canvas import Canvas, Exchange
 from engine.comm import world
 from engine.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
-from engine.cover import Cover, gaussian_pixel_cover, shifted, stacked, strided
-from engine.decode import decode_canvas
+from engine.cover import Cover, Drawn, Stack, gaussian_pixel_cover, shifted, strided
+from engine.decode import Shelf, decode_canvas
 from engine.denoiser import Denoiser
 from engine.models.card import Card, read_card
 from engine.models.folder import Model, load_model
-from engine.plan import LevelPlan, Ownership, plan_level
+from engine.plan import Ask, Ownership, Rounds, in_step, plan_level
+from engine.planner import Planner
 from engine.run import network_of
 from engine.sampler import sample
 from engine.solvers import Step, ddim, ddpm
@@ -195,6 +196,19 @@ def apart(canvas: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack(canvas.chunk(count, dim=1))
 
 
+def shards_of(latents: np.ndarray, ownership: Ownership) -> dict[int, torch.Tensor]:
+    boxes = map(ownership.shard, range(ownership.count))
+    return {s: torch.from_numpy(latents[:, w.y0 : w.y1, w.x0 : w.x1].copy()) for s, w in enumerate(boxes)}
+
+
+def asking(condition: Condition, cover: Cover) -> Ask:
+    def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        present = condition.present(cover, ids)
+        return present, condition.costs(present)
+
+    return ask
+
+
 def trajectory(
     golden: Golden,
     start: np.ndarray,
@@ -206,18 +220,15 @@ def trajectory(
     """The canvas (C, H, W) after a run on one rank, from given noise and windows, cut into shards of odd sizes."""
     ownership = Ownership(start.shape[1:], (13, 21), 1)
     canvas = Canvas(world(), ownership, len(start), 0)
-    for shard, w in enumerate(ownership.shards):
-        canvas.x[shard] = torch.from_numpy(np.ascontiguousarray(start[:, w.y0 : w.y1, w.x0 : w.x1]))
+    canvas.x = shards_of(start, ownership)
     denoise = Denoiser([network_of(golden.model)], condition, golden.card.schedule, batch_size=3)
 
-    def plan(level: int) -> tuple[LevelPlan, np.ndarray]:
-        windows = cover(level)
-        present = condition.present(windows)
-        return plan_level(windows, condition.costs(present), ownership), present
-
-    assert sample(canvas, plan, denoise, golden.card.schedule, np.array(timesteps), table, 0, lambda *_: False)
+    planner = Planner(world(), lambda level, _: plan_level(0, cover(level), ownership, asking(condition, cover(level))))
+    schedule = golden.card.schedule
+    assert sample(canvas, planner, denoise, schedule, np.array(timesteps), table, 0, lambda *_: None, lambda *_: False)
+    planner.end()
     whole = torch.empty(start.shape)
-    for shard, w in enumerate(ownership.shards):
+    for shard, w in enumerate(map(ownership.shard, range(ownership.count))):
         whole[:, w.y0 : w.y1, w.x0 : w.x1] = canvas.x[shard]
     return whole
 
@@ -229,11 +240,10 @@ def alpha_bars(golden: Golden, timesteps: Sequence[int]) -> list[float]:
 def one_window_each(images: np.ndarray) -> Callable[[int], Cover]:
     """The cover of a set of images no larger than a window."""
     count, _, height, width = images.shape
-    covers = [shifted((height, width), width, 0, 0, image) for image in range(count)]
-    return lambda level: stacked(covers, range(count), (height, width), count)
+    return lambda level: Stack(width, height, lambda image: shifted((height, width), width, 0, 0, image), range(count))
 
 
-def first_wins(windows: np.ndarray, side: int, shape: tuple[int, int]) -> list[Cover]:
+def first_wins(windows: np.ndarray, side: int, shape: tuple[int, int]) -> list[Drawn]:
     """Windows in the order visited -> the covers of levels; a level ends when every latent has been written."""
     covers, corners, winner = [], [], np.full(shape, -1, np.int32)
     for y, x in windows.tolist():
@@ -242,7 +252,7 @@ def first_wins(windows: np.ndarray, side: int, shape: tuple[int, int]) -> list[C
         corners.append((y, x))
         if (winner >= 0).all():
             starts = np.array(corners, np.int64)
-            covers.append(Cover(side, starts, np.concatenate([starts, starts + side], 1), winner=winner))
+            covers.append(Drawn(side, starts, winner))
             corners, winner = [], np.full(shape, -1, np.int32)
     assert not corners
     return covers
@@ -289,18 +299,16 @@ def test_large_image_diffusions_large_image(golden):
 
     ownership = Ownership(start.shape[1:], (13, 21), 1)
     canvas = Canvas(world(), ownership, len(start), 0)
-    canvas.x = {
-        shard: torch.from_numpy(np.ascontiguousarray(io["pano_final"][0][:, w.y0 : w.y1, w.x0 : w.x1]))
-        for shard, w in enumerate(ownership.shards)
-    }
+    canvas.x = shards_of(io["pano_final"][0], ownership)
     factor = golden.card.factor
     image = np.zeros(io["pano_image"].shape[1:], np.uint8)
 
     def write(shard: int, pixels: torch.Tensor) -> None:
-        w = ownership.shards[shard].scaled(factor)
+        w = ownership.shard(shard).scaled(factor)
         levels = ((pixels.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)  # theirs are cut off, ours (to_uint8) rounded
         image[w.y0 : w.y1, w.x0 : w.x1] = levels.permute(1, 2, 0).numpy()
 
+    shelf = Shelf(world(), write)
     decode_canvas(
         canvas,
         golden.model.decode,
@@ -308,10 +316,13 @@ def test_large_image_diffusions_large_image(golden):
         pixels=gaussian_pixel_cover(cover, factor),
         factor=factor,
         channels=3,
-        remaining=range(len(ownership.shards)),
-        write=write,
-        after_round=lambda decoded: False,
+        rounds=Rounds(range(ownership.count), 1),
+        shelf=shelf,
+        before_round=lambda windows: None,
+        after_round=lambda: False,
     )
+    shelf.empty()
+    shelf.check()
     difference = image.astype(int) - io["pano_image"][0]
     golden.check(torch.from_numpy(image)[None], "pano_image", DECODE)
     assert abs(difference).max() <= 1
@@ -325,9 +336,13 @@ def test_the_nuclei_systems_ancestral_step(golden):
         condition = semantic(y, float(io["guidance_s"]))
         cover = one_window_each(x)(0)
         denoise = Denoiser([network_of(golden.model)], condition, schedule, batch_size=2)
-        present = condition.present(cover)
-        plan = plan_level(cover, condition.costs(present), Ownership(x.shape[2:], x.shape[2:], 1))
-        out = denoise(plan, present, [0], lambda _, x=x: torch.from_numpy(x[0]), t)[0]
+        ownership = Ownership(x.shape[2:], x.shape[2:], 1)
+        canvas = Canvas(world(), ownership, x.shape[1], 0)
+        canvas.x = {0: torch.from_numpy(x[0])}
+        (plan,) = in_step([plan_level(0, cover, ownership, asking(condition, cover))])
+        exchange = Exchange(canvas, plan, 2 * x.shape[1])
+        denoise(plan, exchange, t)
+        out = exchange.own[0]
         clipped = out[: len(x[0])].clamp(-1, 1)
         now, after = schedule.alpha_bar[t], schedule.alpha_bar[t - 1] if t else 1.0
         step = ddpm([now, after], schedule.variance)[0]

@@ -33,14 +33,15 @@ def test_kernels_import_nothing_of_the_engine():
 
 def test_imports_point_down():
     order = [
-        ["geometry", "schedule", "solvers", "comm"],
+        ["geometry", "schedule", "solvers", "timing", "comm"],
         ["cover", "models"],
         ["conditions", "plan", "store", "job", "progress", "nuclei", "labels", "accept"],
         ["inputs", "preview"],
         ["hierarchy"],
-        ["canvas", "denoiser", "prepare"],
+        ["messages", "denoiser", "prepare"],
+        ["canvas", "planner"],
         ["sampler", "decode", "repaint"],
-        ["keeper", "outputs"],
+        ["keeper", "ballot", "outputs"],
         ["run"],
         ["sample", "verify", "export"],
     ]

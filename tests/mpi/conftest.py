@@ -7,6 +7,7 @@ reports.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,8 +17,9 @@ RANKS = world()
 
 
 @pytest.fixture
-def ranks() -> Ranks:
-    return RANKS
+def ranks() -> Iterator[Ranks]:
+    yield RANKS
+    RANKS.settle()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.canvas import Canvas, fuse
-from engine.cover import random, shifted, strided
+from engine.canvas import Canvas, Exchange
+from engine.cover import random, shifted, strided, windows_of
+from engine.geometry import Window
 from engine.plan import Ownership, plan_level
+from engine.planner import Planner
 from engine.solvers import Step
 from kernels.philox import standard_normal
 
@@ -16,7 +18,7 @@ def field(canvas):
     whole = torch.full((canvas.channels, *SHAPE), float("nan"))
     for part in canvas.ranks.collect({s: x.numpy() for s, x in canvas.x.items()}):
         for shard, x in part.items():
-            box = canvas.ownership.shards[shard]
+            box = canvas.ownership.shard(shard)
             whole[:, box.y0 : box.y1, box.x0 : box.x1] = torch.from_numpy(x)
     return whole
 
@@ -38,21 +40,39 @@ def test_the_canvas_starts_as_one_field_of_noise(canvas):
     assert torch.equal(field(canvas), standard_normal(9, "initial", 0, (0, 0, *SHAPE), 3))
 
 
+def once(ids):
+    return np.ones(len(ids), np.uint64), np.ones(len(ids), np.int64)
+
+
+def exchange_of(canvas, cover):
+    """What this rank reads and sends in a level, planned over MPI."""
+    planner = Planner(canvas.ranks, lambda level, _: plan_level(canvas.ranks.rank, cover, canvas.ownership, once))
+    plan = planner.take(0)
+    planner.end()
+    return plan, Exchange(canvas, plan, 3)
+
+
 @pytest.mark.parametrize("kind", ["shifted", "random", "strided"])
-def test_a_gathered_window_is_that_crop_of_the_canvas(canvas, ranks, kind):
+def test_a_gathered_window_is_that_crop_of_the_canvas(canvas, kind):
     whole = field(canvas)
-    plan = plan_level(cover_of(kind, 2), np.ones(len(cover_of(kind, 2)), np.int64), canvas.ownership)
-    read = canvas.gather(plan)
-    for index in plan.windows_of(ranks.rank):
-        w = plan.cover.window(index)
-        assert torch.equal(read(index), whole[:, w.y0 : w.y1, w.x0 : w.x1])
+    plan, exchange = exchange_of(canvas, cover_of(kind, 2))
+    for start in range(0, len(plan), 5):
+        places = list(range(start, min(start + 5, len(plan))))
+        found = exchange.read(places, 5, torch.float32)
+        for place, x in zip([*places, *places[-1:] * (5 - len(places))], found, strict=True):
+            w = plan.box(place)
+            assert torch.equal(x, whole[:, w.y0 : w.y1, w.x0 : w.x1])
+        for place in places:
+            exchange.put(place, found[place - start])
+    exchange.fuse()  # what others were told to expect is sent, and nothing is left for the next test
 
 
 @pytest.mark.parametrize("kind", ["shifted", "random", "strided"])
 def test_fusing_gathered_windows_gives_the_canvas_back(canvas, ranks, kind):
-    plan = plan_level(cover_of(kind, 1), np.ones(len(cover_of(kind, 1)), np.int64), canvas.ownership)
-    read = canvas.gather(plan)
-    fused = fuse(ranks, plan, {i: read(i) for i in plan.windows_of(ranks.rank)}, 3)
+    plan, exchange = exchange_of(canvas, cover_of(kind, 1))
+    for place in range(len(plan)):
+        exchange.put(place, exchange.read([place], 1, torch.float32)[0])
+    fused = exchange.fuse()
     assert set(fused) == set(canvas.ownership.owned(ranks.rank))
     for shard, x in fused.items():
         torch.testing.assert_close(x, canvas.x[shard], rtol=1e-5, atol=1e-6)
@@ -60,19 +80,21 @@ def test_fusing_gathered_windows_gives_the_canvas_back(canvas, ranks, kind):
             assert torch.equal(x, canvas.x[shard])
 
 
-def test_overlapping_estimates_are_summed_in_one_order_on_any_number_of_ranks(canvas, ranks):
+def test_overlapping_estimates_are_summed_in_one_order_on_any_number_of_ranks(canvas):
     cover = strided(SHAPE, PATCH, 5, "hann")
-    plan = plan_level(cover, np.ones(len(cover), np.int64), canvas.ownership)
+    plan, exchange = exchange_of(canvas, cover)
     estimates = {i: standard_normal(i, "step", 0, (0, 0, PATCH, PATCH), 3) for i in range(len(cover))}
-    fused = fuse(ranks, plan, {i: estimates[i] for i in plan.windows_of(ranks.rank)}, 3)
+    for place, index in enumerate(plan.ids.tolist()):
+        exchange.put(place, estimates[index])
+    fused = exchange.fuse()
     total, weight = torch.zeros(3, *SHAPE), torch.zeros(SHAPE)
-    for index in range(len(cover)):
-        w = cover.window(index)
+    for index, box in enumerate(windows_of(cover, np.arange(len(cover))).tolist()):
+        w = Window(*box)
         line = torch.from_numpy(cover.weight(index, w))
         total[:, w.y0 : w.y1, w.x0 : w.x1] += estimates[index] * line
         weight[w.y0 : w.y1, w.x0 : w.x1] += line
     for shard, x in fused.items():
-        box = canvas.ownership.shards[shard]
+        box = canvas.ownership.shard(shard)
         assert torch.equal(x, (total / weight)[:, box.y0 : box.y1, box.x0 : box.x1])
 
 

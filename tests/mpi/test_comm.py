@@ -1,23 +1,63 @@
 import numpy as np
 import pytest
+import torch
 
 from engine.comm import AgreedError
+from engine.messages import Ahead, Receiving, Sending, Vote
+from engine.plan import Post, Sum, in_step
+from engine.planner import Planner
 
 
 def test_pieces_arrive_whole_and_in_order_between_all_pairs(ranks):
     def piece(source, target, index):
-        shape = (index + 1, source + 2, target + 1)
-        return np.full(shape, source * 100 + target * 10 + index, np.float32)
+        return torch.full((index + 1, source + 2, target + 1), float(source * 100 + target * 10 + index))
 
-    sends = [(target, piece(ranks.rank, target, i)) for target in range(ranks.size) for i in range(3)]
-    receives = [(source, piece(source, ranks.rank, i).shape) for i in range(3) for source in range(ranks.size)]
-    found = ranks.exchange(sends, receives)
-    expected = [piece(source, ranks.rank, i) for i in range(3) for source in range(ranks.size)]
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    others = [rank for rank in range(ranks.size) if rank != ranks.rank]
+    expected = {s: torch.cat([piece(s, ranks.rank, i).ravel() for i in range(3)]) for s in others}
+    receiving = {source: Receiving(ranks, source, 7, len(expected[source]), "cpu") for source in others}
+    for target in others:
+        Sending(ranks, target, 7, [piece(ranks.rank, target, i) for i in range(3)])
+    for source in others:
+        assert torch.equal(receiving[source].tensor(), expected[source])
+    ranks.wait_until(lambda: not ranks.unsent)
 
 
-def test_nothing_to_exchange_is_no_message(ranks):
-    assert ranks.exchange([], []) == []
+def asks(rank, size):
+    """A plan that asks everything: to write to every third rank after its own, twice, and for a sum."""
+    before, total = yield Sum((rank + 1, 1))
+    heard = []
+    for turn in range(2):
+        targets = range((rank + turn) % 3, size, 3)
+        heard.append((yield Post({to: np.array([rank, to, turn]) for to in targets})))
+    return before.tolist(), total.tolist(), heard
+
+
+def test_what_plans_ask_is_answered_as_in_one_process(ranks):
+    expected = in_step([asks(rank, ranks.size) for rank in range(ranks.size)])[ranks.rank]
+    found = Ahead(ranks, asks(ranks.rank, ranks.size)).take()
+    assert found[:2] == expected[:2]
+    for mine, theirs in zip(found[2], expected[2], strict=True):
+        assert {s: m.tolist() for s, m in mine.items()} == {s: m.tolist() for s, m in theirs.items()}
+
+
+def test_votes_are_summed_while_other_things_go_on(ranks):
+    votes = [Vote(ranks, [float(ranks.rank), 1.0, turn]) for turn in range(3)]
+    for turn, vote in enumerate(votes):
+        assert vote.result().tolist() == [sum(range(ranks.size)), ranks.size, turn * ranks.size]
+
+
+def test_ranks_of_one_speed_are_dealt_equal_work_and_slow_ones_less(ranks):
+    planner = Planner(ranks, lambda level, shares: None)
+    for slow, expected in ((1.0, None), (3.0, 1 / (1 + 3 * (ranks.size - 1)))):
+        planner.pace = 0.0
+        planner.measured(slow if ranks.rank == 0 else 1.0, 1)
+        planner.follow(Vote(ranks, planner.votes()).result().tolist())
+        if expected is None or ranks.size == 1:
+            assert planner.shares is None
+        else:
+            assert planner.shares[0] == pytest.approx(expected)
+            assert planner.shares[-1] == pytest.approx(1)
+    planner.end()
 
 
 def test_an_error_on_the_last_rank_is_everybodys(ranks):
