@@ -45,7 +45,7 @@ class Ranks:
         self.planning, self.voting = comm.Dup(), comm.Dup()  # what goes on beside must not meet in one order
         self.posted = 0
         self.unsent: list[Any] = []  # messages that are kept until they have left
-        self.background: Callable[[], None] | None = None
+        self.background: Callable[[], bool] | None = None  # goes on a little; whether it has come to its end
 
     # ---- waiting and agreeing -------------------------------------------------------------------
 
@@ -55,6 +55,12 @@ class Ranks:
         self.unsent = [sending for sending in self.unsent if not sending.test()]
         if self.background is not None:
             self.background()
+
+    def abandon(self) -> None:
+        """After an error that all know of: bring what goes on in the background to its end. Collective."""
+        end = time.monotonic() + 5
+        while self.background is not None and not self.background() and time.monotonic() < end:
+            time.sleep(1e-3)
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Wait without burning a core: sleeps of 0.1 ms growing to 20 ms between polls."""
@@ -72,7 +78,7 @@ class Ranks:
 
     def settle(self) -> None:
         """Wait until everything that this rank sent has left. Local; the receivers must be at it."""
-        self.wait_until(lambda: all([sending.test() for sending in self.unsent]))
+        self.wait_until(lambda: all(sending.test() for sending in self.unsent))
         self.unsent.clear()
 
     def barrier(self) -> None:
@@ -213,6 +219,7 @@ def run_main(main: Callable[[Ranks], int]) -> int:
     except AgreedError as error:
         if ranks.rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
+        ranks.abandon()
         ranks.barrier()
         return 1
     except BaseException as error:

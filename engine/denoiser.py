@@ -97,6 +97,8 @@ class Denoiser:
                     windows.put(window, whole)
             done += len(batch)
             between(level, done / len(requests))
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)  # what the level took is known here, and whose turn it is to wait
 
     def evaluate(self, asked: list[tuple[Window, int]], x: Tensor, t: int) -> Tensor:
         """The network's output (B, C, p, p) for one micro-batch, in float32; padding included."""

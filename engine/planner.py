@@ -34,10 +34,9 @@ class Planner:
         """Begin the plan of a level. Collective; nobody waits."""
         self.ahead = level, Ahead(self.ranks, self.part(level, self.shares))
 
-    def advance(self) -> None:
-        """Go on with the plan that was begun. Local."""
-        if self.ahead is not None:
-            self.ahead[1].advance()
+    def advance(self) -> bool:
+        """Go on with the plan that was begun; whether it is done. Local."""
+        return self.ahead is None or self.ahead[1].advance()
 
     def take(self, level: int) -> Plan:
         """The plan of a level, begun now if it was not; waits for it. Collective."""

@@ -85,6 +85,7 @@ def test_overlapping_estimates_are_summed_in_one_order_on_any_number_of_ranks(ca
     plan, exchange = exchange_of(canvas, cover)
     estimates = {i: standard_normal(i, "step", 0, (0, 0, PATCH, PATCH), 3) for i in range(len(cover))}
     for place, index in enumerate(plan.ids.tolist()):
+        exchange.read([place], 1, torch.float32)
         exchange.put(place, estimates[index])
     fused = exchange.fuse()
     total, weight = torch.zeros(3, *SHAPE), torch.zeros(SHAPE)
