@@ -93,3 +93,15 @@ def test_kernels_runs_and_no_kernel_moves_less_than_it_must(tmp_path):
     for row in rows:
         assert row["moved / least"] >= 1, row
         assert row["version"] == "torch" or row["moved / least"] < 1.7, row  # few windows: many overlap
+
+
+def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path):
+    sizes = ("--size", 256, "--large-size", 512, "--levels", 3, "--large-levels", 3, "--gflop", 0.2)
+    bench("overhead", *sizes, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len(rows) == 2
+    for row in rows:
+        assert 1 < row["over own calls"] < 3, row
+        assert row["low"] <= row["over bare"] <= row["high"], row
+        named = sum(value for key, value in row.items() if key.endswith("%"))
+        assert abs(named / 100 - (1 - 1 / row["over own calls"])) < 0.05, row  # all of the overhead has a name
