@@ -96,7 +96,7 @@ def test_kernels_runs_and_no_kernel_moves_less_than_it_must(tmp_path):
 
 
 def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path):
-    sizes = ("--size", 256, "--large-size", 512, "--levels", 3, "--large-levels", 3, "--gflop", 0.2)
+    sizes = ("--size", 256, "--large-size", 512, "--levels", 3, "--large-levels", 3, "--gflop", 0.2, "--batch", 2)
     bench("overhead", *sizes, "--json", tmp_path / "r.json")
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert len(rows) == 2
