@@ -6,8 +6,9 @@ files read and one written. Arithmetic is what the store has to do besides, in m
 means. The three take turns, all ranks at the same, after a turn that does not count; "store / plain" is the median
 over turns and ranks of one turn's ratio.
 
-To the page cache, neither side waits for the disk, and what is read was written just before. To the disk, both call
-fsync after every file, and all files are dropped from the cache (``posix_fadvise``) before a turn that reads.
+To the page cache, neither side waits for the disk, and what is read was written just before. (A virtual machine may
+have to ask its host for each page that it never used: then plain writes are ten times slower than memory.) To the
+disk, both call fsync after every file, and all files are dropped from the cache (``posix_fadvise``) before every turn.
 
 "bound by" is the slower of arithmetic and plain files. "explained" is what the two take one after the other, over the
 store's seconds: what is missing to 1 is zarr's own; it is more than 1 where zarr's two threads overlap them.
