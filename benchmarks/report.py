@@ -25,6 +25,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg(),  # of the last 1, 5 and 15 minutes: was anything else running?
         "python": platform.python_version(),
         "numpy": np.__version__,
         "commit": commit,

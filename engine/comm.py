@@ -141,17 +141,13 @@ class Ranks:
     # ---- ends -----------------------------------------------------------------------------------
 
     def catch_signals(self) -> None:
-        """USR1 and TERM ask for a checkpoint and a stop; the flag is read once a level."""
+        """USR1 and TERM ask for a checkpoint and a stop; the flag goes into every level's votes."""
 
         def on_signal(number: int, frame: object) -> None:
             self.stop_requested = True
 
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, on_signal)
-
-    def stopping(self) -> bool:
-        """Whether any rank was asked to stop. Collective."""
-        return self.any(self.stop_requested)
 
     def abort(self, message: str) -> None:
         """Say why and end every rank at once, with status 1."""

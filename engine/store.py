@@ -152,6 +152,7 @@ class Output:
         self.path = path
         self.private = path / "slidefield"
         self.held: IO[str] | None = None  # the lock, on rank 0 of a run
+        self.opened: dict[Path, zarr.Array] = {}  # a file system of many ranks is slow to open
         try:
             self.group = zarr.open_group(path, mode="r+")
             self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
@@ -167,9 +168,12 @@ class Output:
     # -- image and labels --
 
     def array(self, name: str) -> zarr.Array:
-        found = self.group[name]
-        assert isinstance(found, zarr.Array)
-        return found
+        path = self.path / name
+        if path not in self.opened:
+            found = self.group[name]
+            assert isinstance(found, zarr.Array)
+            self.opened[path] = found
+        return self.opened[path]
 
     def index(self, box: Window) -> tuple[Any, ...]:
         """Where a box lies in the arrays."""
@@ -186,11 +190,16 @@ class Output:
         return np.asarray(self.array(name)[self.index(box)])
 
     def halve(self, finest: str, level: int, box: Window) -> dict[str, Any]:
-        """Make one shard of pyramid level ``level`` from the level below it."""
-        below = self.layout.sizes()[level - 1]
-        source = self.read(self.layout.level(finest, level - 1), box.scaled(2) & Window(0, 0, *below))
-        data = halved(source) if finest == self.layout.image else source[..., ::2, ::2]
-        return self.write(self.layout.level(finest, level), box, data)
+        """Make one shard of pyramid level ``level`` from those below it, one after another."""
+        half = self.layout.shard // 2
+
+        def part(y: int, x: int) -> np.ndarray:
+            below = (Window(y, x, y + half, x + half) & box).scaled(2)  # zarr stops at the image's edge
+            source = self.read(self.layout.level(finest, level - 1), below)
+            return halved(source) if finest == self.layout.image else source[..., ::2, ::2]
+
+        rows = [[part(y, x) for x in range(box.x0, box.x1, half)] for y in range(box.y0, box.y1, half)]
+        return self.write(self.layout.level(finest, level), box, np.block(rows))
 
     def shard_file(self, name: str, box: Window) -> Path:
         """Where a shard lies on disk."""
@@ -274,8 +283,8 @@ class Output:
 
     def make_slots(self, shape: tuple[int, int, int], sides: tuple[int, int]) -> None:
         """Make what checkpoints are written to. Rank 0 calls this."""
-        for slot, name in itertools.product("01", ("x", "previous")):
-            path = self.private / "checkpoint" / slot / name
+        for slot, name in itertools.product((0, 1), ("x", "previous")):
+            path = self.slot_path(slot, name)
             if not (path / "zarr.json").exists():  # zarr makes the folder first: a kill may have come between
                 zarr.create_array(
                     str(path),
@@ -288,10 +297,18 @@ class Output:
                     overwrite=True,
                 )
 
+    def slot_path(self, slot: int, name: str) -> Path:
+        return self.private / "checkpoint" / str(slot) / name
+
+    def slot_array(self, slot: int, name: str) -> zarr.Array:
+        path = self.slot_path(slot, name)
+        if path not in self.opened:
+            self.opened[path] = zarr.open_array(path, mode="r+")
+        return self.opened[path]
+
     def write_checkpoint(self, slot: int, name: str, box: Window, data: np.ndarray) -> None:
         """Write one shard of latents to a slot. Its owner calls this."""
-        array = zarr.open_array(self.private / "checkpoint" / str(slot) / name, mode="r+")
-        array[:, box.y0 : box.y1, box.x0 : box.x1] = data
+        self.slot_array(slot, name)[:, box.y0 : box.y1, box.x0 : box.x1] = data
 
     def commit_checkpoint(self, slot: int, level: int, history: bool) -> None:
         """All shards of the slot are on disk: from now on it is the one to resume from. Rank 0 calls this."""
@@ -303,9 +320,9 @@ class Output:
         Raises:
             ValueError: the shard is missing or damaged.
         """
-        path = self.private / "checkpoint" / str(slot) / name
+        path = self.slot_path(slot, name)
         try:
-            data = np.asarray(zarr.open_array(path, mode="r")[:, box.y0 : box.y1, box.x0 : box.x1])
+            data = np.asarray(self.slot_array(slot, name)[:, box.y0 : box.y1, box.x0 : box.x1])
         except Exception as error:  # zarr raises what its codecs and stores raise
             raise ValueError(f"checkpoint {path} is damaged ({error}); start anew with --resume never") from error
         if np.isnan(data).any():
@@ -316,6 +333,7 @@ class Output:
         """Rank 0 calls this."""
         (self.private / "checkpoint.json").unlink(missing_ok=True)
         shutil.rmtree(self.private / "checkpoint", ignore_errors=True)
+        self.opened = {path: array for path, array in self.opened.items() if self.private not in path.parents}
 
     def tidy(self) -> None:
         """Remove what only an unfinished output needs. Rank 0 calls this."""
@@ -453,10 +471,11 @@ def halved(image: np.ndarray) -> np.ndarray:
     ([[[0]]], [[[2]]])
     """
     h, w = image.shape[1:]
-    padded = np.pad(image, ((0, 0), (0, h % 2), (0, w % 2)), mode="edge").astype(np.uint16)
-    total = padded[:, ::2, ::2] + padded[:, 1::2, ::2] + padded[:, ::2, 1::2] + padded[:, 1::2, 1::2]
-    quotient, rest = total >> 2, total & 3
-    return (quotient + ((rest > 2) | ((rest == 2) & (quotient & 1 == 1)))).astype(np.uint8)
+    if h % 2 or w % 2:
+        image = np.pad(image, ((0, 0), (0, h % 2), (0, w % 2)), mode="edge")
+    rows = np.add(image[:, ::2], image[:, 1::2], dtype=np.uint16)
+    total = rows[..., ::2] + rows[..., 1::2]
+    return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint8)  # a half goes up from an odd quotient alone
 
 
 def ledger_line(array: str, box: Window, sha256: str) -> dict[str, Any]:
@@ -464,7 +483,7 @@ def ledger_line(array: str, box: Window, sha256: str) -> dict[str, Any]:
 
 
 def digest(data: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()
 
 
 def lock(path: Path) -> IO[str]:

@@ -93,3 +93,29 @@ def test_kernels_runs_and_no_kernel_moves_less_than_it_must(tmp_path):
     for row in rows:
         assert row["moved / least"] >= 1, row
         assert row["version"] == "torch" or row["moved / least"] < 1.7, row  # few windows: many overlap
+
+
+def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path):
+    sizes = ("--size", 256, "--large-size", 512, "--levels", 3, "--large-levels", 3, "--gflop", 0.2, "--batch", 2)
+    bench("overhead", *sizes, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len(rows) == 2
+    for row in rows:
+        assert 1 < row["over own calls"] < 1.5, row
+        assert row["low"] <= row["over bare"] <= row["high"], row
+        named = sum(value for key, value in row.items() if key.endswith("%"))
+        assert abs(named / 100 - (1 - 1 / row["over own calls"])) < 0.05, row  # all of the overhead has a name
+
+
+def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
+    bench("storage", "--ranks", 1, 2, "--shard", 128, "--turns", 1, "--folder", tmp_path, "--json", tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert 1.3 < found["compressed"] < 1.8  # as tissue does
+    assert [(row["to"], row["ranks"]) for row in found["rows"][::5]] == [
+        (to, ranks) for to in ("page cache", "disk") for ranks in (1, 2)
+    ]
+    assert {row["what"] for row in found["rows"]} == {"write", "read", "pyramid", "checkpoint", "resume"}
+    for row in found["rows"]:
+        assert 0 < row["MiB/s per rank"] < row["plain MiB/s per rank"] * 5, row
+        assert row["MiB"] == {"pyramid": 15, "checkpoint": 2, "resume": 2}.get(row["what"], 12) / 64, row
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]

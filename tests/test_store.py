@@ -2,9 +2,11 @@ import json
 
 import numpy as np
 import pytest
+import zarr
+from zarr import open_array
 
 from engine.geometry import Window
-from engine.store import LabelArray, Layout, Output, create, halved, remove, state_of
+from engine.store import LabelArray, Layout, Output, create, digest, halved, remove, state_of
 
 LABELS = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
 
@@ -31,6 +33,21 @@ def test_a_pyramid_of_means_does_not_drift_brighter():
     for _ in range(5):
         coarse = halved(coarse)
     assert abs(float(coarse.mean()) - float(image.mean())) < 0.15
+
+
+@pytest.mark.parametrize(("size", "shard"), [((100, 140), 64), ((129, 255), 64), ((61, 40), 9)])
+def test_a_pyramid_made_shard_by_shard_is_that_of_the_whole(tmp_path, size, shard):
+    create(tmp_path / "o.zarr", Layout(size, 3, shard, shard, LABELS), 0.5, {})
+    output, rng = Output(tmp_path / "o.zarr"), np.random.default_rng(0)
+    image, labels = rng.integers(0, 256, (3, *size)).astype(np.uint8), rng.integers(0, 2, size).astype(np.uint8)
+    output.array("0")[:], output.array("labels/tissue/0")[:] = image, labels
+    for level in range(1, len(output.layout.sizes())):
+        image, labels = halved(image), labels[::2, ::2]
+        for box in output.layout.boxes(level):
+            lines = [output.halve(name, level, box) for name in ("0", "labels/tissue/0")]
+            assert all(line["sha256"] == digest(output.read(line["array"], box)) for line in lines)
+        np.testing.assert_array_equal(output.array(str(level))[:], image)
+        np.testing.assert_array_equal(output.array(f"labels/tissue/{level}")[:], labels)
 
 
 def test_a_torn_last_line_of_the_ledger_counts_for_nothing(output):
@@ -61,6 +78,21 @@ def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(
     mark = output.checkpoint()
     assert (mark["slot"], mark["level"]) == (slot, 5)
     np.testing.assert_array_equal(output.read_checkpoint(slot, "x", box), data)
+
+
+def test_a_slot_is_opened_once_and_again_when_it_is_made_anew(output, monkeypatch):
+    opened = []
+    monkeypatch.setattr(zarr, "open_array", lambda path, **mode: opened.append(path) or open_array(path, **mode))
+    boxes = [Window(0, 0, 64, 64), Window(64, 0, 128, 64)]
+    for shape in ((4, 128, 64), (8, 128, 64)):
+        slot = 0
+        output.make_slots(shape, (64, 64))
+        data = np.random.default_rng(0).standard_normal((shape[0], 64, 64)).astype(np.float32)
+        for box in boxes:
+            output.write_checkpoint(slot, "x", box, data)
+            np.testing.assert_array_equal(output.read_checkpoint(slot, "x", box), data)
+        output.drop_checkpoints()
+    assert len(opened) == 2
 
 
 def test_a_slot_that_a_kill_left_half_made_is_made_anew(output):
