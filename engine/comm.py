@@ -7,9 +7,11 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ import numpy as np
 from engine.timing import Timer
 
 T = TypeVar("T")
+MOVING = 0.005  # seconds between two looks at messages while a rank computes
+LONGEST_PAUSE = 0.002  # seconds between two looks while it waits
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 
 
@@ -46,15 +50,43 @@ class Ranks:
         self.posted = 0
         self.unsent: list[Any] = []  # messages that are kept until they have left
         self.background: Callable[[], bool] | None = None  # goes on a little; whether it has come to its end
+        self.lock = threading.RLock()  # of what two threads move on
+        self.busy_now = threading.Event()
+        self.mover: threading.Thread | None = None
 
     # ---- waiting and agreeing -------------------------------------------------------------------
 
     def progress(self) -> None:
         """Move what goes on in the background: messages on their way, and ``background``. Local; cheap."""
-        self.comm.Iprobe()  # MPI moves messages only while it is called
-        self.unsent = [sending for sending in self.unsent if not sending.test()]
-        if self.background is not None:
-            self.background()
+        if not self.lock.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            self.comm.Iprobe()  # MPI moves messages only while it is called
+            self.unsent = [sending for sending in self.unsent if not sending.test()]
+            if self.background is not None:
+                self.background()
+        finally:
+            self.lock.release()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While this rank computes, a thread moves its messages on, where the MPI library lets two threads call it."""
+        if self.size == 1 or self.mpi.Query_thread() < self.mpi.THREAD_MULTIPLE:
+            yield
+            return
+        if self.mover is None:
+            self.mover = threading.Thread(target=self._move, daemon=True)
+            self.mover.start()
+        self.busy_now.set()
+        try:
+            yield
+        finally:
+            self.busy_now.clear()
+
+    def _move(self) -> None:
+        while self.busy_now.wait():
+            self.progress()
+            time.sleep(MOVING)
 
     def abandon(self) -> None:
         """After an error that all know of: bring what goes on in the background to its end. Collective."""
@@ -63,14 +95,15 @@ class Ranks:
             time.sleep(1e-3)
 
     def wait_until(self, done: Callable[[], bool]) -> None:
-        """Wait without burning a core: sleeps of 0.1 ms growing to 20 ms between polls."""
+        """Wait without burning a core: sleeps of 0.1 ms growing to 2 ms between polls."""
+        self.progress()
         if done():
             return
         pause = 1e-4
         with self.timer("wait"):
             while not done():
                 time.sleep(pause)
-                pause = min(pause * 1.5, 0.02)
+                pause = min(pause * 1.5, LONGEST_PAUSE)
                 self.progress()
 
     def wait(self, requests: list) -> None:
@@ -78,8 +111,7 @@ class Ranks:
 
     def settle(self) -> None:
         """Wait until everything that this rank sent has left. Local; the receivers must be at it."""
-        self.wait_until(lambda: all(sending.test() for sending in self.unsent))
-        self.unsent.clear()
+        self.wait_until(lambda: not self.unsent)
 
     def barrier(self) -> None:
         """Collective."""

@@ -110,6 +110,7 @@ def decode_canvas(
     """
     ranks, ownership = canvas.ranks, canvas.ownership
     planner = Planner(ranks, lambda turn, _: plan_decode(ranks.rank, cover, ownership, rounds, turn))
+    kept: dict[int, Tensor] = {}  # windows of the round before: some are of this one too
     for turn in range(len(rounds)):
         with ranks.timer("plan"):
             plan = planner.take(turn)
@@ -118,10 +119,13 @@ def decode_canvas(
         if turn + 1 < len(rounds):
             planner.begin(turn + 1)
         before_round(len(plan))
-        with ranks.timer("decode"), torch.inference_mode():
-            for place in range(len(plan)):
+        with ranks.timer("decode"), ranks.busy(), torch.inference_mode():
+            kept = {index: image for index, image in kept.items() if index in plan.ids}
+            for place, index in enumerate(plan.ids.tolist()):
                 latents = exchange.read([place], 1, torch.float32).contiguous()
-                exchange.put(place, decode(latents)[0].float().cpu())
+                if index not in kept:
+                    kept[index] = decode(latents)[0].float().cpu()
+                exchange.put(place, kept[index])
                 ranks.progress()
         with ranks.timer("fuse"):
             images = exchange.fuse(pixels)

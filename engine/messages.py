@@ -88,14 +88,20 @@ class Ahead:
         self.ranks, self.part = ranks, part
         self.asked: Answering | None = None
         self.found: Any = None
+        self.problem: BaseException | None = None
         self.done = False
-        self.go_on(None)
+        with ranks.lock:
+            self.go_on(None)
 
     def go_on(self, answer: Any) -> None:
+        self.asked = None
         try:
             asked = self.part.send(answer)
         except StopIteration as end:
-            self.found, self.done, self.asked = end.value, True, None
+            self.found, self.done = end.value, True
+            return
+        except BaseException as error:  # in whatever thread it happens, it is raised where the plan is taken
+            self.problem, self.done = error, True
             return
         self.ranks.posted += 1
         tag = self.ranks.posted % 16384
@@ -103,13 +109,16 @@ class Ahead:
 
     def advance(self) -> bool:
         """Go on as far as can be without waiting; whether it is done. Local."""
-        while self.asked is not None and self.asked.test():
-            self.go_on(self.asked.answer)
+        with self.ranks.lock:
+            while self.asked is not None and self.asked.test():
+                self.go_on(self.asked.answer)
         return self.done
 
     def take(self) -> Any:
         """The plan; waits for it."""
         self.ranks.wait_until(self.advance)
+        if self.problem is not None:
+            raise self.problem
         return self.found
 
 
@@ -133,8 +142,9 @@ class Sending:
         self.ranks, self.target, self.tag = ranks, target, tag
         self.buffer, self.ready = packed(pieces, ranks.gpu_aware)
         self.requests: list | None = None
-        if not self.test():
-            ranks.unsent.append(self)
+        with ranks.lock:
+            if not self.test():
+                ranks.unsent.append(self)
 
     def test(self) -> bool:
         """Whether it has left. Local."""

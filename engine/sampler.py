@@ -45,7 +45,7 @@ def sample(
             exchange = Exchange(canvas, plan, estimated_channels)
         if level + 1 < len(table):
             planner.begin(level + 1)
-        with timer("evaluate"):
+        with timer("evaluate"), canvas.ranks.busy():
             denoise(plan, exchange, int(timesteps[level]), level, between)
         keeps = level + 1 < len(table) and table[level + 1].c != 0
         with timer("fuse"):
