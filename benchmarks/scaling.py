@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -73,7 +74,7 @@ class Case:
 
     def busiest(self, evaluations: int, ranks: int) -> int:
         """Micro-batches of the rank that has most of them, where evaluations are dealt evenly."""
-        return -(-(-(-evaluations // ranks)) // self.batch)
+        return math.ceil(math.ceil(evaluations / ranks) / self.batch)
 
 
 def grid_of(count: int) -> tuple[int, int]:
@@ -248,7 +249,7 @@ def row_of(case: Case, runs: Sequence[dict[str, Any]], card: Card, levels: int) 
         "ranks": case.ranks,
         "canvas px": "{} x {}".format(*case.size(card)),
         "levels": len(measured),
-        "micro-batches": sum(-(-e // case.batch) for e in measured),
+        "micro-batches": sum(math.ceil(e / case.batch) for e in measured),
         "seconds": float(np.median(seconds)),
         "busiest": sum(case.busiest(e, case.ranks) for e in measured),
         "job": float(np.median([r + s * levels / len(measured) for r, s in zip(rest, seconds, strict=True)])),
