@@ -41,6 +41,7 @@ from engine.models.card import Card, read_card
 
 TARGETS = {("strong", 8): 0.97, ("strong", 32): 0.92, ("weak", 32): 0.97}  # of the emulated network at 200 ms
 KINDS = ("evaluate", "exchange", "fuse", "store", "wait", "plan", "other")
+FOUND = "found.json"  # what a run leaves for who launched it
 
 
 @dataclass(frozen=True)
@@ -109,32 +110,38 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
 
 
 def worker(ranks: Ranks, task: dict[str, Any]) -> int:
-    """Run the cases of a task one after another; rank 0 writes what they took. Collective."""
+    """Run the cases of a task one after another. Collective."""
+    for number, (values, arguments) in enumerate(zip(task["cases"], task["arguments"], strict=True)):
+        folder = Path(task["folder"]) / f"run-{ranks.size}-{number}"
+        ranks.on_root(folder.mkdir)
+        run_case(ranks, Case(**values), arguments, folder)
+    return 0
+
+
+def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> None:
+    """Leave in a folder what a case took: when its levels ended, the output's seconds, the split. Collective."""
     from engine.job import parse
     from engine.prepare import prepare
     from engine.run import run
     from engine.store import Output
     from engine.timing import Timer
 
-    for number, (values, arguments) in enumerate(zip(task["cases"], task["arguments"], strict=True)):
-        case, folder = Case(**values), Path(task["folder"]) / f"run-{ranks.size}-{number}"
-        ranks.on_root(folder.mkdir)
-        log, out = folder / "log.jsonl", folder / "o.zarr"
-        job, options = parse([*arguments, "--json-log", str(log), "--out", str(out)])
-        # One local rank: the memory that is planned for is that of ranks with networks of their own.
-        prepared = ranks.on_root(lambda job=job, options=options: prepare(job, options, ranks.size, 1))  # type: ignore[misc]
-        ranks.timer = Timer()
-        watch = Watch(ranks.timer)
-        run(ranks, prepared, lambda p, device, case=case, watch=watch: models(p, device, case, ranks.rank, watch))  # type: ignore[misc]
-        splits = [split for split in ranks.collect(watch.split()) if split]
-        found: dict[str, Any] = {
-            "split": {k: float(np.mean([s[k] for s in splits])) for k in KINDS} if splits else None
-        }
-        if ranks.rank == 0:
-            found |= {"levels": levels_of(log), "seconds": Output(out).provenance["seconds"]}
-            (folder / "found.json").write_text(json.dumps(found))
-            shutil.rmtree(out)
-    return 0
+    log, out = folder / "log.jsonl", folder / "o.zarr"
+    job, options = parse([*arguments, "--json-log", str(log), "--out", str(out)])
+    # One local rank: the memory that is planned for is that of ranks with networks of their own.
+    prepared = ranks.on_root(lambda: prepare(job, options, ranks.size, 1))
+    ranks.timer = Timer()
+    watch = Watch(ranks.timer)
+    run(ranks, prepared, lambda prepared, device: models(prepared, device, case, ranks.rank, watch))
+    splits = [split for split in ranks.collect(watch.split()) if split]
+    split = {kind: float(np.mean([s[kind] for s in splits])) for kind in KINDS} if splits else None
+
+    def leave() -> None:
+        found = {"levels": levels_of(log), "seconds": Output(out).provenance["seconds"], "split": split}
+        (folder / FOUND).write_text(json.dumps(found))
+        shutil.rmtree(out)
+
+    ranks.on_root(leave)
 
 
 class Watch:
@@ -172,22 +179,18 @@ def models(prepared: Any, device: str, case: Case, rank: int, watch: Watch) -> l
 
 def emulated(card: Card, case: Case, rank: int) -> Any:
     """A model that occupies no core and answers zeros after a while."""
-    import torch
-
     from engine.models.folder import Model
 
     draw = np.random.default_rng((0, rank))
+    outputs = card.channels * (2 if card.schedule.variance == "learned_range" else 1)
 
     def network(x: Any, t: Any, inputs: Any) -> Any:
         sleep_until(time.perf_counter() + case.milliseconds / 1e3 * (1 + case.spread * draw.standard_normal()))
-        return torch.zeros(
-            len(x), card.channels * (2 if card.schedule.variance == "learned_range" else 1), *x.shape[2:]
-        )
+        return x.new_zeros(len(x), outputs, *x.shape[2:])
 
     def decode(latents: Any) -> Any:
         sleep_until(time.perf_counter() + case.decode_milliseconds / 1e3)
-        sides = [n * card.factor for n in latents.shape[2:]]
-        return torch.zeros(len(latents), card.image_channels, *sides)
+        return latents.new_zeros(len(latents), card.image_channels, *(n * card.factor for n in latents.shape[2:]))
 
     return Model(network, decode)
 
@@ -232,7 +235,7 @@ def launch(ranks: int, cases: Sequence[Case], card: Card, args: argparse.Namespa
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    return [json.loads((folder / f"run-{ranks}-{i}" / "found.json").read_text()) for i in range(1, len(cases))]
+    return [json.loads((folder / f"run-{ranks}-{i}" / FOUND).read_text()) for i in range(1, len(cases))]
 
 
 def row_of(case: Case, runs: Sequence[dict[str, Any]], card: Card, levels: int) -> dict[str, Any]:
