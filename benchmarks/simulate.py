@@ -47,7 +47,8 @@ class Machine:
         host: of the CPU, for one micro-batch: reading, stacking, combining.
         plan: of the CPU, for one window that is planned; plans_all: every rank plans the whole level.
         fuse: for one latent of the canvas: fusing, noise, step.
-        agreement: of a level, whatever its size; latency: of a message, and of each step of a collective.
+        agreement: of the CPU, for each step of a level's collectives, of which there are log2(ranks).
+        latency: of a message.
         bandwidth: in and out of one rank.
         hidden: share of the exchange that goes on behind evaluations, as far as these last.
         files, files_rank: of the file system, all ranks together, and of one rank.
@@ -335,7 +336,7 @@ def level_seconds(level: Level, machine: Machine, ranks: int, sample: int = 64) 
         "exchange": max(travel * (1 - machine.hidden), travel - evaluate),
         "fuse": max(s.owned for s in shares) * machine.fuse * crowd,
         "wait": expected_largest(ranks) * machine.spread * machine.evaluation * math.sqrt(batches),
-        "agree": (machine.agreement + 2 * steps * machine.latency) if ranks > 1 else 0.0,
+        "agree": steps * (machine.agreement * crowd + machine.latency),
     }
     busiest = {"batches": float(batches), "moved": max(s.reads + s.sends for s in shares) * item}
     return {"seconds": sum(parts.values()), **parts, **busiest}
