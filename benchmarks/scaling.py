@@ -11,8 +11,9 @@
 A micro-batch of the emulated network is one window, which keeps the arithmetic that is not emulated small. Canvases are
 one latent larger than a whole number of windows, less one: every level's cover then has exactly rows x columns windows,
 whatever its offset. Seconds are those of all levels but the first, which imports and warms up; the split in % is the
-mean over the ranks, between a rank's first evaluations of the second and of the last level. A whole job's efficiency
-takes so many levels and, once, everything else as it was measured: opening, the last checkpoint, decoding, storing.
+mean over the ranks, between a rank's first evaluations of the second and of the last level. *Rest* is everything but
+the levels, as it was measured: opening, the last checkpoint, decoding, storing; *job* the efficiency of a whole job, of
+that and of ``--job-levels`` levels.
 Every figure is the median over ``--repeats`` runs, for the machine is seldom alone.
 """
 
@@ -257,6 +258,8 @@ def row_of(case: Case, runs: Sequence[dict[str, Any]], card: Card, levels: int) 
         "micro-batches": sum(math.ceil(e / case.batch) for e in measured),
         "seconds": float(np.median(seconds)),
         "busiest": sum(case.busiest(e, case.ranks) for e in measured),
+        "rest s": float(np.median(rest)),
+        "target": TARGETS.get((case.kind, case.ranks)) if (case.milliseconds, case.spread) == (200, 0) else None,
         "job": float(np.median([r + s * levels / len(measured) for r, s in zip(rest, seconds, strict=True)])),
         **{f"{kind} %": 100 * float(np.median([s[kind] for s in splits])) if splits else None for kind in KINDS},
     }
@@ -270,16 +273,15 @@ def with_efficiencies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         one = first.setdefault((row["kind"], row["network"]), row)
         more = row["ranks"] / one["ranks"] if row["kind"] == "strong" else 1.0
         ratio = {name: one[name] / (more * row[name]) for name in ("seconds", "busiest", "job")}
-        target = TARGETS.get((row["kind"], row["ranks"])) if row["network"] == "emulated" else None
-        efficiencies = {
-            "efficiency": ratio["seconds"],
-            "ideal": ratio["busiest"],
-            "target": target,
-            "job": ratio["job"],
-        }
-        shares = {f"{kind} %": row[f"{kind} %"] for kind in KINDS}
-        shown = ("kind", "network", "ranks", "canvas px", "levels", "micro-batches", "seconds")
-        found.append({name: row[name] for name in shown} | efficiencies | shares)
+        found.append(
+            {
+                name: row[name]
+                for name in ("kind", "network", "ranks", "canvas px", "levels", "micro-batches", "seconds")
+            }
+            | {"efficiency": ratio["seconds"], "ideal": ratio["busiest"], "target": row["target"]}
+            | {"rest s": row["rest s"], "job": ratio["job"]}
+            | {f"{kind} %": row[f"{kind} %"] for kind in KINDS}
+        )
     return found
 
 
