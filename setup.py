@@ -32,7 +32,10 @@ setup(
         "mpich": ["mpich>=4.2"],
         # For models with networks of diffusers: converted from latent diffusion, or saved by diffusers itself.
         "models": ["diffusers>=0.30"],
+        # For the plots of benchmarks/.
+        "benchmarks": ["matplotlib>=3.8"],
         "test": [
+            "matplotlib>=3.8",
             "pytest>=8",
             "hypothesis>=6.100",
             "diffusers>=0.30",

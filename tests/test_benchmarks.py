@@ -10,6 +10,7 @@ from conftest import ROOT, environment, launch
 from PIL import Image
 
 from benchmarks.realism import density_rows, sliced_wasserstein, spectrum_rows
+from benchmarks.simulate import Canvas, Level, expected_largest, share_of
 
 
 def bench(name, *arguments):
@@ -119,3 +120,78 @@ def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
         assert 0 < row["MiB/s per rank"] < row["plain MiB/s per rank"] * 5, row
         assert row["MiB"] == {"pyramid": 15, "checkpoint": 2, "resume": 2}.get(row["what"], 12) / 64, row
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.fixture(scope="module")
+def scaling(tiny_model, tmp_path_factory):
+    """A report of 1 and 2 ranks, and its table."""
+    folder = tmp_path_factory.mktemp("scaling")
+    sizes = ("--windows", 24, "--windows-per-rank", 6, "--real-windows", 6, "--real-windows-per-rank", 2)
+    times = ("--milliseconds", 5, "--decode-milliseconds", 1, "--repeats", 1, "--shard", 128)
+    ranks = ("--ranks", "1,2", "--real-ranks", "1,2", "--real-batch", 2, "--model", tiny_model)
+    bench("scaling", *sizes, *times, *ranks, "--plot", folder / "p.png", "--json", folder / "r.json")
+    return folder
+
+
+def test_scaling_runs_and_no_rank_is_faster_than_its_network(scaling):
+    rows = json.loads((scaling / "r.json").read_text())["rows"]
+    assert len(rows) == 2 * 3 * 2
+    assert Image.open(scaling / "p.png").size[0] > 500
+    for row in rows:
+        assert row["levels"] == 2
+        assert 0 < row["ideal"] <= 1
+        assert sum(row[f"{kind} %"] for kind in ("evaluate", "exchange", "fuse", "store", "wait", "plan", "other")) == (
+            pytest.approx(100, abs=5)  # decode is no part of a level
+        )
+        if row["network"] == "emulated":
+            each = row["micro-batches"] / row["ranks"]
+            assert each == (24 if row["kind"] == "strong" and row["ranks"] == 2 else each)
+            assert row["seconds"] >= 0.005 * each
+            assert row["target"] is None
+    assert {row["micro-batches"] for row in rows if row["network"] == "emulated"} == {48, 12, 24}
+
+
+def test_simulate_predicts_what_was_measured_and_sees_what_it_did_not(scaling, tmp_path):
+    machine = tmp_path / "m.yaml"
+    machine.write_text("{host: 0.0005, fuse: 5.0e-8, agreement: 0.002, ranks_per_node: 2, cores: 2}")
+    check = ("--machine", machine, "--check", scaling / "r.json")
+    assert "12 of 12 within" in bench("simulate", *check, "--within", 100)
+    machine.write_text("{host: 1.0}")
+    with pytest.raises(AssertionError):
+        bench("simulate", *check, "--within", 0.5)
+
+
+def test_simulate_reaches_16384_ranks_and_a_million_pixels(tmp_path):
+    bench("simulate", "--ranks", "1,1024,16384", "--sample", 8, "--plot", tmp_path / "p.png", "--json", tmp_path / "r")
+    rows = json.loads((tmp_path / "r").read_text())["rows"]
+    assert [row["ranks"] for row in rows] == [1, 1024, 16384] * 2
+    assert rows[2]["canvas px"] == "1000000 x 1000000"
+    assert all(row["efficiency"] <= row["ideal"] + 1e-9 for row in rows)
+    assert Image.open(tmp_path / "p.png").size[0] > 500
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_simulate_counts_what_the_engine_plans(seed):
+    from engine.cover import shifted
+    from engine.plan import Ownership, plan_level
+
+    rng = np.random.default_rng(seed)
+    shape, shard, ranks = (
+        tuple(rng.integers(33, 700, 2).tolist()),
+        int(rng.choice([16, 40, 64])),
+        int(rng.integers(1, 20)),
+    )
+    cover, ownership = shifted(shape, 32, 0, seed), Ownership(shape, (shard, shard), ranks)
+    plan = plan_level(cover, np.ones(len(cover), np.int64), ownership)
+    offsets = tuple(int(line[0, 1]) % 32 for line in (cover.rows, cover.columns))
+    level = Level(Canvas(shape, 32, shard), offsets)
+    shares = [share_of(level, rank, ranks) for rank in range(ranks)]
+    assert [share.windows for share in shares] == plan.evaluations_of_ranks().tolist()
+    assert (sum(s.reads for s in shares), sum(s.sends for s in shares)) == plan.travelling()
+    assert sum(share.takes for share in shares) == plan.travelling()[1]
+
+
+@pytest.mark.parametrize("count", [2, 32])
+def test_the_expected_largest_of_sums_is_that_of_drawn_ones(count):
+    drawn = np.random.default_rng(0).standard_normal((20000, count)).max(1).mean()
+    assert expected_largest(count) == pytest.approx(drawn, abs=0.02)
