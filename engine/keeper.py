@@ -71,11 +71,6 @@ class Keeper:
             self.ranks.agree(self.raise_problem)
             self.commit()
 
-    def save(self, level: int, history: bool) -> None:
-        """Write the canvas before ``level``, and commit it. Collective."""
-        self.begin(level, history)
-        self.finish()
-
     def restore(self) -> int:
         """Fill the canvas from the last checkpoint, or with noise; returns the level to go on from. Collective."""
         canvas, ownership = self.canvas, self.canvas.ownership

@@ -184,9 +184,10 @@ class Run:
             history = done < len(table) and table[done].c != 0
             if stop or done == len(table):
                 ranks.agree(canvas.check)
-                keeper.save(done, history)
-            elif due:
+            if stop or due or done == len(table):
                 keeper.begin(done, history)
+            if stop:
+                keeper.finish()
             return stop
 
         ended = first == len(table) or sample(

@@ -173,7 +173,7 @@ def test_simulate_reaches_16384_ranks_and_a_million_pixels(tmp_path):
 @pytest.mark.parametrize("seed", range(8))
 def test_simulate_counts_what_the_engine_plans(seed):
     from engine.cover import shifted
-    from engine.plan import Ownership, plan_level
+    from engine.plan import Ownership, in_step, plan_level
 
     rng = np.random.default_rng(seed)
     shape, shard, ranks = (
@@ -182,13 +182,19 @@ def test_simulate_counts_what_the_engine_plans(seed):
         int(rng.integers(1, 20)),
     )
     cover, ownership = shifted(shape, 32, 0, seed), Ownership(shape, (shard, shard), ranks)
-    plan = plan_level(cover, np.ones(len(cover), np.int64), ownership)
-    offsets = tuple(int(line[0, 1]) % 32 for line in (cover.rows, cover.columns))
+    parts = in_step(
+        [
+            plan_level(rank, cover, ownership, lambda ids: (np.ones(len(ids), np.uint64), np.ones(len(ids), np.int64)))
+            for rank in range(ranks)
+        ]
+    )
+    reads, takes = (sum(part.travelling()[i] for part in parts) for i in (0, 1))
+    offsets = tuple(line.lead % 32 for line in (cover.rows, cover.columns))
     level = Level(Canvas(shape, 32, shard), offsets)
     shares = [share_of(level, rank, ranks) for rank in range(ranks)]
-    assert [share.windows for share in shares] == plan.evaluations_of_ranks().tolist()
-    assert (sum(s.reads for s in shares), sum(s.sends for s in shares)) == plan.travelling()
-    assert sum(share.takes for share in shares) == plan.travelling()[1]
+    assert [share.windows for share in shares] == [len(part) for part in parts]
+    assert (sum(s.reads for s in shares), sum(s.sends for s in shares)) == (reads, takes)
+    assert sum(share.takes for share in shares) == takes
 
 
 @pytest.mark.parametrize("count", [2, 32])
