@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from engine.cover import Cover
-from engine.geometry import Window, grid
+from engine.geometry import Grid, Window, grid
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Ownership:
     size: int
 
     @cached_property
-    def shards(self) -> list[Window]:
+    def shards(self) -> Grid:
         return grid(self.shape, self.sides)
 
     @property

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from engine.hierarchy import label_stage, with_default_labels
 from engine.inputs import Inputs, check_repaint, condition_of, read_inputs, read_roi, styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
-from engine.plan import LevelPlan, Ownership, decode_rounds, image_box, plan_decode, plan_level
+from engine.plan import LevelPlan, Ownership, decode_rounds, plan_decode, plan_level
 from engine.preview import check_preview
 from engine.store import Layout, reads_in_boxes, state_of
 
@@ -84,11 +85,12 @@ class Prepared:
         return Layout(job.size, channels, job.shard, job.chunk, self.inputs.stored, job.count, group)
 
     @cached_property
-    def wanted(self) -> list[int]:
-        """The shards of the canvas that hold pixels of the image."""
-        if self.job.count is not None:
-            return list(range(len(self.ownership.shards)))
-        return [i for i, s in enumerate(self.ownership.shards) if image_box(s, self.card.factor, self.job.size)]
+    def wanted(self) -> range | np.ndarray:
+        """The shards of the canvas that hold pixels of the image, in order: all, where it is not padded by shards."""
+        count, (rows, columns) = len(self.ownership.shards), self.layout.boxes().counts
+        if count == len(self.layout.boxes()):
+            return range(count)
+        return (np.arange(rows)[:, None] * self.ownership.columns + np.arange(columns)).ravel()
 
     def empty(self, shard: int) -> bool:
         """Whether a shard lies wholly outside the region of interest: nothing of it is decoded."""
@@ -157,7 +159,7 @@ class Prepared:
             stacked([pixels] * len(chosen), chosen, tall, job.count),
         )
 
-    def decode_plans(self, remaining: list[int], images: Sequence[int] | None = None) -> Iterator[LevelPlan]:
+    def decode_plans(self, remaining: Iterable[int], images: Sequence[int] | None = None) -> Iterator[LevelPlan]:
         """The rounds of decoding, one after another."""
         cover, _ = self.decode_covers(images)
         remaining = [shard for shard in remaining if not self.empty(shard)]
@@ -263,7 +265,8 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
         check_preview(options)
     if not options.dry_run and state != "finished":
         check_machine(prepared, local_size)
-    return replace(prepared)  # without what was worked out on the way: it is sent to all ranks
+    unread = replace(inputs, labels=deepcopy(inputs.labels), roi=deepcopy(inputs.roi))
+    return replace(prepared, inputs=unread)  # without what was read and worked out on the way: it is sent to all ranks
 
 
 def style_cards(job: SampleJob, card: Card) -> tuple[Card, ...]:

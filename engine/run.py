@@ -20,7 +20,7 @@ from engine.geometry import Window
 from engine.inputs import condition_of
 from engine.keeper import Keeper
 from engine.models.folder import Model, check_folder, device_of, load_model
-from engine.outputs import Writer, build_pyramids, open_output, record, sign, stored_reader, write_stored
+from engine.outputs import Writer, build_pyramids, copy_inputs, open_output, sign, stored_reader, write_stored
 from engine.plan import LevelPlan
 from engine.prepare import Prepared
 from engine.progress import Progress, clock, log_line
@@ -51,7 +51,7 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
         and not run(ranks, prepared.label_stage, load)
     ):
         return False
-    prepared = write_stored(ranks, prepared, output)
+    prepared = write_stored(ranks, copy_inputs(ranks, prepared, output), output)
     models = ranks.agree(lambda: (load or load_models)(prepared, device))
     whole = Run(ranks, prepared, output, device, models)
     if not whole.draw_all():
@@ -138,7 +138,7 @@ class Run:
         if repaint:
             repaint.fill(canvas, self.models[0].encode)
         writer = Writer(prepared, self.output, drawing, repaint)
-        remaining = ranks.on_root(writer.remaining)
+        remaining = list(map(int, writer.remaining()))
         if not remaining:
             return True
         first = keeper.restore()
@@ -182,11 +182,10 @@ class Run:
     def run_decode(
         self, canvas: Canvas, progress: Progress, writer: Writer, remaining: list[int], drawing: Drawing
     ) -> bool:
-        """Decode the shards that are left, entering each round in the ledger; whether all are done. Collective."""
+        """Decode the shards that are left; whether all are done. Collective."""
         card, decode = self.prepared.card, self.models[0].decode
 
         def after_round(decoded: int) -> bool:
-            record(self.ranks, self.output, writer.lines)
             progress.advance("decode", decoded, "decoding")
             return self.ranks.stopping()
 
@@ -194,7 +193,6 @@ class Run:
             return write_pixels(canvas, remaining, writer, after_round)
         empty = [shard for shard in remaining if self.prepared.empty(shard)]
         self.ranks.agree(lambda: writer.leave_white(empty[self.ranks.rank :: self.ranks.size]))
-        record(self.ranks, self.output, writer.lines)
         remaining = [shard for shard in remaining if shard not in empty]
         cover, pixels = self.prepared.decode_covers(drawing.images)
         return decode_canvas(
@@ -218,7 +216,8 @@ class Run:
 
         def refused(index: int) -> bool:
             image = output.read(output.layout.image, Window(index, 0, index + 1, 1))[0]
-            return not accept(image, 0 if labels is None else int(labels[index * rows, 0]))
+            label = 0 if labels is None else int(labels[index * rows : index * rows + 1, :1][0, 0])
+            return not accept(image, label)
 
         mine = ranks.agree(lambda: [index for index in chosen[ranks.rank :: ranks.size] if refused(index)])
         again = sorted(index for part in ranks.collect(mine) for index in part)
