@@ -106,15 +106,25 @@ class Exchange:
         channels: of the estimates.
         scale: estimates are in units ``scale`` times finer than the plan (pixels per latent).
         device: where estimates are, and are fused.
+        reads: whether windows of the canvas are read.
     """
 
-    def __init__(self, canvas: Canvas, plan: Plan, channels: int, *, scale: int = 1, device: str | None = None) -> None:
+    def __init__(
+        self,
+        canvas: Canvas,
+        plan: Plan,
+        channels: int,
+        *,
+        scale: int = 1,
+        device: str | None = None,
+        reads: bool = True,
+    ) -> None:
         self.canvas, self.plan, self.channels, self.scale = canvas, plan, channels, scale
         self.device = device or canvas.device
         ranks, c = canvas.ranks, canvas.channels
         self.latents = {
             source: Receiving(ranks, source, LATENTS, c * int(plan.gets[rows].areas.sum()), canvas.device)
-            for source, rows in rows_by(plan.gets.item)
+            for source, rows in rows_by(plan.gets.item if reads else np.empty(0))
         }
         self.estimates = {
             source: Receiving(
@@ -122,7 +132,7 @@ class Exchange:
             )
             for source, rows in rows_by(plan.sender)
         }
-        for target, rows in rows_by(plan.gives.item):
+        for target, rows in rows_by(plan.gives.item if reads else np.empty(0)):
             pieces = [canvas.x[int(plan.gives.shard[row])][self.index(plan.gives, row)] for row in rows.tolist()]
             Sending(ranks, target, LATENTS, pieces)
         self.tiles: dict[int, Tensor] = {}

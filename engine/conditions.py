@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.cover import LARGEST_LABEL, Cover
 from engine.geometry import Window
+from engine.latent_map import LatentMap
 
 BITS = np.uint64(1) << np.arange(LARGEST_LABEL + 1, dtype=np.uint64)
 Inputs = dict[str, np.ndarray]  # what a network is given beside latents and timestep, batch first
@@ -25,11 +26,11 @@ class Condition:
 
     Args:
         guidance: weight w in null + w (cond - null); 1 is off.
-        labels: unsigned integers (H, W), below 64; None: 0 throughout.
+        labels: unsigned integers (H, W), below 64, sliced by box; None: 0 throughout.
     """
 
     guidance: float = 1.0
-    labels: np.ndarray | None = None
+    labels: np.ndarray | LatentMap | None = None
 
     def keys(self, label: int) -> tuple[int | None, int | None]:
         """The keys of a label's evaluation and of its null; None: there is none."""

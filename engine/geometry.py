@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -50,18 +51,41 @@ class Window:
         return slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)
 
 
-def grid(shape: tuple[int, int], side: int | tuple[int, int]) -> list[Window]:
+@dataclass(frozen=True)
+class Grid(Sequence[Window]):
     """The boxes of so many rows and columns that tile a canvas from its corner, row by row, cut at its edge.
+
+    Each is made when it is asked for: a grid takes no more room for a larger canvas.
+    """
+
+    shape: tuple[int, int]
+    sides: tuple[int, int]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many rows and columns of boxes."""
+        return -(-self.shape[0] // self.sides[0]), -(-self.shape[1] // self.sides[1])
+
+    def __len__(self) -> int:
+        return self.counts[0] * self.counts[1]
+
+    def __getitem__(self, index: int) -> Window:  # type: ignore[override]  # no slices
+        row, column = divmod(range(len(self))[index], self.counts[1])
+        y, x = row * self.sides[0], column * self.sides[1]
+        return Window(y, x, min(y + self.sides[0], self.shape[0]), min(x + self.sides[1], self.shape[1]))
+
+    def index_of(self, box: Window) -> int:
+        """Which box has the same corner."""
+        return box.y0 // self.sides[0] * self.counts[1] + box.x0 // self.sides[1]
+
+
+def grid(shape: tuple[int, int], side: int | tuple[int, int]) -> Grid:
+    """Boxes of so many rows and columns, or squares.
 
     >>> [w.shape for w in grid((3, 5), 4)]
     [(3, 4), (3, 1)]
     """
-    rows, columns = (side, side) if isinstance(side, int) else side
-    return [
-        Window(y, x, min(y + rows, shape[0]), min(x + columns, shape[1]))
-        for y in range(0, shape[0], rows)
-        for x in range(0, shape[1], columns)
-    ]
+    return Grid(shape, (side, side) if isinstance(side, int) else side)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from engine.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, Sema
 from engine.cover import LARGEST_LABEL
 from engine.geometry import Frames, Window, grid
 from engine.job import SampleJob
+from engine.latent_map import LatentMap, ReadSteps
 from engine.models.card import CLASSES, Card
 from engine.nuclei import Nuclei, published_channels, scan_nuclei, scan_stack
-from engine.store import LabelArray, checked_labels, read_array, read_integers, read_picture, reads_in_boxes
+from engine.store import LabelArray, read_array, read_integers, read_picture, reads_in_boxes
 
-READ_SIDE = 2048  # px of a label map read at once; a multiple of every factor
+READ_SIDE = 2048  # px of a label map read at once
+READ_BYTES = 2**27  # of a file read at once
 Read = Callable[[int, Window], np.ndarray]  # a box of an image of the job
 
 
@@ -30,21 +32,21 @@ class Inputs:
     Args:
         hashes: of the files' contents, by what they are.
         stored: what is stored beside the image; None: nothing.
-        labels: the label of every latent of the canvas; None: 0 throughout, or not known yet.
+        labels: of the latents of the canvas; None: 0 throughout, or not known yet.
         grid, region: embeddings.
         table: of the classes.
         nuclei: of the instance map.
-        roi: uint8 (H, W), 1 at the latents of the region of interest; None: everywhere.
+        roi: 1 at the latents of the region of interest; None: everywhere.
     """
 
     hashes: dict[str, str] = field(default_factory=dict)
     stored: LabelArray | None = None
-    labels: np.ndarray | None = None
+    labels: LatentMap | None = None
     grid: np.ndarray | None = None
     region: np.ndarray | None = None
     table: np.ndarray | None = None
     nuclei: Nuclei | None = None
-    roi: np.ndarray | None = None
+    roi: LatentMap | None = None
 
     @property
     def nbytes(self) -> int:
@@ -54,15 +56,64 @@ class Inputs:
 
 
 class LabelSource(NamedTuple):
-    """The label map of the images at full size.
+    """The label map of the images at full size: plain values.
 
     Args:
         read: (image, box, step) -> every ``step``-th label of a box, from its corner.
         identity: what tells it from another map, without reading it; empty: its content does.
     """
 
-    read: Callable[[int, Window, int], np.ndarray]
+    read: ReadSteps
     identity: str
+
+
+@dataclass(frozen=True)
+class MapFile:
+    """A map of the canvas in a file, or a stack of one an image; opened where it is first read, and sent as its name.
+
+    Args:
+        option: of the command line, for messages.
+        size: of the canvas: a map of another size is read at the nearest pixels.
+        stack: whether it may be a stack.
+        known: values from 0 on that there are; None: any will do.
+        names: of the values, for messages.
+    """
+
+    path: Path
+    option: str
+    size: tuple[int, int]
+    stack: bool = False
+    known: int | None = None
+    names: tuple[str, ...] = ()
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        return read_integers(self.path, self.option, self.stack)
+
+    def read(self, image: int, box: Window, step: int) -> np.ndarray:
+        """Every ``step``-th value of a box of an image.
+
+        Raises:
+            ValueError: a value that there is not.
+        """
+        height, width = self.array.shape[-2:]
+        rows = np.arange(box.y0, box.y1, step) * height // self.size[0]
+        columns = np.arange(box.x0, box.x1, step) * width // self.size[1]
+        of_image = () if self.array.ndim == 2 else (image,)
+        part = self.array[(*of_image, slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))]
+        values = np.asarray(part)[np.ix_(rows - rows[0], columns - columns[0])]
+        if self.known is not None and (wrong := (values < 0) | (values >= self.known)).any():
+            row, column = (int(v[0]) for v in np.nonzero(wrong))
+            which = f", map {image}," if self.array.ndim > 2 else ""
+            listed = ", ".join(f"{i} {name}" for i, name in enumerate(self.names))
+            raise ValueError(
+                f"{self.option} {self.path}{which} has value {int(values[row, column])} at row {rows[row]}, "
+                f"column {columns[column]}; the model knows {listed}"
+            )
+        return values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MapFile, (self.path, self.option, self.size, self.stack, self.known, self.names)
 
 
 def read_inputs(job: SampleJob, card: Card, frames: Frames) -> Inputs:
@@ -86,21 +137,21 @@ def read_inputs(job: SampleJob, card: Card, frames: Frames) -> Inputs:
     stored = LabelArray("tissue" if card.condition == "label-map" else "classes", "uint8", entries)
     if job.label_model:
         return Inputs({}, stored)
-    labels, digest = latent_labels(label_source(job, card, known), frames)
-    return Inputs({**hashes, "labels_hash": digest}, stored, labels, table=table)
+    source = label_source(job, card, known)
+    digest = labels_digest(source, frames)
+    return Inputs({**hashes, "labels_hash": digest}, stored, LatentMap(frames, source.read), table=table)
 
 
 # ---- labels and classes -------------------------------------------------------------------------
 
 
-def label_source(job: SampleJob, card: Card, known: int, check: bool = True) -> LabelSource:
+def label_source(job: SampleJob, card: Card, known: int) -> LabelSource:
     """Where the label map comes from: a file, labels throughout, or the drawn example.
 
     Args:
-        known: how many labels the model has.
-        check: look through a file for values that the model does not have.
+        known: how many labels the model has; other values are refused where they are read.
     Raises:
-        ValueError: a file that is no label map of this model and size.
+        ValueError: a file that is no label map of this size.
     """
     drawn = card.condition == "label-map" and known >= 5 and job.image is None
     if job.label is not None or (job.labels is None and not drawn):
@@ -115,11 +166,9 @@ def label_source(job: SampleJob, card: Card, known: int, check: bool = True) -> 
             )
         return LabelSource(partial(example_of_image, job.size[0]), "example")
     path = Path(str(job.labels))
-    labels_ = read_integers(path, "--labels", stack=job.count is not None)
-    if check:
-        checked_labels(labels_, known, f"--labels {path}", card.labels)
-    check_size(labels_.shape, job, f"label map {path}", "; or --resize-labels nearest", job.resize_labels)
-    return LabelSource(partial(resized_labels, labels_, job.size), "")
+    file = MapFile(path, "--labels", job.size, job.count is not None, known, card.labels)
+    check_size(file.array.shape, job, f"label map {path}", "; or --resize-labels nearest", job.resize_labels)
+    return LabelSource(file.read, "")
 
 
 def uniform_labels(labels: tuple[int, ...], image: int, box: Window, step: int) -> np.ndarray:
@@ -130,15 +179,6 @@ def example_of_image(height: int, image: int, box: Window, step: int) -> np.ndar
     """The drawn example; the images of a set lie below one another in it."""
     rows = image * (-(-height // step) * step)
     return example_labels(Window(box.y0 + rows, box.x0, box.y1 + rows, box.x1), step)
-
-
-def resized_labels(labels: np.ndarray, size: tuple[int, int], image: int, box: Window, step: int) -> np.ndarray:
-    """A box of a map, or of an image's in a stack, in the size of the canvas; nearest."""
-    of_image = labels if labels.ndim == 2 else labels[image]
-    rows = np.arange(box.y0, box.y1, step) * of_image.shape[0] // size[0]
-    columns = np.arange(box.x0, box.x1, step) * of_image.shape[1] // size[1]
-    part = of_image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.asarray(part)[np.ix_(rows - rows[0], columns - columns[0])]
 
 
 def check_size(shape: tuple[int, ...], job: SampleJob, what: str, way: str = "", resize: str | None = None) -> None:
@@ -153,29 +193,13 @@ def check_size(shape: tuple[int, ...], job: SampleJob, what: str, way: str = "",
         raise ValueError(f"{what} is a stack of {shape[0]} maps but --count is {job.count}; pass --count {shape[0]}")
 
 
-def latent_labels(source: LabelSource, frames: Frames) -> tuple[np.ndarray, str]:
-    """The label of every latent (nearest, as DiffInfinite takes it) and a hash of the whole map.
-
-    An image smaller than a window is padded with the labels of its edge.
-    """
-    (height, width), factor = frames.size, frames.factor
-    total = hashlib.sha256(f"{source.identity} {height}x{width}".encode())
-    labels = np.empty(frames.shape, np.uint8)
-    for image in range(frames.images):
-        of_image = np.empty((-(-height // factor), -(-width // factor)), np.uint8)
+def labels_digest(source: LabelSource, frames: Frames) -> str:
+    """A hash of the whole map, read once in boxes, all of whose values are looked at then."""
+    total = hashlib.sha256(f"{source.identity} {frames.size[0]}x{frames.size[1]}".encode())
+    for image in range(frames.images if not source.identity else 0):
         for box in grid(frames.size, READ_SIDE):
-            if source.identity:
-                nearest = source.read(image, box, factor)
-            else:
-                part = np.ascontiguousarray(source.read(image, box, 1), dtype=np.uint8)
-                total.update(part.tobytes())
-                nearest = part[::factor, ::factor]
-            y, x = box.y0 // factor, box.x0 // factor
-            of_image[y : y + nearest.shape[0], x : x + nearest.shape[1]] = nearest
-        rows = image * frames.frame[0]
-        short = [(0, n - m) for n, m in zip(frames.frame, of_image.shape, strict=True)]
-        labels[rows : rows + frames.frame[0]] = np.pad(of_image, short, mode="edge")
-    return labels, total.hexdigest()
+            total.update(np.ascontiguousarray(source.read(image, box, 1), dtype=np.uint8).tobytes())
+    return total.hexdigest()
 
 
 def read_class_table(job: SampleJob, card: Card) -> np.ndarray:
@@ -257,7 +281,7 @@ def on_grid(array: np.ndarray, job: SampleJob, card: Card, frames: Frames, what:
 
 def read_semantic(job: SampleJob, card: Card, frames: Frames) -> Inputs:
     """The table of the nuclei, or the check of a map given whole; and the map of styles."""
-    labels, hashes = style_labels(job, frames)
+    labels, hashes = read_styles(job, frames)
     if job.map is not None:
         array = read_map(job, card)
         if array.dtype.kind == "f" and not all(np.isfinite(band).all() for band in bands_of(array)):
@@ -317,22 +341,26 @@ def read_map(job: SampleJob, card: Card) -> np.ndarray:
     return array
 
 
-def style_labels(job: SampleJob, frames: Frames) -> tuple[np.ndarray | None, dict[str, str]]:
-    """Which style is asked for at every latent; None: the first throughout."""
+def read_styles(job: SampleJob, frames: Frames) -> tuple[LatentMap | None, dict[str, str]]:
+    """Which style is asked for at the latents, and the hash of that."""
+    source = style_source(job)
+    if source is None:
+        return None, {}
+    return LatentMap(frames, source.read), {"style_map_hash": labels_digest(source, frames)}
+
+
+def style_source(job: SampleJob) -> LabelSource | None:
+    """Where the map of styles comes from; None: the first throughout."""
     styles = styles_of(job)
     if job.style_map is None and (len(styles) == 1 or job.count is None):
         if len(styles) > 1:
             raise ValueError(f"--style {job.style} names {len(styles)} styles; pass --style-map FILE, or one style")
-        return None, {}
+        return None
     if job.style_map is None:
-        source = LabelSource(partial(uniform_labels, tuple(range(len(styles)))), f"{len(styles)} styles in turn")
-    else:
-        labels = read_integers(Path(job.style_map), "--style-map", stack=job.count is not None)
-        checked_labels(labels, len(styles), f"--style-map {job.style_map}", styles)
-        check_size(labels.shape, job, f"--style-map {job.style_map}")
-        source = LabelSource(partial(resized_labels, labels, job.size), "")
-    found, digest = latent_labels(source, frames)
-    return found, {"style_map_hash": digest}
+        return LabelSource(partial(uniform_labels, tuple(range(len(styles)))), f"{len(styles)} styles in turn")
+    file = MapFile(Path(job.style_map), "--style-map", job.size, job.count is not None, len(styles), tuple(styles))
+    check_size(file.array.shape, job, f"--style-map {job.style_map}")
+    return LabelSource(file.read, "")
 
 
 def styles_of(job: SampleJob) -> list[str]:
@@ -397,12 +425,11 @@ def in_frame_reader(inputs: Inputs, job: SampleJob, card: Card, stored: Read | N
 
 def instance_source(job: SampleJob, nuclei: Nuclei) -> LabelSource:
     """The instance map as it is stored beside the images: without the nuclei that are dropped."""
-    path = Path(str(job.instances))
-    instances = read_integers(path, "--instances", stack=job.count is not None)
+    file = MapFile(Path(str(job.instances)), "--instances", job.size, job.count is not None)
 
     def read(image: int, box: Window, step: int) -> np.ndarray:
-        of_image = nuclei if instances.ndim == 2 else nuclei.image(image)
-        return of_image.without_dropped(resized_labels(instances, job.size, image, box, step))
+        of_image = nuclei if file.array.ndim == 2 else nuclei.image(image)
+        return of_image.without_dropped(file.read(image, box, step))
 
     return LabelSource(read, "")
 
@@ -423,31 +450,36 @@ def digest_of(array: np.ndarray, dtype: type | np.dtype | None = None) -> str:
 
 
 def bands_of(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array's values in their order, at most ``READ_BYTES`` at a time, or one row."""
     if array.ndim < 2:
         yield np.asarray(array)
         return
+    rows = max(READ_BYTES // max(array.shape[-1] * array.dtype.itemsize, 1), 1)
     for index in np.ndindex(*array.shape[:-2]):
-        for y in range(0, array.shape[-2], READ_SIDE):
-            yield np.asarray(array[(*index, slice(y, y + READ_SIDE))])
+        for y in range(0, array.shape[-2], rows):
+            yield np.asarray(array[(*index, slice(y, y + rows))])
 
 
 # ---- region of interest -------------------------------------------------------------------------
 
 
-def read_roi(job: SampleJob, frames: Frames) -> tuple[np.ndarray | None, dict[str, str]]:
+def read_roi(job: SampleJob, frames: Frames) -> tuple[LatentMap | None, dict[str, str]]:
     """The latents that hold any pixel of the region of interest, and the hash of its mask."""
     if job.roi is None:
         return None, {}
     mask = read_region(job)
-    factor = frames.factor
-    found = np.zeros(frames.shape, np.uint8)
-    for box in grid(job.size, READ_SIDE):
-        latents = latents_with_any(mask, box, factor)
-        y, x = box.y0 // factor, box.x0 // factor
-        found[y : y + latents.shape[0], x : x + latents.shape[1]] = latents
-    if not found.any():
+    if not any(band.any() for band in bands_of(mask)):
         raise ValueError(f"--roi {job.roi} is 0 throughout: nothing is wanted; mark the region with 1 or 255")
-    return found, {"roi_hash": digest_of(mask)}
+    return roi_map(job, frames), {"roi_hash": digest_of(mask)}
+
+
+def roi_map(job: SampleJob, frames: Frames) -> LatentMap:
+    """1 at the latents that hold any pixel of the region of interest."""
+    return LatentMap(frames, partial(wanted_latents, MapFile(Path(str(job.roi)), "--roi", job.size)), repeats=False)
+
+
+def wanted_latents(mask: MapFile, image: int, box: Window, factor: int) -> np.ndarray:
+    return latents_with_any(mask.array, box, factor)
 
 
 def latents_with_any(mask: np.ndarray, box: Window, factor: int) -> np.ndarray:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,23 @@ from engine.comm import Ranks
 from engine.decode import to_label_levels, to_uint8
 from engine.geometry import Window
 from engine.hierarchy import stage_source
-from engine.inputs import LabelSource, Read, instance_source, label_source, latent_labels, read_region
+from engine.inputs import (
+    LabelSource,
+    Read,
+    instance_source,
+    label_source,
+    read_known,
+    read_mask,
+    read_region,
+    roi_map,
+    style_source,
+)
+from engine.latent_map import LatentMap
 from engine.nuclei import published_channels
 from engine.plan import image_box
 from engine.prepare import Prepared
 from engine.repaint import Repaint
-from engine.store import ZARR_VERSION, Drawing, Output, create, lock, reads_in_boxes, remove
+from engine.store import ZARR_VERSION, Drawing, Output, create, lock, read_integers, reads_in_boxes, remove
 
 WHITE = 255  # of what is not wanted
 
@@ -47,11 +58,13 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
                 f"go on with --device {kind}, or start anew with --resume never"
             )
         output.sweep()
-        output.mend_ledger()
+        output.merge_ledger(check=True)
         return output
 
     made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
-    return ranks.agree(lambda: made or Output(path))
+    output = ranks.agree(lambda: made or Output(path, ranks.rank))
+    output.earlier = ranks.on_root(output.latest)  # a byte a shard, of arrays that earlier runs wrote to
+    return output
 
 
 def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
@@ -82,38 +95,90 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
     }
 
 
+def copy_inputs(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
+    """Copy what can only be read whole to where every rank reads it in boxes. Collective.
+
+    Rank 0 reads the files; label and instance maps are not copied, for they are stored beside the image.
+
+    Returns:
+        The same job, of the copies.
+    """
+    job, card, frames = prepared.job, prepared.card, prepared.frames
+    readers: dict[str, Callable[[], np.ndarray]] = {
+        "image": lambda: read_known(job, card),
+        "repaint": lambda: read_mask(job),
+        "roi": lambda: read_region(job),
+        "style_map": lambda: read_integers(Path(str(job.style_map)), "--style-map", job.count is not None),
+    }
+
+    def copy() -> dict[str, str]:
+        copies = {}
+        for name, read in readers.items():
+            file = getattr(job, name)
+            array = read() if file and Path(file).suffix != ".npy" else None
+            if isinstance(array, np.ndarray):  # a Zarr array is none
+                copies[name] = output.keep_input(name, array)
+        return copies
+
+    copies = ranks.on_root(copy)
+    if not copies:
+        return prepared
+    job = replace(job, **copies)  # type: ignore[arg-type]  # the names of files
+    roi = roi_map(job, frames) if job.roi else None
+    styles = style_source(job) if job.style_map else None
+    labels = LatentMap(frames, styles.read) if styles else prepared.inputs.labels
+    return replace(prepared, job=job, inputs=replace(prepared.inputs, roi=roi, labels=labels))
+
+
 def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
     """Write what is stored beside the image: every rank its part, where each can read the source. Collective.
 
     Returns:
-        The same job; with the label of every latent, where the label map was sampled.
+        The same job; a label map that was sampled, or is in a file, is from now on read from the output.
     """
     layout = output.layout
     if layout.labels is None or layout.label is None:
         return prepared
     name, dtype = layout.labels, layout.label.dtype
-    done = finished_shards(ranks, output)
-    todo = [box for box in layout.boxes() if (name, box) not in done]
     everywhere = stored_everywhere(prepared)
-    mine = todo[ranks.rank :: ranks.size] if everywhere else todo if ranks.rank == 0 else []
-    source = ranks.agree(lambda: stored_source(prepared, output) if mine else None)
+    turn, turns = (ranks.rank, ranks.size) if everywhere else (0, 1)
+    mine = shares(output, [name], 0, turn, turns) if everywhere or ranks.rank == 0 else iter(())
 
-    def labels_in(box: Window) -> np.ndarray:
-        assert source is not None
+    def write() -> None:
+        source = None
+        for _, box in mine:
+            source = source or stored_source(prepared, output)
+            output.write(name, box, labels_in(source, box))
+
+    def labels_in(source: LabelSource, box: Window) -> np.ndarray:
         if layout.count is None:
             return source.read(0, box, 1).astype(dtype)
         whole = Window(0, 0, *layout.size)
         return np.stack([source.read(image, whole, 1) for image in range(box.y0, box.y1)]).astype(dtype)
 
-    record(ranks, output, ranks.agree(lambda: [output.write(name, box, labels_in(box)) for box in mine]))
-    if prepared.label_stage is None:
+    ranks.agree(write)
+    if prepared.label_stage is None and prepared.job.labels in (None, "example"):
         return prepared
-
-    def stored(image: int, box: Window, step: int) -> np.ndarray:
-        return output.read(name, box)[::step, ::step]
-
-    labels = ranks.on_root(lambda: latent_labels(LabelSource(stored, "sampled"), prepared.frames)[0])
+    stored = stored_reader(output)
+    assert stored is not None
+    labels = LatentMap(prepared.frames, lambda image, box, step: stored(image, box)[::step, ::step])
     return replace(prepared, inputs=replace(prepared.inputs, labels=labels), label_stage=None)
+
+
+def shares(output: Output, finest: Sequence[str], level: int, turn: int, turns: int) -> Iterator[tuple[str, Window]]:
+    """Every ``turns``-th shard of a pyramid level, from the ``turn``-th on, that no earlier run finished.
+
+    Args:
+        finest: the names of the arrays.
+    Returns:
+        (name of the finest array, box).
+    """
+    boxes = output.layout.boxes(level)
+    for number in range(turn, len(finest) * len(boxes), turns):
+        array, index = divmod(number, len(boxes))
+        done = output.earlier.get(output.layout.level(finest[array], level))
+        if done is None or done[index] < 0:
+            yield finest[array], boxes[index]
 
 
 def stored_everywhere(prepared: Prepared) -> bool:
@@ -130,7 +195,7 @@ def stored_source(prepared: Prepared, output: Output) -> LabelSource:
     if prepared.inputs.nuclei is not None:
         return instance_source(job, prepared.inputs.nuclei)
     known = len(card.labels) if prepared.inputs.table is None else len(prepared.inputs.table)
-    return label_source(job, card, known, check=False)
+    return label_source(job, card, known)
 
 
 def stored_reader(output: Output) -> Read | None:
@@ -167,7 +232,6 @@ class Writer:
 
     def __init__(self, prepared: Prepared, output: Output, drawing: Drawing, repaint: Repaint | None) -> None:
         self.prepared, self.output, self.drawing, self.repaint = prepared, output, drawing, repaint
-        self.lines: list[dict[str, Any]] = []
         self.region = read_region(prepared.job) if prepared.job.roi else None
 
     def box(self, shard: int) -> Window:
@@ -180,19 +244,20 @@ class Writer:
         return Window(window.y0 // rows, 0, window.y1 // rows, 1)
 
     def remaining(self) -> range | np.ndarray:
-        """The shards of this drawing that are not yet in the ledger."""
-        done = self.output.ledger(self.drawing.attempt)
-        chosen = self.drawing.images
-        boxes = {int(shard): self.box(int(shard)) for shard in self.prepared.wanted}
-        return np.array(
-            [
-                shard
-                for shard, box in boxes.items()
-                if (self.output.layout.image, box) not in done
-                and (chosen is None or any(box.y0 <= image < box.y1 for image in chosen))
-            ],
-            np.int64,
-        )
+        """The shards of this drawing that no earlier run finished, in order: the same on every rank. Local.
+
+        Returns:
+            int64 (shards,), or a range where that says it.
+        """
+        wanted, layout, images = self.prepared.wanted, self.output.layout, self.drawing.images
+        done = self.output.earlier.get(layout.image)
+        if done is None and images is None:
+            return wanted
+        # The shards that are wanted are those of the output, in the same order.
+        left = np.ones(len(wanted), bool) if done is None else done < self.drawing.attempt
+        if images is not None:
+            left &= np.isin(np.arange(len(wanted)), np.array(images) // layout.group)
+        return np.asarray(wanted)[left]
 
     def __call__(self, shard: int, pixels: Tensor) -> None:
         """Write one shard.
@@ -211,12 +276,7 @@ class Writer:
             part = part if self.region is None else np.where(self.within_region(box), part, np.uint8(WHITE))
         else:
             part = self.images(image, box)
-        line = self.output.write(self.output.layout.image, box, part)
-        self.lines.append({**line, "attempt": self.drawing.attempt} if self.drawing.attempt else line)
-
-    def taken(self) -> list[dict[str, Any]]:
-        """The ledger's lines of what was written since the last call; while others are being written."""
-        return [self.lines.pop(0) for _ in range(len(self.lines))]
+        self.output.write(self.output.layout.image, box, part, self.drawing.attempt)
 
     def within_region(self, box: Window) -> np.ndarray:
         """bool (h, w): the pixels of the region of interest."""
@@ -228,7 +288,7 @@ class Writer:
         for shard in shards:
             box, layout = self.box(shard), self.output.layout
             white = np.full((layout.channels, *box.shape), WHITE, np.uint8)
-            self.lines.append(self.output.write(layout.image, box, white))
+            self.output.write(layout.image, box, white)
 
     def images(self, image: np.ndarray, box: Window) -> np.ndarray:
         """uint8 (images, c, h, w): the images of a shard; those that are not drawn this time as they were."""
@@ -242,32 +302,18 @@ class Writer:
         return np.where(drawn[:, None, None, None], apart, kept)
 
 
-def finished_shards(ranks: Ranks, output: Output) -> set[tuple[str, Window]]:
-    """The (array, box) of every shard in the ledger, read once for all. Collective."""
-    return ranks.on_root(lambda: set(output.ledger()))
-
-
-def record(ranks: Ranks, output: Output, lines: list[dict[str, Any]]) -> None:
-    """Gather every rank's finished shards and enter them in the ledger; empties ``lines``. Collective."""
-    gathered = [line for part in ranks.collect(lines) for line in part]
-    ranks.on_root(lambda: output.record(gathered))
-    lines.clear()
-
-
 def build_pyramids(ranks: Ranks, output: Output) -> None:
     """Make the coarser levels of image and labels, each shard by one rank. Collective."""
-    done, layout = finished_shards(ranks, output), output.layout
+    layout = output.layout
+    finest = [name for name in (layout.image, layout.labels) if name]
+
+    def build(level: int) -> None:
+        for name, box in shares(output, finest, level, ranks.rank, ranks.size):
+            output.halve(name, level, box)
+
     for level in range(1, len(layout.sizes())):
         ranks.barrier()  # the level below is whole
-        todo = [
-            (finest, box)
-            for finest in (layout.image, layout.labels)
-            for box in layout.boxes(level)
-            if finest and (layout.level(finest, level), box) not in done
-        ]
-        mine = todo[ranks.rank :: ranks.size]
-        lines = ranks.agree(lambda level=level, mine=mine: [output.halve(name, level, b) for name, b in mine])  # type: ignore[misc]
-        record(ranks, output, lines)
+        ranks.agree(partial(build, level))
 
 
 def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]) -> None:
@@ -276,5 +322,6 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
     Args:
         rejected: how many images of each drawing were not accepted; empty where nobody asked.
     """
+    output.merge_ledger()
     output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))
     output.tidy()

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
 from engine.cover import Cover, windows_of
-from engine.geometry import Window
+from engine.geometry import Grid, Window, grid
 
 Messages = dict[int, np.ndarray]  # rank -> int64
 Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # windows -> uint64 labels as bits, int64 evaluations
@@ -53,19 +54,20 @@ class Ownership:
     sides: tuple[int, int]
     size: int
 
+    @cached_property
+    def shards(self) -> Grid:
+        return grid(self.shape, self.sides)
+
     @property
     def columns(self) -> int:
-        return -(-self.shape[1] // self.sides[1])
+        return self.shards.counts[1]
 
     @property
     def count(self) -> int:
-        """How many shards there are; they are numbered row by row."""
-        return -(-self.shape[0] // self.sides[0]) * self.columns
+        return len(self.shards)
 
     def shard(self, index: int) -> Window:
-        row, column = divmod(index, self.columns)
-        y, x = row * self.sides[0], column * self.sides[1]
-        return Window(y, x, min(y + self.sides[0], self.shape[0]), min(x + self.sides[1], self.shape[1]))
+        return self.shards[index]
 
     def owner(self, shards: np.ndarray) -> np.ndarray:
         """int64: the rank that owns each."""

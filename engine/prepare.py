@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from engine.hierarchy import label_stage, with_default_labels
 from engine.inputs import Inputs, check_repaint, condition_of, read_inputs, read_roi, styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import Card, read_card
-from engine.plan import Ask, Ownership, Plan, Planning, Rounds, image_box, in_step, plan_decode, plan_level
+from engine.plan import Ask, Ownership, Plan, Planning, Rounds, in_step, plan_decode, plan_level
 from engine.preview import check_preview
 from engine.store import Layout, reads_in_boxes, state_of
 
@@ -85,13 +86,11 @@ class Prepared:
 
     @cached_property
     def wanted(self) -> range | np.ndarray:
-        """The shards of the canvas that hold pixels of the image."""
-        job, ownership = self.job, self.ownership
-        padded = (-(-job.size[0] // self.card.factor), -(-job.size[1] // self.card.factor)) != ownership.shape
-        if job.count is not None or not padded:
-            return range(ownership.count)
-        held = [bool(image_box(ownership.shard(i), self.card.factor, job.size)) for i in range(ownership.count)]
-        return np.flatnonzero(np.array(held))
+        """The shards of the canvas that hold pixels of the image, in order: all, where it is not padded by shards."""
+        count, (rows, columns) = self.ownership.count, self.layout.boxes().counts
+        if count == len(self.layout.boxes()):
+            return range(count)
+        return (np.arange(rows)[:, None] * self.ownership.columns + np.arange(columns)).ravel()
 
     def empty(self, shard: int) -> bool:
         """Whether a shard lies wholly outside the region of interest: nothing of it is decoded."""
@@ -274,7 +273,8 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
         check_preview(options)
     if not options.dry_run and state != "finished":
         check_machine(prepared, local_size)
-    return replace(prepared)  # without what was worked out on the way: it is sent to all ranks
+    unread = replace(inputs, labels=deepcopy(inputs.labels), roi=deepcopy(inputs.roi))
+    return replace(prepared, inputs=unread)  # without what was read and worked out on the way: it is sent to all ranks
 
 
 def style_cards(job: SampleJob, card: Card) -> tuple[Card, ...]:

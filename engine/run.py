@@ -21,7 +21,7 @@ from engine.geometry import Window
 from engine.inputs import condition_of
 from engine.keeper import Keeper
 from engine.models.folder import Model, check_folder, device_of, load_model
-from engine.outputs import Writer, build_pyramids, open_output, record, sign, stored_reader, write_stored
+from engine.outputs import Writer, build_pyramids, copy_inputs, open_output, sign, stored_reader, write_stored
 from engine.plan import Plan, Rounds, dealt
 from engine.planner import Planner
 from engine.prepare import Prepared
@@ -53,7 +53,7 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
         and not run(ranks, prepared.label_stage, load)
     ):
         return False
-    prepared = write_stored(ranks, prepared, output)
+    prepared = write_stored(ranks, copy_inputs(ranks, prepared, output), output)
     models = ranks.agree(lambda: (load or load_models)(prepared, device))
     whole = Run(ranks, prepared, output, device, models)
     if not whole.draw_all():
@@ -141,7 +141,7 @@ class Run:
         if repaint:
             repaint.fill(canvas, self.models[0].encode)
         writer = Writer(prepared, self.output, drawing, repaint)
-        remaining = ranks.on_root(writer.remaining)
+        remaining = writer.remaining()
         if not len(remaining):
             return True
         first = keeper.restore()
@@ -214,14 +214,13 @@ class Run:
         remaining: range | np.ndarray,
         drawing: Drawing,
     ) -> bool:
-        """Decode the shards that are left, entering each round in the ledger; whether all are done. Collective."""
+        """Decode the shards that are left; whether all are done. Collective."""
         ranks, card, decode = self.ranks, self.prepared.card, self.models[0].decode
         shelf = Shelf(ranks, writer)
         ballot = Ballot(ranks, keeper, check=shelf.check)
 
         def after_round() -> bool:
             stop, _, decoded = ballot.count()
-            record(ranks, self.output, writer.taken())
             progress.advance("decode", decoded, "decoding")
             return stop
 
@@ -244,7 +243,6 @@ class Run:
             )
         shelf.empty()
         ranks.agree(shelf.check)
-        record(ranks, self.output, writer.taken())
         keeper.finish()
         return ended
 
@@ -256,7 +254,6 @@ class Run:
         mine = [int(remaining[i]) for i in dealt(len(remaining), ranks.size, ranks.rank)]
         empty = {shard for shard in mine if self.prepared.empty(shard)}
         ranks.agree(lambda: writer.leave_white(sorted(empty)))
-        record(ranks, self.output, writer.taken())
         others = ranks.collect([shard for shard in mine if shard not in empty])
         return np.array([shard for part in others for shard in part], np.int64)
 
@@ -269,7 +266,8 @@ class Run:
 
         def refused(index: int) -> bool:
             image = output.read(output.layout.image, Window(index, 0, index + 1, 1))[0]
-            return not accept(image, 0 if labels is None else int(labels[index * rows, 0]))
+            label = 0 if labels is None else int(labels[index * rows : index * rows + 1, :1][0, 0])
+            return not accept(image, label)
 
         mine = ranks.agree(lambda: [index for index in chosen[ranks.rank :: ranks.size] if refused(index)])
         again = sorted(index for part in ranks.collect(mine) for index in part)

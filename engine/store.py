@@ -5,7 +5,8 @@ Layout of an output of one image::
     OUT/zarr.json            group: OME-Zarr 0.5 multiscales; the job and its provenance under "slidefield"
     OUT/0, 1, ...            the image, c y x, and its pyramid
     OUT/labels/NAME/0 ...    what it was made from, y x, and its pyramid: "tissue", "classes" or "nuclei"
-    OUT/slidefield/          ledger.jsonl, checkpoint.json and the slots of latents; no zarr member
+    OUT/slidefield/          ledger.jsonl, of an unfinished output ledger/RANK.jsonl, checkpoint.json and the slots of
+                             latents, and copies of inputs; no zarr member
 
 and of a set of independent images::
 
@@ -24,16 +25,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from engine.geometry import Window, grid
+from engine.geometry import Grid, Window, grid
 
 # A finished shard is a file, whatever is in it: an absent one is damage, not emptiness.
 zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4, "array.write_empty_chunks": True})
@@ -112,7 +114,7 @@ class Layout:
         """The name of the array ``level`` of the pyramid that an array is the finest of."""
         return f"{name.removesuffix('0')}{level}" if level else name
 
-    def boxes(self, level: int = 0) -> list[Window]:
+    def boxes(self, level: int = 0) -> Grid:
         """The shards of a pyramid level, cut at the image's edge; of a set, rows are images."""
         if self.count is not None:
             return grid((self.count, 1), (self.group, 1))
@@ -145,12 +147,35 @@ class Drawing:
     rejected: list[int] = field(default_factory=list)
 
 
-class Output:
-    """One output group; opened by every rank, created by rank 0 alone."""
+class Finished(NamedTuple):
+    """A line of the ledger: a shard that is on disk.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        attempt: of a set, the drawing in which it was written.
+    """
+
+    array: str
+    box: Window
+    sha256: str
+    attempt: int = 0
+
+    def text(self) -> str:
+        box = self.box
+        line = {"array": self.array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": self.sha256}
+        return json.dumps({**line, "attempt": self.attempt} if self.attempt else line) + "\n"
+
+
+class Output:
+    """One output group; opened by every rank, created by rank 0 alone.
+
+    Args:
+        rank: whose ledger is written.
+    """
+
+    def __init__(self, path: Path, rank: int = 0) -> None:
+        self.path, self.rank = path, rank
         self.private = path / "slidefield"
+        self.earlier: dict[str, np.ndarray] = {}  # ``latest()`` when a run took it up
         self.held: IO[str] | None = None  # the lock, on rank 0 of a run
         self.opened: dict[Path, zarr.Array] = {}  # a file system of many ranks is slow to open
         try:
@@ -181,15 +206,15 @@ class Output:
             return (slice(box.y0, box.y1),)
         return (..., slice(box.y0, box.y1), slice(box.x0, box.x1))
 
-    def write(self, name: str, box: Window, data: np.ndarray) -> dict[str, Any]:
-        """Write one whole shard and return its line for the ledger. Its one writer calls this."""
+    def write(self, name: str, box: Window, data: np.ndarray, attempt: int = 0) -> None:
+        """Write one whole shard and enter it in this rank's ledger. Its one writer calls this."""
         self.array(name)[self.index(box)] = data
-        return ledger_line(name, box, digest(data))
+        self.record(Finished(name, box, digest(data), attempt))
 
     def read(self, name: str, box: Window) -> np.ndarray:
         return np.asarray(self.array(name)[self.index(box)])
 
-    def halve(self, finest: str, level: int, box: Window) -> dict[str, Any]:
+    def halve(self, finest: str, level: int, box: Window) -> None:
         """Make one shard of pyramid level ``level`` from those below it, one after another."""
         half = self.layout.shard // 2
 
@@ -199,7 +224,7 @@ class Output:
             return halved(source) if finest == self.layout.image else source[..., ::2, ::2]
 
         rows = [[part(y, x) for x in range(box.x0, box.x1, half)] for y in range(box.y0, box.y1, half)]
-        return self.write(self.layout.level(finest, level), box, np.block(rows))
+        self.write(self.layout.level(finest, level), box, np.block(rows))
 
     def shard_file(self, name: str, box: Window) -> Path:
         """Where a shard lies on disk."""
@@ -212,42 +237,87 @@ class Output:
 
     # -- ledger --
 
-    def record(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Append to the ledger of finished shards. Rank 0 calls this, after the shards are on disk."""
-        with (self.private / "ledger.jsonl").open("a") as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in lines)
+    def record(self, shard: Finished) -> None:
+        """Append a line to this rank's ledger. Its writer calls this, after the shard is on disk."""
+        folder = self.private / "ledger"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{self.rank:05}.jsonl").open("a") as stream:
+            stream.write(shard.text())
             stream.flush()
             os.fsync(stream.fileno())
 
-    def ledger(self, attempt: int = 0) -> dict[tuple[str, Window], str]:
-        """(array, box) -> sha256 of every shard that was finished; a torn last line counts for nothing.
+    def ledger(self) -> Iterator[Finished]:
+        """The lines of all ranks' ledgers, one after another; what names no shard, as a torn last line, is passed over.
 
-        Args:
-            attempt: only those written in that drawing of a set's images, or a later one.
+        The ranks' lines are in no order: of those about one shard that of the latest drawing counts.
         """
-        return {key: str(line["sha256"]) for key, line in self.lines().items() if line.get("attempt", 0) >= attempt}
-
-    def lines(self) -> dict[tuple[str, Window], dict[str, Any]]:
-        """(array, box) -> the last line of the ledger about it."""
-        found = {}
-        try:
-            content = (self.private / "ledger.jsonl").read_text(errors="replace")
-        except FileNotFoundError:
-            return {}
-        for text in content.splitlines():
-            try:
-                line = json.loads(text)
-                found[line["array"], Window(*line["box"])] = {"sha256": line["sha256"], **line}
-            except (ValueError, KeyError, TypeError):
+        for file in (self.private / "ledger.jsonl", *sorted((self.private / "ledger").glob("*.jsonl"))):
+            if not file.exists():
                 continue
+            with file.open(errors="replace") as stream:
+                for text in stream:
+                    try:
+                        line = json.loads(text)
+                        box, attempt = Window(*map(int, line["box"])), int(line.get("attempt", 0))
+                        boxes = self.shards[line["array"]]
+                        if boxes[boxes.index_of(box)] == box and attempt in range(128):
+                            yield Finished(line["array"], box, str(line["sha256"]), attempt)
+                    except (ValueError, LookupError, TypeError, AttributeError):
+                        continue
+
+    def place(self, shard: Finished) -> int:
+        """Which of its array's shards it is."""
+        return self.shards[shard.array].index_of(shard.box)
+
+    @cached_property
+    def shards(self) -> dict[str, Grid]:
+        """Of every array."""
+        return {name: self.layout.boxes(level) for name, level in self.layout.arrays()}
+
+    def latest(self) -> dict[str, np.ndarray]:
+        """Of every array that has any finished shard: int8 (shards,), the drawing that each was last finished in.
+
+        -1: it is not finished. Reads the ledger through.
+        """
+        found: dict[str, np.ndarray] = {}
+        for shard in self.ledger():
+            name = shard.array
+            if name not in found:
+                found[name] = np.full(len(self.shards[name]), -1, np.int8)
+            place = self.place(shard)
+            found[name][place] = max(found[name][place], shard.attempt)
         return found
 
-    def mend_ledger(self) -> None:
-        """Drop a torn last line, and lines of shards that are not there (any more). Rank 0 calls this."""
-        lines = [line for (array, box), line in self.lines().items() if self.shard_file(array, box).exists()]
-        temporary = self.private / "ledger.jsonl.partial"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        temporary.rename(self.private / "ledger.jsonl")
+    def merge_ledger(self, check: bool = False) -> None:
+        """Make one ledger of all ranks', of the line that counts about each shard. Rank 0 calls this.
+
+        Args:
+            check: drop lines of shards that are not there (any more).
+        """
+        latest = self.latest()
+        merged = self.private / "ledger.jsonl.partial"
+        with merged.open("w") as stream:
+            for shard in self.ledger():
+                place = self.place(shard)
+                if latest[shard.array][place] != shard.attempt:
+                    continue
+                latest[shard.array][place] = -1  # one line is enough
+                if not check or self.shard_file(shard.array, shard.box).exists():
+                    stream.write(shard.text())
+            stream.flush()
+            os.fsync(stream.fileno())
+        merged.rename(self.private / "ledger.jsonl")
+        shutil.rmtree(self.private / "ledger", ignore_errors=True)
+
+    # -- inputs --
+
+    def keep_input(self, name: str, data: np.ndarray) -> str:
+        """Keep a copy of an input that is read in boxes, until the output is finished; returns where it is."""
+        path = self.private / "inputs" / name
+        side = self.layout.chunk
+        chunks = (*(1 for _ in data.shape[:-2]), *(min(side, n) for n in data.shape[-2:]))
+        zarr.create_array(str(path), data=data, chunks=chunks, compressors=CODECS, overwrite=True)
+        return str(path)
 
     # -- a set's drawings --
 
@@ -339,7 +409,8 @@ class Output:
         """Remove what only an unfinished output needs. Rank 0 calls this."""
         self.drop_checkpoints()
         (self.private / "drawing.json").unlink(missing_ok=True)
-        shutil.rmtree(self.private / "labels.zarr", ignore_errors=True)
+        for name in ("labels.zarr", "inputs"):
+            shutil.rmtree(self.private / name, ignore_errors=True)
 
     # -- provenance --
 
@@ -476,10 +547,6 @@ def halved(image: np.ndarray) -> np.ndarray:
     rows = np.add(image[:, ::2], image[:, 1::2], dtype=np.uint16)
     total = rows[..., ::2] + rows[..., 1::2]
     return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint8)  # a half goes up from an odd quotient alone
-
-
-def ledger_line(array: str, box: Window, sha256: str) -> dict[str, Any]:
-    return {"array": array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": sha256}
 
 
 def digest(data: np.ndarray) -> str:
@@ -647,23 +714,6 @@ def _open_array(path: Path, color: bool) -> np.ndarray:
         if image.mode not in ("L", "I", "I;16", "1", "F"):
             raise ValueError(f"an image of mode {image.mode}; a label map has one channel of whole numbers")
         return np.asarray(image)
-
-
-def checked_labels(labels: np.ndarray, known: int, name: str, names: Sequence[str]) -> None:
-    """Refuse values that the model does not have, naming the first and where it lies."""
-    if labels.ndim > 2:
-        for image in range(labels.shape[0]):
-            checked_labels(np.asarray(labels[image]), known, f"{name}, map {image},", names)
-        return
-    for y in range(0, labels.shape[0], 4096):
-        band = np.asarray(labels[y : y + 4096])
-        wrong = (band < 0) | (band >= known)
-        if wrong.any():
-            row, column = (int(v[0]) for v in np.nonzero(wrong))
-            listed = ", ".join(f"{i} {n}" for i, n in enumerate(names))
-            raise ValueError(
-                f"{name} has value {int(band[row, column])} at row {y + row}, column {column}; the model knows {listed}"
-            )
 
 
 def bands(height: int, side: int) -> Iterator[tuple[int, int]]:

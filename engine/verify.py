@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,25 +35,27 @@ def pixels_sha256(output: Output) -> str:
     return total.hexdigest()
 
 
-def damage(output: Output) -> list[str]:
-    """What is wrong with the shards that the ledger calls finished, and which it lacks in a finished output."""
-    ledger, layout = output.ledger(), output.layout
-    lines, drawing = output.lines(), output.drawing()
-    found = []
-    for (name, box), expected in ledger.items():
-        rewritten = name == layout.image and lines[name, box].get("attempt", 0) < drawing.attempt
+def damage(output: Output) -> Iterator[str]:
+    """What is wrong with the shards that the ledger calls finished, and which it lacks in a finished output.
+
+    The ledger is read line by line, twice.
+    """
+    latest, layout, drawing = output.latest(), output.layout, output.drawing()
+    for shard in output.ledger():
+        name, box = shard.array, shard.box
+        if name not in latest or shard.attempt != latest[name][output.place(shard)]:
+            continue  # drawn again since, or finished since the first reading
+        rewritten = name == layout.image and shard.attempt < drawing.attempt
         if rewritten and any(box.y0 <= image < box.y1 for image in drawing.images or []):
             continue  # under way: the ledger is behind the shard
         try:
-            if digest(output.read(name, box)) != expected:
-                found.append(f"{where(name, box)} differs from the ledger (missing, or changed after it was written)")
+            if digest(output.read(name, box)) != shard.sha256:
+                yield f"{where(name, box)} differs from the ledger (missing, or changed after it was written)"
         except Exception as error:  # whatever the codecs raise
-            found.append(f"{where(name, box)} cannot be read: {' '.join(str(error).split())}")
-    if output.finished:
-        for name, level in layout.arrays():
-            boxes = layout.boxes(level)
-            found += [f"{where(name, box)} is not in the ledger" for box in boxes if (name, box) not in ledger]
-    return found
+            yield f"{where(name, box)} cannot be read: {' '.join(str(error).split())}"
+    for name, boxes in output.shards.items() if output.finished else ():
+        for i in np.nonzero(latest.get(name, np.full(len(boxes), -1)) < 0)[0].tolist():
+            yield f"{where(name, boxes[i])} is not in the ledger"
 
 
 def where(name: str, box: Window) -> str:
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if state_of(path) is None:
             raise ValueError(f"{path} is not there")
         output = Output(path)
-        mark, wrong = output.checkpoint(), damage(output)
+        mark, wrong = output.checkpoint(), list(damage(output))
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

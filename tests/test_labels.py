@@ -89,7 +89,7 @@ def test_any_box_of_the_clean_up_is_that_crop_of_the_whole(h, w, height, width, 
 
 def test_a_box_reads_what_it_needs_and_no_more():
     read = Recorded(blobs((1000, 1200)))
-    for shard in grid((8000, 9600), 512)[:40]:
+    for shard in list(grid((8000, 9600), 512))[:40]:
         clean_box(read, (1000, 1200), (8000, 9600), shard, 5)
     assert len(read.asked) == 40
     assert max(max(box.shape) for box in read.asked) <= 512 / 8 + 1 + 5 + 2

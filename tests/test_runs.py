@@ -11,6 +11,8 @@ import pytest
 import zarr
 from conftest import Running, launch, lines_of, ranks_below, verify
 
+from engine.store import Output
+
 SIZE = ("--size", "1000x1544", "--shard", "512", "--chunk", "128", "--preview", "none")
 
 
@@ -64,11 +66,12 @@ def whole_run(tiny_model, tmp_path_factory):
 def test_a_killed_run_resumes_to_the_same_bytes_on_another_number_of_ranks(tiny_model, tmp_path, whole_run, moment):
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
     arguments = ("--model", tiny_model, *SIZE, *KILLED, "--out", out)
+    ledgers = out / "slidefield" / "ledger"
     reached = {
         "in a level": lambda: len(lines_of(log)) >= 2,
         "in a checkpoint": lambda: any((out / "slidefield" / "checkpoint" / "1" / "x").glob("c/*/*/*")),
         "later": lambda: len(lines_of(log)) >= 9,
-        "in decoding": lambda: any('"0"' in line for line in lines_of(out / "slidefield" / "ledger.jsonl")),
+        "in decoding": lambda: any('"0"' in line for file in ledgers.glob("*.jsonl") for line in lines_of(file)),
     }[moment]
     run = Running(2, *arguments, "--json-log", log)
     assert run.wait_until(reached)
@@ -82,6 +85,34 @@ def test_a_killed_run_resumes_to_the_same_bytes_on_another_number_of_ranks(tiny_
         assert "from level" in resumed.stdout
     assert sha(out) == whole_run
     assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("version", ["own", "older"])
+def test_what_a_ledger_calls_finished_is_not_written_again(tiny_model, tmp_path, whole_run, version):
+    """The ranks' ledgers of a killed run, one of them torn; or the one ledger of an output that is older than those."""
+    out = tmp_path / "out.zarr"
+    private, arguments = out / "slidefield", ("--model", tiny_model, *SIZE, *KILLED, "--out", out)
+    run = Running(2, *arguments)
+    assert run.wait_until(lambda: any('"0"' in line for f in private.glob("ledger/*") for line in lines_of(f)))
+    run.kill()
+    lines = [line for file in sorted(private.glob("ledger*/*.jsonl")) for line in lines_of(file)]
+    output = Output(out)
+    finished = {output.shard_file(shard.array, shard.box) for shard in output.ledger()}
+    assert 8 < len(finished) < 20, "all of the labels and some of the image"
+    if version == "older":
+        shutil.rmtree(private / "ledger")
+        (private / "ledger.jsonl").write_text("\n".join(lines) + '\n{"array": "0", "box": [0, ')
+    else:
+        with (private / "ledger" / "00001.jsonl").open("a") as ledger:
+            ledger.write('{"array": "0", "box": [0, ')
+    lost = min(path for path in finished if path.is_relative_to(out / "0"))
+    lost.unlink()  # and one that is lost is made anew
+    times = {path: path.stat().st_mtime_ns for path in finished - {lost}}
+    resumed = launch(3, *arguments)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert sha(out) == whole_run
+    assert {path.name for path in private.iterdir()} == {"ledger.jsonl", "lock"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])

@@ -6,7 +6,8 @@ import zarr
 from zarr import open_array
 
 from engine.geometry import Window
-from engine.store import LabelArray, Layout, Output, create, digest, halved, remove, state_of
+from engine.outputs import shares
+from engine.store import Finished, LabelArray, Layout, Output, create, digest, halved, remove, state_of
 
 LABELS = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
 
@@ -44,24 +45,75 @@ def test_a_pyramid_made_shard_by_shard_is_that_of_the_whole(tmp_path, size, shar
     for level in range(1, len(output.layout.sizes())):
         image, labels = halved(image), labels[::2, ::2]
         for box in output.layout.boxes(level):
-            lines = [output.halve(name, level, box) for name in ("0", "labels/tissue/0")]
-            assert all(line["sha256"] == digest(output.read(line["array"], box)) for line in lines)
+            for name in ("0", "labels/tissue/0"):
+                output.halve(name, level, box)
         np.testing.assert_array_equal(output.array(str(level))[:], image)
         np.testing.assert_array_equal(output.array(f"labels/tissue/{level}")[:], labels)
+    for shard_ in output.ledger():
+        assert shard_.sha256 == digest(output.read(shard_.array, shard_.box))
 
 
-def test_a_torn_last_line_of_the_ledger_counts_for_nothing(output):
-    box = output.layout.boxes()[0]
-    output.record([output.write("0", box, np.zeros((3, *box.shape), np.uint8))])
-    lost = output.layout.boxes()[1]
-    output.record([{"array": "0", "box": [lost.y0, lost.x0, lost.y1, lost.x1], "sha256": "its shard is not there"}])
-    with (output.private / "ledger.jsonl").open("a") as ledger:
-        ledger.write('{"array": "0", "box": [0, 64')
-    assert set(output.ledger()) == {("0", box), ("0", lost)}
-    output.mend_ledger()
-    assert set(output.ledger()) == {("0", box)}
-    output.record([{"array": "0", "box": [64, 0, 100, 64], "sha256": "x"}])
-    assert set(output.ledger()) == {("0", box), ("0", Window(64, 0, 100, 64))}
+def named(output):
+    return sorted((shard.array, shard.box) for shard in output.ledger())
+
+
+def test_a_torn_last_line_of_any_ranks_ledger_counts_for_nothing(output):
+    first, second, lost, other = list(output.layout.boxes())[:4]
+    for rank, box in ((0, first), (7, second)):
+        Output(output.path, rank).write("0", box, np.zeros((3, *box.shape), np.uint8))
+    output.record(Finished("0", lost, "its shard is not there"))
+    for rank in (0, 7):
+        with (output.private / "ledger" / f"0000{rank}.jsonl").open("a") as ledger:
+            ledger.write('{"array": "0", "box": [0, 64')
+    assert named(output) == [("0", first), ("0", second), ("0", lost)]
+    output.merge_ledger(check=True)
+    assert named(output) == [("0", first), ("0", second)]
+    assert [path.name for path in output.private.iterdir()] == ["ledger.jsonl"]
+    assert output.latest()["0"].tolist() == [0, 0, -1, -1, -1, -1]
+    output.record(Finished("0", other, "x"))
+    assert named(output) == [("0", first), ("0", second), ("0", other)]
+
+
+def test_lines_that_name_no_shard_of_the_output_count_for_nothing(output):
+    box = output.layout.boxes()[1]
+    bad = ["[1]", "{}", "3", '{"array": "9", "box": [0, 0, 64, 64], "sha256": ""}']
+    for corners in ([0, 0, 64, 65], [0, 0, 64], [-64, 0, 0, 64], [640, 0, 704, 64], ["a", 0, 64, 64], 5):
+        bad.append(json.dumps({"array": "0", "box": corners, "sha256": ""}))
+    bad.append(json.dumps({"array": "0", "box": [0, 0, 64, 64], "sha256": "", "attempt": 999}))
+    good = Finished("0", box, "s")
+    (output.private / "ledger.jsonl").write_text("\n".join([*bad, good.text() + "\0\x85"]))
+    assert list(output.ledger()) == [good]
+    assert set(output.latest()) == {"0"}
+
+
+def test_the_line_of_the_latest_drawing_counts_whatever_rank_wrote_it(output):
+    box = output.layout.boxes()[1]
+    (output.private / "ledger.jsonl").write_text(Finished("0", box, "first").text())
+    Output(output.path, 3).record(Finished("0", box, "third", 2))
+    Output(output.path, 9).record(Finished("0", box, "second", 1))
+    assert output.latest()["0"].tolist() == [-1, 2, -1, -1, -1, -1]
+    output.merge_ledger()
+    assert list(output.ledger()) == [Finished("0", box, "third", 2)]
+    output.merge_ledger()  # as after a kill before the ranks' were removed
+    assert list(output.ledger()) == [Finished("0", box, "third", 2)]
+
+
+def test_the_shards_of_a_level_are_shared_out_once_each_and_those_finished_are_left(output):
+    finest = ["0", "labels/tissue/0"]
+    for level in (0, 1):
+        everything = {(name, box) for name in finest for box in output.layout.boxes(level)}
+        for ranks in (1, 2, 5, 40):
+            found = [shard for rank in range(ranks) for shard in shares(output, finest, level, rank, ranks)]
+            assert len(found) == len(everything) == len(set(found))
+            assert set(found) == everything
+    output.earlier = {"labels/tissue/0": np.array([0, -1, 0, 0, 0, 0], np.int8)}
+    left = [box for name, box in shares(output, finest, 0, 0, 1) if name == finest[1]]
+    assert left == [output.layout.boxes()[1]]
+
+
+def test_files_are_counted_without_listing_them():
+    vast = Layout((10**9, 10**9), 3, 2048, 512, LABELS)
+    assert vast.files() > 2 * len(vast.boxes()) > 4 * 10**11
 
 
 def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(output):
