@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from engine.models.card import WEIGHTS, read_json, read_parts
 from engine.models.codec import Codec
 from engine.models.diffinfinite import LabelUNet, MaskUNet
 from engine.models.embedder import Embedder
-from engine.models.inference import prepare_for_inference
+from engine.models.inference import compiled, prepare_for_inference
 from engine.models.sdm import SpadeUNet
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
@@ -76,18 +77,20 @@ class Model:
     class_table: Tensor | None = None
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Model:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", compile: bool = False) -> Model:
     """Load the networks of a model folder for inference.
 
+    Args:
+        compile: the network and the decoder, at their first calls.
     Raises:
         ValueError: parts that are missing or do not fit each other, or that need a package that is not installed.
     """
     parts = read_parts(folder)
-    network = load_network(folder, parts.scheduler, dtype, device)
+    network = load_network(folder, parts.scheduler, dtype, device, compile)
     codec = None
     if "vae" in parts.folders and parts.facts.get("space") != "pixels":
         vae = prepare_for_inference(load_part(parts.folders["vae"]), device)
-        codec = Codec(place(vae, dtype, device), parts.configs["vae"], parts.facts)
+        codec = Codec(place(vae, dtype, device), parts.configs["vae"], parts.facts, compile)
     return Model(
         network,
         codec.decode if codec else None,
@@ -97,14 +100,17 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
     )
 
 
-def load_network(folder: Path, scheduler: dict[str, Any], dtype: torch.dtype, device: str) -> Network:
+def load_network(
+    folder: Path, scheduler: dict[str, Any], dtype: torch.dtype, device: str, compile: bool = False
+) -> Network:
     """The network of ``folder/unet``, called alike whatever its class."""
     name = read_json(folder / "unet" / "config.json").get("_class_name")
     network = load_part(folder / "unet")
     network = place(prepare_for_inference(network, device) if name in CLASSES else network, dtype, device)
     if name not in EVALUATE:
         raise ValueError(f"{folder / 'unet'}: {name} is no denoising network; known: {', '.join(EVALUATE)}")
-    evaluate = EVALUATE[name]
+    evaluate: Callable[..., Tensor] = partial(EVALUATE[name], network)
+    evaluate = compiled(evaluate, device) if compile else evaluate
     offset = int(scheduler.get("network_timestep_offset", 0))
     scale = float(scheduler.get("network_timestep_scale", 1.0))
 
@@ -112,7 +118,7 @@ def load_network(folder: Path, scheduler: dict[str, Any], dtype: torch.dtype, de
 
     def call(x_BCHW: Tensor, t_B: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         t = t_B + offset
-        return evaluate(network, x_BCHW.contiguous(memory_format=order), t if scale == 1 else t * scale, inputs)
+        return evaluate(x_BCHW.contiguous(memory_format=order), t if scale == 1 else t * scale, inputs)
 
     return call
 
