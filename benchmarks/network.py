@@ -2,8 +2,9 @@
 
 Plain is the published arithmetic: weights standardised at every evaluation, score matrices materialised, features in
 rows of their channels. "As trained" is this project's network before it is prepared; every rewrite is measured alone
-upon that. Forms take turns, and each ratio is the median over rounds of one round's ratio: noise that lasts longer
-than a round falls on both.
+upon that. With one thread its processor time is measured, which other programs hardly touch. Forms take turns, and each
+ratio is the median over rounds of one round's ratio: noise that lasts longer than a round falls on both. "First" is
+the wall time of a form's first call, in which it is compiled.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,12 +24,13 @@ from torch import Tensor, nn
 from benchmarks.report import report
 from engine.models import diffinfinite, sdm
 from engine.models.card import EMBEDDED
+from engine.models.codec import DECODE
 from engine.models.diffinfinite import MaskAttention, MaskUNet
-from engine.models.folder import load_part, place
-from engine.models.inference import REWRITES, prepare_for_inference
+from engine.models.folder import CLASSES, load_part, place
+from engine.models.inference import REWRITES, compiled, prepare_for_inference
 from engine.models.sdm import SpadeUNet
 
-Call = Callable[[nn.Module], Tensor]
+Case = tuple[nn.Module, Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]]]  # what applies it, to a batch of
 
 
 class PlainMaskAttention(MaskAttention):
@@ -70,35 +74,73 @@ def plain(network: nn.Module) -> nn.Module:
     network = deepcopy(network)
     for layer in network.modules():
         layer.__class__ = PLAIN.get(type(layer), type(layer))
+        if hasattr(layer, "set_processor"):  # of diffusers
+            from diffusers.models.attention_processor import AttnProcessor
+
+            layer.set_processor(AttnProcessor())
     return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def cases(size: int, dim: int) -> dict[str, tuple[nn.Module, Callable[[int], Call]]]:
-    """Networks, and what evaluates a batch of them."""
+def cases(size: int, dim: int) -> dict[str, Case]:
+    """Networks of every family and their decoders."""
     embedded, decoder = load_part(EMBEDDED / "unet"), load_part(EMBEDDED / "vae")
-    return {
-        f"DiffInfinite, {size} x {size}": (MaskUNet(dim, 6), lambda batch: masked(batch, 4, size)),
-        "embedded, 32 x 32": (embedded, lambda batch: masked(batch, 8, 32)),
-        "embedded decoder, 32 x 32": (decoder, decoded),
-        f"nuclei, {size} x {size}": (SpadeUNet(12, model_channels=dim), lambda batch: mapped(batch, size)),
+    found: dict[str, Case] = {
+        f"DiffInfinite, {size} x {size}": (MaskUNet(dim, 6), evaluate, partial(masked, 4, size)),
+        "embedded, 32 x 32": (embedded, evaluate, partial(masked, 8, 32)),
+        "embedded decoder, 32 x 32": (decoder, DECODE["PatchAutoencoder"], partial(latents, 8, 32)),
+        f"nuclei, {size} x {size}": (SpadeUNet(12, model_channels=dim), evaluate, partial(mapped, size)),
+    }
+    if find_spec("diffusers") is None:
+        return found
+    import diffusers
+
+    widths, half = [dim, 2 * dim, 4 * dim], size // 2
+    down, up = ["CrossAttnDownBlock2D"] * 2, ["CrossAttnUpBlock2D"] * 2
+    kinds = {"down_block_types": ["DownBlock2D", *down], "up_block_types": [*up, "UpBlock2D"]}
+    conditional = diffusers.UNet2DConditionModel(
+        in_channels=3, out_channels=3, block_out_channels=widths, cross_attention_dim=512, **kinds
+    )
+    kinds = {"down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 2]}
+    kinds |= {"up_block_types": [*["AttnUpBlock2D"] * 2, "UpBlock2D"]}
+    unconditional = diffusers.UNet2DModel(in_channels=3, out_channels=3, block_out_channels=widths, **kinds)
+    kinds = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    kl = diffusers.AutoencoderKL(latent_channels=4, block_out_channels=widths, layers_per_block=2, **kinds)
+    vq = diffusers.VQModel(latent_channels=3, block_out_channels=widths, layers_per_block=2, **kinds)
+    return found | {
+        f"UNet2DConditionModel, {size} x {size}": (conditional, first, partial(asked, size)),
+        f"UNet2DModel, {size} x {size}": (unconditional, first, partial(timed, size)),
+        f"AutoencoderKL decoder, {half} x {half}": (kl, DECODE["AutoencoderKL"], partial(latents, 4, half)),
+        f"VQModel decoder, {half} x {half}": (vq, DECODE["VQModel"], partial(latents, 3, half)),
     }
 
 
-def masked(batch: int, channels: int, size: int) -> Call:
-    x, mask = torch.randn(batch, channels, size, size), (torch.rand(batch, 1, size, size) > 0.5).float()
-    t, label = torch.full((batch,), 500), torch.ones(batch).long()
-    return lambda network: network(x.contiguous(memory_format=order_of(network)), t, label, mask)
+def evaluate(network: nn.Module, *given: Tensor) -> Tensor:
+    return network(*given)
 
 
-def mapped(batch: int, size: int) -> Call:
-    x, given = torch.randn(batch, 3, size, size), (torch.rand(batch, 12, size, size) > 0.9).float()
-    t = torch.full((batch,), 500)
-    return lambda network: network(x, t, given)
+def first(network: nn.Module, *given: Tensor) -> Tensor:
+    return network(*given, return_dict=False)[0]
 
 
-def decoded(batch: int) -> Call:
-    z = torch.randn(batch, 8, 32, 32)
-    return lambda network: network.decode(z.contiguous(memory_format=order_of(network)))  # type: ignore[operator]
+def masked(channels: int, size: int, batch: int) -> tuple[Tensor, ...]:
+    mask = (torch.rand(batch, 1, size, size) > 0.5).float()
+    return torch.randn(batch, channels, size, size), torch.full((batch,), 500), torch.ones(batch).long(), mask
+
+
+def mapped(size: int, batch: int) -> tuple[Tensor, ...]:
+    return *timed(size, batch), (torch.rand(batch, 12, size, size) > 0.9).float()
+
+
+def asked(size: int, batch: int) -> tuple[Tensor, ...]:
+    return *timed(size, batch), torch.randn(batch, 2, 512)
+
+
+def timed(size: int, batch: int) -> tuple[Tensor, ...]:
+    return torch.randn(batch, 3, size, size), torch.full((batch,), 500)
+
+
+def latents(channels: int, size: int, batch: int) -> tuple[Tensor, ...]:
+    return (torch.randn(batch, channels, size, size),)
 
 
 def order_of(network: nn.Module) -> torch.memory_format:
@@ -109,44 +151,58 @@ def order_of(network: nn.Module) -> torch.memory_format:
 
 
 def forms(network: nn.Module) -> dict[str, nn.Module]:
-    """Plain, as trained, with each rewrite that finds a layer, and prepared."""
+    """Plain, as trained, with each rewrite that finds a layer, prepared, and that in the other memory order."""
     layers = list(network.modules())
     found = {"plain": plain(network), "as trained": deepcopy(network)}
-    for name, rewrite in REWRITES.items():
+    ours = type(network).__name__ in CLASSES or "Autoencoder" in type(network).__name__ or hasattr(network, "quantize")
+    for name, rewrite in REWRITES.items() if ours else ():
         if any(rewrite(layer) is not None for layer in layers):
             found[f"{name}, alone"] = prepare_for_inference(deepcopy(network), rewrites=[rewrite])
-    found["prepared"] = prepare_for_inference(deepcopy(network))
-    return {name: form if name == "plain" else place(form, torch.float32, "cpu") for name, form in found.items()}
+    found["prepared"] = prepare_for_inference(deepcopy(network)) if ours else deepcopy(network)
+    found = {name: form if name == "plain" else place(form, torch.float32, "cpu") for name, form in found.items()}
+    if order_of(found["prepared"]) != torch.channels_last:
+        last: Any = deepcopy(found["prepared"])
+        found["prepared, channels last"] = last.to(memory_format=torch.channels_last)
+    return found
 
 
-def race(call: Call, entrants: dict[str, nn.Module], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of every form in every round, after one that does not count; the order turns from round to round."""
-    names = list(entrants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+def race(entrants: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of every round, the first of which is wall time and not counted."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in entrants}
     for turn in range(rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            begun = time.perf_counter()
-            call(entrants[name])
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: np.array(values[1:]) for name, values in seconds.items()}
+        now = clock if turn else time.perf_counter
+        for name, enter in entrants.items():
+            begun = now()
+            enter()
+            seconds[name].append(now() - begun)
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
-def measure(name: str, batch: int, network: nn.Module, call: Call, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, batch: int, case: Case, rounds: int, compile: bool) -> list[dict[str, Any]]:
     """A row for every form of a network."""
-    entrants = forms(network.eval().requires_grad_(False))
-    expected = call(entrants["plain"])
-    seconds = race(call, entrants, rounds)
+    network, apply, make = case
+    x, *others = make(batch)
+    entrants: dict[str, Callable[[], Tensor]] = {}
+    for form, made in forms(network.eval().requires_grad_(False)).items():
+        given = (x.contiguous(memory_format=order_of(made)), *others)
+        entrants[form] = partial(apply, made, *given)
+        if compile and form.startswith("prepared"):
+            entrants[form.replace("prepared", "compiled")] = partial(compiled(partial(apply, made)), *given)
+    seconds = race(entrants, rounds)
+    expected = entrants["plain"]()
     return [
         {
             "network": name,
             "batch": batch,
             "form": form,
-            "ms": float(np.median(seconds[form])) * 1e3,
-            "over plain": float(np.median(seconds["plain"] / seconds[form])),
-            "over as trained": float(np.median(seconds["as trained"] / seconds[form])),
-            "difference": f"{float((call(entrants[form]) - expected).norm() / expected.norm()):.1e}",
+            "ms": float(np.median(seconds[form][1:])) * 1e3,
+            "first, s": float(seconds[form][0]),
+            "over plain": float(np.median((seconds["plain"] / seconds[form])[1:])),
+            "over as trained": float(np.median((seconds["as trained"] / seconds[form])[1:])),
+            "difference": f"{float((enter() - expected).norm() / expected.norm()):.1e}",
         }
-        for form in entrants
+        for form, enter in entrants.items()
     ]
 
 
@@ -157,15 +213,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument("--size", type=int, default=64, help="latents of a side, for DiffInfinite's and the nuclei shape")
     top.add_argument("--dim", type=int, default=64, help="features at full size of the same")
     top.add_argument("--threads", type=int, default=1)
+    top.add_argument("--compile", action="store_true", help="also as --compile makes them; takes minutes")
+    top.add_argument("--only", default="", help="networks whose names begin so")
     top.add_argument("--json", help="write the report here")
     args = top.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows = []
     with torch.inference_mode():
-        for name, (network, caller) in cases(args.size, args.dim).items():
-            for batch in args.batches:
-                rows += measure(name, batch, network, caller(batch), args.rounds)
+        for name, case in cases(args.size, args.dim).items():
+            for batch in args.batches if name.startswith(args.only) else ():
+                torch.compiler.reset()
+                rows += measure(name, batch, case, args.rounds, args.compile)
     report("network", rows, args.json, torch=torch.__version__, threads=args.threads, rounds=args.rounds)
     return 0
 

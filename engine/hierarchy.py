@@ -52,7 +52,7 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
             f"--size {job.size[0]}x{job.size[1]} has a label map of {size[0]} x {size[1]} px, "
             f"too small for its clean-up; choose at least {REACH * labels.label_scale} px a side"
         )
-    made = SampleJob(
+    made = SampleJob(  # never compiled: a map has too few windows to pay for it
         model=name,
         size=size,
         shard=side,

@@ -160,6 +160,7 @@ class SampleJob:
         shard, chunk: of the image, px.
         decode_overlap: latents that neighbouring windows of the decoder share.
         decode_weights: of the decoder's windows: ``smooth``, or ``gaussian`` with the sampler's windows.
+        compile: the networks are compiled, which gives other last digits.
         accept: which images of a set are kept, the others being drawn again; see ``engine.accept``.
         threads: CPU threads a rank; another number gives other last digits.
     """
@@ -202,6 +203,7 @@ class SampleJob:
     seed: int = 0
     batch_size: int | None = None
     dtype: str = "float32"
+    compile: bool = False
     device: str = "auto"
     shard: int = 2048
     chunk: int = 512
@@ -391,6 +393,7 @@ JOB_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "seed": (whole(0), "N", "default: 0"),
     "batch_size": (whole(1, 65536), "N", "windows evaluated at once (default: the model's)"),
     "dtype": (choice("float32", "bfloat16", "float16"), "NAME", "of the networks (default: float32)"),
+    "compile": (flag, "", "compile the networks, on a GPU into CUDA graphs; changes the last digits (default: no)"),
     "device": (choice("auto", "cpu", "cuda"), "NAME", "auto, cpu or cuda (default: auto)"),
     "shard": (whole(8, 65536), "PX", "side of a shard of the image, one writer each (default: 2048)"),
     "chunk": (whole(8, 65536), "PX", "side of a chunk of the image (default: 512)"),

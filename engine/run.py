@@ -21,6 +21,7 @@ from engine.geometry import Window
 from engine.inputs import condition_of
 from engine.keeper import Keeper
 from engine.models.folder import Model, check_folder, device_of, load_model
+from engine.models.inference import check_compiles
 from engine.outputs import Writer, build_pyramids, copy_inputs, open_output, sign, stored_reader, write_stored
 from engine.plan import Plan, Rounds, dealt
 from engine.planner import Planner
@@ -46,6 +47,8 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
     device = common_device(ranks, prepared.job.device)
     torch.set_num_threads(prepared.job.threads)
     ranks.on_root(lambda: check_models(prepared))
+    if prepared.job.compile:
+        ranks.agree(lambda: check_compiles(device, ranks.local_size))
     output = open_output(ranks, prepared, device)
     if (
         prepared.label_stage is not None
@@ -74,7 +77,8 @@ def check_models(prepared: Prepared) -> None:
 
 def load_models(prepared: Prepared, device: str) -> list[Model]:
     """The model, or the models of the styles."""
-    return [load_model(card.folder, getattr(torch, prepared.job.dtype), device) for card in prepared.cards]
+    job = prepared.job
+    return [load_model(card.folder, getattr(torch, job.dtype), device, job.compile) for card in prepared.cards]
 
 
 def common_device(ranks: Ranks, name: str) -> str:

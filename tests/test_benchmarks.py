@@ -83,7 +83,7 @@ def test_network_runs_and_every_form_computes_the_same(tmp_path):
     bench("network", "--rounds", 1, "--batches", 1, "--size", 16, "--dim", 32, "--json", tmp_path / "r.json")
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert {row["form"] for row in rows} >= {"plain", "as trained", "prepared"}
-    assert len({row["network"] for row in rows}) == 4
+    assert len({row["network"] for row in rows}) >= 4  # and diffusers', where it is installed
     assert all(float(row["difference"]) < 1e-5 for row in rows)
 
 

@@ -15,7 +15,7 @@ from engine.schedule import Schedule, betas
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_prediction")
 
 
-def estimates(network, labels, guidance, batch_size=5, windows=None):
+def estimates(network, labels, guidance, batch_size=5, windows=None, dtype=torch.float32):
     condition = LabelMap(guidance, labels)
     cover = shifted(labels.shape, 16, 0, 0)
 
@@ -28,7 +28,7 @@ def estimates(network, labels, guidance, batch_size=5, windows=None):
         order = np.array([plan.ids.tolist().index(index) for index in windows])
         plan = replace(plan, ids=plan.ids[order], present=plan.present[order])
     x = torch.randn(len(cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    denoise = Denoiser([network], condition, SCHEDULE, batch_size)
+    denoise = Denoiser([network], condition, SCHEDULE, batch_size, dtype)
     given = Given(plan, x)
     denoise(plan, given, 500)
     return given.found, denoise, plan
@@ -98,3 +98,19 @@ def test_the_unknown_label_is_never_guided(tiny_model, guidance):
     assert denoise.evaluations == len(plan.cover)
     again, _, _ = estimates(network, labels, 9.0)
     assert all(torch.equal(found[i], again[i]) for i in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_of_the_networks_alone(dtype):
+    third = torch.full((), 1 / 3, dtype=dtype)
+    asked = []
+
+    def network(x, t, inputs):
+        asked.extend((x.dtype, inputs["mask"].dtype))
+        return third.expand_as(x)
+
+    found, _, plan = estimates(network, np.ones((32, 32), np.uint8), 1.0, dtype=dtype)
+    x = torch.randn(len(plan.cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
+    assert set(asked) == {dtype}
+    assert all(torch.equal(found[i], x[i] * from_x + third.float() * from_output) for i in found)

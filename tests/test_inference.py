@@ -2,14 +2,17 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
+import zarr
+from conftest import launch
 from torch import nn
 
 from engine.models.autoencoder import PatchAutoencoder
 from engine.models.diffinfinite import LabelUNet, MaskUNet
 from engine.models.folder import load_model, load_part, save_part
-from engine.models.inference import REWRITES, doubling, prepare_for_inference, winning
+from engine.models.inference import REWRITES, check_compiles, compiled, doubling, prepare_for_inference, winning
 from engine.models.sdm import SpadeUNet
 
 T, LABEL = torch.tensor([3, 700]), torch.tensor([1, 2])
@@ -80,3 +83,78 @@ def test_half_precision_stays_near_and_training_keeps_its_network(tmp_path, dtyp
         whole = model.network(x, t, given)
         found = half.network(x.to(dtype), t, given | {"mask": given["mask"].to(dtype)}).float()
     assert float((found - whole).norm() / whole.norm()) < 0.05
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("bfloat16", 3e-3, 0.03), ("float16", 1e-3, 0.012)])
+def test_a_run_of_half_precision_is_near_the_whole_one(dtype, low, high, tiny_model, tmp_path):
+    """Only the networks are halved: the canvas, the fusion and the solver stay in float32."""
+    whole, half = (run_of(tiny_model, tmp_path, "--dtype", name, "--steps", 20) for name in ("float32", dtype))
+    error = np.linalg.norm(half - whole) / np.linalg.norm(whole - whole.mean())
+    assert low < error < high
+
+
+@pytest.fixture(scope="module")
+def smallest_model(tmp_path_factory):
+    """A model that compiles in seconds."""
+    from engine.training.diffusion import colored, write_folder
+    from engine.training.image import PARTS, SCHEDULER
+
+    folder = tmp_path_factory.mktemp("smallest")
+    autoencoder, network = ready(lambda: PatchAutoencoder(3, 4, (8,), (0,))), ready(lambda: MaskUNet(8, 3, (1,)))
+    save_part(autoencoder, folder / "vae")
+    save_part(network, folder / "unet")
+    facts = {"patch_size": 16, "pixel_size_um": 0.5, "labels": colored(["unknown", "this", "that"])}
+    facts["defaults"] = {"steps": 2, "solver": "ddim", "guidance": 2.0, "batch_size": 4}
+    write_folder(folder, PARTS, SCHEDULER, facts)
+    return folder
+
+
+def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
+    """Two ranks that compile at once, and one that finds their code and makes no other."""
+    cache = tmp_path / "cache"
+    options = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    two = run_of(smallest_model, tmp_path, "--compile", ranks=2, **options)
+    made = {path.name for path in cache.rglob("*.so")}
+    one = run_of(smallest_model, tmp_path, "--compile", **options)
+    assert len(made) > 3
+    assert {path.name for path in cache.rglob("*.so")} == made
+    assert (one == two).all()
+    assert abs(one - run_of(smallest_model, tmp_path)).max() <= 1
+
+
+def test_compiling_is_refused_in_one_line_where_there_is_no_compiler(smallest_model, tmp_path):
+    out = tmp_path / "out.zarr"
+    done = launch(2, "--model", smallest_model, "--size", "64x64", "--compile", "--out", out, CXX="no-such-compiler")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: --compile needs a C++ compiler and no-such-compiler is not there; install it, set CXX, "
+        "or leave --compile out"
+    ]
+    assert not out.exists()
+
+
+def test_other_failures_to_compile_are_refused_too(monkeypatch):
+    def fail(*given, **options):
+        raise RuntimeError("Unexpected optimization option deterministic\nmore")
+
+    monkeypatch.setattr("torch.compile", fail)
+    with pytest.raises(ValueError, match="cpu here: Unexpected optimization option deterministic; leave --compile out"):
+        check_compiles("cpu")
+
+
+def test_what_a_graph_answers_is_copied(monkeypatch):
+    """A CUDA graph's next call overwrites what the last one answered."""
+    held = torch.zeros(1)
+    monkeypatch.setattr("torch.compile", lambda function, **options: lambda x: held.copy_(function(x)))
+    call = compiled(torch.neg, "cuda:0")
+    first, _ = call(torch.ones(1)), call(torch.full((1,), 2.0))
+    assert first == -1
+
+
+def run_of(model, folder, *options, ranks=1, **environment):
+    """The pixels of a small image, as float."""
+    out = folder / f"{len(list(folder.iterdir()))}.zarr"
+    arguments = ("--model", model, "--size", "200x304", "--shard", 128, "--chunk", 128, "--preview", "none")
+    done = launch(ranks, *arguments, *options, "--out", out, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return zarr.open_array(out / "0", mode="r")[:].astype(float)

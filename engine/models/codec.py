@@ -6,11 +6,14 @@ Shape suffixes: B batch, C latent channels, c image channels, H W latents, h w p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from engine.models.inference import compiled
 
 
 def quantized(network: nn.Module, z_BCHW: Tensor) -> Tensor:
@@ -45,9 +48,12 @@ class Codec:
         config: its configuration.
         facts: of the card: ``latents_scale`` or ``latents_std`` (normalised latents are multiplied by it before they
             are decoded; else the autoencoder's own factors hold), ``pixel_range`` (of what the autoencoder gives).
+        compile: the decoder, at its first call.
     """
 
-    def __init__(self, network: nn.Module, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: nn.Module, config: Mapping[str, Any], facts: Mapping[str, Any], compile: bool = False
+    ) -> None:
         self.network, self.kind = network, str(config.get("_class_name"))
         if self.kind not in DECODE:
             raise ValueError(f"vae/config.json: {self.kind} is no autoencoder; known: {', '.join(DECODE)}")
@@ -57,11 +63,14 @@ class Codec:
         self.dtype, self.device = weights.dtype, weights.device
         self.mean, self.std = statistics(self.kind, config, facts, self.device)
         self.low, self.high = facts.get("pixel_range", (-1.0, 1.0))
+        self.apply: Callable[[Tensor], Tensor] = partial(DECODE[self.kind], network)
+        if compile:
+            self.apply = compiled(self.apply, self.device.type)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Normalised latents -> pixels about [-1, 1], float32 (not clipped)."""
         z = latents_BCHW.to(self.device) * self.std + self.mean
-        pixels = DECODE[self.kind](self.network, z.to(self.dtype).contiguous()).float()
+        pixels = self.apply(z.to(self.dtype).contiguous()).float()
         return pixels if (self.low, self.high) == (-1, 1) else (pixels - self.low) * (2 / (self.high - self.low)) - 1
 
     def encode(self, image_Bchw: Tensor) -> Tensor:

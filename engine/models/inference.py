@@ -11,6 +11,9 @@ Shape suffixes: B batch, C channels, H W latents, N = H W, h heads, d channels a
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -52,6 +55,55 @@ def prepare_for_inference(
 def winning(device: str) -> list[Rewrite]:
     """The rewrites that are known to win on a device."""
     return [rewrite for rewrite in REWRITES.values() if rewrite is not doubling or device == "cpu"]
+
+
+# ---- compiled ----------------------------------------------------------------------------------------
+
+
+def compiled(function: Callable[..., Tensor], device: str = "cpu") -> Callable[..., Tensor]:
+    """A function of tensors to one tensor in inductor's code, made at its first call; on a GPU one CUDA graph.
+
+    The code is made for the shapes of that call, without trials of speed, so that every rank has the same. Ranks that
+    compile at once share inductor's folder (``TORCHINDUCTOR_CACHE_DIR``), which is locked file by file. What a CUDA
+    graph answers lies in memory that its next call overwrites: the answer is a copy.
+    """
+    graphs = device != "cpu"
+    options: dict[str, Any] = {"deterministic": True, "triton.cudagraphs": graphs}
+    fast = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    if not graphs:
+        return fast
+
+    def call(*given: Any) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return fast(*given).clone()
+
+    return call
+
+
+def check_compiles(device: str, ranks: int = 1) -> None:
+    """Refuse ``--compile`` where torch cannot compile, by compiling; a node's ranks share its cores for that.
+
+    Args:
+        ranks: of this node.
+    Raises:
+        ValueError: no compiler, no Triton, a version of torch without a setting that is needed.
+    """
+    import torch._inductor.config as inductor
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        inductor.compile_threads = max(len(os.sched_getaffinity(0)) // ranks, 1)
+    way = "leave --compile out"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device == "cpu" and shutil.which(compiler) is None:  # what was compiled before would hide it
+        raise ValueError(f"--compile needs a C++ compiler and {compiler} is not there; install it, set CXX, or {way}")
+    try:
+        with torch.inference_mode():
+            compiled(torch.sin, device)(torch.zeros(1, device=device))
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"--compile: torch {torch.__version__} cannot compile on {device} here: {said}; {way}"
+        ) from None
 
 
 # ---- weights ----------------------------------------------------------------------------------------
