@@ -45,7 +45,7 @@ class Machine:
         decode: of one window of the decoder.
         ranks_per_node, cores: where a node has more ranks than cores, they share them in what follows.
         host: of the CPU, for one micro-batch: reading, stacking, combining.
-        plan: of the CPU, for one window that is planned; plans_all: every rank plans the whole level.
+        plan: of the CPU, for one window that is planned.
         fuse: for one latent of the canvas: fusing, noise, step.
         agreement: of the CPU, for each step of a level's collectives, of which there are log2(ranks).
         latency: of a message.
@@ -64,7 +64,6 @@ class Machine:
     cores: int = 1
     host: float = 0.0
     plan: float = 0.0
-    plans_all: bool = False
     fuse: float = 0.0
     agreement: float = 0.0
     latency: float = 0.0
@@ -329,9 +328,8 @@ def level_seconds(level: Level, machine: Machine, ranks: int, sample: int = 64) 
     evaluate = batches * (machine.evaluation + machine.host) + (crowd - 1) * machine.host
     # What a rank is read from is about what it reads itself, from neighbours that are cut alike.
     travel = max(exchange(s.reads, s.read_from) + exchange(max(s.sends, s.takes), s.sent_to) for s in shares)
-    planned = level.count if machine.plans_all else max(s.windows for s in shares)
     parts = {
-        "plan": planned * machine.plan * crowd,
+        "plan": max(s.windows for s in shares) * machine.plan * crowd,
         "evaluate": evaluate,
         "exchange": max(travel * (1 - machine.hidden), travel - evaluate),
         "fuse": max(s.owned for s in shares) * machine.fuse * crowd,

@@ -184,7 +184,7 @@ class Prepared:
         item, latents = 4 * card.channels, shape[0] * shape[1]
         rows, columns = (min(a, b) for a, b in zip(self.ownership.sides, shape, strict=True))
         share = -(-self.ownership.count // self.size) * rows * columns
-        level = (4 + 2 * bool(job.image)) * share
+        level = (6 + 2 * bool(job.image)) * share  # two of them while a checkpoint is written
         known = [Path(name) for name in (job.image, job.repaint) if name and not reads_in_boxes(Path(name))]
         held = self.inputs.nbytes + len(known) * job.size[0] * job.size[1] * card.image_channels
         level += 4 * (2 * self.contributions // self.size + card.patch**2 * int(job.batch_size or 1))
