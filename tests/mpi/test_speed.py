@@ -1,0 +1,64 @@
+"""Ranks of different speed: less work for the slow, the same bytes; and what a level's messages cost nobody's time."""
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import make_tiny_model
+
+from engine.job import parse
+from engine.prepare import prepare
+from engine.run import load_models, run
+from engine.store import Output
+from engine.verify import pixels_sha256
+
+PAUSE = 0.02  # seconds that the slow rank takes longer for a micro-batch
+
+
+@pytest.fixture
+def folder(ranks):
+    made = ranks.on_root(lambda: tempfile.mkdtemp(prefix="slidefield-"))
+    yield Path(made)
+    ranks.barrier()
+    if ranks.rank == 0:
+        shutil.rmtree(made)
+
+
+def sampled(ranks, folder, name, pause):
+    """The sha256 of a run in which rank 0 is slow, and how many micro-batches each rank asked for, level by level."""
+    asked = {}
+
+    def load(prepared, device):
+        (model,) = load_models(prepared, device)
+
+        def network(x, t, inputs):
+            asked[int(t[0])] = asked.get(int(t[0]), 0) + 1
+            time.sleep(pause if ranks.rank == 0 else 0.0)
+            return model.network(x, t, inputs)
+
+        return [replace(model, network=network)]
+
+    arguments = ["--model", str(folder / "model"), "--size", "384x512", "--shard", "128", "--chunk", "64"]
+    arguments += ["--labels", "example", "--steps", "8", "--batch-size", "1", "--preview", "none"]
+    job, options = parse([*arguments, "--out", str(folder / name)])
+    assert run(ranks, ranks.on_root(lambda: prepare(job, options, ranks.size, 1)), load)
+    counts = ranks.collect([count for _, count in sorted(asked.items(), reverse=True)])
+    output = Output(folder / name)
+    return ranks.on_root(lambda: pixels_sha256(output)), counts, output.provenance["seconds"]
+
+
+def test_a_slow_rank_is_dealt_less_and_the_bytes_are_the_same(ranks, folder):
+    ranks.on_root(lambda: make_tiny_model(folder / "model"))
+    expected, even, _ = sampled(ranks, folder, "even.zarr", 0.0)
+    found, counts, seconds = sampled(ranks, folder, "slow.zarr", PAUSE)
+    assert found == expected
+    assert json.dumps(seconds["split"])
+    total = [sum(level) for level in zip(*counts, strict=True)]
+    assert total == [sum(level) for level in zip(*even, strict=True)]
+    if ranks.size > 1:
+        assert counts[0][0] >= total[0] // ranks.size - 6  # nothing is known of anybody's speed yet
+        assert sum(counts[0][3:]) < 0.7 * sum(total[3:]) / ranks.size

@@ -1,0 +1,29 @@
+"""A tiny model of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LABELS = ["unknown", "carcinoma", "necrosis", "tumour stroma", "other"]
+
+
+def make_tiny_model(folder: Path) -> Path:
+    """A model of random weights: windows of 16 latents, 8 px a latent, 5 labels."""
+    import torch
+
+    from engine.models.autoencoder import PatchAutoencoder
+    from engine.models.diffinfinite import MaskUNet
+    from engine.models.folder import save_part
+    from engine.training.diffusion import colored, write_folder
+    from engine.training.image import PARTS, SCHEDULER
+
+    torch.manual_seed(0)
+    autoencoder = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1))
+    for weights in autoencoder.parameters():
+        torch.nn.init.normal_(weights, 0, 0.1)
+    save_part(autoencoder, folder / "vae")
+    save_part(MaskUNet(8, len(LABELS), (1, 2), 4, 2), folder / "unet")
+    facts = {"patch_size": 16, "pixel_size_um": 0.5, "labels": colored(LABELS)}
+    facts["defaults"] = {"steps": 25, "solver": "ddim", "guidance": 2.0, "batch_size": 8}
+    write_folder(folder, PARTS, SCHEDULER, facts)
+    return folder
