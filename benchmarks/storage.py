@@ -87,7 +87,7 @@ class Shards:
         random = np.random.default_rng(ranks.rank)
         self.latents = random.standard_normal((CHANNELS, self.side, self.side)).astype(np.float32)
         self.coded = [ZSTD.encode(chunk) for chunk in self.chunks()]
-        self.coarse = layout.boxes(1)[ranks.rank :: ranks.size]
+        self.coarse = list(layout.boxes(1))[ranks.rank :: ranks.size]
 
     def tasks(self) -> list[Task]:
         """In this order: what one reads, another has written."""

@@ -27,13 +27,16 @@ def no_shared_memory_left():
     """Remove what aborted runs of this session left in shared memory and no process uses any more."""
     before = set(Path("/dev/shm").glob("mpich*"))
     yield
+    left = set(Path("/dev/shm").glob("mpich*")) - before
+    young = [file.stat().st_mtime + 10 - time.time() for file in left if file.exists()]
+    time.sleep(max([0, *young]))  # a run of somebody else's that is just beginning has not mapped its own yet
     used = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             used |= {line.split()[-1] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
         except OSError:
             continue
-    for leftover in set(Path("/dev/shm").glob("mpich*")) - before:
+    for leftover in left:
         if str(leftover) not in used:
             leftover.unlink(missing_ok=True)
 
