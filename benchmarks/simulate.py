@@ -125,9 +125,13 @@ class Canvas:
         return int(np.minimum(self.shape - corners, self.shard).prod(1).sum())
 
     def decodes(self, overlap: int = 16) -> int:
-        """Windows of the decoder: twice a window's side, overlapping."""
-        stride = 2 * self.patch - overlap
-        return math.prod(max(math.ceil((n - 2 * self.patch) / stride), 0) + 1 for n in self.shape)
+        """Evaluations of the decoder: a window is twice the side of the network's, and decoded in every round that
+        writes a shard it touches, but for those that the shard before has left.
+        """
+        side = 2 * self.patch
+        rows = self.shards[0] * (self.shard + side - overlap) / (side - overlap)
+        columns = max(self.shape[1] - overlap, 1) / (side - overlap)
+        return math.ceil(rows) * math.ceil(columns)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from engine.planner import Planner
 
 
 class Ballot:
-    """Votes are cast in the middle of a level's work and counted at its end, when they have long arrived.
+    """Votes are cast in the middle of a level's work, or before a round of decoding, and counted at the end of it, when
+    they have long arrived.
 
     Args:
         planner: told of the ranks' speeds; None: nobody deals work by speed.
@@ -32,6 +33,7 @@ class Ballot:
             amount: of anything that is to be summed.
         """
         if self.vote is not None:
+            assert not amount
             return
         try:
             self.keeper.raise_problem()

@@ -107,6 +107,7 @@ class Exchange:
         scale: estimates are in units ``scale`` times finer than the plan (pixels per latent).
         device: where estimates are, and are fused.
         reads: whether windows of the canvas are read.
+        turn: of the level or round: messages of one and the next are told apart.
     """
 
     def __init__(
@@ -118,23 +119,25 @@ class Exchange:
         scale: int = 1,
         device: str | None = None,
         reads: bool = True,
+        turn: int = 0,
     ) -> None:
         self.canvas, self.plan, self.channels, self.scale = canvas, plan, channels, scale
         self.device = device or canvas.device
         ranks, c = canvas.ranks, canvas.channels
+        latents, self.estimates_tag = (tag + 2 * (turn % 2) for tag in (LATENTS, ESTIMATES))
         self.latents = {
-            source: Receiving(ranks, source, LATENTS, c * int(plan.gets[rows].areas.sum()), canvas.device)
+            source: Receiving(ranks, source, latents, c * int(plan.gets[rows].areas.sum()), canvas.device)
             for source, rows in rows_by(plan.gets.item if reads else np.empty(0))
         }
         self.estimates = {
             source: Receiving(
-                ranks, source, ESTIMATES, channels * scale**2 * int(plan.takes[rows].areas.sum()), self.device
+                ranks, source, self.estimates_tag, channels * scale**2 * int(plan.takes[rows].areas.sum()), self.device
             )
             for source, rows in rows_by(plan.sender)
         }
         for target, rows in rows_by(plan.gives.item if reads else np.empty(0)):
             pieces = [canvas.x[int(plan.gives.shard[row])][self.index(plan.gives, row)] for row in rows.tolist()]
-            Sending(ranks, target, LATENTS, pieces)
+            Sending(ranks, target, latents, pieces)
         self.tiles: dict[int, Tensor] = {}
         self.own: dict[int, Tensor] = {}  # place of a window -> estimate
         self.parcels = {target: rows for target, rows in rows_by(plan.writer) if target != plan.rank}
@@ -183,9 +186,9 @@ class Exchange:
                 boxes = [plan.gets.window(row) for row in rows.tolist()]
                 if any(part & box for part in boxes):
                     held += zip(boxes, split(self.latents[source].tensor(), canvas.channels, boxes), strict=True)
-        for place, latents in held:
-            if common := place & box:
-                out[(slice(None), *common.within(box))] = latents[(slice(None), *common.within(place))]
+        for where, latents in held:
+            if common := where & box:
+                out[(slice(None), *common.within(box))] = latents[(slice(None), *common.within(where))]
         return out
 
     # ---- estimates ------------------------------------------------------------------------------
@@ -199,7 +202,7 @@ class Exchange:
             lacking.discard(place)
             rows = self.parcels[target]
             if not lacking:
-                Sending(self.canvas.ranks, target, ESTIMATES, [self.piece(row) for row in rows.tolist()])
+                Sending(self.canvas.ranks, target, self.estimates_tag, [self.piece(row) for row in rows.tolist()])
 
     def piece(self, row: int) -> Tensor:
         """What of an estimate is used in a shard."""

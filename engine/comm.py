@@ -45,28 +45,27 @@ class Ranks:
             node.Free()
         self.stop_requested = False
         self.timer = Timer()
+        self.device = "cpu"
         self.mpi = MPI
-        self.planning, self.voting = comm.Dup(), comm.Dup()  # what goes on beside must not meet in one order
+        self.planning, self.voting = comm.Dup(), comm.Dup()  # their collectives have orders of their own
         self.posted = 0
         self.unsent: list[Any] = []  # messages that are kept until they have left
         self.background: Callable[[], bool] | None = None  # goes on a little; whether it has come to its end
-        self.lock = threading.RLock()  # of what two threads move on
+        self.lock = threading.RLock()  # of the messages that two threads move on
+        self.planning_lock = threading.RLock()
         self.busy_now = threading.Event()
         self.mover: threading.Thread | None = None
+        self.problem: BaseException | None = None  # of the thread that moves messages
 
     # ---- waiting and agreeing -------------------------------------------------------------------
 
     def progress(self) -> None:
         """Move what goes on in the background: messages on their way, and ``background``. Local; cheap."""
-        if not self.lock.acquire(blocking=False):
-            return  # another thread is at it
-        try:
-            self.comm.Iprobe()  # MPI moves messages only while it is called
-            self.unsent = [sending for sending in self.unsent if not sending.test()]
-            if self.background is not None:
-                self.background()
-        finally:
-            self.lock.release()
+        self.comm.Iprobe()  # MPI moves messages only while it is called
+        with self.lock:
+            self.unsent = [sending for sending in self.unsent if not sending.moved()]
+        if (background := self.background) is not None:
+            background()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -82,10 +81,20 @@ class Ranks:
             yield
         finally:
             self.busy_now.clear()
+        if self.problem is not None:
+            raise self.problem
 
     def _move(self) -> None:
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.set_device(self.device)
         while self.busy_now.wait():
-            self.progress()
+            try:
+                self.progress()
+            except BaseException as error:
+                self.problem = error
+                return
             time.sleep(MOVING)
 
     def abandon(self) -> None:
@@ -134,7 +143,21 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank. Collective."""
-        return any(self.collect(bool(flag)))
+        return self.total(float(flag)) > 0
+
+    def total(self, value: float) -> float:
+        """The sum over the ranks. Collective."""
+        found = np.array([value])
+        if self.size > 1:
+            self.wait([self.comm.Iallreduce(self.mpi.IN_PLACE, found)])
+        return float(found[0])
+
+    def all_of(self, value: float) -> np.ndarray:
+        """float64 (ranks,): every rank's value. Collective."""
+        found = np.full(self.size, value)
+        if self.size > 1:
+            self.wait([self.comm.Iallgather(np.array([value]), found)])
+        return found
 
     def sum_(self, array: np.ndarray) -> None:
         """Sum an array over the ranks, in place. Collective."""
@@ -151,10 +174,9 @@ class Ranks:
         try:
             result = work()
         except (ValueError, OSError, MemoryError) as error:
-            problem = describe(error)
-        problems = [(rank, text) for rank, text in enumerate(self.collect(problem)) if text]
-        if problems:
-            rank, text = problems[0]
+            problem = describe(error) or type(error).__name__
+        if self.any(bool(problem)):
+            rank, text = next((rank, text) for rank, text in enumerate(self.collect(problem)) if text)
             raise AgreedError(text if self.size == 1 or rank == 0 else f"{text} (rank {rank})")
         return result  # type: ignore[return-value]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -115,14 +115,14 @@ def decode_canvas(
         with ranks.timer("plan"):
             plan = planner.take(turn)
         with ranks.timer("exchange"):
-            exchange = Exchange(canvas, plan, channels, scale=factor, device="cpu")
+            exchange = Exchange(canvas, plan, channels, scale=factor, device="cpu", turn=turn)
         if turn + 1 < len(rounds):
             planner.begin(turn + 1)
         before_round(len(plan))
         with ranks.timer("decode"), ranks.busy(), torch.inference_mode():
             kept = {index: image for index, image in kept.items() if index in plan.ids}
             for place, index in enumerate(plan.ids.tolist()):
-                latents = exchange.read([place], 1, torch.float32).contiguous()
+                latents = exchange.read([place], 1, torch.float32).contiguous()  # always: it takes what others sent
                 if index not in kept:
                     kept[index] = decode(latents)[0].float().cpu()
                 exchange.put(place, kept[index])
@@ -139,7 +139,7 @@ def decode_canvas(
 
 def write_pixels(
     canvas: Canvas,
-    remaining: Iterable[int],
+    remaining: range | np.ndarray,
     shelf: Shelf,
     before_round: Callable[[int], None],
     after_round: Callable[[], bool],
@@ -148,7 +148,7 @@ def write_pixels(
 
     Args and returns are those of ``decode_canvas``.
     """
-    mine = [int(shard) for shard in remaining if int(shard) in canvas.x]
+    mine = np.intersect1d(np.asarray(remaining), np.asarray(canvas.ownership.owned(canvas.ranks.rank))).tolist()
     rounds = max(canvas.ranks.collect(len(mine)))
     for turn in range(rounds):
         before_round(0)

@@ -62,6 +62,7 @@ class Posting:
         if own is not None:
             self.found[ranks.rank] = own
         self.sends = [self.comm.Issend(message, dest=to, tag=tag) for to, message in self.kept.items()]
+        self.receives: list = []
         self.joined: Any = None
 
     @property
@@ -74,27 +75,25 @@ class Posting:
         mpi, status = self.ranks.mpi, self.ranks.mpi.Status()
         while (message := self.comm.Improbe(tag=self.tag, status=status)) is not None:
             taken = np.empty(status.Get_count(mpi.INT64_T), np.int64)
-            message.Recv(taken)
+            self.receives.append(message.Irecv(taken))
             self.found[status.Get_source()] = taken
         if self.joined is None and mpi.Request.Testall(self.sends):
             self.joined = self.comm.Ibarrier()
-        return self.joined is not None and bool(self.joined.Test())
+        return self.joined is not None and bool(self.joined.Test()) and bool(mpi.Request.Testall(self.receives))
 
 
 class Ahead:
-    """A plan that is made while there is other work. Begun and taken by all ranks in one order."""
+    """A plan that is made while there is other work. Made by all ranks in one order."""
 
     def __init__(self, ranks: Ranks, part: Planning[Any]) -> None:
         self.ranks, self.part = ranks, part
         self.asked: Answering | None = None
         self.found: Any = None
         self.problem: BaseException | None = None
-        self.done = False
-        with ranks.lock:
-            self.go_on(None)
+        self.begun = self.done = False
 
     def go_on(self, answer: Any) -> None:
-        self.asked = None
+        self.begun, self.asked = True, None
         try:
             asked = self.part.send(answer)
         except StopIteration as end:
@@ -109,9 +108,15 @@ class Ahead:
 
     def advance(self) -> bool:
         """Go on as far as can be without waiting; whether it is done. Local."""
-        with self.ranks.lock:
-            while self.asked is not None and self.asked.test():
-                self.go_on(self.asked.answer)
+        lock = self.ranks.planning_lock
+        if not self.done and lock.acquire(blocking=False):  # else another thread is at it
+            try:
+                if not self.begun:
+                    self.go_on(None)
+                while self.asked is not None and self.asked.test():
+                    self.go_on(self.asked.answer)
+            finally:
+                lock.release()
         return self.done
 
     def take(self) -> Any:
@@ -143,11 +148,11 @@ class Sending:
         self.buffer, self.ready = packed(pieces, ranks.gpu_aware)
         self.requests: list | None = None
         with ranks.lock:
-            if not self.test():
+            if not self.moved():
                 ranks.unsent.append(self)
 
-    def test(self) -> bool:
-        """Whether it has left. Local."""
+    def moved(self) -> bool:
+        """Send it, if its pieces are there; whether it has left. Local."""
         if self.requests is None:
             if not self.ready():
                 return False
@@ -167,12 +172,15 @@ class Receiving:
     def __init__(self, ranks: Ranks, source: int, tag: int, count: int, device: str) -> None:
         self.ranks, self.device = ranks, device
         self.buffer = room(count, device, ranks.gpu_aware)
+        self.found: Tensor | None = None
         self.requests = [ranks.comm.Irecv(part, source=source, tag=tag) for part in parts_of(self.buffer)]
 
     def tensor(self) -> Tensor:
         """float32 (count,) on the device; waits for it."""
-        self.ranks.wait(self.requests)
-        return self.buffer.to(self.device, non_blocking=True)
+        if self.found is None:
+            self.ranks.wait(self.requests)
+            self.found = self.buffer.to(self.device, non_blocking=True)
+        return self.found
 
 
 def parts_of(buffer: Tensor) -> list[Any]:
@@ -185,7 +193,9 @@ def room(count: int, device: str, gpu_aware: bool) -> Tensor:
     """float32 (count,) for a message: in host memory, page-locked where a GPU copies from it, or on the GPU."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu and gpu_aware:
-        return torch.empty(count, device=device)
+        found = torch.empty(count, device=device)
+        torch.cuda.current_stream(found.device).synchronize()  # MPI writes beside what still uses this memory
+        return found
     return torch.empty(count, pin_memory=on_gpu)
 
 

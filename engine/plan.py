@@ -242,11 +242,11 @@ def plan_level(
     left = yield Post({int(to): table[asked[target == to]] for to in np.unique(target)})
     table = np.concatenate([np.empty(0, np.int64), *map(np.ravel, left.values())]).reshape(-1, 3)
     table = table[np.lexsort((table[:, 1], table[:, 0]))]
-    found = yield from share(rank, cover, ownership, table, own, ownership.owner)
+    found = yield from part_of(rank, cover, ownership, table, own, ownership.owner)
     return replace(found, windows=int(total[1]), evaluations=int(total[0]))
 
 
-def share(
+def part_of(
     rank: int,
     cover: Cover,
     ownership: Ownership,
@@ -273,7 +273,7 @@ def share(
     gets = bounding_pieces(Pieces(ownership.owner(reads.shard), reads.shard, reads.box))
     gets = gets[gets.item != rank]
     messages = {}
-    for to in set(gets.item.tolist()) | set(writer.tolist()) - {rank}:
+    for to in (set(gets.item.tolist()) | set(writer.tolist())) - {rank}:
         asked, told = gets[gets.item == to], sends[writer == to]
         parts = (
             [len(asked)],
@@ -325,7 +325,7 @@ class Rounds:
     """The shards that are still to be written, dealt in contiguous runs; each rank writes one a round.
 
     Args:
-        remaining: sorted; a range or int64.
+        remaining: sorted; a range without gaps, or int64.
         size: how many ranks.
     """
 
@@ -344,7 +344,8 @@ class Rounds:
         """int64: the rank that writes each in a round; -1: it is not of this round."""
         count = len(self.remaining)
         if isinstance(self.remaining, range):
-            place, there = shards - self.remaining.start, np.isin(shards, self.remaining)
+            place = shards - self.remaining.start
+            there = (place >= 0) & (place < count)
         else:
             place = np.minimum(np.searchsorted(self.remaining, shards), count - 1)
             there = self.remaining[place] == shards
@@ -365,7 +366,7 @@ def plan_decode(rank: int, cover: Cover, ownership: Ownership, rounds: Rounds, t
     ids = ids[windows[touched.shard[first] == own]] if own else ids
     near = np.full(len(ids), own[0] if own else 0)
     table = np.stack([near, ids, np.ones_like(ids)], 1)
-    found = yield from share(rank, cover, ownership, table, own, lambda shards: rounds.writer(shards, turn))
+    found = yield from part_of(rank, cover, ownership, table, own, lambda shards: rounds.writer(shards, turn))
     return found
 
 

@@ -1,7 +1,8 @@
-"""The plans of a run's levels, each made while the level before it is evaluated."""
+"""The plans of a run's levels, or rounds of decoding, each made while the one before is at work."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,8 @@ from engine.comm import Ranks
 from engine.messages import Ahead
 from engine.plan import Plan, Planning
 
-UNEVEN = 0.05  # spread of the ranks' speeds, over their mean, from which on evaluations are dealt by speed
+UNEVEN = 0.02  # by which the mean of high power of the ranks' paces is above their mean where they are dealt by speed
+POWER = 16  # one rank among thousands that takes twice as long shows
 SMOOTHING = 0.5  # share of the newest level in a rank's speed
 
 
@@ -28,6 +30,7 @@ class Planner:
         self.ahead: tuple[int, Ahead] | None = None
         self.shares: np.ndarray | None = None
         self.pace = 0.0  # seconds of an evaluation on this rank
+        self.warm = False
         ranks.background = self.advance
 
     def begin(self, level: int) -> None:
@@ -36,7 +39,13 @@ class Planner:
 
     def advance(self) -> bool:
         """Go on with the plan that was begun; whether it is done. Local."""
-        return self.ahead is None or self.ahead[1].advance()
+        ahead = self.ahead
+        if ahead is None:
+            return True
+        if threading.current_thread() is not threading.main_thread():
+            return ahead[1].advance()
+        with self.ranks.timer("plan"):
+            return ahead[1].advance()
 
     def take(self, level: int) -> Plan:
         """The plan of a level, begun now if it was not; waits for it. Collective."""
@@ -58,14 +67,15 @@ class Planner:
         self.ahead = self.ranks.background = None
 
     def measured(self, seconds: float, evaluations: int) -> None:
-        """Take note of how long this rank's evaluations of a level took. Local."""
-        if evaluations:
+        """Take note of how long this rank's evaluations of a level took; not of the first, which warms up. Local."""
+        warm, self.warm = self.warm, self.warm or evaluations > 0
+        if evaluations and warm:
             newest = seconds / evaluations
             self.pace = newest if not self.pace else (1 - SMOOTHING) * self.pace + SMOOTHING * newest
 
     def votes(self) -> tuple[float, float, float]:
         """What is summed over the ranks to see whether their speeds differ."""
-        return float(self.pace > 0), self.pace, self.pace**2
+        return float(self.pace > 0), self.pace, self.pace**POWER
 
     def follow(self, voted: Sequence[float]) -> None:
         """Deal by speed from now on, if the ranks' speeds differ. Collective.
@@ -73,12 +83,12 @@ class Planner:
         Args:
             voted: the sums of ``votes``.
         """
-        count, total, squares = voted
+        count, total, powers = voted
         if not count:
             return
         mean = total / count
-        if squares / count - mean**2 > (UNEVEN * mean) ** 2:
-            paces = np.array(self.ranks.collect(self.pace or mean))
-            self.shares = np.cumsum(1 / paces) / np.sum(1 / paces)
+        if (powers / count) ** (1 / POWER) > (1 + UNEVEN) * mean:
+            speeds = 1 / self.ranks.all_of(self.pace or mean)
+            self.shares = np.cumsum(speeds) / speeds.sum()
         else:
             self.shares = None

@@ -56,7 +56,7 @@ class Repaint:
         planner = Planner(ranks, lambda turn, _: plan_decode(ranks.rank, cover, ownership, rounds, turn))
         for turn in range(len(rounds)):
             plan = planner.take(turn)
-            exchange = Exchange(canvas, plan, canvas.channels, device="cpu", reads=False)
+            exchange = Exchange(canvas, plan, canvas.channels, device="cpu", reads=False, turn=turn)
             with torch.inference_mode():
                 for place in range(len(plan)):
                     image = self.image(plan.box(place).scaled(factor))

@@ -84,7 +84,11 @@ def load_models(prepared: Prepared, device: str) -> list[Model]:
 def common_device(ranks: Ranks, name: str) -> str:
     """This rank's device; with ``auto`` the GPUs only if every rank has one, for bytes belong to a kind. Collective."""
     device = ranks.agree(lambda: device_of(name, ranks.local_rank))
-    return "cpu" if ranks.any(device == "cpu") else device
+    if ranks.any(device == "cpu"):
+        return "cpu"
+    torch.cuda.set_device(device)
+    ranks.device = device
+    return device
 
 
 def network_of(model: Model) -> Network:
@@ -144,7 +148,7 @@ class Run:
         repaint = ranks.agree(lambda: Repaint(prepared)) if prepared.job.image else None
         if repaint:
             repaint.fill(canvas, self.models[0].encode)
-        writer = Writer(prepared, self.output, drawing, repaint)
+        writer = ranks.agree(lambda: Writer(prepared, self.output, drawing, repaint))
         remaining = writer.remaining()
         if not len(remaining):
             return True
@@ -164,7 +168,8 @@ class Run:
         self, canvas: Canvas, keeper: Keeper, planner: Planner, progress: Progress, first: int, drawing: Drawing
     ) -> bool:
         """Sample the levels that are left, with checkpoints; whether it came to the end. Collective."""
-        ranks, prepared, denoiser = self.ranks, self.prepared, self.denoiser()
+        ranks, prepared = self.ranks, self.prepared
+        denoiser = ranks.agree(self.denoiser)
         job, schedule, timesteps = prepared.job, prepared.card.schedule, prepared.timesteps
         alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
         table = steps_of(str(job.solver), alpha_bar, float(job.eta or 0), schedule.rederive_noise, schedule.variance)

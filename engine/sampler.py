@@ -42,7 +42,7 @@ def sample(
         with timer("plan"):
             plan = planner.take(level)
         with timer("exchange"):
-            exchange = Exchange(canvas, plan, estimated_channels)
+            exchange = Exchange(canvas, plan, estimated_channels, turn=level)
         if level + 1 < len(table):
             planner.begin(level + 1)
         with timer("evaluate"), canvas.ranks.busy():
