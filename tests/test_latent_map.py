@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import launch
+from conftest import ROOT, environment, launch, mpiexec
 from PIL import Image
 from test_runs import sha
 
@@ -150,33 +152,36 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
     assert len(found) == 1
 
 
-def test_a_label_map_that_goes_away_after_the_start_is_read_from_the_output(tiny_model, tmp_path):
-    """What the windows are asked for is what is stored beside the image, byte for byte."""
-    labels = np.random.default_rng(0).integers(0, 5, (13, 31)).astype(np.uint8).repeat(10, 0).repeat(10, 1)
-    Image.fromarray(labels).save(tmp_path / "l.png")
+@pytest.mark.parametrize("options", [("--roi",), ("--repaint", "--image")], ids=["roi", "repaint"])
+def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_model, tmp_path, options):
+    """What the windows are asked for is read from what is stored beside the image, all else from copies."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((130, 310), np.uint8)
+    mask[20:90, 100:200] = 1
+    drawn = {"--roi": mask, "--repaint": mask, "--image": rng.integers(0, 256, (130, 310, 3)).astype(np.uint8)}
+    drawn["--labels"] = rng.integers(0, 5, (13, 31)).astype(np.uint8).repeat(10, 0).repeat(10, 1)
+    arguments = ["--model", tiny_model, "--size", "130x310", "--steps", 2]
+    arguments += ["--preview", "none", "--shard", 128, "--chunk", 64]
+    for option in (*options, "--labels"):
+        path = tmp_path / f"{option[2:]}.png"
+        Image.fromarray(drawn[option]).save(path)
+        arguments += [option, path]
+    assert launch(1, *arguments, "--out", tmp_path / "whole.zarr").returncode == 0
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys, os, engine.run, engine.sample\n"
+        "import pathlib, sys, engine.run, engine.sample\n"
         "write = engine.run.write_stored\n"
         "def then_remove(ranks, *rest):\n"
         "    found = write(ranks, *rest)\n"
-        "    ranks.on_root(lambda: os.remove(sys.argv[1]))\n"
+        "    ranks.on_root(lambda: [path.unlink() for path in pathlib.Path(sys.argv[1]).glob('*.png')])\n"
         "    return found\n"
         "engine.run.write_stored = then_remove\n"
         "sys.exit(engine.sample.main(sys.argv[2:]))\n"
     )
-    import subprocess
-    import sys
-
-    from conftest import ROOT, environment, mpiexec
-
-    arguments = ["--model", tiny_model, "--size", "130x310", "--labels", tmp_path / "l.png", "--steps", 2]
-    arguments += ["--preview", "none", "--shard", 128, "--chunk", 64]
-    assert launch(1, *arguments, "--out", tmp_path / "whole.zarr").returncode == 0
-    line = [mpiexec(), "-n", 2, sys.executable, script, tmp_path / "l.png", *arguments, "--out", tmp_path / "o.zarr"]
+    line = [mpiexec(), "-n", 2, sys.executable, script, tmp_path, *arguments, "--out", tmp_path / "o.zarr"]
     done = subprocess.run(list(map(str, line)), cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "l.png").exists()
+    assert not list(tmp_path.glob("*.png"))
     assert sha(tmp_path / "o.zarr") == sha(tmp_path / "whole.zarr")
 
 
