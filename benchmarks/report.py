@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,31 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], out: str | None, **fact
     if out:
         Path(out).write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def plot_efficiency(
+    rows: Sequence[Mapping[str, Any]], path: str, draw: Callable[[Any, Sequence[Mapping[str, Any]]], None]
+) -> None:
+    """Plot efficiency against ranks as a PNG, strong beside weak; needs matplotlib.
+
+    Args:
+        draw: draws the rows of a kind on an axis.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for axis, kind in zip(axes, ("strong", "weak"), strict=True):
+        chosen = [row for row in rows if row["kind"] == kind]
+        axis.set(title=f"{kind}, to {chosen[-1]['canvas px']} px", xlabel="ranks", xscale="log", ylim=(0.5, 1.05))
+        draw(axis, chosen)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("efficiency")
+    axes[1].legend(fontsize=8, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def format_cell(value: Any) -> str:

@@ -10,10 +10,11 @@
 
 A micro-batch of the emulated network is one window, which keeps the arithmetic that is not emulated small. Canvases are
 one latent larger than a whole number of windows, less one: every level's cover then has exactly rows x columns windows,
-whatever its offset. Seconds are those of all levels but the first, which imports and warms up; the split in % is the
-mean over the ranks, between a rank's first evaluations of the second and of the last level. *Rest* is everything but
-the levels, as it was measured: opening, the last checkpoint, decoding, storing; *job* the efficiency of a whole job, of
-that and of ``--job-levels`` levels.
+whatever its offset. Seconds are those of all levels but the first, which imports and warms up: from the first
+evaluation of the second level on any rank to the end of the last evaluation on any rank, for no rank waits for all
+others. The split in % is the mean over the ranks, between a rank's first evaluations of the second and of the last
+level. *Rest* is everything but the levels, as it was measured: opening, the last checkpoint, decoding, storing; *job*
+the efficiency of a whole job, of that and of ``--job-levels`` levels.
 Every figure is the median over ``--repeats`` runs, for the machine is seldom alone.
 """
 
@@ -36,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import report
+from benchmarks.report import plot_efficiency, report
 from engine.comm import Ranks, run_main
 from engine.models.card import Card, read_card
 
@@ -135,10 +136,12 @@ def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> No
     watch = Watch(ranks.timer)
     run(ranks, prepared, lambda prepared, device: models(prepared, device, case, ranks.rank, watch))
     splits = [split for split in ranks.collect(watch.split()) if split]
+    spans = [span for span in ranks.collect(watch.span) if span[1]]
+    span = max(end for _, end in spans) - min(begin for begin, _ in spans)
     split = {kind: float(np.mean([s[kind] for s in splits])) for kind in KINDS} if splits else None
 
     def leave() -> None:
-        found = {"levels": levels_of(log), "seconds": Output(out).provenance["seconds"], "split": split}
+        found = {"span": span, "levels": levels_of(log), "seconds": Output(out).provenance["seconds"], "split": split}
         (folder / FOUND).write_text(json.dumps(found))
         shutil.rmtree(out)
 
@@ -151,6 +154,7 @@ class Watch:
     def __init__(self, timer: Any) -> None:
         self.timer, self.t = timer, -1
         self.marks: list[dict[str, float]] = []
+        self.span = (0.0, 0.0)  # when the second level began, and the last evaluation ended; of the node's one clock
 
     def __call__(self, network: Callable) -> Callable:
         def call(x: Any, t: Any, inputs: Any) -> Any:
@@ -158,7 +162,11 @@ class Watch:
                 self.t = int(t[0])
                 self.timer.switch(self.timer.kind)
                 self.marks.append(dict(self.timer.seconds))
-            return network(x, t, inputs)
+                if len(self.marks) == 2:
+                    self.span = (time.monotonic(), 0.0)
+            out = network(x, t, inputs)
+            self.span = (self.span[0], time.monotonic() if self.span[0] else 0.0)
+            return out
 
         return call
 
@@ -245,7 +253,7 @@ def row_of(case: Case, runs: Sequence[dict[str, Any]], card: Card, levels: int) 
     Args:
         levels: of the whole job.
     """
-    seconds = [run["levels"][-1]["end"] - run["levels"][0]["end"] for run in runs]
+    seconds = [run["span"] for run in runs]
     rest = [run["seconds"]["all"] - run["seconds"]["sampling"] for run in runs]
     measured = [int(level["evaluations"]) for level in runs[0]["levels"][1:]]
     splits = [run["split"] for run in runs if run["split"]]
@@ -287,14 +295,8 @@ def with_efficiencies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
     """Efficiency against ranks, with what whole micro-batches allow and the targets."""
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, kind in zip(axes, ("strong", "weak"), strict=True):
-        chosen = [row for row in rows if row["kind"] == kind]
+    def draw(axis: Any, chosen: Sequence[dict[str, Any]]) -> None:
         for name in dict.fromkeys(row["network"] for row in chosen):
             line = [row for row in chosen if row["network"] == name]
             (drawn,) = axis.plot([r["ranks"] for r in line], [r["efficiency"] for r in line], "o-", label=name)
@@ -302,15 +304,11 @@ def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
             axis.plot([r["ranks"] for r in line], ideal, ":", color=drawn.get_color(), label=f"{name}, ideal")
         aims = [row for row in chosen if row["target"]]
         axis.plot([r["ranks"] for r in aims], [r["target"] for r in aims], "k_", markersize=14, label="target")
-        axis.set(title=kind, xlabel="ranks", xscale="log", ylim=(0.5, 1.05))
         ticks = sorted({row["ranks"] for row in chosen})
         axis.set_xticks(ticks, [str(n) for n in ticks], minor=False)
         axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("efficiency")
-    axes[1].legend(fontsize=8, loc="lower left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+
+    plot_efficiency(rows, path, draw)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import report
+from benchmarks.report import plot_efficiency, report
 
 MACHINES = Path(__file__).with_name("machines")
 BYTES = 4  # of a float32
@@ -420,23 +420,13 @@ def check(path: Path, machine: Machine) -> list[dict[str, Any]]:
 
 def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
     """Efficiency of the levels and of whole jobs against ranks."""
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, kind in zip(axes, ("strong", "weak"), strict=True):
-        line = [row for row in rows if row["kind"] == kind]
+    def draw(axis: Any, line: Sequence[dict[str, Any]]) -> None:
         for name, style in (("efficiency", "o-"), ("job", "s-"), ("ideal", ":")):
             label = {"efficiency": "levels", "job": "whole job"}.get(name, name)
             axis.plot([r["ranks"] for r in line], [r[name] for r in line], style, label=label)
-        axis.set(title=f"{kind}, to {line[-1]['canvas px']} px", xlabel="ranks", xscale="log", ylim=(0.5, 1.05))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("predicted efficiency")
-    axes[0].legend(fontsize=8, loc="lower left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+
+    plot_efficiency(rows, path, draw)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
