@@ -6,9 +6,10 @@ ranks, the busiest of which sets the pace. A level takes
 
     plan + reads + micro-batches x (evaluation + host) + writes + fuse + agreement
 
-of which a machine may hide the exchange behind evaluations. Where evaluations vary, all wait for the slowest rank: the
-expected largest of n sums. A job is its levels, the checkpoints on the way, the decoder's windows and the files; its
-efficiency is what the networks alone would take on all ranks, over that.
+of which a machine may hide the exchange behind evaluations. Where evaluations vary, the levels end with the slowest
+rank: the expected largest of n sums over all levels, for in between nobody waits for all others. A job is its levels,
+the checkpoints on the way, the decoder's windows and the files; its efficiency is what the networks alone would take on
+all ranks, over that.
 
 ``--check REPORT.json`` runs the same arithmetic over what ``benchmarks.scaling`` measured, prints measured / predicted,
 and fails beyond ``--within``.
@@ -313,10 +314,11 @@ def expected_largest(n: int) -> float:
     return float(x[-1] - (below[1:] + below[:-1]).sum() / 2 * (x[1] - x[0]))
 
 
-def level_seconds(level: Level, machine: Machine, ranks: int, sample: int = 64) -> dict[str, float]:
+def level_seconds(level: Level, machine: Machine, ranks: int, levels: int, sample: int = 64) -> dict[str, float]:
     """Seconds of one level, in parts, and what its busiest rank does.
 
     Args:
+        levels: of the job: ranks that were slow in one may be fast in the next.
         sample: how many ranks are looked at.
     """
     canvas, crowd = level.canvas, machine.crowd(ranks)
@@ -337,7 +339,7 @@ def level_seconds(level: Level, machine: Machine, ranks: int, sample: int = 64) 
         "evaluate": evaluate,
         "exchange": max(travel * (1 - machine.hidden), travel - evaluate),
         "fuse": max(s.owned for s in shares) * machine.fuse * crowd,
-        "wait": expected_largest(ranks) * machine.spread * machine.evaluation * math.sqrt(batches),
+        "wait": expected_largest(ranks) * machine.spread * machine.evaluation * math.sqrt(batches / levels),
         "agree": steps * (machine.agreement * crowd + machine.latency),
     }
     busiest = {"batches": float(batches), "moved": max(s.reads + s.sends for s in shares) * item}
@@ -348,7 +350,7 @@ def job_seconds(canvas: Canvas, machine: Machine, ranks: int, levels: int, sampl
     """Seconds of one level, of a whole job, and what they are made of; a mean over offsets of the cover."""
     draw = np.random.default_rng(0)
     drawn = [Level(canvas, tuple(draw.integers(0, canvas.patch, 2).tolist())) for _ in range(3)]
-    found = [level_seconds(level, machine, ranks, sample) for level in drawn]
+    found = [level_seconds(level, machine, ranks, levels, sample) for level in drawn]
     level = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
     files = min(machine.files, ranks * machine.files_rank)
     latents = math.prod(canvas.shape)
@@ -412,7 +414,8 @@ def check(path: Path, machine: Machine) -> list[dict[str, Any]]:
             evaluation=measured["milliseconds"] / 1e3 if emulated else alone.get(row["kind"], machine.evaluation),
             spread=measured["spread"] if "+-" in row["network"] else 0.0,
         )
-        seconds = row["levels"] * level_seconds(Level(canvas, (1, 1)), there, row["ranks"], row["ranks"])["seconds"]
+        level = level_seconds(Level(canvas, (1, 1)), there, row["ranks"], row["levels"], row["ranks"])
+        seconds = row["levels"] * level["seconds"]
         facts = {name: row[name] for name in ("kind", "network", "ranks", "canvas px")}
         found.append({**facts, "measured": row["seconds"], "predicted": seconds, "ratio": row["seconds"] / seconds})
     return found

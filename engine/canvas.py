@@ -59,7 +59,8 @@ class Canvas:
         """
         if not self.finite():
             raise ValueError(
-                "the canvas holds values that are not finite; float16 overflows easily: use --dtype bfloat16 or float32"
+                "the canvas holds values that are not finite; float16 overflows easily: use --dtype bfloat16 or "
+                "float32; in float32 the model's weights are at fault"
             )
 
     def finite(self) -> bool:

@@ -65,6 +65,11 @@ class Shelf:
 
         def write() -> None:
             for shard, pixels in images.items():
+                if not bool(torch.isfinite(pixels).all()):
+                    raise ValueError(
+                        f"the decoder made values that are not finite in shard {shard}; float16 overflows easily: "
+                        "use --dtype bfloat16 or float32; in float32 its weights are at fault"
+                    )
                 self.write(shard, pixels)
 
         self.writing = self.pool.submit(write)

@@ -244,7 +244,7 @@ class SampleJob:
         card.schedule.levels(job.steps)  # type: ignore[arg-type]
         if job.guidance_interval and job.guidance_interval[1] > int(job.steps or 0):
             first, last = job.guidance_interval
-            raise ValueError(f"guidance interval is {first}:{last} but there are {job.steps} levels; end it there")
+            raise ValueError(f"--guidance-interval is {first}:{last} but there are {job.steps} levels; end it there")
         steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
         if job.eta and job.eta > 1:
             raise ValueError(f"eta is {job.eta:g}; choose 0 (no fresh noise) to 1 (ancestral)")

@@ -322,6 +322,12 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
     Args:
         rejected: how many images of each drawing were not accepted; empty where nobody asked.
     """
-    output.merge_ledger()
+    output.merge_ledger(check=True)
+    lost = output.lacking()
+    if lost:
+        raise ValueError(
+            f"{lost[0]} was there and is gone; give the same command again to make it anew, "
+            "or start anew with --resume never"
+        )
     output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))
     output.tidy()

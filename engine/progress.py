@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 
@@ -37,7 +38,12 @@ class Progress:
         if self.rank == 0 and (now - self.shown > (0.2 if sys.stdout.isatty() else 10) or not any(self.left.values())):
             self.shown = now
             line = f"{text}  {clock(now - self.start)} gone, {clock(self.eta())} to go"
-            print(f"\r{line:<78}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
+            with suppress(OSError):  # nobody listens: no reason to end a run
+                print(
+                    f"\r{line:<78}" if sys.stdout.isatty() else line,
+                    end="" if sys.stdout.isatty() else "\n",
+                    flush=True,
+                )
 
     def eta(self) -> float:
         """Seconds to go; a decode is taken for three evaluations until one has been seen."""

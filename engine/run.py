@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -276,7 +277,10 @@ class Run:
         def refused(index: int) -> bool:
             image = output.read(output.layout.image, Window(index, 0, index + 1, 1))[0]
             label = 0 if labels is None else int(labels[index * rows : index * rows + 1, :1][0, 0])
-            return not accept(image, label)
+            try:
+                return not accept(image, label)
+            except Exception as error:  # somebody else's code
+                raise ValueError(f"--accept {prepared.job.accept} failed at image {index}: {error!r}") from error
 
         mine = ranks.agree(lambda: [index for index in chosen[ranks.rank :: ranks.size] if refused(index)])
         again = sorted(index for part in ranks.collect(mine) for index in part)
@@ -299,7 +303,8 @@ class Run:
 
     def say(self, text: str) -> None:
         if self.ranks.rank == 0:
-            print(text, flush=True)
+            with suppress(OSError):  # nobody listens: no reason to end a run
+                print(text, flush=True)
 
     def begin_progress(self, planner: Planner, first: int, remaining: range | np.ndarray, drawing: Drawing) -> Progress:
         """Say what is to be done and start to count. Collective."""

@@ -195,7 +195,10 @@ class Output:
     def array(self, name: str) -> zarr.Array:
         path = self.path / name
         if path not in self.opened:
-            found = self.group[name]
+            try:
+                found = self.group[name]
+            except (KeyError, OSError) as error:
+                raise ValueError(f"{path} is gone ({error}); put it back, or start anew with --resume never") from None
             assert isinstance(found, zarr.Array)
             self.opened[path] = found
         return self.opened[path]
@@ -212,7 +215,17 @@ class Output:
         self.record(Finished(name, box, digest(data), attempt))
 
     def read(self, name: str, box: Window) -> np.ndarray:
-        return np.asarray(self.array(name)[self.index(box)])
+        """What is stored in a box.
+
+        Raises:
+            ValueError: a shard of it is damaged.
+        """
+        array = self.array(name)
+        try:
+            return np.asarray(array[self.index(box)])
+        except Exception as error:  # zarr raises what its codecs and stores raise
+            file, why = self.shard_file(name, box), " ".join(str(error).split())
+            raise ValueError(f"{file} cannot be read ({why}); remove it, then give the same command again") from error
 
     def halve(self, finest: str, level: int, box: Window) -> None:
         """Make one shard of pyramid level ``level`` from those below it, one after another."""
@@ -220,7 +233,10 @@ class Output:
 
         def part(y: int, x: int) -> np.ndarray:
             below = (Window(y, x, y + half, x + half) & box).scaled(2)  # zarr stops at the image's edge
-            source = self.read(self.layout.level(finest, level - 1), below)
+            name = self.layout.level(finest, level - 1)
+            if not file_size(self.shard_file(name, below)):  # zarr would take it for zeros
+                raise ValueError(f"{self.shard_file(name, below)} is gone; give the same command again to make it anew")
+            source = self.read(name, below)
             return halved(source) if finest == self.layout.image else source[..., ::2, ::2]
 
         rows = [[part(y, x) for x in range(box.x0, box.x1, half)] for y in range(box.y0, box.y1, half)]
@@ -292,7 +308,7 @@ class Output:
         """Make one ledger of all ranks', of the line that counts about each shard. Rank 0 calls this.
 
         Args:
-            check: drop lines of shards that are not there (any more).
+            check: drop lines of shards that are not there (any more), or hold nothing.
         """
         latest = self.latest()
         merged = self.private / "ledger.jsonl.partial"
@@ -302,12 +318,20 @@ class Output:
                 if latest[shard.array][place] != shard.attempt:
                     continue
                 latest[shard.array][place] = -1  # one line is enough
-                if not check or self.shard_file(shard.array, shard.box).exists():
+                if not check or file_size(self.shard_file(shard.array, shard.box)):
                     stream.write(shard.text())
             stream.flush()
             os.fsync(stream.fileno())
         merged.rename(self.private / "ledger.jsonl")
         shutil.rmtree(self.private / "ledger", ignore_errors=True)
+
+    def lacking(self) -> list[Path]:
+        """The shards that are not in the ledger, one of each array that lacks any."""
+        latest, found = self.latest(), []
+        for name, boxes in self.shards.items():
+            absent = np.nonzero(latest.get(name, np.full(len(boxes), -1)) < 0)[0]
+            found += [self.shard_file(name, boxes[int(absent[0])])] if len(absent) else []
+        return found
 
     # -- inputs --
 
@@ -423,6 +447,14 @@ class Output:
         """Remove what a killed run left half written. Rank 0 calls this."""
         for leftover in self.path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping[str, Any]) -> None:

@@ -338,3 +338,35 @@ def test_resume_never_starts_anew(tiny_model, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "from level" not in done.stdout
     assert verify(out)[0] == 0
+
+
+def test_a_shard_that_is_lost_while_it_runs_is_not_signed_away(tiny_model, tmp_path):
+    """Signed as finished, it would read as zeros; given the same command again, the run makes it anew."""
+    out, options = tmp_path / "o.zarr", ("--size", "300x420", "--shard", 128, "--chunk", 64, "--labels", "example")
+    arguments = ("--model", tiny_model, *options, "--steps", 2, "--preview", "none")
+    assert launch(1, *arguments, "--out", tmp_path / "whole.zarr").returncode == 0
+    lost = out / "0" / "c" / "0" / "0" / "0"
+    run = Running(2, *arguments, "--out", out)
+    assert run.wait_until(lost.exists)
+    lost.unlink()
+    status, text = run.end()
+    assert status == 1, text
+    assert str(lost) in text
+    assert "same command again" in text
+    assert launch(1, *arguments, "--out", out).returncode == 0
+    assert sha(out) == sha(tmp_path / "whole.zarr")
+
+
+def test_a_decoder_that_makes_no_numbers_is_named(tiny_model, tmp_path):
+    import safetensors.numpy
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = next((model / "vae").glob("*.safetensors"))
+    tensors = safetensors.numpy.load_file(weights)
+    safetensors.numpy.save_file(
+        {k: v * np.float32("nan") if "decoder" in k else v for k, v in tensors.items()}, weights
+    )
+    done = launch(2, "--model", model, "--size", "128x128", "--label", 1, "--steps", 2, "--out", tmp_path / "o.zarr")
+    assert done.returncode == 1
+    assert "decoder made values that are not finite" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -95,7 +95,9 @@ def check_compiles(device: str, ranks: int = 1) -> None:
     way = "leave --compile out"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device == "cpu" and shutil.which(compiler) is None:  # what was compiled before would hide it
-        raise ValueError(f"--compile needs a C++ compiler and {compiler} is not there; install it, set CXX, or {way}")
+        raise ValueError(
+            f"--compile needs a C++ compiler and {compiler or 'no CXX'} is not there; install it, set CXX, or {way}"
+        )
     try:
         with torch.inference_mode():
             compiled(torch.sin, device)(torch.zeros(1, device=device))
