@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import plot_efficiency, report
+from engine.plan import Ownership
 
 MACHINES = Path(__file__).with_name("machines")
 BYTES = 4  # of a float32
@@ -108,17 +109,12 @@ class Canvas:
     channels: int = 8
     factor: int = 8
 
+    def ownership(self, ranks: int) -> Ownership:
+        return Ownership(self.shape, (self.shard, self.shard), ranks)
+
     @property
     def shards(self) -> tuple[int, int]:
-        return -(-self.shape[0] // self.shard), -(-self.shape[1] // self.shard)
-
-    def owned(self, rank: int, ranks: int) -> range:
-        """The shards of a rank: contiguous runs whose lengths differ by one at most."""
-        count = math.prod(self.shards)
-        return range(-(-rank * count // ranks), -(-(rank + 1) * count // ranks))
-
-    def owner(self, shards: np.ndarray, ranks: int) -> np.ndarray:
-        return shards * ranks // math.prod(self.shards)
+        return self.ownership(1).shards.counts
 
     def area(self, shards: np.ndarray) -> int:
         """Latents of some shards, those at the edge being narrower."""
@@ -256,7 +252,7 @@ class Share:
 
 def share_of(level: Level, rank: int, ranks: int) -> Share:
     canvas = level.canvas
-    windows, owned = level.dealt(rank, ranks), np.arange(*bounds(canvas.owned(rank, ranks)))
+    windows, owned = level.dealt(rank, ranks), np.arange(*bounds(canvas.ownership(ranks).owned(rank)))
     blocks = level.blocks(windows)
     (y, x), (y0, x0, y1, x1) = level.lines, blocks.T
     reads, read_from = travelling(canvas, y.read(y0, y1), x.read(x0, x1), rank, ranks, once=True)
@@ -288,7 +284,7 @@ def travelling(canvas: Canvas, y: np.ndarray, x: np.ndarray, rank: int, ranks: i
             pieces.append(np.concatenate([np.maximum(box[:, :2], corner), np.minimum(box[:, 2:], corner + side)], 1))
             shards.append(shard[inside] @ (canvas.shards[1], 1))
     shard, piece = np.concatenate(shards), np.concatenate(pieces)
-    other = canvas.owner(shard, ranks) != rank
+    other = canvas.ownership(ranks).owner(shard) != rank
     shard, piece = shard[other], piece[other]
     if once and len(shard):
         order = np.argsort(shard, kind="stable")
@@ -297,7 +293,7 @@ def travelling(canvas: Canvas, y: np.ndarray, x: np.ndarray, rank: int, ranks: i
         low, high = np.minimum.reduceat(piece[:, :2], new), np.maximum.reduceat(piece[:, 2:], new)
         shard, piece = shard[new], np.concatenate([low, high], 1)
     area = int((piece[:, 2:] - piece[:, :2]).prod(1).sum())
-    return area, len(np.unique(canvas.owner(shard, ranks)))
+    return area, len(np.unique(canvas.ownership(ranks).owner(shard)))
 
 
 # ---- seconds ---------------------------------------------------------------------------------------

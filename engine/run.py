@@ -30,7 +30,7 @@ from engine.prepare import Prepared
 from engine.progress import Progress, clock, log_line
 from engine.repaint import Repaint
 from engine.sampler import sample
-from engine.solvers import steps_of
+from engine.solvers import needs_previous, steps_of
 from engine.store import Drawing, Output
 
 Load = Callable[[Prepared, str], list[Model]]  # and the device
@@ -191,7 +191,7 @@ class Run:
             facts = {"level": done, "t": int(timesteps[done - 1]), "windows": plan.windows}
             facts |= {"drawing": drawing.attempt} if job.accept else {}
             progress.advance("evaluation", plan.evaluations, f"level {done}/{len(table)}", **facts)
-            history = done < len(table) and table[done].c != 0
+            history = needs_previous(table, done)
             if stop or done == len(table):
                 ranks.agree(canvas.check)
             if stop or due or done == len(table):

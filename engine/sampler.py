@@ -11,7 +11,7 @@ from engine.denoiser import Denoiser
 from engine.plan import Plan
 from engine.planner import Planner
 from engine.schedule import Schedule
-from engine.solvers import Step
+from engine.solvers import Step, needs_previous
 
 
 def sample(
@@ -47,7 +47,7 @@ def sample(
             planner.begin(level + 1)
         with timer("evaluate"), canvas.ranks.busy():
             denoise(plan, exchange, int(timesteps[level]), level, between)
-        keeps = level + 1 < len(table) and table[level + 1].c != 0
+        keeps = needs_previous(table, level + 1)
         with timer("fuse"):
             canvas.step(exchange.fuse(), table[level], level, schedule.clip, keeps)
         if level + 1 == len(table):

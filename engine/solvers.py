@@ -103,6 +103,11 @@ def euler(alpha_bar: Sequence[float]) -> list[Step]:
 SOLVERS = ("ddim", "ddpm", "dpmpp2m", "euler")
 
 
+def needs_previous(table: Sequence[Step], level: int) -> bool:
+    """Whether a level reads the estimate of the one before; false beyond the last."""
+    return level < len(table) and table[level].c != 0
+
+
 def steps_of(
     solver: str, alpha_bar: Sequence[float], eta: float, rederive_noise: bool, variance: str = "fixed_small"
 ) -> list[Step]:
