@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["engine", "engine.*", "kernels"]),
+    packages=find_packages(include=["engine", "engine.*", "kernels", "kernels.*"]),
     package_data={"engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"]},
     install_requires=[
         "torch>=2.4",

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
-from engine.conditions import LabelMap, example_labels
-from engine.cover import random, shifted, windows_of
-from engine.geometry import Window
-from engine.store import read_integers
+from engine.diffusion.conditions import LabelMap
+from engine.inputs.example import example_labels
+from engine.planning.cover import random, shifted, windows_of
+from engine.planning.geometry import Window
+from engine.storage.readers import read_integers
 
 FACTOR, PATCH = 8, 64  # of both systems' latents: 512 px and 256 px windows differ in pixels, not in what is counted
 LEVELS = 5  # that the mean is taken over

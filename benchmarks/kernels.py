@@ -27,12 +27,13 @@ import torch
 
 from benchmarks.moved import torch_bytes, triton_bytes
 from benchmarks.report import report
-from engine.cover import Lattice, shifted, strided
+from engine.planning.cover import Lattice, shifted, strided
 from kernels.device import has_triton
-from kernels.fuse import Lines, Weights, Winner, fuse_torch
+from kernels.fuse import fuse_torch
 from kernels.gather import gather_torch
-from kernels.philox import Field, standard_normal
-from kernels.step import Guidance, Rule, step_torch
+from kernels.philox import standard_normal
+from kernels.step import step_torch
+from kernels.values import Field, Guidance, Lines, Rule, Weights, Winner
 
 PATCH, CHANNELS = 64, 4
 FIELD = Field(0, "step", 1)
@@ -62,7 +63,7 @@ def places(cover: Lattice) -> tuple[np.ndarray, np.ndarray]:
 
 def gather_case(side: int, device: str, triton: bool) -> Case:
     if triton:
-        from kernels.triton_gather import gather_into
+        from kernels.triton.gather import gather_into
     canvas = torch.randn(CHANNELS, side, side, device=device)
     corners = torch.from_numpy(places(shifted((side, side), PATCH, 0, 0))[0])
     out = torch.empty(len(corners), CHANNELS, PATCH, PATCH, dtype=torch.bfloat16, device=device)
@@ -94,7 +95,7 @@ def fuse_cases(side: int, device: str, triton: bool) -> list[Case]:
 
 def fuse_case(name: str, cover: Lattice, weights: Weights, side: int, device: str, triton: bool) -> Case:
     if triton:
-        from kernels.triton_fuse import fuse_into
+        from kernels.triton.fuse import fuse_into
     corners, keep = map(torch.from_numpy, places(cover))
     estimates = torch.randn(len(cover), CHANNELS, PATCH, PATCH, device=device)
     out = torch.empty(CHANNELS, side, side, device=device)
@@ -121,8 +122,8 @@ def step_cases(side: int, device: str, triton: bool) -> list[Case]:
         return Case(name, least, lambda: step_torch(*arguments, guide), lambda: step_into(*arguments, guide))
 
     if triton:
-        from kernels.triton_philox import draw_into
-        from kernels.triton_step import step_into
+        from kernels.triton.philox import draw_into
+        from kernels.triton.step import step_into
     return [
         case("step, ddim", 3 * one, Rule((0.9, 0.3, 0.0, 0.0, 0.1), 1.0)),
         case("step, dpmpp2m", 4 * one, Rule((0.9, 0.3, -0.1, 0.0, 0.0), 1.0)),

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import report
-from engine.models import diffinfinite, sdm
-from engine.models.card import EMBEDDED
 from engine.models.codec import DECODE
-from engine.models.diffinfinite import MaskAttention, MaskUNet
+from engine.models.files import EMBEDDED
 from engine.models.folder import CLASSES, load_part, place
-from engine.models.inference import REWRITES, compiled, prepare_for_inference
-from engine.models.sdm import SpadeUNet
+from engine.models.networks import mask_unet as diffinfinite
+from engine.models.networks import spade_unet as sdm
+from engine.models.networks.mask_unet import MaskAttention, MaskUNet
+from engine.models.networks.spade_unet import SpadeUNet
+from engine.models.optimize import REWRITES, compiled, prepare_for_inference
 
 Case = tuple[nn.Module, Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]]]  # what applies it, to a batch of
 

@@ -33,14 +33,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import report
-from engine.comm import Ranks
+from engine.distributed.ranks import Ranks
 from engine.job import RunOptions, SampleJob
-from engine.models.autoencoder import PatchAutoencoder
-from engine.models.card import EMBEDDED
-from engine.models.diffinfinite import MaskUNet
+from engine.models.files import EMBEDDED
 from engine.models.folder import Model, Network, device_of, load_model, save_part
-from engine.prepare import Prepared, prepare
-from engine.run import run
+from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.models.networks.mask_unet import MaskUNet
+from engine.pipeline.prepare import Prepared, prepare
+from engine.pipeline.run import run
 from engine.training.diffusion import colored, write_folder
 from engine.training.image import PARTS, SCHEDULER
 

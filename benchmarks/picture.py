@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.geometry import Window
-from engine.store import Output
+from engine.planning.geometry import Window
+from engine.storage.output import Output
 from engine.training.data import find_images, read_image
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
-from engine.geometry import Window
-from engine.store import Output
+from engine.planning.geometry import Window
+from engine.storage.output import Output
 from engine.training.data import find_images, read_image, read_mask
 
 SIDE = 512  # px of a tile; samples are cut into tiles of this side

@@ -38,7 +38,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import plot_efficiency, report
-from engine.comm import Ranks, run_main
+from engine.distributed.launch import run_main
+from engine.distributed.ranks import Ranks
 from engine.models.card import Card, read_card
 
 TARGETS = {("strong", 8): 0.97, ("strong", 32): 0.92, ("weak", 32): 0.97}  # of the emulated network at 200 ms
@@ -122,11 +123,11 @@ def worker(ranks: Ranks, task: dict[str, Any]) -> int:
 
 def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> None:
     """Leave in a folder what a case took: when its levels ended, the output's seconds, the split. Collective."""
-    from engine.job import parse
-    from engine.prepare import prepare
-    from engine.run import run
-    from engine.store import Output
-    from engine.timing import Timer
+    from engine.distributed.timing import Timer
+    from engine.options import parse
+    from engine.pipeline.prepare import prepare
+    from engine.pipeline.run import run
+    from engine.storage.output import Output
 
     log, out = folder / "log.jsonl", folder / "o.zarr"
     job, options = parse([*arguments, "--json-log", str(log), "--out", str(out)])
@@ -180,7 +181,7 @@ class Watch:
 
 def models(prepared: Any, device: str, case: Case, rank: int, watch: Watch) -> list:
     """What the engine is given in place of the networks of the model folders."""
-    from engine.run import load_models
+    from engine.pipeline.run import load_models
 
     found = [emulated(prepared.card, case, rank)] if case.milliseconds else load_models(prepared, device)
     return [replace(model, network=watch(model.network)) for model in found]

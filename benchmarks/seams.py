@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
-from engine.cover import Drawn, cover_of, decode_cover
-from engine.geometry import Window
 from engine.models.card import read_card
-from engine.store import Output
+from engine.planning.cover import Drawn, cover_of
+from engine.planning.decode_cover import decode_cover
+from engine.planning.geometry import Window
+from engine.storage.output import Output
 
 LAST_LEVELS = 5
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import plot_efficiency, report
-from engine.plan import Ownership
+from engine.planning.ownership import Ownership
 
 MACHINES = Path(__file__).with_name("machines")
 BYTES = 4  # of a float32

@@ -1,6 +1,6 @@
 """``python -m benchmarks.storage``: the store's bandwidth a rank, against plain files of the same bytes.
 
-Through ``engine.store``, every rank its own: whole shards of an image written and read, shards of the pyramid made,
+Through ``engine.storage``, every rank its own: whole shards of an image written and read, shards of the pyramid made,
 shards of a checkpoint written and read. Plain is as many uncompressed bytes in one file a shard; for the pyramid four
 files read and one written. Arithmetic is what the store has to do besides, in memory and in one thread: zstd, sha256,
 means. The three take turns, all ranks at the same, after a turn that does not count; "store / plain" is the median
@@ -32,9 +32,13 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from benchmarks.report import report
-from engine.comm import Ranks, run_main
-from engine.geometry import Window
-from engine.store import ZARR_VERSION, Layout, Output, create, digest, halved
+from engine.distributed.launch import run_main
+from engine.distributed.ranks import Ranks
+from engine.planning.geometry import Window
+from engine.storage.create import create
+from engine.storage.files import digest, halved
+from engine.storage.layout import Layout
+from engine.storage.output import ZARR_VERSION, Output
 
 CHANNELS, FACTOR = 8, 8  # of the embedded model's latents
 ZSTD = Zstd(level=1, checksum=True)

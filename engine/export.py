@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.comm import describe
-from engine.geometry import Window
-from engine.nuclei import channel_count, scan_stack
-from engine.store import Output, bands, state_of
+from engine.distributed.ranks import describe
+from engine.inputs.nuclei import channel_count
+from engine.inputs.nuclei_scan import scan_stack
+from engine.planning.geometry import Window
+from engine.storage.files import bands
+from engine.storage.output import Output, state_of
 
 FORMATS = {"png": ".png", "tiff": ".tif"}
 FOLDERS = ("samples", "labels", "inst_masks", "cond")
@@ -168,9 +170,6 @@ def write_facts(output: Output, folder: Path) -> None:
     (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-# ---- a set --------------------------------------------------------------------------------------
-
-
 def write_set(output: Output, folder: Path, suffix: str) -> None:
     """The files of a set of images, shard by shard."""
     count = output.layout.count or 0
@@ -226,9 +225,6 @@ def write_classes(output: Output, path: Path, digits: int) -> None:
     path.write_text("\n".join(["name,class", *lines]) + "\n")
 
 
-# ---- one file -----------------------------------------------------------------------------------
-
-
 def write_one(stem: Path, pixels: np.ndarray, folder: str, suffix: str) -> None:
     """One image (h, w) or (c, h, w), in the files of its folder."""
     if folder == "cond":
@@ -270,9 +266,6 @@ def write_tiff(path: Path, pixels: np.ndarray) -> None:
 
     photometric = "rgb" if pixels.ndim == 3 else "minisblack"
     tifffile.imwrite(path, pixels, photometric=photometric, compression="zlib", compressionargs={"level": 1})
-
-
-# ---- one large image ----------------------------------------------------------------------------
 
 
 def write_image(output: Output, folder: Path, suffix: str) -> None:
@@ -341,9 +334,6 @@ def tiles(output: Output, part: Part, side: int) -> Iterator[np.ndarray]:
 def pixel_size_um(output: Output) -> float:
     ome: Any = output.group.attrs["ome"]
     return float(ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"][-1])
-
-
-# ---- command line -------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

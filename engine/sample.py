@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine.comm import STOPPED, Ranks, launched_rank, run_main
-from engine.job import parse, parser
+from engine.distributed.launch import launched_rank, run_main
+from engine.distributed.ranks import STOPPED, Ranks
+from engine.options import parse, parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,9 +27,9 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     job, options = ranks.agree(lambda: parse(arguments))
 
     ranks.catch_signals()
-    from engine.prepare import prepare  # numpy and zarr: not in the way of --help or of wrong arguments
-    from engine.preview import picture_of, preview
-    from engine.store import Output
+    from engine.pipeline.prepare import prepare  # numpy and zarr: not in the way of --help or of wrong arguments
+    from engine.pipeline.preview import picture_of, preview
+    from engine.storage.output import Output
 
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
@@ -42,7 +43,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         say(ranks, lambda: f"{options.out} is finished already: the same job; --overwrite samples it again")
         return 0
 
-    from engine.run import run  # torch: a second or more
+    from engine.pipeline.run import run  # torch: a second or more
 
     if not run(ranks, prepared):
         return STOPPED

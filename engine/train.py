@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.comm import Ranks, launched_rank, run_main
-from engine.job import Parser
+from engine.distributed.launch import launched_rank, run_main
+from engine.distributed.ranks import Ranks
+from engine.options import Parser
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"steps": 4000, "batch_size": 8, "lr": 1e-3},

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.comm import STOPPED
-from engine.geometry import Window
-from engine.store import Output, bands, digest, state_of
+from engine.distributed.ranks import STOPPED
+from engine.planning.geometry import Window
+from engine.storage.files import bands, digest
+from engine.storage.output import Output, state_of
 
 
 def pixels_sha256(output: Output) -> str:

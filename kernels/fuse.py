@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from kernels.device import use_triton
+from kernels.values import Lines, Weights, Winner
 
 
 def accumulate(total: Tensor, weight_sum: Tensor, estimate: Tensor, weight: Tensor | None) -> None:
@@ -30,36 +29,6 @@ def accumulate(total: Tensor, weight_sum: Tensor, estimate: Tensor, weight: Tens
 def normalize(total: Tensor, weight_sum: Tensor) -> Tensor:
     """The weighted mean; exact where one estimate of weight 1 was given, 0 where none was."""
     return total / (weight_sum + (weight_sum == 0))
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Weights as products of two lines.
-
-    Args:
-        rows, columns: float32 (R, p) and (K, p), on the device of the estimates.
-        which: int64 (n, 2) on the CPU, the row and the column of each window.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    which: Tensor
-
-
-@dataclass(frozen=True)
-class Winner:
-    """Weight 1 where a latent belongs to a window, else 0.
-
-    Args:
-        field: int32 (h, w), whom each latent of the box belongs to, on the device of the estimates.
-        number: int64 (n,) on the CPU, by which number ``field`` speaks of each window.
-    """
-
-    field: Tensor
-    number: Tensor
-
-
-Weights = Lines | Winner | None
 
 
 def fuse(
@@ -87,7 +56,7 @@ def fuse(
     out = torch.empty(estimates.shape[1], y1 - y0, x1 - x0, device=estimates.device)
     origin = torch.tensor([y0, x0])
     if use_triton(estimates.device):
-        from kernels.triton_fuse import fuse_into
+        from kernels.triton.fuse import fuse_into
     else:
         fuse_into = fuse_torch
     fuse_into(out, estimates, corners - origin, keep - origin.repeat(2), weights)

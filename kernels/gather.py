@@ -42,7 +42,7 @@ def gather(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty(shape, dtype=dtype, device=canvas.device, memory_format=layout)
     if use_triton(canvas.device):
-        from kernels.triton_gather import gather_into
+        from kernels.triton.gather import gather_into
     else:
         gather_into = gather_torch
     gather_into(out, canvas, corners - torch.tensor(origin))

@@ -6,12 +6,8 @@ by itself: no library logarithm or cosine, whose last digit differs between mach
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-from kernels.device import use_triton
 
 MASK = 0xFFFFFFFF
 PURPOSES = {"initial": 0, "step": 1, "known": 2}
@@ -72,29 +68,6 @@ def standard_normal(
         box_muller(philox(counter, stream_key(seed, purpose, level, group))) for group in range(-(-channels // 4))
     ]
     return torch.cat(groups)[:channels]
-
-
-@dataclass(frozen=True)
-class Field:
-    """The noise of one purpose and level over the unbounded plane, seen from (y0, x0) on; see ``standard_normal``."""
-
-    seed: int
-    purpose: str
-    level: int
-    y0: int = 0
-    x0: int = 0
-
-
-def draw(field: Field, channels: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """``standard_normal`` from the field's corner on. Triton on CUDA, else torch: the same bits."""
-    if use_triton(device):
-        from kernels.triton_philox import draw_into
-
-        out = torch.empty(channels, height, width, device=device)
-        draw_into(out, field)
-        return out
-    box = (field.y0, field.x0, field.y0 + height, field.x0 + width)
-    return standard_normal(field.seed, field.purpose, field.level, box, channels, device)
 
 
 def box_muller(words: Tensor) -> Tensor:

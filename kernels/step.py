@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from kernels.device import use_triton
-from kernels.philox import Field, draw
+from kernels.noise import draw
+from kernels.values import Guidance, Rule
 
 
 def step(
@@ -20,7 +19,7 @@ def step(
     clip: float | None,
     spread: Tensor | None = None,
 ) -> Tensor:
-    """x' = a x + b clipped + c previous + d noise + e denoised; see ``engine.solvers``.
+    """x' = a x + b clipped + c previous + d noise + e denoised; see ``engine.diffusion.solvers``.
 
     Args:
         x, denoised, previous, noise: float32 (C, h, w); ``previous`` and ``noise`` may be None where c or d is 0.
@@ -54,40 +53,6 @@ def learned_spread(output: Tensor, log_variance: tuple[float, float]) -> Tensor:
     return torch.exp(0.5 * (share * most + (1 - share) * least))
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """What is asked for at each latent, guided by its label's weight: null + w (conditional - null).
-
-    Args:
-        conditional: float32, as the estimate, which is then that of null.
-        labels: uint8 (h, w).
-        weights: float32 (labels,), w of each label; 0 where there is only null, 1 for the conditional alone.
-    """
-
-    conditional: Tensor
-    labels: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a level does to every latent; see ``engine.solvers``.
-
-    Args:
-        coefficients: (a, b, c, d, e).
-        clip: of the estimate, for b; None: it is not clipped.
-        log_variance: least and most of the noise, where the network says where between the two it lies, in place of d.
-        noise: the field that is drawn from, from the canvas's corner on; None where d is 0.
-        keep: hand back the estimate as the next level's history.
-    """
-
-    coefficients: tuple[float, float, float, float, float]
-    clip: float | None = None
-    log_variance: tuple[float, float] | None = None
-    noise: Field | None = None
-    keep: bool = False
-
-
 def level_step(
     x: Tensor,
     estimate: Tensor,
@@ -112,7 +77,7 @@ def level_step(
     if rule.keep:
         history = estimate[: len(x)] if guidance is None else torch.empty_like(x)
     if use_triton(x.device):
-        from kernels.triton_step import step_into
+        from kernels.triton.step import step_into
     else:
         step_into = step_torch
     step_into(out, history, x, estimate, previous, rule, guidance)

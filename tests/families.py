@@ -9,8 +9,8 @@ import numpy as np
 from test_convert import diffinfinite, feature_aligned, large_image, nuclei, random_weights, small_autoencoder
 
 from engine.models.card import read_card
-from engine.models.convert import main
-from engine.models.diffinfinite import LabelUNet, MaskUNet
+from engine.models.convert.__main__ import main
+from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 
 SIZE = (70, 100)  # px: not square, no multiple of anything, larger than every window but one
 

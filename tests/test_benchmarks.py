@@ -172,8 +172,9 @@ def test_simulate_reaches_16384_ranks_and_a_million_pixels(tmp_path):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_simulate_counts_what_the_engine_plans(seed):
-    from engine.cover import shifted
-    from engine.plan import Ownership, in_step, plan_level
+    from engine.planning.cover import shifted
+    from engine.planning.ownership import Ownership
+    from engine.planning.plan import in_step, plan_level
 
     rng = np.random.default_rng(seed)
     shape, shard, ranks = (

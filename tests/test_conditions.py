@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.conditions import ClassMap, EmbeddingGrid, LabelMap, example_labels, slerp
-from engine.cover import random, shifted, strided
-from engine.geometry import Window
+from engine.diffusion.conditions import ClassMap, EmbeddingGrid, LabelMap, slerp
+from engine.inputs.example import example_labels
+from engine.planning.cover import random, shifted, strided
+from engine.planning.geometry import Window
 
 
 @settings(deadline=None, max_examples=40)

@@ -13,11 +13,11 @@ import published
 import pytest
 import torch
 
+from engine.diffusion.schedule import betas
 from engine.models.card import read_card
-from engine.models.convert import main
-from engine.models.diffinfinite import LabelUNet, MaskUNet
+from engine.models.convert.__main__ import main
 from engine.models.folder import load_model
-from engine.schedule import betas
+from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 
 pytest.importorskip("diffusers")
 torch.set_num_threads(1)
@@ -537,7 +537,7 @@ def test_what_is_there_is_not_replaced_unasked(checkpoints, capsys):
 
 
 def test_a_failed_write_leaves_nothing(checkpoints, capsys, monkeypatch):
-    from engine.models import convert
+    from engine.models.convert import __main__ as convert
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -2,8 +2,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cover import Stack, decode_cover, pixel_cover, random, shifted, strided, window_weights, windows_of
-from engine.geometry import Window
+from engine.planning.cover import Stack, random, shifted, strided, window_weights, windows_of
+from engine.planning.decode_cover import decode_cover, pixel_cover
+from engine.planning.geometry import Window
 
 sides = st.integers(16, 90)
 levels = st.integers(0, 10_000)

@@ -1,12 +1,12 @@
 import numpy as np
 import torch
 
-from engine.canvas import Canvas
-from engine.comm import world
-from engine.cover import decode_cover, pixel_cover
-from engine.decode import Shelf, decode_canvas, to_uint8
-from engine.models.autoencoder import PatchAutoencoder
-from engine.plan import Ownership, Rounds
+from engine.distributed.canvas import Canvas
+from engine.distributed.launch import world
+from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.pipeline.decode import Shelf, decode_canvas, to_uint8
+from engine.planning.decode_cover import decode_cover, pixel_cover
+from engine.planning.ownership import Ownership, Rounds
 
 
 def decoded(latents, network, overlap, patch=24):

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.conditions import LabelMap
-from engine.cover import shifted, windows_of
-from engine.denoiser import Denoiser
-from engine.geometry import Window
+from engine.diffusion.conditions import LabelMap
+from engine.diffusion.denoiser import Denoiser
+from engine.diffusion.schedule import Schedule, betas
 from engine.models.folder import load_model
-from engine.plan import Ownership, in_step, plan_level
-from engine.schedule import Schedule, betas
+from engine.planning.cover import shifted, windows_of
+from engine.planning.geometry import Window
+from engine.planning.ownership import Ownership
+from engine.planning.plan import in_step, plan_level
 
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_prediction")
 

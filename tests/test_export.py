@@ -11,9 +11,11 @@ from PIL import Image
 
 import engine.export
 from engine.export import export, main
-from engine.geometry import Window
-from engine.nuclei import scan_nuclei
-from engine.store import LabelArray, Layout, Output, create
+from engine.inputs.nuclei_scan import scan_nuclei
+from engine.planning.geometry import Window
+from engine.storage.create import create
+from engine.storage.layout import LabelArray, Layout
+from engine.storage.output import Output
 
 TISSUE = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
 NUCLEI = LabelArray("nuclei", "uint32")

@@ -7,16 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.canvas import Canvas, Exchange
-from engine.comm import world
-from engine.conditions import Condition
-from engine.cover import random, shifted, strided
-from engine.denoiser import Denoiser
-from engine.plan import Ownership, in_step, plan_level
-from engine.planner import Planner
-from engine.sampler import sample
-from engine.schedule import Schedule, betas
-from engine.solvers import ddim
+from engine.diffusion.conditions import Condition
+from engine.diffusion.denoiser import Denoiser
+from engine.diffusion.schedule import Schedule, betas
+from engine.diffusion.solvers import ddim
+from engine.distributed.canvas import Canvas
+from engine.distributed.exchange import Exchange
+from engine.distributed.launch import world
+from engine.distributed.planner import Planner
+from engine.pipeline.sampler import sample
+from engine.planning.cover import random, shifted, strided
+from engine.planning.ownership import Ownership
+from engine.planning.plan import in_step, plan_level
 from kernels.philox import standard_normal
 
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000)).tolist()), "sample", spacing="trailing")
@@ -96,7 +98,7 @@ def test_offsets_are_seeded_and_the_two_axes_are_not_drawn_alike():
 
 def test_the_stages_of_one_seed_and_the_next_have_nothing_in_common():
     """Additive stage seeds: stage 2 of seed s is stage 1 of seed s + 1."""
-    from engine.hierarchy import stage_seed
+    from engine.pipeline.label_stage import stage_seed
 
     seeds = list(range(200))
     stages = [stage_seed(s) for s in seeds]

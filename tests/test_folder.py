@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from engine.models.card import WEIGHTS, read_card
+from engine.models.card import read_card
+from engine.models.files import WEIGHTS
 from engine.models.folder import check_folder, load_model
 
 diffusers = pytest.importorskip("diffusers")

@@ -19,19 +19,22 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
-from engine.canvas import Canvas, Exchange
-from engine.comm import world
-from engine.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
-from engine.cover import Cover, Drawn, Stack, gaussian_pixel_cover, shifted, strided
-from engine.decode import Shelf, decode_canvas
-from engine.denoiser import Denoiser
+from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
+from engine.diffusion.denoiser import Denoiser
+from engine.diffusion.solvers import Step, ddim, ddpm
+from engine.distributed.canvas import Canvas
+from engine.distributed.exchange import Exchange
+from engine.distributed.launch import world
+from engine.distributed.planner import Planner
 from engine.models.card import Card, read_card
 from engine.models.folder import Model, load_model
-from engine.plan import Ask, Ownership, Rounds, in_step, plan_level
-from engine.planner import Planner
-from engine.run import network_of
-from engine.sampler import sample
-from engine.solvers import Step, ddim, ddpm
+from engine.pipeline.decode import Shelf, decode_canvas
+from engine.pipeline.run import network_of
+from engine.pipeline.sampler import sample
+from engine.planning.cover import Cover, Drawn, Stack, shifted, strided
+from engine.planning.decode_cover import gaussian_pixel_cover
+from engine.planning.ownership import Ownership, Rounds
+from engine.planning.plan import Ask, in_step, plan_level
 from kernels.step import learned_spread
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))

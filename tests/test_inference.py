@@ -9,11 +9,11 @@ import zarr
 from conftest import launch
 from torch import nn
 
-from engine.models.autoencoder import PatchAutoencoder
-from engine.models.diffinfinite import LabelUNet, MaskUNet
 from engine.models.folder import load_model, load_part, save_part
-from engine.models.inference import REWRITES, check_compiles, compiled, doubling, prepare_for_inference, winning
-from engine.models.sdm import SpadeUNet
+from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.models.networks.mask_unet import LabelUNet, MaskUNet
+from engine.models.networks.spade_unet import SpadeUNet
+from engine.models.optimize import REWRITES, check_compiles, compiled, doubling, prepare_for_inference, winning
 
 T, LABEL = torch.tensor([3, 700]), torch.tensor([1, 2])
 NETWORKS = {

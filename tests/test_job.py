@@ -1,7 +1,8 @@
 import pytest
 
-from engine.job import JOB_OPTIONS, RUN_OPTIONS, SampleJob, parse, size_px, to_yaml
+from engine.job import SampleJob
 from engine.models.card import read_card
+from engine.options import JOB_OPTIONS, RUN_OPTIONS, parse, size_px, to_yaml
 
 
 def test_a_job_goes_to_yaml_and_back(tmp_path):

@@ -10,15 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.geometry import Window, grid
-from engine.labels import (
-    clean_box,
-    clean_labels,
-    majority_box,
-    nearest_box,
-    source_index,
-)
-from engine.nuclei import edges
+from engine.inputs.label_cleanup import clean_box, clean_labels, majority_box, nearest_box, source_index
+from engine.inputs.nuclei import edges
+from engine.planning.geometry import Window, grid
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 

@@ -15,10 +15,12 @@ from conftest import ROOT, environment, launch, mpiexec
 from PIL import Image
 from test_runs import sha
 
-from engine.geometry import Frames, Window, grid
-from engine.inputs import MapFile, example_of_image, roi_map, uniform_labels
+from engine.diffusion.latent_map import KEPT, SIDE, LatentMap
+from engine.inputs.labels import example_of_image, uniform_labels
+from engine.inputs.maps import MapFile
+from engine.inputs.masks import roi_map
 from engine.job import SampleJob
-from engine.latent_map import KEPT, SIDE, LatentMap
+from engine.planning.geometry import Frames, Window, grid
 
 FRAMES = {
     "large": Frames((4500, 3003), 8, 16),
@@ -169,13 +171,13 @@ def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_m
     assert launch(1, *arguments, "--out", tmp_path / "whole.zarr").returncode == 0
     script = tmp_path / "run.py"
     script.write_text(
-        "import pathlib, sys, engine.run, engine.sample\n"
-        "write = engine.run.write_stored\n"
+        "import pathlib, sys, engine.pipeline.run, engine.sample\n"
+        "write = engine.pipeline.run.write_stored\n"
         "def then_remove(ranks, *rest):\n"
         "    found = write(ranks, *rest)\n"
         "    ranks.on_root(lambda: [path.unlink() for path in pathlib.Path(sys.argv[1]).glob('*.png')])\n"
         "    return found\n"
-        "engine.run.write_stored = then_remove\n"
+        "engine.pipeline.run.write_stored = then_remove\n"
         "sys.exit(engine.sample.main(sys.argv[2:]))\n"
     )
     line = [mpiexec(), "-n", 2, sys.executable, script, tmp_path, *arguments, "--out", tmp_path / "o.zarr"]
@@ -187,7 +189,7 @@ def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_m
 
 def test_a_job_with_a_huge_label_map_is_sent_as_a_few_bytes(tiny_model, tmp_path):
     from engine.job import RunOptions
-    from engine.prepare import prepare
+    from engine.pipeline.prepare import prepare
 
     np.save(tmp_path / "l.npy", np.zeros((1000, 1544), np.uint8))
     Image.fromarray(np.zeros((1000, 1544), np.uint8)).save(tmp_path / "l.png")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from engine.models.autoencoder import PatchAutoencoder
-from engine.models.card import EMBEDDED, EMBEDDED_LABELS, read_card
-from engine.models.diffinfinite import Attention, LabelUNet, LinearAttention, MaskAttention, MaskUNet
+from engine.models.card import read_card
+from engine.models.files import EMBEDDED, EMBEDDED_LABELS
 from engine.models.folder import load_model, load_part, save_part
+from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.models.networks.mask_unet import Attention, LabelUNet, LinearAttention, MaskAttention, MaskUNet
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.geometry import Window
-from engine.nuclei import MOST, channel_count, edges, published_channels, scan_nuclei, scan_stack
+from engine.inputs.nuclei import MOST, channel_count, edges, published_channels
+from engine.inputs.nuclei_scan import scan_nuclei, scan_stack
+from engine.planning.geometry import Window
 
 
 def reader(array):

@@ -2,20 +2,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.conditions import LabelMap
-from engine.cover import decode_cover, random, shifted, strided, windows_of
-from engine.plan import (
-    Ownership,
-    Pieces,
-    Rounds,
-    bounding_pieces,
-    cut_by_shards,
-    deal,
-    dealt,
-    in_step,
-    plan_decode,
-    plan_level,
-)
+from engine.diffusion.conditions import LabelMap
+from engine.planning.cover import random, shifted, strided, windows_of
+from engine.planning.decode_cover import decode_cover
+from engine.planning.ownership import Ownership, Pieces, Rounds, bounding_pieces, cut_by_shards, deal, dealt
+from engine.planning.plan import in_step, plan_decode, plan_level
 
 sides = st.integers(16, 120)
 shards = st.sampled_from([16, 24, 40])

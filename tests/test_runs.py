@@ -11,7 +11,7 @@ import pytest
 import zarr
 from conftest import Running, launch, lines_of, ranks_below, verify
 
-from engine.store import Output
+from engine.storage.output import Output
 
 SIZE = ("--size", "1000x1544", "--shard", "512", "--chunk", "128", "--preview", "none")
 
@@ -148,7 +148,7 @@ def test_a_rank_that_fails_or_exits_ends_all_with_its_message(tmp_path):
     ):
         script = tmp_path / "fails.py"
         script.write_text(
-            "from engine.comm import run_main\n"
+            "from engine.distributed.launch import run_main\n"
             "def main(ranks):\n"
             "    if ranks.rank == 1:\n"
             f"        {how}\n"
@@ -180,7 +180,7 @@ def test_waiting_ranks_do_not_burn_a_core(tmp_path):
     script = tmp_path / "waits.py"
     script.write_text(
         "import time\n"
-        "from engine.comm import run_main\n"
+        "from engine.distributed.launch import run_main\n"
         "def main(ranks):\n"
         "    ranks.barrier()\n"
         "    before = time.process_time()\n"

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.schedule import Schedule, betas
-from engine.solvers import SOLVERS, ddim, ddpm, dpmpp2m, euler, steps_of
+from engine.diffusion.schedule import Schedule, betas
+from engine.diffusion.solvers import SOLVERS, ddim, ddpm, dpmpp2m, euler, steps_of
 from kernels.step import step as kernel_step
 
 MEAN, SPREAD = 0.7, 0.4

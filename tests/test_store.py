@@ -5,9 +5,12 @@ import pytest
 import zarr
 from zarr import open_array
 
-from engine.geometry import Window
-from engine.outputs import shares
-from engine.store import Finished, LabelArray, Layout, Output, create, digest, halved, remove, state_of
+from engine.pipeline.outputs import shares
+from engine.planning.geometry import Window
+from engine.storage.create import create
+from engine.storage.files import digest, halved, remove
+from engine.storage.layout import LabelArray, Layout
+from engine.storage.output import Finished, Output, state_of
 
 LABELS = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
 

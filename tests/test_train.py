@@ -9,11 +9,11 @@ from conftest import launch, verify
 from PIL import Image
 from safetensors.torch import load_file
 
-from engine.models.autoencoder import PatchAutoencoder
+from engine.diffusion.schedule import Schedule
 from engine.models.card import read_card
-from engine.models.diffinfinite import LabelUNet
 from engine.models.folder import load_part
-from engine.schedule import Schedule
+from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.models.networks.mask_unet import LabelUNet
 from engine.training.data import Patches, dihedral, find_images
 from engine.training.image import LatentWindows
 from engine.training.labels import LabelWindows, find_maps, one_hot, read_map, shifted_cosine, window_classes

@@ -10,8 +10,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import triton_fuse, triton_gather, triton_philox, triton_step
-from kernels.triton_tiles import EXACT
+from kernels.triton import fuse as triton_fuse
+from kernels.triton import gather as triton_gather
+from kernels.triton import philox as triton_philox
+from kernels.triton import step as triton_step
+from kernels.triton.tiles import EXACT
 
 LISTS = {"facts", "starts", "items", "number", "keys", "corners"}
 FIELDS = {"estimates", "lines_y", "lines_x", "x", "estimate", "previous", "conditional", "weights", "history", "canvas"}

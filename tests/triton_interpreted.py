@@ -14,11 +14,15 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kernels import philox as oracle
-from kernels import triton_fuse, triton_gather, triton_philox, triton_step
-from kernels.fuse import Lines, Winner, fuse
+from kernels.fuse import fuse
 from kernels.gather import gather
-from kernels.philox import Field, draw
-from kernels.step import Guidance, Rule, learned_spread, level_step
+from kernels.noise import draw
+from kernels.step import learned_spread, level_step
+from kernels.triton import fuse as triton_fuse
+from kernels.triton import gather as triton_gather
+from kernels.triton import philox as triton_philox
+from kernels.triton import step as triton_step
+from kernels.values import Field, Guidance, Lines, Rule, Winner
 
 # Without shrinking, which would interpret a failing kernel for minutes.
 few = settings(max_examples=12, deadline=None, database=None, derandomize=True, phases=[Phase.generate])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.inference import compiled
+from engine.models.optimize import compiled
 
 
 def quantized(network: nn.Module, z_BCHW: Tensor) -> Tensor:

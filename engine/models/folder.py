@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.models.autoencoder import PatchAutoencoder
-from engine.models.card import CLASSES as CLASS_TABLE
-from engine.models.card import WEIGHTS, read_json, read_parts
 from engine.models.codec import Codec
-from engine.models.diffinfinite import LabelUNet, MaskUNet
-from engine.models.embedder import Embedder
-from engine.models.inference import compiled, prepare_for_inference
-from engine.models.sdm import SpadeUNet
+from engine.models.files import CLASSES as CLASS_TABLE
+from engine.models.files import WEIGHTS, read_json, read_parts
+from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.models.networks.embedder import Embedder
+from engine.models.networks.mask_unet import LabelUNet, MaskUNet
+from engine.models.networks.spade_unet import SpadeUNet
+from engine.models.optimize import compiled, prepare_for_inference
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 Embed = Callable[[Tensor, Tensor | None], Tensor]

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.comm import Ranks
-from engine.models.autoencoder import PatchAutoencoder
-from engine.models.card import read_json
+from engine.diffusion.schedule import Schedule
+from engine.distributed.ranks import Ranks
+from engine.models.files import read_json
 from engine.models.folder import load_part, save_part
-from engine.schedule import Schedule
+from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.training.data import Patches, find_images
 from engine.training.diffusion import denoise
 from engine.training.loop import LoopSettings, Trainer, average_gradients, image_grid

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.comm import Ranks
+from engine.diffusion.schedule import Schedule
+from engine.diffusion.solvers import ddim
+from engine.distributed.ranks import Ranks
 from engine.models.folder import save_part
-from engine.schedule import Schedule
-from engine.solvers import ddim
 from engine.training.loop import LoopSettings, Trainer
 
 COLORS = [[160, 160, 160], [214, 39, 40], [255, 187, 20], [44, 120, 200], [60, 170, 90], [148, 103, 189], [140, 86, 75]]

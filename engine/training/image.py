@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from engine.comm import Ranks
-from engine.models.autoencoder import PatchAutoencoder
-from engine.models.diffinfinite import MaskUNet
-from engine.schedule import Schedule
+from engine.diffusion.schedule import Schedule
+from engine.distributed.ranks import Ranks
+from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.models.networks.mask_unet import MaskUNet
 from engine.training.autoencoder import load_autoencoder, to_image, to_tensor
 from engine.training.data import dihedral, find_images, read_image, read_mask
 from engine.training.diffusion import colored, denoise, fit, spread_evenly, velocity_loss, write_folder
@@ -30,8 +30,8 @@ SCHEDULER = {
 }
 UNIFORM_SHARE = 1 / 3  # of the timesteps trained on
 PARTS = {
-    "unet": ["engine.models.diffinfinite", "MaskUNet"],
-    "vae": ["engine.models.autoencoder", "PatchAutoencoder"],
+    "unet": ["slidefield", "MaskUNet"],
+    "vae": ["slidefield", "PatchAutoencoder"],
 }
 
 

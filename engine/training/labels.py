@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from engine.comm import Ranks
-from engine.models.diffinfinite import LabelUNet
-from engine.schedule import Schedule, betas
+from engine.diffusion.schedule import Schedule, betas
+from engine.distributed.ranks import Ranks
+from engine.models.networks.mask_unet import LabelUNet
 from engine.training.data import dihedral
 from engine.training.diffusion import COLORS, colored, denoise, fit, spread_evenly, velocity_loss, write_folder
 from engine.training.loop import LoopSettings, image_grid
@@ -257,7 +257,7 @@ def train(
             "pixel_size_um": pixel_size_um * scale,
             "defaults": {"steps": 25, "solver": "ddpm", "guidance": 1.0, "batch_size": 3},
         }
-        write_folder(out, {"unet": ["engine.models.diffinfinite", "LabelUNet"]}, SCHEDULER, facts)
+        write_folder(out, {"unet": ["slidefield", "LabelUNet"]}, SCHEDULER, facts)
 
     said = f"{len(windows.maps)} label maps, windows of {len(windows.classes)} classes"
     fit(network, out / "unet", settings, ranks, loss, save, resume=resume, device=device, said=said)

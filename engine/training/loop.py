@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.comm import Ranks
+from engine.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True)

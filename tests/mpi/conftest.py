@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.comm import Ranks, world
+from engine.distributed.launch import world
+from engine.distributed.ranks import Ranks
 
 RANKS = world()
 

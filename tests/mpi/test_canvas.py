@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.canvas import Canvas, Exchange
-from engine.cover import random, shifted, strided, windows_of
-from engine.geometry import Window
-from engine.plan import Ownership, plan_level
-from engine.planner import Planner
-from engine.solvers import Step
+from engine.diffusion.solvers import Step
+from engine.distributed.canvas import Canvas
+from engine.distributed.exchange import Exchange
+from engine.distributed.planner import Planner
+from engine.planning.cover import random, shifted, strided, windows_of
+from engine.planning.geometry import Window
+from engine.planning.ownership import Ownership
+from engine.planning.plan import plan_level
 from kernels.philox import standard_normal
 
 SHAPE, SIDE, PATCH = (70, 93), 24, 16

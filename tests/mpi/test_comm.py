@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.comm import AgreedError
-from engine.messages import Ahead, Receiving, Sending, Vote
-from engine.plan import Post, Sum, in_step
-from engine.planner import Planner
+from engine.distributed.collectives import Ahead, Vote
+from engine.distributed.planner import Planner
+from engine.distributed.ranks import AgreedError
+from engine.distributed.transfer import Receiving, Sending
+from engine.planning.plan import Post, Sum, in_step
 
 
 def test_pieces_arrive_whole_and_in_order_between_all_pairs(ranks):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny_model
 
-from engine.job import parse
-from engine.prepare import prepare
-from engine.run import load_models, run
-from engine.store import Output
+from engine.options import parse
+from engine.pipeline.prepare import prepare
+from engine.pipeline.run import load_models, run
+from engine.storage.output import Output
 from engine.verify import pixels_sha256
 
 PAUSE = 0.02  # seconds that the slow rank takes longer for a micro-batch

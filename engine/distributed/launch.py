@@ -1,0 +1,69 @@
+"""The start and the end of a program on all ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from engine.distributed.ranks import AgreedError, Ranks
+
+
+def launched_rank() -> int:
+    """This process's rank as its launcher tells it, without MPI."""
+    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
+
+
+def world() -> Ranks:
+    """All ranks that were started together.
+
+    Raises:
+        ValueError: Slurm started several tasks, but each is alone.
+    """
+    from mpi4py import MPI
+
+    ranks = Ranks(MPI.COMM_WORLD)
+    tasks = int(os.environ.get("SLURM_NTASKS", "1") or 1)
+    if ranks.size == 1 and tasks > 1:
+        if os.environ.get("SLURM_PROCID", "0") != "0":
+            raise SystemExit(1)  # one line is enough: task 0 says it
+        raise ValueError(
+            f"SLURM_NTASKS is {tasks} but this process is alone: MPI was not joined to Slurm; "
+            "start with srun --mpi=pmi2 (or --mpi=pmix, see srun --mpi=list) or with mpiexec; "
+            "for one rank on purpose, unset SLURM_NTASKS"
+        )
+    return ranks
+
+
+def run_main(main: Callable[[Ranks], int]) -> int:
+    """Run a program on all ranks: agreed errors are printed once by rank 0; any other end of one rank ends all.
+
+    Returns:
+        The exit status: what ``main`` returns, 1 on an agreed error. ``sys.exit`` inside ``main`` counts as a failure
+        of that rank where there are others.
+    """
+    try:
+        ranks = world()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    try:
+        status = main(ranks)
+        ranks.settle()
+        return status
+    except AgreedError as error:
+        if ranks.rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        ranks.abandon()
+        ranks.barrier()
+        return 1
+    except BaseException as error:
+        if ranks.size == 1:
+            raise
+        text = "".join(traceback.format_exception(error))
+        if type(error).__name__ == "OutOfMemoryError":
+            text = f"out of GPU memory: {str(error).splitlines()[0]}; use a smaller --batch-size"
+        ranks.abort(f"rank {ranks.rank} of {ranks.size} failed, ending all:\n{text}")
+        raise

@@ -1,0 +1,1 @@
+"""The files a job names, read and checked, and turned into what each window is asked for."""

@@ -1,0 +1,33 @@
+"""The condition of a job's windows, built on every rank from what rank 0 read."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
+from engine.inputs.semantic import in_frame_reader, read_condition, styles_of
+from engine.inputs.values import Inputs, Read
+from engine.job import SampleJob
+from engine.models.card import Card
+from engine.planning.geometry import Frames
+
+
+def condition_of(inputs: Inputs, job: SampleJob, card: Card, frames: Frames, stored: Read | None = None) -> Condition:
+    """What the windows of the canvas are asked for.
+
+    Args:
+        stored: reads what is stored beside the images; needed only to evaluate, not to plan.
+    """
+    weight = float(job.guidance or 0)
+    if card.condition == "label-map":
+        return LabelMap(weight, inputs.labels)
+    if card.condition == "class":
+        return ClassMap(weight, inputs.labels, card.has_null, inputs.table)
+    if card.condition == "embedding":
+        pitch = (job.pitch or card.patch * card.factor) / card.factor
+        rows = None if job.count is None else frames.frame[0]
+        return EmbeddingGrid(weight, None, inputs.grid, inputs.region, pitch, str(job.interpolation), rows)
+    if card.condition == "semantic":
+        read = partial(read_condition, in_frame_reader(inputs, job, card, stored), frames)
+        return SemanticMap(weight, inputs.labels, read, card.semantic_channels, len(styles_of(job)))
+    return Condition(weight)

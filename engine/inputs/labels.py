@@ -1,0 +1,91 @@
+"""Label maps and classes: from a file, one label throughout, or drawn."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from engine.inputs.example import example_labels
+from engine.inputs.maps import MapFile, check_size
+from engine.inputs.values import LabelSource
+from engine.job import SampleJob
+from engine.models.card import Card
+from engine.models.files import CLASSES
+from engine.planning.cover import LARGEST_LABEL
+from engine.planning.geometry import Frames, Window, grid
+from engine.storage.readers import read_array
+
+READ_SIDE = 2048  # px of a label map read at once
+
+
+def label_source(job: SampleJob, card: Card, known: int) -> LabelSource:
+    """Where the label map comes from: a file, labels throughout, or the drawn example.
+
+    Args:
+        known: how many labels the model has; other values are refused where they are read.
+    Raises:
+        ValueError: a file that is no label map of this size.
+    """
+    drawn = card.condition == "label-map" and known >= 5 and job.image is None
+    if job.label is not None or (job.labels is None and not drawn):
+        labels = job.label if isinstance(job.label, tuple) else (job.label or 0,)
+        if max(labels) >= known:
+            raise ValueError(f"label is {max(labels)} but the model knows {known} classes: 0 to {known - 1}")
+        return LabelSource(partial(uniform_labels, labels), f"label {','.join(map(str, labels))}")
+    if job.labels in (None, "example"):
+        if known < 5:
+            raise ValueError(
+                f"--labels example draws 5 labels but the model knows {known}; pass a label map, or --label N"
+            )
+        return LabelSource(partial(example_of_image, job.size[0]), "example")
+    path = Path(str(job.labels))
+    file = MapFile(path, "--labels", job.size, job.count is not None, known, card.labels)
+    check_size(file.array.shape, job, f"label map {path}", "; or --resize-labels nearest", job.resize_labels)
+    return LabelSource(file.read, "")
+
+
+def uniform_labels(labels: tuple[int, ...], image: int, box: Window, step: int) -> np.ndarray:
+    return np.full((-(-box.height // step), -(-box.width // step)), labels[image % len(labels)], np.uint8)
+
+
+def example_of_image(height: int, image: int, box: Window, step: int) -> np.ndarray:
+    """The drawn example; the images of a set lie below one another in it."""
+    rows = image * (-(-height // step) * step)
+    return example_labels(Window(box.y0 + rows, box.x0, box.y1 + rows, box.x1), step)
+
+
+def labels_digest(source: LabelSource, frames: Frames) -> str:
+    """A hash of the whole map, read once in boxes, all of whose values are looked at then."""
+    total = hashlib.sha256(f"{source.identity} {frames.size[0]}x{frames.size[1]}".encode())
+    for image in range(frames.images if not source.identity else 0):
+        for box in grid(frames.size, READ_SIDE):
+            total.update(np.ascontiguousarray(source.read(image, box, 1), dtype=np.uint8).tobytes())
+    return total.hexdigest()
+
+
+def read_class_table(job: SampleJob, card: Card) -> np.ndarray:
+    """float32 (classes, D): the embeddings of the classes, from the job or the model folder."""
+    kept = card.folder / "embedder" / CLASSES
+    if job.embeddings is None and kept.exists():
+        from safetensors.numpy import load_file
+
+        return load_file(kept)["embeddings"].astype(np.float32)
+    if job.embeddings is None:
+        raise ValueError(
+            f"the model {card.folder.name} is asked for classes by embeddings and holds none; "
+            "pass --embeddings FILE.npy with one row a class"
+        )
+    table = np.asarray(read_array(Path(job.embeddings), "--embeddings"))
+    if table.ndim != 2 or table.shape[1] != card.embedding_width or table.dtype.kind != "f":
+        raise ValueError(
+            f"--embeddings {job.embeddings} has shape {table.shape} of {table.dtype}; the model takes one row of "
+            f"{card.embedding_width} numbers a class"
+        )
+    if not np.isfinite(table).all():
+        raise ValueError(f"--embeddings {job.embeddings} holds values that are not finite; compute them again")
+    if len(table) > LARGEST_LABEL + 1:
+        raise ValueError(f"--embeddings {job.embeddings} has {len(table)} classes; at most {LARGEST_LABEL + 1}")
+    return table.astype(np.float32)

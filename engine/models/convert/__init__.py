@@ -1,0 +1,1 @@
+"""Published checkpoints -> model folders; one file a system."""

@@ -1,0 +1,82 @@
+"""Large-Image-Diffusion's checkpoints (Graikos et al. 2024, arXiv:2312.07330): latent diffusion whose tokens come from
+embeddings of a patch and its region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.models.convert.checkpoint import below, need_config, read_config
+from engine.models.convert.common import Converted, Options, Part, latents_defaults, schedule_of
+from engine.models.convert.latent_diffusion import unet_config, unet_tensors, vq_config, vq_tensors
+
+OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+BETAS = {"linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sqrt_linear": "linear"}
+
+
+def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
+    """Large-Image-Diffusion: a latent-diffusion project whose tokens come from embeddings of a patch and its region."""
+    places = ("../configs/*-project.yaml", "configs/*-project.yaml", "../configs/*.yaml", "configs/*.yaml")
+    config = need_config(options.config, path, places)
+    params = read_config(config)["model"]["params"]
+    state = checkpoint.get("state_dict", checkpoint)
+    unet, first = params["unet_config"]["params"], params["first_stage_config"]["params"]
+    if "first_stage_model.quantize.embedding.weight" not in state:
+        raise ValueError(f"{path} has no codebook (first_stage_model.quantize): only VQ autoencoders are converted")
+    scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
+    autoencoder = {k: v for k, v in below(state, "first_stage_model.").items() if not k.startswith("loss.")}
+    parts = {
+        "unet": Part(unet_config(unet), unet_tensors(below(state, "model.diffusion_model."), unet)),
+        "vae": Part(vq_config(first, scale), vq_tensors(autoencoder, len(first["ddconfig"]["ch_mult"]))),
+        "embedder": patch_embedder(below(state, "cond_stage_model."), params.get("cond_stage_config", {}), path),
+    }
+    patch = options.patch or int(unet["image_size"])
+    card = {
+        "condition": "embedding",
+        "space": "latents",
+        "patch_size": patch,
+        "pixel_size_um": options.pixel_size_um or 0.5,
+        "defaults": latents_defaults(patch, steps=50, eta=1.0, guidance=4.0),
+    }
+    notes = ("the checkpoint has averaged weights too (model_ema); like their sampler, this takes the others",)
+    return Converted(parts, scheduler(params, state, config), card, notes if "model_ema.decay" in state else ())
+
+
+def patch_embedder(tensors: dict[str, Tensor], config: Mapping[str, Any], path: Path) -> Part:
+    """The conditioner: one linear layer for the patch's embedding, and one for the region's where it has it."""
+    patch, region = tensors.get("patch_fc.weight"), tensors.get("region_fc.weight")
+    if patch is None:
+        raise ValueError(f"{path}: its conditioner is {config.get('target')}, not one of patch embeddings (patch_fc)")
+    settings = {
+        "_class_name": "Embedder",
+        "patch_width": patch.shape[1],
+        "width": patch.shape[0],
+        "region_width": 0 if region is None else region.shape[1],
+        "normalize": bool(config.get("params", {}).get("normalize_ssl", False)),
+    }
+    return Part(settings, tensors)
+
+
+def scheduler(params: Mapping[str, Any], state: Mapping[str, Any], config: Path) -> dict[str, Any]:
+    """Its schedule. Its network is told the number of the timestep, which counts from 1."""
+    kind, steps = BETAS[params.get("beta_schedule", "linear")], int(params.get("timesteps", 1000))
+    start, end = float(params.get("linear_start", 1e-4)), float(params.get("linear_end", 2e-2))
+    noise = schedule_of(state.get("betas"), kind, steps, start, end)
+    if "trained_betas" in noise:
+        raise ValueError(
+            f"{config}: its timesteps and betas are not those of the checkpoint; name its own with --config"
+        )
+    return {
+        "_class_name": "DDIMScheduler",
+        **noise,
+        "prediction_type": OBJECTIVES[params.get("parameterization", "eps")],
+        "clip_sample": False,
+        "rederive_noise": True,
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": True,
+        "network_timestep_offset": 1,
+    }

@@ -1,0 +1,1 @@
+"""The network architectures, under their published parameter names."""

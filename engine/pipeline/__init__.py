@@ -1,0 +1,1 @@
+"""A job from start to end: prepared, sampled level by level, decoded, written, signed."""

@@ -1,0 +1,329 @@
+"""An output from its creation to its signature: what every rank writes into it, and what it says of its making."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import engine
+from engine.diffusion.latent_map import LatentMap
+from engine.distributed.ranks import Ranks
+from engine.inputs.labels import label_source
+from engine.inputs.masks import read_known, read_mask, read_region, roi_map
+from engine.inputs.nuclei import published_channels
+from engine.inputs.semantic import instance_source, style_source
+from engine.inputs.values import LabelSource, Read
+from engine.pipeline.decode import to_label_levels, to_uint8
+from engine.pipeline.inpaint import Repaint
+from engine.pipeline.label_stage import stage_source
+from engine.pipeline.prepare import Prepared
+from engine.planning.geometry import Window
+from engine.planning.ownership import image_box
+from engine.storage.create import create
+from engine.storage.files import lock, remove
+from engine.storage.output import ZARR_VERSION, Drawing, Output
+from engine.storage.readers import read_integers, reads_in_boxes
+
+WHITE = 255  # of what is not wanted
+
+
+def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
+    """Create the output, or take up what is there. Collective."""
+    path = Path(prepared.options.out).resolve()
+
+    def make() -> Output:
+        if prepared.state == "replace":
+            with lock(path):
+                remove(path)
+        if prepared.state != "unfinished":
+            create(path, prepared.layout, prepared.card.pixel_size_um, provenance(prepared, device))
+        output = Output(path)
+        output.held = lock(path)
+        kind = output.provenance["device"]
+        if kind != device.split(":")[0]:
+            raise ValueError(
+                f"{path} was begun on {kind} and this run is on {device}, whose last digits differ; "
+                f"go on with --device {kind}, or start anew with --resume never"
+            )
+        output.sweep()
+        output.merge_ledger(check=True)
+        return output
+
+    made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
+    output = ranks.agree(lambda: made or Output(path, ranks.rank))
+    output.earlier = ranks.on_root(output.latest)  # a byte a shard, of arrays that earlier runs wrote to
+    return output
+
+
+def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
+    """What an output says of its making."""
+    card = prepared.card
+    return {
+        "kind": "image" if prepared.job.count is None else "set",
+        "job": prepared.job.plain(),
+        "identity": prepared.identity,
+        "seed": prepared.job.seed,
+        "device": device.split(":")[0],
+        "levels": len(prepared.timesteps),
+        "model_hash": card.hash,
+        **(
+            {"condition_channels": published_channels(card.semantic_channels)}
+            if prepared.inputs.nuclei is not None
+            else {}
+        ),
+        **({"label_stage": prepared.label_stage.identity} if prepared.label_stage else {}),
+        **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
+        "versions": {
+            "slidefield": engine.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "zarr": ZARR_VERSION,
+        },
+    }
+
+
+def copy_inputs(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
+    """Copy what can only be read whole to where every rank reads it in boxes. Collective.
+
+    Rank 0 reads the files; label and instance maps are not copied, for they are stored beside the image.
+
+    Returns:
+        The same job, of the copies.
+    """
+    job, card, frames = prepared.job, prepared.card, prepared.frames
+    readers: dict[str, Callable[[], np.ndarray]] = {
+        "image": lambda: read_known(job, card),
+        "repaint": lambda: read_mask(job),
+        "roi": lambda: read_region(job),
+        "style_map": lambda: read_integers(Path(str(job.style_map)), "--style-map", job.count is not None),
+    }
+
+    def copy() -> dict[str, str]:
+        copies = {}
+        for name, read in readers.items():
+            file = getattr(job, name)
+            array = read() if file and Path(file).suffix != ".npy" else None
+            if isinstance(array, np.ndarray):  # a Zarr array is none
+                copies[name] = output.keep_input(name, array)
+        return copies
+
+    copies = ranks.on_root(copy)
+    if not copies:
+        return prepared
+    job = replace(job, **copies)  # type: ignore[arg-type]  # the names of files
+    roi = roi_map(job, frames) if job.roi else None
+    styles = style_source(job) if job.style_map else None
+    labels = LatentMap(frames, styles.read) if styles else prepared.inputs.labels
+    return replace(prepared, job=job, inputs=replace(prepared.inputs, roi=roi, labels=labels))
+
+
+def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
+    """Write what is stored beside the image: every rank its part, where each can read the source. Collective.
+
+    Returns:
+        The same job; a label map that was sampled, or is in a file, is from now on read from the output.
+    """
+    layout = output.layout
+    if layout.labels is None or layout.label is None:
+        return prepared
+    name, dtype = layout.labels, layout.label.dtype
+    everywhere = stored_everywhere(prepared)
+    turn, turns = (ranks.rank, ranks.size) if everywhere else (0, 1)
+    mine = shares(output, [name], 0, turn, turns) if everywhere or ranks.rank == 0 else iter(())
+
+    def write() -> None:
+        source = None
+        for _, box in mine:
+            source = source or stored_source(prepared, output)
+            output.write(name, box, labels_in(source, box))
+
+    def labels_in(source: LabelSource, box: Window) -> np.ndarray:
+        if layout.count is None:
+            return source.read(0, box, 1).astype(dtype)
+        whole = Window(0, 0, *layout.size)
+        return np.stack([source.read(image, whole, 1) for image in range(box.y0, box.y1)]).astype(dtype)
+
+    ranks.agree(write)
+    if prepared.label_stage is None and prepared.job.labels in (None, "example"):
+        return prepared
+    stored = stored_reader(output)
+    assert stored is not None
+    labels = LatentMap(prepared.frames, lambda image, box, step: stored(image, box)[::step, ::step])
+    return replace(prepared, inputs=replace(prepared.inputs, labels=labels), label_stage=None)
+
+
+def shares(output: Output, finest: Sequence[str], level: int, turn: int, turns: int) -> Iterator[tuple[str, Window]]:
+    """Every ``turns``-th shard of a pyramid level, from the ``turn``-th on, that no earlier run finished.
+
+    Args:
+        finest: the names of the arrays.
+    Returns:
+        (name of the finest array, box).
+    """
+    boxes = output.layout.boxes(level)
+    for number in range(turn, len(finest) * len(boxes), turns):
+        array, index = divmod(number, len(boxes))
+        done = output.earlier.get(output.layout.level(finest[array], level))
+        if done is None or done[index] < 0:
+            yield finest[array], boxes[index]
+
+
+def stored_everywhere(prepared: Prepared) -> bool:
+    """Whether every rank can read its own part of what is stored, or rank 0 reads a file whole."""
+    file = prepared.job.instances if prepared.inputs.nuclei is not None else prepared.job.labels
+    return file in (None, "example") or reads_in_boxes(Path(file))
+
+
+def stored_source(prepared: Prepared, output: Output) -> LabelSource:
+    """Where what is stored beside the image comes from."""
+    job, card = prepared.job, prepared.card
+    if prepared.label_stage is not None:
+        return stage_source(Output(Path(prepared.label_stage.options.out).resolve()), card, job.size)
+    if prepared.inputs.nuclei is not None:
+        return instance_source(job, prepared.inputs.nuclei)
+    known = len(card.labels) if prepared.inputs.table is None else len(prepared.inputs.table)
+    return label_source(job, card, known)
+
+
+def stored_reader(output: Output) -> Read | None:
+    """A function from a box of an image to what is stored beside it, read in blocks that are kept for a while."""
+    layout, side = output.layout, output.layout.chunk
+    if layout.labels is None:
+        return None
+    array = output.array(layout.labels)
+    height, width = layout.size
+
+    @lru_cache(maxsize=64)
+    def block(image: int, row: int, column: int) -> np.ndarray:
+        where = (slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
+        return np.asarray(array[where] if layout.count is None else array[(image, *where)])
+
+    def read(image: int, box: Window) -> np.ndarray:
+        found = np.empty(box.shape, array.dtype)
+        for row in range(box.y0 // side, (box.y1 - 1) // side + 1):
+            for column in range(box.x0 // side, (box.x1 - 1) // side + 1):
+                place = Window(row * side, column * side, (row + 1) * side, (column + 1) * side)
+                common = box & place & Window(0, 0, height, width)
+                found[common.within(box)] = block(image, row, column)[common.within(place)]
+        return found
+
+    return read
+
+
+class Writer:
+    """Writes decoded shards, as they belong to one image or to a set; each is called by the shard's one writer.
+
+    Args:
+        repaint: what of the image is known.
+    """
+
+    def __init__(self, prepared: Prepared, output: Output, drawing: Drawing, repaint: Repaint | None) -> None:
+        self.prepared, self.output, self.drawing, self.repaint = prepared, output, drawing, repaint
+        self.region = read_region(prepared.job) if prepared.job.roi else None
+
+    def box(self, shard: int) -> Window:
+        """Where a shard of the canvas lies in the output."""
+        prepared = self.prepared
+        window = prepared.ownership.shard(shard)
+        if prepared.job.count is None:
+            return image_box(window, prepared.card.factor, prepared.job.size)
+        rows = prepared.frames.frame[0]
+        return Window(window.y0 // rows, 0, window.y1 // rows, 1)
+
+    def remaining(self) -> range | np.ndarray:
+        """The shards of this drawing that no earlier run finished, in order: the same on every rank. Local.
+
+        Returns:
+            int64 (shards,), or a range where that says it.
+        """
+        wanted, layout, images = self.prepared.wanted, self.output.layout, self.drawing.images
+        done = self.output.earlier.get(layout.image)
+        if done is None and images is None:
+            return wanted
+        # The shards that are wanted are those of the output, in the same order.
+        left = np.ones(len(wanted), bool) if done is None else done < self.drawing.attempt
+        if images is not None:
+            left &= np.isin(np.arange(len(wanted)), np.array(images) // layout.group)
+        return np.asarray(wanted)[left]
+
+    def __call__(self, shard: int, pixels: Tensor) -> None:
+        """Write one shard.
+
+        Args:
+            pixels: (c, h, w), about [-1, 1].
+        """
+        prepared, box = self.prepared, self.box(shard)
+        card = prepared.card
+        image = (
+            to_label_levels(pixels, card.label_count) if card.role == "labels" else to_uint8(pixels, card.pixel_range)
+        )
+        if prepared.job.count is None:
+            part = image[(slice(None), *box.within(prepared.ownership.shard(shard).scaled(card.factor)))]
+            part = part if self.repaint is None else self.repaint.blend(box, part)
+            part = part if self.region is None else np.where(self.within_region(box), part, np.uint8(WHITE))
+        else:
+            part = self.images(image, box)
+        self.output.write(self.output.layout.image, box, part, self.drawing.attempt)
+
+    def within_region(self, box: Window) -> np.ndarray:
+        """bool (h, w): the pixels of the region of interest."""
+        assert self.region is not None
+        return np.asarray(self.region[box.y0 : box.y1, box.x0 : box.x1]) != 0
+
+    def leave_white(self, shards: Sequence[int]) -> None:
+        """Write shards that lie outside the region of interest."""
+        for shard in shards:
+            box, layout = self.box(shard), self.output.layout
+            white = np.full((layout.channels, *box.shape), WHITE, np.uint8)
+            self.output.write(layout.image, box, white)
+
+    def images(self, image: np.ndarray, box: Window) -> np.ndarray:
+        """uint8 (images, c, h, w): the images of a shard; those that are not drawn this time as they were."""
+        height, width = self.prepared.job.size
+        apart = image.reshape(len(image), box.height, -1, image.shape[2]).transpose(1, 0, 2, 3)
+        apart = apart[:, :, :height, :width]
+        if self.drawing.images is None:
+            return apart
+        kept = self.output.read(self.output.layout.image, box)
+        drawn = np.isin(np.arange(box.y0, box.y1), self.drawing.images)
+        return np.where(drawn[:, None, None, None], apart, kept)
+
+
+def build_pyramids(ranks: Ranks, output: Output) -> None:
+    """Make the coarser levels of image and labels, each shard by one rank. Collective."""
+    layout = output.layout
+    finest = [name for name in (layout.image, layout.labels) if name]
+
+    def build(level: int) -> None:
+        for name, box in shares(output, finest, level, ranks.rank, ranks.size):
+            output.halve(name, level, box)
+
+    for level in range(1, len(layout.sizes())):
+        ranks.barrier()  # the level below is whole
+        ranks.agree(partial(build, level))
+
+
+def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]) -> None:
+    """Declare the output finished. Rank 0 calls this.
+
+    Args:
+        rejected: how many images of each drawing were not accepted; empty where nobody asked.
+    """
+    output.merge_ledger(check=True)
+    lost = output.lacking()
+    if lost:
+        raise ValueError(
+            f"{lost[0]} was there and is gone; give the same command again to make it anew, "
+            "or start anew with --resume never"
+        )
+    output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))
+    output.tidy()

@@ -1,0 +1,98 @@
+"""A picture of an output, for those who look before they measure."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from engine.distributed.ranks import Ranks
+from engine.job import RunOptions
+from engine.planning.geometry import Window
+from engine.storage.output import Output
+
+MADE_BY = "slidefield"  # in the picture's Software field: such a picture may be written anew
+MOST = 2048  # px a side
+
+
+def picture_of(options: RunOptions) -> Path | None:
+    """Where the preview goes; None: nowhere."""
+    if options.preview == "none":
+        return None
+    return Path(options.preview) if options.preview else Path(options.out).with_suffix(".png")
+
+
+def check_preview(options: RunOptions) -> None:
+    """Refuse to write over a picture that is not one of ours, or into a folder that is not there.
+
+    Raises:
+        ValueError: naming the picture.
+    """
+    picture = picture_of(options)
+    if picture is None:
+        return
+    if picture.absolute() == Path(options.out).absolute():
+        raise ValueError(f"--out {options.out} and the preview would be the same file; end --out with .zarr")
+    if options.preview and not picture.absolute().parent.is_dir():
+        raise ValueError(f"--preview {picture}: {picture.parent} is not a folder; make it, or pass --preview none")
+    if picture.exists() and not is_ours(picture):
+        raise ValueError(
+            f"the preview would replace {picture}, which is not one of ours; "
+            "pass --preview with another name, or --preview none"
+        )
+
+
+def is_ours(picture: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as image:
+            return image.info.get("Software") == MADE_BY
+    except OSError:
+        return False
+
+
+def preview(ranks: Ranks, options: RunOptions) -> None:
+    """Write the picture, on rank 0. Collective."""
+    ranks.on_root(lambda: write_preview(options))
+
+
+def write_preview(options: RunOptions) -> None:
+    """A PNG of the finest pyramid level of at most ``MOST`` px a side, reduced further where there is none."""
+    from PIL import Image, PngImagePlugin
+
+    picture = picture_of(options)
+    if picture is None:
+        return
+    output = Output(Path(options.out))
+    pixels = contact_sheet(output) if output.layout.count is not None else finest(output)
+    image = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+    image = image.reduce(-(-max(image.size) // MOST))
+    facts = PngImagePlugin.PngInfo()
+    facts.add_text("Software", MADE_BY)
+    temporary = picture.with_name(picture.name + ".partial")
+    image.save(temporary, format="PNG", pnginfo=facts)
+    temporary.rename(picture)
+    print(f"{picture} shows it", flush=True)
+
+
+def finest(output: Output) -> np.ndarray:
+    """uint8 (c, h, w): the finest pyramid level of at most ``MOST`` px a side, or the coarsest."""
+    sizes = output.layout.sizes()
+    level = next((i for i, size in enumerate(sizes) if max(size) <= MOST), len(sizes) - 1)
+    return output.read(str(level), Window(0, 0, *sizes[level]))
+
+
+def contact_sheet(output: Output) -> np.ndarray:
+    """uint8 (c, h, w): the first images of a set, side by side."""
+    height, width = output.layout.size
+    count = output.layout.count or 1
+    columns = max(min(math.ceil(count**0.5), MOST // width), 1)
+    rows = max(min(-(-count // columns), MOST // height), 1)
+    sheet = np.full((output.layout.channels, rows * height, columns * width), 255, np.uint8)
+    for index in range(min(count, rows * columns)):
+        row, column = divmod(index, columns)
+        where = (slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
+        sheet[(slice(None), *where)] = output.read(output.layout.image, Window(index, 0, index + 1, 1))[0]
+    return sheet

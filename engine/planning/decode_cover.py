@@ -1,0 +1,49 @@
+"""The decoder's windows, in latents and, with their weights, in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from engine.planning.cover import Lattice, Profile, strided
+
+TRIM = 0.25  # share of the overlap at a window's border that its neighbour decides alone
+
+
+def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Lattice:
+    """The decoder's windows: a lattice in latents, a function of the canvas alone.
+
+    Args:
+        patch: of the model; the decoder's windows have twice its side where the canvas has room.
+        overlap: latents that neighbouring windows share.
+    """
+    side = min(2 * patch, *shape)
+    overlap = min(overlap, side // 2)
+    return strided(shape, side, max(side - overlap, 1), "uniform")
+
+
+def pixel_cover(cover: Lattice, factor: int, overlap: int) -> Lattice:
+    """The same windows in pixels, with weights that rise smoothly over the overlap, and are 1 at the canvas edge."""
+    ramp = max(min(overlap, cover.patch // 2) * factor, 1)
+    s = np.clip(((np.arange(cover.patch * factor) + 0.5) / ramp - TRIM) / (1 - 2 * TRIM), 0, 1)
+    rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(np.float32)  # never zero: a sum of weights divides
+    return scaled(cover, factor, Profile(np.ones_like(rising), rising, rising[::-1]))
+
+
+def gaussian_pixel_cover(cover: Lattice, factor: int) -> Lattice:
+    """The same windows in pixels, weighted by exp(-r^2 / 0.8^2), r from -1 to 1 across a window.
+
+    Source: Large-Image-Diffusion's merging of decoded windows (Graikos et al. 2024, arXiv:2312.07330).
+    """
+    r = np.linspace(-1, 1, cover.patch * factor)
+    return scaled(cover, factor, Profile(np.exp(-((r / 0.8) ** 2)).astype(np.float32)))
+
+
+def scaled(cover: Lattice, factor: int, profile: Profile) -> Lattice:
+    """A lattice of overlapping windows in units ``factor`` times finer, with new weights."""
+    rows, columns = (
+        replace(line, length=line.length * factor, patch=line.patch * factor, stride=line.stride * factor)
+        for line in (cover.rows, cover.columns)
+    )
+    return Lattice(rows, columns, profile)
