@@ -34,7 +34,7 @@ def ours(labels: np.ndarray, guidance: float = 4.0) -> tuple[float, float]:
     """Windows and evaluations a level."""
     condition = LabelMap(guidance, labels)
     covers = [shifted(labels.shape, PATCH, 0, level) for level in range(LEVELS)]  # type: ignore[arg-type]
-    costs = [int(condition.costs(condition.present(cover, np.arange(len(cover)))).sum()) for cover in covers]
+    costs = [int(condition.costs(condition.label_bits(cover, np.arange(len(cover)))).sum()) for cover in covers]
     return float(np.mean([len(c) for c in covers])), float(np.mean(costs))
 
 

@@ -58,7 +58,7 @@ def cases(side: int, device: str, triton: bool) -> list[Case]:
 def places(cover: Lattice) -> tuple[np.ndarray, np.ndarray]:
     """The corners of all windows, and the boxes that they are used in."""
     ids = np.arange(len(cover))
-    return cover.corners(ids), cover.keep(ids)
+    return cover.corners(ids), cover.core(ids)
 
 
 def gather_case(side: int, device: str, triton: bool) -> Case:

@@ -40,7 +40,7 @@ import numpy as np
 from benchmarks.report import plot_efficiency, report
 from engine.distributed.launch import run_main
 from engine.distributed.ranks import Ranks
-from engine.models.card import Card, read_card
+from engine.models.card import ModelCard, read_card
 
 TARGETS = {("strong", 8): 0.97, ("strong", 32): 0.92, ("weak", 32): 0.97}  # of the emulated network at 200 ms
 KINDS = ("evaluate", "exchange", "fuse", "store", "wait", "plan", "other")
@@ -71,7 +71,7 @@ class Case:
             return "real"
         return f"emulated +-{self.spread:.0%}".replace("%", " %") if self.spread else "emulated"
 
-    def size(self, card: Card) -> tuple[int, int]:
+    def size(self, card: ModelCard) -> tuple[int, int]:
         """Height and width, px."""
         height, width = (((n - 1) * card.patch + 1) * card.factor for n in self.windows)
         return height, width
@@ -136,8 +136,8 @@ def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> No
     ranks.timer = Timer()
     watch = Watch(ranks.timer)
     run(ranks, prepared, lambda prepared, device: models(prepared, device, case, ranks.rank, watch))
-    splits = [split for split in ranks.collect(watch.split()) if split]
-    spans = [span for span in ranks.collect(watch.span) if span[1]]
+    splits = [split for split in ranks.allgather(watch.split()) if split]
+    spans = [span for span in ranks.allgather(watch.span) if span[1]]
     span = max(end for _, end in spans) - min(begin for begin, _ in spans)
     split = {kind: float(np.mean([s[kind] for s in splits])) for kind in KINDS} if splits else None
 
@@ -187,7 +187,7 @@ def models(prepared: Any, device: str, case: Case, rank: int, watch: Watch) -> l
     return [replace(model, network=watch(model.network)) for model in found]
 
 
-def emulated(card: Card, case: Case, rank: int) -> Any:
+def emulated(card: ModelCard, case: Case, rank: int) -> Any:
     """A model that occupies no core and answers zeros after a while."""
     from engine.models.folder import Model
 
@@ -218,7 +218,7 @@ def levels_of(log: Path) -> list[dict[str, float]]:
 # ---- the table -------------------------------------------------------------------------------------
 
 
-def launch(ranks: int, cases: Sequence[Case], card: Card, args: argparse.Namespace, folder: Path) -> list[dict]:
+def launch(ranks: int, cases: Sequence[Case], card: ModelCard, args: argparse.Namespace, folder: Path) -> list[dict]:
     """Run cases on so many ranks, in one set of processes: to import torch 32 times on 2 cores takes a minute.
 
     The first of them is a small one that nobody looks at: what is imported late is not counted.
@@ -248,7 +248,7 @@ def launch(ranks: int, cases: Sequence[Case], card: Card, args: argparse.Namespa
     return [json.loads((folder / f"run-{ranks}-{i}" / FOUND).read_text()) for i in range(1, len(cases))]
 
 
-def row_of(case: Case, runs: Sequence[dict[str, Any]], card: Card, levels: int) -> dict[str, Any]:
+def row_of(case: Case, runs: Sequence[dict[str, Any]], card: ModelCard, levels: int) -> dict[str, Any]:
     """What was measured, without what needs the row of one rank.
 
     Args:

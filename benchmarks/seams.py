@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.report import report
 from engine.models.card import read_card
-from engine.planning.cover import Drawn, cover_of
+from engine.planning.cover import RandomCover, cover_of
 from engine.planning.decode_cover import decode_cover
 from engine.planning.geometry import Window
 from engine.storage.output import Output
@@ -82,10 +82,12 @@ def lines_of(job: dict[str, Any], levels: int) -> dict[str, tuple[list[int], lis
         )
         for axis in (0, 1):
             ids = np.arange(len(cover))
-            edges = cover.corners(ids)[:, axis] if isinstance(cover, Drawn) else cover.keep(ids)[:, [axis, axis + 2]]
+            edges = (
+                cover.corners(ids)[:, axis] if isinstance(cover, RandomCover) else cover.core(ids)[:, [axis, axis + 2]]
+            )
             windows[axis].extend((edges.ravel() * f).tolist())
     decode = decode_cover(shape, patch, job["decode_overlap"])
-    lattice = [np.stack(line.cells(np.arange(line.count)), 1) * f for line in (decode.rows, decode.columns)]
+    lattice = [np.stack(line.cores(np.arange(line.count)), 1) * f for line in (decode.rows, decode.columns)]
     return {
         f"windows of the last {LAST_LEVELS} levels": windows,
         "windows of a fixed lattice": (list(range(0, height, patch * f)), list(range(0, width, patch * f))),

@@ -140,7 +140,7 @@ class Line:
     offset: int
 
     @cached_property
-    def cells(self) -> np.ndarray:
+    def cores(self) -> np.ndarray:
         """int64 (n, 2)."""
         edges = np.unique(
             [0, *range(self.offset if self.length > self.patch else 0, self.length, self.patch), self.length]
@@ -182,7 +182,7 @@ class Level:
         y, x = (line.runs(self.canvas.shard) for line in self.lines)
         return y, x
 
-    def dealt(self, rank: int, ranks: int) -> range:
+    def partition_evenly(self, rank: int, ranks: int) -> range:
         """The windows of a rank, by their place in the order: those whose middle lies in its share."""
         first, last = (-((ranks - 2 * r * self.count) // (2 * ranks)) for r in (rank, rank + 1))
         return range(first, last)
@@ -252,7 +252,7 @@ class Share:
 
 def share_of(level: Level, rank: int, ranks: int) -> Share:
     canvas = level.canvas
-    windows, owned = level.dealt(rank, ranks), np.arange(*bounds(canvas.ownership(ranks).owned(rank)))
+    windows, owned = level.partition_evenly(rank, ranks), np.arange(*bounds(canvas.ownership(ranks).owned(rank)))
     blocks = level.blocks(windows)
     (y, x), (y0, x0, y1, x1) = level.lines, blocks.T
     reads, read_from = travelling(canvas, y.read(y0, y1), x.read(x0, x1), rank, ranks, once=True)

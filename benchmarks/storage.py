@@ -227,7 +227,7 @@ def race(ranks: Ranks, folder: Path, task: Task, disk: bool) -> dict[str, np.nda
                     if disk:
                         sync(path)
             seconds[way].append(time.perf_counter() - begun)
-    return {way: np.array(ranks.collect(values))[:, 1:] for way, values in seconds.items()}
+    return {way: np.array(ranks.allgather(values))[:, 1:] for way, values in seconds.items()}
 
 
 def row_of(task: Task, seconds: dict[str, np.ndarray], disk: bool) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.distributed.ranks import describe
+from engine.command_line import print_error
 from engine.inputs.nuclei import channel_count
 from engine.inputs.nuclei_scan import scan_stack
 from engine.planning.geometry import Window
@@ -346,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = export(given.out, given.dir, given.format, overwrite=given.overwrite)
     except (ValueError, OSError, MemoryError) as error:
-        print(f"error: {describe(error)}", file=sys.stderr)
+        print_error(error)
         return 1
     print(f"{given.dir} holds {', '.join(written)}")
     return 0

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from engine.diffusion.solvers import steps_of
-from engine.models.card import Card
+from engine.models.card import ModelCard
 
 Check = Callable[[Any], Any]
 
@@ -34,7 +34,7 @@ class SampleJob:
         border_nuclei: what becomes of nuclei that the border cuts: ``refuse``, ``keep`` or ``drop``.
         colors: an image that nuclei and background take their mean colours from; else the two colours.
         style: networks of other training in place of the model's, separated by commas; style_map: which is where.
-        image: a known image, and repaint: the mask of what to sample anew in it.
+        image: a known image, and mask: what is to be sampled anew in it.
         eta: share of fresh noise a level (ddim).
         guidance: w in null + w (cond - null); 1 is off. omega: w - 1, as some publish it.
         guidance_interval: the first level that is guided and the first after it that is not; None: all are.
@@ -72,7 +72,7 @@ class SampleJob:
     style: str | None = None
     style_map: str | None = None
     image: str | None = None
-    repaint: str | None = None
+    mask: str | None = None
     steps: int | None = None
     solver: str | None = None
     eta: float | None = None
@@ -95,7 +95,7 @@ class SampleJob:
     accept: str | None = None
     threads: int = 1
 
-    def resolved(self, card: Card) -> SampleJob:
+    def resolved(self, card: ModelCard) -> SampleJob:
         """The same job with the model's defaults in place, checked against the model.
 
         Raises:
@@ -104,7 +104,7 @@ class SampleJob:
         check_condition(self, card)
         job = replace(self, guidance=1 + self.omega, omega=None) if self.omega is not None else self
         if self.omega is not None and self.guidance is not None:
-            raise ValueError(f"both --guidance {self.guidance:g} and --omega {self.omega:g} are given; choose one")
+            raise ValueError(f"both `guidance` {self.guidance:g} and `omega` {self.omega:g} are given; choose one")
         defaults: dict[str, Any] = {"steps": 50, "solver": "ddim", "guidance": 1.0, "batch_size": 8}
         defaults["decode_overlap"] = 16
         if card.condition == "embedding":
@@ -116,7 +116,7 @@ class SampleJob:
             job = replace(job, stride=job.stride or card.patch // 2)
         elif job.stride is not None:
             raise ValueError(
-                f"stride is {job.stride} but cover {job.cover} has none; add --cover strided, or leave --stride out"
+                f"stride is {job.stride} but cover {job.cover} has none; add `cover` strided, or leave `stride` out"
             )
         if job.stride and job.stride > card.patch:
             raise ValueError(
@@ -127,7 +127,7 @@ class SampleJob:
         card.schedule.levels(job.steps)  # type: ignore[arg-type]
         if job.guidance_interval and job.guidance_interval[1] > int(job.steps or 0):
             first, last = job.guidance_interval
-            raise ValueError(f"--guidance-interval is {first}:{last} but there are {job.steps} levels; end it there")
+            raise ValueError(f"`guidance_interval` is {first}:{last} but there are {job.steps} levels; end it there")
         steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
         if job.eta and job.eta > 1:
             raise ValueError(f"eta is {job.eta:g}; choose 0 (no fresh noise) to 1 (ancestral)")
@@ -142,7 +142,7 @@ class SampleJob:
         """The settings as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    def identity(self, card: Card, hashes: Mapping[str, str]) -> dict[str, Any]:
+    def identity(self, card: ModelCard, hashes: Mapping[str, str]) -> dict[str, Any]:
         """What two jobs must share for their results to be the same bytes: JSON values.
 
         Args:
@@ -153,7 +153,7 @@ class SampleJob:
 
 
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
-FILES |= {"style_map", "image", "repaint", "roi"}
+FILES |= {"style_map", "image", "mask", "roi"}
 UNNEEDED = {"resize_labels", "prompt", "device"}  # in a hash already, or (the device) guarded by the output itself
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "label-map": ("labels", "label", "resize_labels", "label_model", "prompt", "label_steps", "label_guidance"),
@@ -164,7 +164,7 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_condition(job: SampleJob, card: Card) -> None:
+def check_condition(job: SampleJob, card: ModelCard) -> None:
     """Refuse what the model cannot be asked for, and what it needs and was not given.
 
     Raises:
@@ -173,48 +173,48 @@ def check_condition(job: SampleJob, card: Card) -> None:
     takes = CONDITIONS[card.condition]
     for name in sorted({name for names in CONDITIONS.values() for name in names} - set(takes)):
         if getattr(job, name) is not None:
-            known = ", ".join("--" + option.replace("_", "-") for option in takes) or "nothing"
+            known = ", ".join(f"`{option}`" for option in takes) or "nothing"
             raise ValueError(
-                f"--{name.replace('_', '-')} {getattr(job, name)} is given but the model {card.folder.name} "
+                f"`{name}` {getattr(job, name)} is given but the model {card.folder.name} "
                 f"is conditioned by {card.condition}: it takes {known}"
             )
     if card.condition == "embedding" and job.embeddings is None:
-        raise ValueError("the model asks for embeddings; pass --embeddings FILE.npy or FILE.h5:/dataset")
+        raise ValueError("the model asks for embeddings; pass `embeddings` FILE.npy or FILE.h5:/dataset")
     if card.condition == "semantic" and (job.map is None) == (job.instances is None):
-        raise ValueError("the model asks for a semantic map; pass either --instances FILE (nuclei) or --map FILE")
+        raise ValueError("the model asks for a semantic map; pass either `instances` FILE (nuclei) or `map` FILE")
     if "," in (job.style or "") and card.condition != "semantic":
-        raise ValueError(f"--style {job.style} names several styles; only models of semantic maps mix them: name one")
-    if (job.image is None) != (job.repaint is None):
-        raise ValueError("in-painting takes a known image and a mask; pass both --image and --repaint")
+        raise ValueError(f"`style` {job.style} names several styles; only models of semantic maps mix them: name one")
+    if (job.image is None) != (job.mask is None):
+        raise ValueError("in-painting takes a known image and a mask; pass both `image` and `mask`")
     if job.count is not None and (job.image is not None or job.label_model is not None):
-        raise ValueError("--count is for sets of independent images; leave out --image and --label-model")
+        raise ValueError("`count` is for sets of independent images; leave out `image` and `label_model`")
     if job.roi is not None and (job.count is not None or job.image is not None):
-        raise ValueError(f"--roi {job.roi} is for one image sampled anew; leave out --count and --image")
+        raise ValueError(f"`roi` {job.roi} is for one image sampled anew; leave out `count` and `image`")
     if job.accept is not None and job.count is None:
-        raise ValueError(f"--accept {job.accept} chooses among the images of a set; pass --count N too")
+        raise ValueError(f"`accept` {job.accept} chooses among the images of a set; pass `count` N too")
     if not card.has_null and (job.omega or (job.guidance is not None and job.guidance != 1)):
-        raise ValueError(f"guidance is {job.guidance} but the model was trained without a null; leave --guidance out")
+        raise ValueError(f"guidance is {job.guidance} but the model was trained without a null; leave `guidance` out")
 
 
-def check_label(job: SampleJob, card: Card) -> None:
+def check_label(job: SampleJob, card: ModelCard) -> None:
     given = [name for name in ("labels", "label", "label_model") if getattr(job, name) is not None]
     if len(given) > 1:
-        options = " and ".join(f"--{name.replace('_', '-')} {getattr(job, name)}" for name in given)
+        options = " and ".join(f"`{name}` {getattr(job, name)}" for name in given)
         raise ValueError(f"both {options} are given; choose one")
     for name in ("prompt", "label_steps", "label_guidance"):
         if getattr(job, name) is not None and job.label_model is None:
-            option = f"--{name.replace('_', '-')} {getattr(job, name)}"
-            raise ValueError(f"{option} is for the label model, and none is used; add --label-model DIR")
+            option = f"`{name}` {getattr(job, name)}"
+            raise ValueError(f"{option} is for the label model, and none is used; add `label_model` DIR")
     labels = job.label if isinstance(job.label, tuple) else () if job.label is None else (job.label,)
     if len(labels) > 1 and job.count is None:
-        raise ValueError(f"label is {','.join(map(str, labels))} but one image has one; pass --count N, or one label")
+        raise ValueError(f"label is {','.join(map(str, labels))} but one image has one; pass `count` N, or one label")
     known = len(card.labels)
     if labels and max(labels) >= known and not (card.condition == "class" and job.embeddings):
         names = ", ".join(f"{i} {name}" for i, name in enumerate(card.labels))
         raise ValueError(f"label is {max(labels)} but the model knows {names}; choose one of these")
 
 
-def default_eta(given: SampleJob, card: Card, job: SampleJob) -> float:
+def default_eta(given: SampleJob, card: ModelCard, job: SampleJob) -> float:
     """The model's eta belongs to its own solver; 0 with another."""
     if given.eta is not None:
         return given.eta

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.command_line import Parser
 from engine.diffusion.solvers import SOLVERS
 from engine.job import Check, RunOptions, SampleJob
 from engine.planning.cover import COVERS, LARGEST_LABEL, WEIGHTS
@@ -152,7 +153,7 @@ JOB_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "style": (text, "DIR[,DIR]", "model folders whose networks take the place of the model's"),
     "style_map": (text, "FILE", "which of several styles is where: 0 the first"),
     "image": (text, "FILE", "in-painting: the known image"),
-    "repaint": (text, "FILE", "in-painting: mask of what is to be sampled anew, not 0"),
+    "mask": (text, "FILE", "in-painting: mask of what is to be sampled anew, not 0"),
     "steps": (whole(1), "N", "levels (default: the model's)"),
     "solver": (choice(*SOLVERS), "NAME", f"{', '.join(SOLVERS)} (default: the model's)"),
     "eta": (number(0), "F", "fresh noise a level, 0 to 1, for ddim (default: 0)"),
@@ -185,13 +186,6 @@ RUN_OPTIONS: dict[str, tuple[Check, str, str]] = {
     "dry_run": (flag, "", "print the plan as one JSON object and stop"),
     "ranks": (whole(1, 10**6), "N", "with --dry-run: plan for so many ranks"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong arguments raise, so that one rank can say so for all."""
-
-    def error(self, message: str) -> Any:
-        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.command_line import Parser, positive
 from engine.distributed.launch import launched_rank, run_main
 from engine.distributed.ranks import Ranks
-from engine.options import Parser
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"steps": 4000, "batch_size": 8, "lr": 1e-3},
@@ -68,18 +68,6 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--drop", type=share, default=0.1, help="share of windows trained without their class")
             sub.add_argument("--labels", type=names, default=LABELS, help="names of all labels, 0 first, by commas")
     return top
-
-
-def positive(kind: type):
-    """Numbers above 0, for argparse."""
-
-    def convert(text: str):
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    return convert
 
 
 def share(text: str) -> float:

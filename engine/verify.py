@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.command_line import print_error
 from engine.distributed.ranks import STOPPED
 from engine.planning.geometry import Window
 from engine.storage.files import bands, digest
@@ -41,13 +42,13 @@ def damage(output: Output) -> Iterator[str]:
 
     The ledger is read line by line, twice.
     """
-    latest, layout, drawing = output.latest(), output.layout, output.drawing()
+    latest, layout, sampling_round = output.latest(), output.layout, output.sampling_round()
     for shard in output.ledger():
         name, box = shard.array, shard.box
-        if name not in latest or shard.attempt != latest[name][output.place(shard)]:
+        if name not in latest or shard.round_index != latest[name][output.place(shard)]:
             continue  # drawn again since, or finished since the first reading
-        rewritten = name == layout.image and shard.attempt < drawing.attempt
-        if rewritten and any(box.y0 <= image < box.y1 for image in drawing.images or []):
+        rewritten = name == layout.image and shard.round_index < sampling_round.index
+        if rewritten and any(box.y0 <= image < box.y1 for image in sampling_round.images or []):
             continue  # under way: the ledger is behind the shard
         try:
             if digest(output.read(name, box)) != shard.sha256:
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output = Output(path)
         mark, wrong = output.checkpoint(), list(damage(output))
     except (ValueError, OSError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     for line in wrong:
         print(f"damaged: {line}", file=sys.stderr)

@@ -174,7 +174,7 @@ def test_simulate_reaches_16384_ranks_and_a_million_pixels(tmp_path):
 def test_simulate_counts_what_the_engine_plans(seed):
     from engine.planning.cover import shifted
     from engine.planning.ownership import Ownership
-    from engine.planning.plan import in_step, plan_level
+    from engine.planning.plan import plan_level, run_in_lockstep
 
     rng = np.random.default_rng(seed)
     shape, shard, ranks = (
@@ -183,14 +183,14 @@ def test_simulate_counts_what_the_engine_plans(seed):
         int(rng.integers(1, 20)),
     )
     cover, ownership = shifted(shape, 32, 0, seed), Ownership(shape, (shard, shard), ranks)
-    parts = in_step(
+    parts = run_in_lockstep(
         [
             plan_level(rank, cover, ownership, lambda ids: (np.ones(len(ids), np.uint64), np.ones(len(ids), np.int64)))
             for rank in range(ranks)
         ]
     )
     reads, takes = (sum(part.travelling()[i] for part in parts) for i in (0, 1))
-    offsets = tuple(line.lead % 32 for line in (cover.rows, cover.columns))
+    offsets = tuple(line.offset % 32 for line in (cover.rows, cover.columns))
     level = Level(Canvas(shape, 32, shard), offsets)
     shares = [share_of(level, rank, ranks) for rank in range(ranks)]
     assert [share.windows for share in shares] == [len(part) for part in parts]

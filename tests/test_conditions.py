@@ -19,14 +19,14 @@ def test_the_labels_of_a_window_are_those_that_occur_where_it_is_used(h, w, seed
         "random": lambda: random((h, w), 16, seed, 0),
         "strided": lambda: strided((h, w), 16, 7, "uniform"),
     }[kind]()
-    present = LabelMap(2.0, labels).present(cover, np.arange(len(cover)))
-    for index, box in enumerate(cover.keep(np.arange(len(cover))).tolist()):
+    label_bits = LabelMap(2.0, labels).label_bits(cover, np.arange(len(cover)))
+    for index, box in enumerate(cover.core(np.arange(len(cover))).tolist()):
         kept = Window(*box)
         used = labels[kept.y0 : kept.y1, kept.x0 : kept.x1]
         weight = cover.weight(index, kept)
         if weight is not None:
             used = used[weight > 0]
-        assert int(present[index]) == sum(1 << int(v) for v in np.unique(used))
+        assert int(label_bits[index]) == sum(1 << int(v) for v in np.unique(used))
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_the_labels_of_a_window_are_those_that_occur_where_it_is_used(h, w, seed
 )
 def test_a_window_asks_for_its_labels_and_the_null_once(labels, guidance, asked):
     condition = LabelMap(guidance, np.zeros((1, 1), np.uint8))
-    present = sum(1 << k for k in labels)
-    assert condition.requests(present) == asked
-    assert condition.costs(np.array([present], np.uint64)).tolist() == [len(asked)]
+    label_bits = sum(1 << k for k in labels)
+    assert condition.requests(label_bits) == asked
+    assert condition.costs(np.array([label_bits], np.uint64)).tolist() == [len(asked)]
 
 
 def test_the_example_map_is_a_function_of_position_and_has_every_label():

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.planning.cover import Stack, random, shifted, strided, window_weights, windows_of
+from engine.planning.cover import StackedCover, random, shifted, strided, window_weights, windows_of
 from engine.planning.decode_cover import decode_cover, pixel_cover
 from engine.planning.geometry import Window
 
@@ -14,7 +14,7 @@ seeds = st.integers(0, 2**63 - 1)
 def numbered(cover):
     """(number, window, where it is used) of all windows of a cover."""
     ids = np.arange(len(cover))
-    for index, window, kept in zip(ids, windows_of(cover, ids).tolist(), cover.keep(ids).tolist(), strict=True):
+    for index, window, kept in zip(ids, windows_of(cover, ids).tolist(), cover.core(ids).tolist(), strict=True):
         yield int(index), Window(*window), Window(*kept)
 
 
@@ -81,23 +81,23 @@ def test_windows_are_found_by_box_as_by_looking_at_all_of_them(h, w, stride, lev
         y, x = (kept.y0 + kept.y1) // 2, (kept.x0 + kept.x1) // 2
         if box.y0 <= y < box.y1 and box.x0 <= x < box.x1:
             at_home.append(index)
-    assert cover.touching(box).tolist() == used
-    assert cover.home(box).tolist() == at_home
+    assert cover.overlapping(box).tolist() == used
+    assert cover.owned_by(box).tolist() == at_home
 
 
 def test_images_of_a_set_have_the_windows_of_their_own_covers_below_one_another():
     covers = [shifted((40, 50), 16, 0, 0, image) for image in range(4)]
-    stack = Stack(16, 40, covers.__getitem__, np.array([0, 2, 3]))
-    ids = stack.touching(Window(30, 0, 130, 50))
+    stack = StackedCover(16, 40, covers.__getitem__, np.array([0, 2, 3]))
+    ids = stack.overlapping(Window(30, 0, 130, 50))
     assert [int(image) for image in np.unique(ids >> 32)] == [0, 2, 3]
-    own = covers[2].touching(Window(0, 0, 40, 50))
+    own = covers[2].overlapping(Window(0, 0, 40, 50))
     assert (ids[ids >> 32 == 2] & (2**32 - 1)).tolist() == own.tolist()
-    assert (stack.keep(own + (2 << 32)) == covers[2].keep(own) + [80, 0, 80, 0]).all()
-    assert stack.home(Window(40, 0, 80, 50)).tolist() == []
+    assert (stack.core(own + (2 << 32)) == covers[2].core(own) + [80, 0, 80, 0]).all()
+    assert stack.owned_by(Window(40, 0, 80, 50)).tolist() == []
 
 
 def test_offsets_differ_between_levels_and_the_axes_are_drawn_apart():
-    corners = np.array([shifted((64, 64), 16, 0, level).keep(np.array([0]))[0, 2:] for level in range(400)])
+    corners = np.array([shifted((64, 64), 16, 0, level).core(np.array([0]))[0, 2:] for level in range(400)])
     assert len(np.unique(corners, axis=0)) > 150
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.2
     assert set(corners[:, 0]) == set(range(1, 17))

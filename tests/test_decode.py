@@ -4,9 +4,9 @@ import torch
 from engine.distributed.canvas import Canvas
 from engine.distributed.launch import world
 from engine.models.networks.autoencoder import PatchAutoencoder
-from engine.pipeline.decode import Shelf, decode_canvas, to_uint8
+from engine.pipeline.decode import ShardWriter, decode_canvas, to_uint8
 from engine.planning.decode_cover import decode_cover, pixel_cover
-from engine.planning.ownership import Ownership, Rounds
+from engine.planning.ownership import DecodeRounds, Ownership
 
 
 def decoded(latents, network, overlap, patch=24):
@@ -18,7 +18,7 @@ def decoded(latents, network, overlap, patch=24):
     boxes = {shard: ownership.shard(shard) for shard in range(ownership.count)}
     canvas.x = {shard: latents[:, w.y0 : w.y1, w.x0 : w.x1] for shard, w in boxes.items()}
     fused = {}
-    shelf = Shelf(canvas.ranks, fused.__setitem__)
+    shard_writer = ShardWriter(canvas.ranks, fused.__setitem__)
     assert decode_canvas(
         canvas,
         network.decode,
@@ -26,13 +26,13 @@ def decoded(latents, network, overlap, patch=24):
         pixels=pixel_cover(cover, network.factor, overlap),
         factor=network.factor,
         channels=3,
-        rounds=Rounds(range(ownership.count), 1),
-        shelf=shelf,
+        rounds=DecodeRounds(range(ownership.count), 1),
+        shard_writer=shard_writer,
         before_round=lambda windows: None,
         after_round=lambda: False,
     )
-    shelf.empty()
-    shelf.check()
+    shard_writer.empty()
+    shard_writer.check()
     whole = torch.zeros(3, *(n * network.factor for n in shape))
     for shard, pixels in fused.items():
         box = ownership.shard(shard).scaled(network.factor)

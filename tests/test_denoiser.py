@@ -11,7 +11,7 @@ from engine.models.folder import load_model
 from engine.planning.cover import shifted, windows_of
 from engine.planning.geometry import Window
 from engine.planning.ownership import Ownership
-from engine.planning.plan import in_step, plan_level
+from engine.planning.plan import plan_level, run_in_lockstep
 
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_prediction")
 
@@ -21,13 +21,13 @@ def estimates(network, labels, guidance, batch_size=5, windows=None, dtype=torch
     cover = shifted(labels.shape, 16, 0, 0)
 
     def ask(ids):
-        present = condition.present(cover, ids)
-        return present, condition.costs(present)
+        label_bits = condition.label_bits(cover, ids)
+        return label_bits, condition.costs(label_bits)
 
-    (plan,) = in_step([plan_level(0, cover, Ownership(labels.shape, (64, 64), 1), ask)])
+    (plan,) = run_in_lockstep([plan_level(0, cover, Ownership(labels.shape, (64, 64), 1), ask)])
     if windows is not None:
         order = np.array([plan.ids.tolist().index(index) for index in windows])
-        plan = replace(plan, ids=plan.ids[order], present=plan.present[order])
+        plan = replace(plan, ids=plan.ids[order], label_bits=plan.label_bits[order])
     x = torch.randn(len(cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     denoise = Denoiser([network], condition, SCHEDULE, batch_size, dtype)
     given = Given(plan, x)
@@ -73,7 +73,7 @@ def test_guidance_is_null_plus_weight_times_the_difference_each_latent_by_its_la
         x = torch.randn(len(plan.cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))[index]
         output = 2.5 * torch.from_numpy(labels[w.y0 : w.y1, w.x0 : w.x1].astype(np.float32))
         from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
-        kept = Window(*plan.cover.keep(np.array([index]))[0].tolist()).within(w)
+        kept = Window(*plan.cover.core(np.array([index]))[0].tolist()).within(w)
         expected = (x * from_x + output * from_output)[(slice(None), *kept)]
         torch.testing.assert_close(denoised[(slice(None), *kept)], expected)
     assert denoise.evaluations == plan.evaluations

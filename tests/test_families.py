@@ -130,7 +130,7 @@ def test_in_painting_keeps_every_known_pixel_and_samples_the_others(model, tiny_
     mask[10:60, 20:90] = 1
     np.save(tmp_path / "known.npy", known)
     np.save(tmp_path / "mask.npy", mask)
-    options = ("--image", tmp_path / "known.npy", "--repaint", tmp_path / "mask.npy")
+    options = ("--image", tmp_path / "known.npy", "--mask", tmp_path / "mask.npy")
     own = ("--model", tiny_model) if system == "tiny" else ("--model", model("sdm"), *asked(model("sdm"), tmp_path))
     arguments = (*own, *FIXED, *options)
     found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
@@ -217,7 +217,7 @@ def test_a_set_killed_while_images_are_drawn_again_resumes_to_the_same_bytes(tin
     whole, out = tmp_path / "whole.zarr", tmp_path / "out.zarr"
     assert launch(1, *arguments, "--out", whole, **path).returncode == 0
     run = Running(2, *arguments, "--out", out, **path)
-    assert run.wait_until(lambda: (out / "slidefield" / "drawing.json").exists())
+    assert run.wait_until(lambda: (out / "slidefield" / "round.json").exists())
     run.kill()
     assert verify(out)[0] == 75
     assert launch(3, *arguments, "--out", out, **path).returncode == 0
@@ -386,10 +386,10 @@ def test_wrong_in_painting_is_refused(tiny_model, tmp_path):
     np.save(tmp_path / "small.npy", np.zeros((64, 128, 3), np.uint8))
     np.save(tmp_path / "none.npy", np.zeros((128, 128), np.uint8))
     for options, said in (
-        (("--image", tmp_path / "known.npy"), ["--repaint"]),
-        (("--image", tmp_path / "known.npy", "--repaint", tmp_path / "none.npy"), ["nothing to repaint"]),
-        (("--image", tmp_path / "small.npy", "--repaint", tmp_path / "none.npy"), ["nothing to repaint"]),
-        (("--image", tmp_path / "known.npy", "--repaint", tmp_path / "gone.npy"), ["gone.npy", "not there"]),
+        (("--image", tmp_path / "known.npy"), ["--mask"]),
+        (("--image", tmp_path / "known.npy", "--mask", tmp_path / "none.npy"), ["nothing to paint"]),
+        (("--image", tmp_path / "small.npy", "--mask", tmp_path / "none.npy"), ["nothing to paint"]),
+        (("--image", tmp_path / "known.npy", "--mask", tmp_path / "gone.npy"), ["gone.npy", "not there"]),
     ):
         line = refused(tmp_path, *own, *options)
         assert all(words in line for words in said), line

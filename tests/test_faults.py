@@ -18,7 +18,7 @@ from engine.distributed.planner import Planner
 from engine.pipeline.sampler import sample
 from engine.planning.cover import random, shifted, strided
 from engine.planning.ownership import Ownership
-from engine.planning.plan import in_step, plan_level
+from engine.planning.plan import plan_level, run_in_lockstep
 from kernels.philox import standard_normal
 
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000)).tolist()), "sample", spacing="trailing")
@@ -64,8 +64,11 @@ def test_a_canvas_of_more_than_2_to_the_24_latents_ends():
     ownership = Ownership((5000, 5000), (256, 256), 8)
     for level in range(0, 250, 10):  # the plan alone, at its levels and the size that was seen to hang
         cover = shifted(ownership.shape, 64, 0, level)
-        parts = in_step([plan_level(rank, cover, ownership, asked_once) for rank in range(8)])
-        fused = [part.takes.areas.sum() + part.sends[part.writer == part.rank].areas.sum() for part in parts]
+        parts = run_in_lockstep([plan_level(rank, cover, ownership, asked_once) for rank in range(8)])
+        fused = [
+            part.estimate_recvs.areas.sum() + part.estimate_sends[part.dest_rank == part.rank].areas.sum()
+            for part in parts
+        ]
         assert sum(fused) == 5000 * 5000
     assert time.monotonic() - begun < 300, "a hang; not a measure of speed"
 
@@ -78,7 +81,7 @@ def test_a_position_has_one_noise_at_the_first_level_whatever_window_reads_it(co
     canvas = Canvas(world(), ownership, 2, seed=level)
     canvas.start()
     windows = cover(shape, 12, 1, level)
-    (plan,) = in_step([plan_level(0, windows, ownership, asked_once)])
+    (plan,) = run_in_lockstep([plan_level(0, windows, ownership, asked_once)])
     exchange = Exchange(canvas, plan, 2)
     field = standard_normal(level, "initial", 0, (0, 0, *shape), 2)
     for place in range(len(plan)):
@@ -88,9 +91,11 @@ def test_a_position_has_one_noise_at_the_first_level_whatever_window_reads_it(co
 
 def test_offsets_are_seeded_and_the_two_axes_are_not_drawn_alike():
     """Others draw both axes from equally seeded generators: offsets lie on the diagonal only; or do not seed them."""
-    offsets = [[line.lead for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))]
-    again = [[line.lead for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))]
-    other = [[line.lead for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 8, i) for i in range(60))]
+    offsets = [
+        [line.offset for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))
+    ]
+    again = [[line.offset for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 7, i) for i in range(60))]
+    other = [[line.offset for line in (c.rows, c.columns)] for c in (shifted((999, 999), 64, 8, i) for i in range(60))]
     assert offsets == again != other
     assert abs(np.corrcoef(np.array(offsets).T)[0, 1]) < 0.4
     assert len({tuple(pair) for pair in offsets}) > 55

@@ -26,15 +26,15 @@ from engine.distributed.canvas import Canvas
 from engine.distributed.exchange import Exchange
 from engine.distributed.launch import world
 from engine.distributed.planner import Planner
-from engine.models.card import Card, read_card
+from engine.models.card import ModelCard, read_card
 from engine.models.folder import Model, load_model
-from engine.pipeline.decode import Shelf, decode_canvas
+from engine.pipeline.decode import ShardWriter, decode_canvas
 from engine.pipeline.run import network_of
 from engine.pipeline.sampler import sample
-from engine.planning.cover import Cover, Drawn, Stack, shifted, strided
+from engine.planning.cover import Cover, RandomCover, StackedCover, shifted, strided
 from engine.planning.decode_cover import gaussian_pixel_cover
-from engine.planning.ownership import Ownership, Rounds
-from engine.planning.plan import Ask, in_step, plan_level
+from engine.planning.ownership import DecodeRounds, Ownership
+from engine.planning.plan import Ask, plan_level, run_in_lockstep
 from kernels.step import learned_spread
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -53,7 +53,7 @@ class Golden:
     """A converted checkpoint and what its system's own code computed with it."""
 
     folder: Path
-    card: Card
+    card: ModelCard
     model: Model
     io: dict[str, np.ndarray]
 
@@ -206,7 +206,7 @@ def shards_of(latents: np.ndarray, ownership: Ownership) -> dict[int, torch.Tens
 
 def asking(condition: Condition, cover: Cover) -> Ask:
     def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        present = condition.present(cover, ids)
+        present = condition.label_bits(cover, ids)
         return present, condition.costs(present)
 
     return ask
@@ -243,10 +243,12 @@ def alpha_bars(golden: Golden, timesteps: Sequence[int]) -> list[float]:
 def one_window_each(images: np.ndarray) -> Callable[[int], Cover]:
     """The cover of a set of images no larger than a window."""
     count, _, height, width = images.shape
-    return lambda level: Stack(width, height, lambda image: shifted((height, width), width, 0, 0, image), range(count))
+    return lambda level: StackedCover(
+        width, height, lambda image: shifted((height, width), width, 0, 0, image), range(count)
+    )
 
 
-def first_wins(windows: np.ndarray, side: int, shape: tuple[int, int]) -> list[Drawn]:
+def first_wins(windows: np.ndarray, side: int, shape: tuple[int, int]) -> list[RandomCover]:
     """Windows in the order visited -> the covers of levels; a level ends when every latent has been written."""
     covers, corners, winner = [], [], np.full(shape, -1, np.int32)
     for y, x in windows.tolist():
@@ -255,7 +257,7 @@ def first_wins(windows: np.ndarray, side: int, shape: tuple[int, int]) -> list[D
         corners.append((y, x))
         if (winner >= 0).all():
             starts = np.array(corners, np.int64)
-            covers.append(Drawn(side, starts, winner))
+            covers.append(RandomCover(side, starts, winner))
             corners, winner = [], np.full(shape, -1, np.int32)
     assert not corners
     return covers
@@ -311,7 +313,7 @@ def test_large_image_diffusions_large_image(golden):
         levels = ((pixels.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)  # theirs are cut off, ours (to_uint8) rounded
         image[w.y0 : w.y1, w.x0 : w.x1] = levels.permute(1, 2, 0).numpy()
 
-    shelf = Shelf(world(), write)
+    shard_writer = ShardWriter(world(), write)
     decode_canvas(
         canvas,
         golden.model.decode,
@@ -319,13 +321,13 @@ def test_large_image_diffusions_large_image(golden):
         pixels=gaussian_pixel_cover(cover, factor),
         factor=factor,
         channels=3,
-        rounds=Rounds(range(ownership.count), 1),
-        shelf=shelf,
+        rounds=DecodeRounds(range(ownership.count), 1),
+        shard_writer=shard_writer,
         before_round=lambda windows: None,
         after_round=lambda: False,
     )
-    shelf.empty()
-    shelf.check()
+    shard_writer.empty()
+    shard_writer.check()
     difference = image.astype(int) - io["pano_image"][0]
     golden.check(torch.from_numpy(image)[None], "pano_image", DECODE)
     assert abs(difference).max() <= 1
@@ -342,7 +344,7 @@ def test_the_nuclei_systems_ancestral_step(golden):
         ownership = Ownership(x.shape[2:], x.shape[2:], 1)
         canvas = Canvas(world(), ownership, x.shape[1], 0)
         canvas.x = {0: torch.from_numpy(x[0])}
-        (plan,) = in_step([plan_level(0, cover, ownership, asking(condition, cover))])
+        (plan,) = run_in_lockstep([plan_level(0, cover, ownership, asking(condition, cover))])
         exchange = Exchange(canvas, plan, 2 * x.shape[1])
         denoise(plan, exchange, t)
         out = exchange.own[0]

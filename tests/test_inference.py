@@ -138,7 +138,7 @@ def test_other_failures_to_compile_are_refused_too(monkeypatch):
         raise RuntimeError("Unexpected optimization option deterministic\nmore")
 
     monkeypatch.setattr("torch.compile", fail)
-    with pytest.raises(ValueError, match="cpu here: Unexpected optimization option deterministic; leave --compile out"):
+    with pytest.raises(ValueError, match="cpu here: Unexpected optimization option deterministic; leave `compile` out"):
         check_compiles("cpu")
 
 

@@ -128,7 +128,7 @@ def test_a_grid_takes_no_room_and_knows_the_place_of_every_box():
     assert [w.shape for w in grid((3, 5), (2, 4))] == [(2, 4), (2, 1), (1, 4), (1, 1)]
 
 
-@pytest.mark.parametrize("option", ["--roi", "--repaint"])
+@pytest.mark.parametrize("option", ["--roi", "--mask"])
 def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_stay(tiny_model, tmp_path, option):
     size = (130, 301)
     mask, known = np.zeros(size, np.uint8), np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -145,7 +145,7 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
                 zarr.create_array(str(path), data=data)
         arguments = ("--model", tiny_model, "--size", "130x301", "--shard", 128, "--chunk", 64, "--steps", 2)
         arguments = (*arguments, "--preview", "none", option, names["mask"], "--labels", "example")
-        arguments += ("--image", names["known"]) if option == "--repaint" else ()
+        arguments += ("--image", names["known"]) if option == "--mask" else ()
         out = tmp_path / f"{kind}.zarr.out"
         done = launch(2, *arguments, "--out", out)
         assert done.returncode == 0, done.stderr
@@ -154,13 +154,13 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("options", [("--roi",), ("--repaint", "--image")], ids=["roi", "repaint"])
+@pytest.mark.parametrize("options", [("--roi",), ("--mask", "--image")], ids=["roi", "mask"])
 def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_model, tmp_path, options):
     """What the windows are asked for is read from what is stored beside the image, all else from copies."""
     rng = np.random.default_rng(0)
     mask = np.zeros((130, 310), np.uint8)
     mask[20:90, 100:200] = 1
-    drawn = {"--roi": mask, "--repaint": mask, "--image": rng.integers(0, 256, (130, 310, 3)).astype(np.uint8)}
+    drawn = {"--roi": mask, "--mask": mask, "--image": rng.integers(0, 256, (130, 310, 3)).astype(np.uint8)}
     drawn["--labels"] = rng.integers(0, 5, (13, 31)).astype(np.uint8).repeat(10, 0).repeat(10, 1)
     arguments = ["--model", tiny_model, "--size", "130x310", "--steps", 2]
     arguments += ["--preview", "none", "--shard", 128, "--chunk", 64]

@@ -269,7 +269,7 @@ def test_a_nucleus_cut_by_the_border_is_refused_and_named(box, where):
     instances = bordered()
     instances[Window(*box).within(whole(instances))] = 17
     instances[5, 7] = 17  # its box is wider than what lies on the border
-    with pytest.raises(ValueError, match=f"nucleus 17 is cut by the border at {where}; --border-nuclei keep .* drop"):
+    with pytest.raises(ValueError, match=f"nucleus 17 is cut by the border at {where}; `border_nuclei` keep .* drop"):
         scan(instances, border="refuse", side=5)
     stack = np.stack([bordered(), instances])
     with pytest.raises(ValueError, match=f"nucleus 17 of image 1 is cut by the border at {where}; "):
@@ -334,7 +334,7 @@ def test_what_does_not_fit_together_is_refused():
         scan(SMALL, image=lambda box: np.zeros((3, 5, 6), np.uint8))
     with pytest.raises(ValueError, match=r"a part of shape \(5, 5\) where it should have \(6, 6\)"):
         scan_nuclei(lambda box: SMALL[:5, :5], (6, 6))
-    with pytest.raises(ValueError, match="--border-nuclei shrink: choose from refuse, keep, drop"):
+    with pytest.raises(ValueError, match="`border_nuclei` shrink: choose from refuse, keep, drop"):
         scan(SMALL, border="shrink")
     with pytest.raises(ValueError, match="no nucleus that is not cut by the border"):
         scan(SMALL[1:4, 1:5], border="drop")

@@ -5,8 +5,16 @@ from hypothesis import strategies as st
 from engine.diffusion.conditions import LabelMap
 from engine.planning.cover import random, shifted, strided, windows_of
 from engine.planning.decode_cover import decode_cover
-from engine.planning.ownership import Ownership, Pieces, Rounds, bounding_pieces, cut_by_shards, deal, dealt
-from engine.planning.plan import in_step, plan_decode, plan_level
+from engine.planning.ownership import (
+    DecodeRounds,
+    Ownership,
+    Pieces,
+    bounding_pieces,
+    cut_by_shards,
+    partition_by_cost,
+    partition_evenly,
+)
+from engine.planning.plan import plan_decode, plan_level, run_in_lockstep
 
 sides = st.integers(16, 120)
 shards = st.sampled_from([16, 24, 40])
@@ -19,16 +27,23 @@ def once(ids):
 
 
 def plans(cover, ownership, ask=once, shares=None):
-    return in_step([plan_level(rank, cover, ownership, ask, shares) for rank in range(ownership.size)])
+    return run_in_lockstep([plan_level(rank, cover, ownership, ask, shares) for rank in range(ownership.size)])
 
 
 def fused(plan):
     """The (window, shard, box) that a rank fuses."""
-    own = np.nonzero(plan.writer == plan.rank)[0]
-    here = [(int(plan.ids[plan.sends.item[row]]), int(plan.sends.shard[row]), plan.sends.window(row)) for row in own]
+    own = np.nonzero(plan.dest_rank == plan.rank)[0]
+    here = [
+        (
+            int(plan.ids[plan.estimate_sends.key[row]]),
+            int(plan.estimate_sends.shard[row]),
+            plan.estimate_sends.window(row),
+        )
+        for row in own
+    ]
     there = [
-        (int(plan.takes.item[row]), int(plan.takes.shard[row]), plan.takes.window(row))
-        for row in range(len(plan.takes))
+        (int(plan.estimate_recvs.key[row]), int(plan.estimate_recvs.shard[row]), plan.estimate_recvs.window(row))
+        for row in range(len(plan.estimate_recvs))
     ]
     return here + there
 
@@ -64,16 +79,19 @@ def test_each_window_is_evaluated_once_and_its_estimate_reaches_every_latent_tha
             assert shard in plan.shards
             assert box & ownership.shard(shard) == box
             area[item] += box.area
-    keep = cover.keep(np.arange(len(cover)))
+    keep = cover.core(np.arange(len(cover)))
     assert area.tolist() == ((keep[:, 2] - keep[:, 0]) * (keep[:, 3] - keep[:, 1])).tolist()
     for plan in found:  # what a rank owns and is sent holds all its windows, and each lies in its tile
         held = np.zeros((h, w), bool)
-        for box in [*map(ownership.shard, ownership.owned(plan.rank)), *map(plan.gets.window, range(len(plan.gets)))]:
+        for box in [
+            *map(ownership.shard, ownership.owned(plan.rank)),
+            *map(plan.halo_recvs.window, range(len(plan.halo_recvs))),
+        ]:
             held[box.y0 : box.y1, box.x0 : box.x1] = True
-        for (y0, x0, y1, x1), tile in zip(windows_of(cover, plan.ids).tolist(), plan.tile, strict=True):
+        for (y0, x0, y1, x1), tile in zip(windows_of(cover, plan.ids).tolist(), plan.block, strict=True):
             assert held[y0:y1, x0:x1].all()
-            assert (plan.tiles[tile, :2] <= (y0, x0)).all()
-            assert (plan.tiles[tile, 2:] >= (y1, x1)).all()
+            assert (plan.blocks[tile, :2] <= (y0, x0)).all()
+            assert (plan.blocks[tile, 2:] >= (y1, x1)).all()
 
 
 @settings(deadline=None)
@@ -82,12 +100,15 @@ def test_what_one_rank_is_told_to_send_another_expects_in_the_same_order(h, w, s
     found = plans(shifted((h, w), 16, 0, level), Ownership((h, w), (side, side), size))
     for one in found:
         for other in found:
-            given, got = one.gives[one.gives.item == other.rank], other.gets[other.gets.item == one.rank]
+            given, got = (
+                one.halo_sends[one.halo_sends.key == other.rank],
+                other.halo_recvs[other.halo_recvs.key == one.rank],
+            )
             assert given.shard.tolist() == got.shard.tolist()
             assert given.box.tolist() == got.box.tolist()
-            sent = one.sends[one.writer == other.rank] if one is not other else one.sends[:0]
-            taken = other.takes[other.sender == one.rank]
-            assert one.ids[sent.item].tolist() == taken.item.tolist()
+            sent = one.estimate_sends[one.dest_rank == other.rank] if one is not other else one.estimate_sends[:0]
+            taken = other.estimate_recvs[other.source_rank == one.rank]
+            assert one.ids[sent.key].tolist() == taken.key.tolist()
             assert sent.box.tolist() == taken.box.tolist()
 
 
@@ -96,7 +117,7 @@ def test_what_one_rank_is_told_to_send_another_expects_in_the_same_order(h, w, s
 def test_windows_that_others_have_a_part_in_are_evaluated_between_those_that_are_one_ranks_own(size, level):
     ownership = Ownership((120, 120), (40, 40), size)
     for plan in plans(shifted((120, 120), 16, 0, level), ownership):
-        crossing = set(plan.sends.item[plan.writer != plan.rank].tolist())
+        crossing = set(plan.estimate_sends.key[plan.dest_rank != plan.rank].tolist())
         crossing |= {
             place
             for place, box in enumerate(windows_of(plan.cover, plan.ids))
@@ -104,7 +125,7 @@ def test_windows_that_others_have_a_part_in_are_evaluated_between_those_that_are
         }
         alone = len(plan) - len(crossing)
         assert crossing == set(range(alone // 2, alone // 2 + len(crossing)))
-        assert {int(plan.tile[place]) for place in crossing} == set(np.nonzero(plan.beyond)[0].tolist())
+        assert {int(plan.block[place]) for place in crossing} == set(np.nonzero(plan.needs_halo)[0].tolist())
 
 
 def test_a_rank_plans_what_it_owns_whatever_the_canvas_and_the_number_of_ranks():
@@ -124,19 +145,22 @@ def test_a_rank_plans_what_it_owns_whatever_the_canvas_and_the_number_of_ranks()
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=200), ranks, st.integers(1, 20))
 def test_a_level_is_dealt_to_within_one_window_however_its_line_is_cut(costs, size, cut):
     costs = np.array(costs)
-    rank = deal(costs, 0, int(costs.sum()), size)
+    rank = partition_by_cost(costs, 0, int(costs.sum()), size)
     assert (np.diff(rank) >= 0).all()
     assert rank.max() < size
     done = np.bincount(rank, weights=costs, minlength=size)
     assert done.max() <= costs.sum() / size + costs.max()
-    pieces = [deal(costs[i : i + cut], int(costs[:i].sum()), int(costs.sum()), size) for i in range(0, len(costs), cut)]
+    pieces = [
+        partition_by_cost(costs[i : i + cut], int(costs[:i].sum()), int(costs.sum()), size)
+        for i in range(0, len(costs), cut)
+    ]
     assert np.concatenate(pieces).tolist() == rank.tolist()
 
 
 @given(st.lists(st.floats(0.2, 5), min_size=2, max_size=8))
 def test_ranks_of_different_speed_are_dealt_work_in_proportion(speeds):
     shares = np.cumsum(speeds) / np.sum(speeds)
-    rank = deal(np.ones(1000, np.int64), 0, 1000, len(speeds), shares)
+    rank = partition_by_cost(np.ones(1000, np.int64), 0, 1000, len(speeds), shares)
     done = np.bincount(rank, minlength=len(speeds))
     np.testing.assert_allclose(done, 1000 * np.array(speeds) / np.sum(speeds), atol=1.01)
 
@@ -149,11 +173,11 @@ def test_no_rank_does_more_of_a_level_than_its_share_and_one_window(size, seed):
     cover = shifted(labels.shape, 16, seed, seed)
 
     def ask(ids):
-        present = condition.present(cover, ids)
-        return present, condition.costs(present)
+        label_bits = condition.label_bits(cover, ids)
+        return label_bits, condition.costs(label_bits)
 
     found = plans(cover, Ownership(labels.shape, (32, 32), size), ask)
-    done = [int(condition.costs(plan.present).sum()) for plan in found]
+    done = [int(condition.costs(plan.label_bits).sum()) for plan in found]
     assert sum(done) == found[0].evaluations
     assert max(done) <= sum(done) / size + 6
 
@@ -161,7 +185,7 @@ def test_no_rank_does_more_of_a_level_than_its_share_and_one_window(size, seed):
 @given(st.integers(0, 40), ranks)
 def test_rounds_write_every_remaining_shard_once_and_every_rank_knows_who(count, size):
     for remaining in (range(count), np.arange(3, 3 + 2 * count, 2)):
-        rounds = Rounds(remaining, size)
+        rounds = DecodeRounds(remaining, size)
         written = []
         for turn in range(len(rounds)):
             for rank in range(size):
@@ -177,9 +201,9 @@ def test_rounds_write_every_remaining_shard_once_and_every_rank_knows_who(count,
 def test_a_decode_round_covers_its_shards_and_decodes_no_window_twice(h, w, side, size, whole):
     ownership = Ownership((h, w), (side, side), size)
     cover = decode_cover((h, w), 16, 4)
-    rounds = Rounds(range(ownership.count) if whole else np.arange(0, ownership.count, 2), size)
+    rounds = DecodeRounds(range(ownership.count) if whole else np.arange(0, ownership.count, 2), size)
     for turn in range(len(rounds)):
-        found = in_step([plan_decode(rank, cover, ownership, rounds, turn) for rank in range(size)])
+        found = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn) for rank in range(size)])
         decoded = [index for plan in found for index in plan.ids.tolist()]
         assert len(decoded) == len(set(decoded))
         for plan in found:
@@ -196,10 +220,8 @@ def test_bounding_pieces_hold_all_pieces_of_a_reader_in_a_shard():
     ownership = Ownership((64, 64), (32, 32), 2)
     boxes = np.array([[0, 0, 16, 16], [10, 20, 26, 36], [40, 40, 56, 56]])
     cut = cut_by_shards(boxes, ownership)
-    found = bounding_pieces(Pieces(np.array([0, 0, 1])[cut.item], cut.shard, cut.box))
-    assert {
-        (int(r), int(s), tuple(b)) for r, s, b in zip(found.item, found.shard, found.box.tolist(), strict=True)
-    } == {
+    found = bounding_pieces(Pieces(np.array([0, 0, 1])[cut.key], cut.shard, cut.box))
+    assert {(int(r), int(s), tuple(b)) for r, s, b in zip(found.key, found.shard, found.box.tolist(), strict=True)} == {
         (0, 0, (0, 0, 26, 32)),
         (0, 1, (10, 32, 26, 36)),
         (1, 3, (40, 40, 56, 56)),
@@ -214,4 +236,4 @@ def test_a_canvas_of_more_than_two_to_the_24_latents_is_planned_and_every_latent
 
 
 def test_dealing_is_contiguous_and_even():
-    assert [list(dealt(10, 4, rank)) for rank in range(4)] == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+    assert [list(partition_evenly(10, 4, rank)) for rank in range(4)] == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]

@@ -82,14 +82,14 @@ def test_lines_that_name_no_shard_of_the_output_count_for_nothing(output):
     bad = ["[1]", "{}", "3", '{"array": "9", "box": [0, 0, 64, 64], "sha256": ""}']
     for corners in ([0, 0, 64, 65], [0, 0, 64], [-64, 0, 0, 64], [640, 0, 704, 64], ["a", 0, 64, 64], 5):
         bad.append(json.dumps({"array": "0", "box": corners, "sha256": ""}))
-    bad.append(json.dumps({"array": "0", "box": [0, 0, 64, 64], "sha256": "", "attempt": 999}))
+    bad.append(json.dumps({"array": "0", "box": [0, 0, 64, 64], "sha256": "", "round": 999}))
     good = Finished("0", box, "s")
     (output.private / "ledger.jsonl").write_text("\n".join([*bad, good.text() + "\0\x85"]))
     assert list(output.ledger()) == [good]
     assert set(output.latest()) == {"0"}
 
 
-def test_the_line_of_the_latest_drawing_counts_whatever_rank_wrote_it(output):
+def test_the_line_of_the_latest_round_counts_whatever_rank_wrote_it(output):
     box = output.layout.boxes()[1]
     (output.private / "ledger.jsonl").write_text(Finished("0", box, "first").text())
     Output(output.path, 3).record(Finished("0", box, "third", 2))
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_named(output):
 )
 def test_a_damaged_commit_mark_is_named(output, mark):
     (output.private / "checkpoint.json").write_text(mark)
-    with pytest.raises(ValueError, match=r"checkpoint\.json is damaged; start anew with --resume never"):
+    with pytest.raises(ValueError, match=r"checkpoint\.json is damaged; start anew with `resume` never"):
         output.checkpoint()
 
 

@@ -44,26 +44,26 @@ class Condition:
         """Which of the model's networks answers a key."""
         return 0
 
-    def present(self, cover: Cover, ids: np.ndarray) -> np.ndarray:
+    def label_bits(self, cover: Cover, ids: np.ndarray) -> np.ndarray:
         """uint64 (n,): bit k is set where label k occurs where a window is used."""
         if self.labels is None:
             return np.ones(len(ids), np.uint64)
         found = np.empty(len(ids), np.uint64)
-        for n, (index, box) in enumerate(zip(ids.tolist(), cover.keep(ids).tolist(), strict=True)):
+        for n, (index, box) in enumerate(zip(ids.tolist(), cover.core(ids).tolist(), strict=True)):
             kept = Window(*box)
             part, weight = self.crop(kept), cover.weight(index, kept)
             counts = np.bincount((part if weight is None else part[weight > 0]).ravel(), minlength=LARGEST_LABEL + 1)
             found[n] = np.bitwise_or.reduce(BITS[counts > 0])
         return found
 
-    def requests(self, present: int) -> list[int]:
-        """The keys of the evaluations of a window whose labels are the bits of ``present``, in order.
+    def requests(self, label_bits: int) -> list[int]:
+        """The keys of the evaluations of a window whose labels are the bits of ``label_bits``, in order.
 
         >>> LabelMap(2.0).requests(0b1011), LabelMap(1.0).requests(0b1010)
         ([0, 1, 3], [1, 3])
         """
         needed = set()
-        for cond, null in map(self.keys, labels_of(present)):
+        for cond, null in map(self.keys, labels_of(label_bits)):
             needed |= {cond, null} if self.guidance != 1 and null is not None else {null if cond is None else cond}
         return sorted(key for key in needed if key is not None)
 
@@ -71,9 +71,9 @@ class Condition:
         """The same without guidance, and so without the nulls that only it needs."""
         return replace(self, guidance=1.0)
 
-    def costs(self, present: np.ndarray) -> np.ndarray:
+    def costs(self, label_bits: np.ndarray) -> np.ndarray:
         """int64 (windows,): how many evaluations each window takes."""
-        known, inverse = np.unique(present, return_inverse=True)
+        known, inverse = np.unique(label_bits, return_inverse=True)
         return np.array([len(self.requests(int(p))) for p in known], np.int64)[inverse]
 
     def crop(self, window: Window) -> np.ndarray:
@@ -81,8 +81,8 @@ class Condition:
         return self.labels[window.y0 : window.y1, window.x0 : window.x1]
 
 
-def labels_of(present: int) -> Iterable[int]:
-    return (k for k in range(LARGEST_LABEL + 1) if present >> k & 1)
+def labels_of(label_bits: int) -> Iterable[int]:
+    return (k for k in range(LARGEST_LABEL + 1) if label_bits >> k & 1)
 
 
 @dataclass(frozen=True)

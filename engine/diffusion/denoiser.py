@@ -20,19 +20,19 @@ Request = tuple[int, int]  # (place of a window in the plan, key)
 
 
 class Windows(Protocol):
-    """Where windows come from and their estimates go to; they are named by their places in the plan."""
+    """Where windows come from and their estimates go to; they are named by their slots in the plan."""
 
-    def read(self, places: Sequence[int], batch: int, dtype: torch.dtype) -> Tensor:
-        """Their latents (batch, C, p, p), channels last; places beyond the last repeat it."""
+    def read(self, slots: Sequence[int], batch: int, dtype: torch.dtype) -> Tensor:
+        """Their latents (batch, C, p, p), channels last; slots beyond the last repeat it."""
 
-    def put(self, place: int, estimate: Tensor) -> None:
+    def put(self, slot: int, estimate: Tensor) -> None:
         """Take the estimate of one."""
 
 
 class Denoiser:
     """The estimates of one rank's windows.
 
-    Every micro-batch has ``batch_size`` places and is padded: on one kind of device a window's bits depend on the
+    Every micro-batch has ``batch_size`` slots and is padded: on one kind of device a window's bits depend on the
     shape of its batch, not on its place in it or on what lies beside it.
 
     Args:
@@ -73,7 +73,7 @@ class Denoiser:
         """
         guided = self.guided_levels is None or level in self.guided_levels
         self.condition = self.always if guided else self.always.unguided()
-        requests = [(w, key) for w in range(len(plan)) for key in self.condition.requests(int(plan.present[w]))]
+        requests = [(w, key) for w in range(len(plan)) for key in self.condition.requests(int(plan.label_bits[w]))]
         requests.sort(key=lambda request: self.condition.network(request[1]))  # a micro-batch is of one network
         boxes = [Window(*box) for box in windows_of(plan.cover, plan.ids).tolist()]
         outputs: dict[int, dict[int, Tensor]] = {}
@@ -85,14 +85,14 @@ class Denoiser:
             answers = self.evaluate([(boxes[window], key) for window, key in batch], x, t)
             if self.dtype != torch.float32:
                 x = windows.read([window for window, _ in batch], self.batch_size, torch.float32)
-            for place, (window, key) in enumerate(batch):
-                outputs.setdefault(window, {})[key] = answers[place]
-                if last[window] == done + place:
+            for slot, (window, key) in enumerate(batch):
+                outputs.setdefault(window, {})[key] = answers[slot]
+                if last[window] == done + slot:
                     channels = x.shape[1]
                     out = combine(
-                        self.condition, boxes[window], int(plan.present[window]), outputs.pop(window), channels
+                        self.condition, boxes[window], int(plan.label_bits[window]), outputs.pop(window), channels
                     )
-                    estimate = x[place] * from_x + out[:channels] * from_output
+                    estimate = x[slot] * from_x + out[:channels] * from_output
                     whole = torch.cat([estimate, out[channels:]]) if len(out) > channels else estimate
                     windows.put(window, whole)
             done += len(batch)
@@ -133,14 +133,14 @@ class Denoiser:
             start = stop
 
 
-def combine(condition: Condition, window: Window, present: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
+def combine(condition: Condition, window: Window, label_bits: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
     """Each latent's output under its own label: null + w (cond - null).
 
     Args:
         present: the labels of the window, as bits.
         outputs: (C, p, p) of every key; of the channels beyond the first ``channels`` there is no guidance.
     """
-    found = list(labels_of(present))
+    found = list(labels_of(label_bits))
     answers = [guided(condition, label, outputs, channels) for label in found]
     out = answers[0]
     if len(found) > 1:

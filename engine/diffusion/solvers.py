@@ -123,7 +123,7 @@ def steps_of(
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; known: {', '.join(SOLVERS)}")
     if eta:
-        raise ValueError(f"eta is {eta} but solver {solver} has no such setting; use --solver ddim, or leave --eta out")
+        raise ValueError(f"eta is {eta} but solver {solver} has no such setting; use `solver` ddim, or leave `eta` out")
     if solver == "ddpm":
         return ddpm(alpha_bar, variance)
     return {"dpmpp2m": dpmpp2m, "euler": euler}[solver](alpha_bar)

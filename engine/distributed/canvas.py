@@ -25,19 +25,19 @@ class Canvas:
     Tensors are replaced, never changed: a checkpoint may still be written from them.
 
     Args:
-        attempt: 0 for the first drawing; others have noise of their own at the same positions.
+        round_index: of rejection sampling: later rounds have noise of their own at the same positions.
     """
 
     def __init__(
-        self, ranks: Ranks, ownership: Ownership, channels: int, seed: int, device: str = "cpu", attempt: int = 0
+        self, ranks: Ranks, ownership: Ownership, channels: int, seed: int, device: str = "cpu", round_index: int = 0
     ) -> None:
         self.ranks, self.ownership, self.channels, self.seed, self.device = ranks, ownership, channels, seed, device
-        self.attempt = attempt
+        self.round_index = round_index
         self.x: Shards = {}
         self.previous: Shards = {}
         self.known: Shards = {}
         self.known_gain = 1.0  # that the decoder will multiply by; what is known needs none
-        self.repaint: dict[int, Tensor] = {}
+        self.unknown: dict[int, Tensor] = {}
 
     def start(self) -> None:
         """Unit normal noise: a function of seed and position alone. Local."""
@@ -51,7 +51,7 @@ class Canvas:
         """
         if not self.finite():
             raise ValueError(
-                "the canvas holds values that are not finite; float16 overflows easily: use --dtype bfloat16 or "
+                "the canvas holds values that are not finite; float16 overflows easily: use `dtype` bfloat16 or "
                 "float32; in float32 the model's weights are at fault"
             )
 
@@ -61,18 +61,18 @@ class Canvas:
     def field(self, purpose: str, level: int, shard: int) -> Field:
         """The noise of a shard."""
         w = self.ownership.shard(shard)
-        return Field(self.seed, purpose, level + (self.attempt << 20), w.y0, w.x0)
+        return Field(self.seed, purpose, level + (self.round_index << 20), w.y0, w.x0)
 
     def noise(self, purpose: str, level: int, shard: int) -> Tensor:
         return draw(self.field(purpose, level, shard), self.channels, *self.ownership.shard(shard).shape, self.device)
 
     def hold_known(self, level: int, alpha_bar: float) -> None:
-        """Put what is known of the clean canvas back, noised to a level, where it is not to be repainted. Local."""
+        """Put what is known of the clean canvas back, noised to a level, outside the mask of in-painting. Local."""
         for shard, known in self.known.items():
             noised = known * alpha_bar**0.5 if alpha_bar < 1 else known / self.known_gain
             if alpha_bar < 1:
                 noised = noised + self.noise("known", level, shard) * (1 - alpha_bar) ** 0.5
-            self.x[shard] = torch.where(self.repaint[shard], self.x[shard], noised)
+            self.x[shard] = torch.where(self.unknown[shard], self.x[shard], noised)
 
     def step(self, denoised: Shards, coefficients: Step, level: int, clip: float | None, keep: bool) -> None:
         """One solver step on the owned shards, with noise drawn by position. Local.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.distributed.ranks import Ranks
-from engine.planning.plan import Planning, Post, Sum
+from engine.planning.plan import Planning, PrefixSumRequest, SparseExchangeRequest
 
 
 class Answering(Protocol):
@@ -21,10 +21,10 @@ class Answering(Protocol):
         """Whether the answer is there. Local."""
 
 
-class Summing:
+class PrefixSum:
     """Sums over the ranks before this one, and over all."""
 
-    def __init__(self, ranks: Ranks, asked: Sum) -> None:
+    def __init__(self, ranks: Ranks, asked: PrefixSumRequest) -> None:
         self.ranks, self.own = ranks, np.array(asked.values, np.int64)
         self.answer = np.zeros_like(self.own), self.own.copy()
         self.requests = []
@@ -39,7 +39,7 @@ class Summing:
         return done
 
 
-class Posting:
+class SparseExchange:
     """Messages to ranks that do not know who will write to them: nobody is asked, nothing grows with their number.
 
     A rank joins a barrier when its messages were taken; when all have joined, all messages are there.
@@ -49,7 +49,7 @@ class Posting:
         tag: another one than that of the posting before, which may still be under way elsewhere.
     """
 
-    def __init__(self, ranks: Ranks, asked: Post, tag: int) -> None:
+    def __init__(self, ranks: Ranks, asked: SparseExchangeRequest, tag: int) -> None:
         self.ranks, self.comm, self.tag = ranks, ranks.planning, tag
         self.found: dict[int, np.ndarray] = {}
         self.kept = {to: np.ascontiguousarray(message, np.int64) for to, message in asked.messages.items()}
@@ -77,7 +77,7 @@ class Posting:
         return self.joined is not None and bool(self.joined.Test()) and bool(mpi.Request.Testall(self.receives))
 
 
-class Ahead:
+class PlanTask:
     """A plan that is made while there is other work. Made by all ranks in one order."""
 
     def __init__(self, ranks: Ranks, part: Planning[Any]) -> None:
@@ -99,7 +99,11 @@ class Ahead:
             return
         self.ranks.posted += 1
         tag = self.ranks.posted % 16384
-        self.asked = Summing(self.ranks, asked) if isinstance(asked, Sum) else Posting(self.ranks, asked, tag)
+        self.asked = (
+            PrefixSum(self.ranks, asked)
+            if isinstance(asked, PrefixSumRequest)
+            else SparseExchange(self.ranks, asked, tag)
+        )
 
     def advance(self) -> bool:
         """Go on as far as can be without waiting; whether it is done. Local."""
@@ -122,7 +126,7 @@ class Ahead:
         return self.found
 
 
-class Vote:
+class PendingSum:
     """Sums over the ranks, under way. Begun by all in one order."""
 
     def __init__(self, ranks: Ranks, values: Sequence[float]) -> None:

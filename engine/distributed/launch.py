@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable
 
+from engine.command_line import print_error
 from engine.distributed.ranks import AgreedError, Ranks
 
 
@@ -47,16 +47,16 @@ def run_main(main: Callable[[Ranks], int]) -> int:
     try:
         ranks = world()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print_error(error)
         return 1
     try:
         status = main(ranks)
-        ranks.settle()
+        ranks.flush()
         return status
     except AgreedError as error:
         if ranks.rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        ranks.abandon()
+            print_error(error)
+        ranks.drain()
         ranks.barrier()
         return 1
     except BaseException as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from engine.distributed.collectives import Ahead
+from engine.distributed.collectives import PlanTask
 from engine.distributed.ranks import Ranks
 from engine.planning.plan import Plan, Planning
 
@@ -27,7 +27,7 @@ class Planner:
 
     def __init__(self, ranks: Ranks, part: Callable[[int, np.ndarray | None], Planning[Plan]]) -> None:
         self.ranks, self.part = ranks, part
-        self.ahead: tuple[int, Ahead] | None = None
+        self.ahead: tuple[int, PlanTask] | None = None
         self.shares: np.ndarray | None = None
         self.pace = 0.0  # seconds of an evaluation on this rank
         self.warm = False
@@ -35,7 +35,7 @@ class Planner:
 
     def begin(self, level: int) -> None:
         """Begin the plan of a level. Collective; nobody waits."""
-        self.ahead = level, Ahead(self.ranks, self.part(level, self.shares))
+        self.ahead = level, PlanTask(self.ranks, self.part(level, self.shares))
 
     def advance(self) -> bool:
         """Go on with the plan that was begun; whether it is done. Local."""
@@ -88,7 +88,7 @@ class Planner:
             return
         mean = total / count
         if (powers / count) ** (1 / POWER) > (1 + UNEVEN) * mean:
-            speeds = 1 / self.ranks.all_of(self.pace or mean)
+            speeds = 1 / self.ranks.allgather_float(self.pace or mean)
             self.shares = np.cumsum(speeds) / speeds.sum()
         else:
             self.shares = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from engine.command_line import describe
 from engine.distributed.timing import Timer
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Ranks:
             background()
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
+    def progress_in_background(self) -> Iterator[None]:
         """While this rank computes, a thread moves its messages on, where the MPI library lets two threads call it."""
         if self.size == 1 or self.mpi.Query_thread() < self.mpi.THREAD_MULTIPLE:
             yield
@@ -96,7 +96,7 @@ class Ranks:
                 return
             time.sleep(MOVING)
 
-    def abandon(self) -> None:
+    def drain(self) -> None:
         """After an error that all know of: bring what goes on in the background to its end. Collective."""
         end = time.monotonic() + 5
         while self.background is not None and not self.background() and time.monotonic() < end:
@@ -117,7 +117,7 @@ class Ranks:
     def wait(self, requests: list) -> None:
         self.wait_until(lambda: self.mpi.Request.Testall(requests))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until everything that this rank sent has left. Local; the receivers must be at it."""
         self.wait_until(lambda: not self.unsent)
 
@@ -126,14 +126,14 @@ class Ranks:
         if self.size > 1:
             self.wait([self.comm.Ibarrier()])
 
-    def share(self, value: T, root: int = 0) -> T:
+    def bcast(self, value: T, root: int = 0) -> T:
         """The root's value, on every rank. Collective."""
         if self.size == 1:
             return value
         self.barrier()
         return self.comm.bcast(value, root=root)
 
-    def collect(self, value: T) -> list[T]:
+    def allgather(self, value: T) -> list[T]:
         """Every rank's value, on every rank, in order of rank. Collective."""
         if self.size == 1:
             return [value]
@@ -142,23 +142,23 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank. Collective."""
-        return self.total(float(flag)) > 0
+        return self.allreduce(float(flag)) > 0
 
-    def total(self, value: float) -> float:
+    def allreduce(self, value: float) -> float:
         """The sum over the ranks. Collective."""
         found = np.array([value])
         if self.size > 1:
             self.wait([self.comm.Iallreduce(self.mpi.IN_PLACE, found)])
         return float(found[0])
 
-    def all_of(self, value: float) -> np.ndarray:
+    def allgather_float(self, value: float) -> np.ndarray:
         """float64 (ranks,): every rank's value. Collective."""
         found = np.full(self.size, value)
         if self.size > 1:
             self.wait([self.comm.Iallgather(np.array([value]), found)])
         return found
 
-    def sum_(self, array: np.ndarray) -> None:
+    def allreduce_array(self, array: np.ndarray) -> None:
         """Sum an array over the ranks, in place. Collective."""
         if self.size > 1:
             self.barrier()
@@ -175,13 +175,13 @@ class Ranks:
         except (ValueError, OSError, MemoryError) as error:
             problem = describe(error) or type(error).__name__
         if self.any(bool(problem)):
-            rank, text = next((rank, text) for rank, text in enumerate(self.collect(problem)) if text)
+            rank, text = next((rank, text) for rank, text in enumerate(self.allgather(problem)) if text)
             raise AgreedError(text if self.size == 1 or rank == 0 else f"{text} (rank {rank})")
         return result  # type: ignore[return-value]
 
     def on_root(self, work: Callable[[], T]) -> T:
         """Run work on rank 0 and share its result; its error becomes everybody's. Collective."""
-        return self.share(self.agree(lambda: work() if self.rank == 0 else None))  # type: ignore[return-value]
+        return self.bcast(self.agree(lambda: work() if self.rank == 0 else None))  # type: ignore[return-value]
 
     @cached_property
     def gpu_aware(self) -> bool:
@@ -209,14 +209,3 @@ class Ranks:
         if self.size > 1:
             self.comm.Abort(1)
         os._exit(1)
-
-
-def describe(error: BaseException) -> str:
-    """One line for a user: what the error says, with the file it is about."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        way = "; make room, then give the same command again" if error.errno == errno.ENOSPC else ""
-        return f"{where}{error.strerror}{way}"
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}" if str(error) else "out of memory"
-    return str(error)

@@ -14,12 +14,12 @@ from engine.distributed.ranks import Ranks
 LARGEST_MESSAGE = 2**28  # elements: MPI counts are 32-bit integers on many sites
 
 
-class Sending:
+class SendBuffer:
     """Pieces of float32 on their way to a rank, in one message; it keeps them until they have left."""
 
     def __init__(self, ranks: Ranks, target: int, tag: int, pieces: Sequence[Tensor]) -> None:
         self.ranks, self.target, self.tag = ranks, target, tag
-        self.buffer, self.ready = packed(pieces, ranks.gpu_aware)
+        self.buffer, self.ready = pack(pieces, ranks.gpu_aware)
         self.requests: list | None = None
         with ranks.lock:
             if not self.moved():
@@ -35,7 +35,7 @@ class Sending:
         return bool(self.ranks.mpi.Request.Testall(self.requests))
 
 
-class Receiving:
+class ReceiveBuffer:
     """A message that is expected from a rank.
 
     Args:
@@ -45,7 +45,7 @@ class Receiving:
 
     def __init__(self, ranks: Ranks, source: int, tag: int, count: int, device: str) -> None:
         self.ranks, self.device = ranks, device
-        self.buffer = room(count, device, ranks.gpu_aware)
+        self.buffer = allocate_buffer(count, device, ranks.gpu_aware)
         self.found: Tensor | None = None
         self.requests = [ranks.comm.Irecv(part, source=source, tag=tag) for part in parts_of(self.buffer)]
 
@@ -63,7 +63,7 @@ def parts_of(buffer: Tensor) -> list[Any]:
     return [whole[i : i + LARGEST_MESSAGE] for i in range(0, len(buffer), LARGEST_MESSAGE)]
 
 
-def room(count: int, device: str, gpu_aware: bool) -> Tensor:
+def allocate_buffer(count: int, device: str, gpu_aware: bool) -> Tensor:
     """float32 (count,) for a message: in host memory, page-locked where a GPU copies from it, or on the GPU."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu and gpu_aware:
@@ -73,13 +73,13 @@ def room(count: int, device: str, gpu_aware: bool) -> Tensor:
     return torch.empty(count, pin_memory=on_gpu)
 
 
-def packed(pieces: Sequence[Tensor], gpu_aware: bool) -> tuple[Tensor, Callable[[], bool]]:
+def pack(pieces: Sequence[Tensor], gpu_aware: bool) -> tuple[Tensor, Callable[[], bool]]:
     """Pieces one after another, and whether they are all there: a GPU copies them beside its other work."""
     device = pieces[0].device
     if device.type != "cuda":
         return torch.cat([piece.reshape(-1) for piece in pieces]), lambda: True
-    buffer = room(sum(piece.numel() for piece in pieces), str(device), gpu_aware)
-    stream = copying(device)
+    buffer = allocate_buffer(sum(piece.numel() for piece in pieces), str(device), gpu_aware)
+    stream = copy_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         start = 0
@@ -93,5 +93,5 @@ def packed(pieces: Sequence[Tensor], gpu_aware: bool) -> tuple[Tensor, Callable[
 
 
 @cache
-def copying(device: torch.device) -> torch.cuda.Stream:
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)

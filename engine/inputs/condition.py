@@ -8,11 +8,13 @@ from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, Labe
 from engine.inputs.semantic import in_frame_reader, read_condition, styles_of
 from engine.inputs.values import Inputs, Read
 from engine.job import SampleJob
-from engine.models.card import Card
+from engine.models.card import ModelCard
 from engine.planning.geometry import Frames
 
 
-def condition_of(inputs: Inputs, job: SampleJob, card: Card, frames: Frames, stored: Read | None = None) -> Condition:
+def condition_of(
+    inputs: Inputs, job: SampleJob, card: ModelCard, frames: Frames, stored: Read | None = None
+) -> Condition:
     """What the windows of the canvas are asked for.
 
     Args:

@@ -9,19 +9,19 @@ import numpy as np
 from engine.inputs.maps import digest_of
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
-from engine.models.card import Card
+from engine.models.card import ModelCard
 from engine.planning.geometry import Frames
 from engine.storage.readers import read_array
 
 
-def read_embeddings(job: SampleJob, card: Card, frames: Frames) -> Inputs:
+def read_embeddings(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
     """Embeddings on a grid over the canvas, or one for every image of a set."""
     hashes, found = {}, {}
     for option, width in (("embeddings", card.embedding_width), ("region_embeddings", card.region_width)):
         value = getattr(job, option)
         if value is None:
             continue
-        name = f"--{option.replace('_', '-')}"
+        name = f"`{option}`"
         if not width:
             raise ValueError(f"{name} {value} is given but the model has no such token; leave it out")
         array = np.asarray(read_array(Path(value), name))
@@ -30,7 +30,7 @@ def read_embeddings(job: SampleJob, card: Card, frames: Frames) -> Inputs:
     return Inputs(hashes, None, grid=found["embeddings"], region=found.get("region_embeddings"))
 
 
-def on_grid(array: np.ndarray, job: SampleJob, card: Card, frames: Frames, what: str, width: int) -> np.ndarray:
+def on_grid(array: np.ndarray, job: SampleJob, card: ModelCard, frames: Frames, what: str, width: int) -> np.ndarray:
     """float32 (rows, columns, width), or (images, width) of a set."""
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise ValueError(f"{what} holds {array.dtype}; embeddings are finite floating-point numbers")
@@ -49,12 +49,12 @@ def on_grid(array: np.ndarray, job: SampleJob, card: Card, frames: Frames, what:
     listed = array.reshape(-1, width)
     if len(listed) != given[0] * given[1]:
         raise ValueError(
-            f"{what} holds {len(listed)} embeddings, not {given[0]} x {given[1]}; pass --grid HxW of that many"
+            f"{what} holds {len(listed)} embeddings, not {given[0]} x {given[1]}; pass `grid` HxW of that many"
         )
     if given != (rows, columns):
         raise ValueError(
             f"{what} is a grid of {given[0]} x {given[1]} "
             f"but {job.size[0]} x {job.size[1]} px take {rows} x {columns}, one every {pitch} px; "
-            f"pass --size {given[0] * pitch}x{given[1] * pitch}, or another --pitch"
+            f"pass `size` {given[0] * pitch}x{given[1] * pitch}, or another `pitch`"
         )
     return listed.reshape(rows, columns, width).astype(np.float32)

@@ -12,7 +12,7 @@ from engine.inputs.example import example_labels
 from engine.inputs.maps import MapFile, check_size
 from engine.inputs.values import LabelSource
 from engine.job import SampleJob
-from engine.models.card import Card
+from engine.models.card import ModelCard
 from engine.models.files import CLASSES
 from engine.planning.cover import LARGEST_LABEL
 from engine.planning.geometry import Frames, Window, grid
@@ -21,7 +21,7 @@ from engine.storage.readers import read_array
 READ_SIDE = 2048  # px of a label map read at once
 
 
-def label_source(job: SampleJob, card: Card, known: int) -> LabelSource:
+def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
     """Where the label map comes from: a file, labels throughout, or the drawn example.
 
     Args:
@@ -38,12 +38,12 @@ def label_source(job: SampleJob, card: Card, known: int) -> LabelSource:
     if job.labels in (None, "example"):
         if known < 5:
             raise ValueError(
-                f"--labels example draws 5 labels but the model knows {known}; pass a label map, or --label N"
+                f"`labels` example draws 5 labels but the model knows {known}; pass a label map, or `label` N"
             )
         return LabelSource(partial(example_of_image, job.size[0]), "example")
     path = Path(str(job.labels))
-    file = MapFile(path, "--labels", job.size, job.count is not None, known, card.labels)
-    check_size(file.array.shape, job, f"label map {path}", "; or --resize-labels nearest", job.resize_labels)
+    file = MapFile(path, "`labels`", job.size, job.count is not None, known, card.labels)
+    check_size(file.array.shape, job, f"label map {path}", "; or `resize_labels` nearest", job.resize_labels)
     return LabelSource(file.read, "")
 
 
@@ -66,7 +66,7 @@ def labels_digest(source: LabelSource, frames: Frames) -> str:
     return total.hexdigest()
 
 
-def read_class_table(job: SampleJob, card: Card) -> np.ndarray:
+def read_class_table(job: SampleJob, card: ModelCard) -> np.ndarray:
     """float32 (classes, D): the embeddings of the classes, from the job or the model folder."""
     kept = card.folder / "embedder" / CLASSES
     if job.embeddings is None and kept.exists():
@@ -76,16 +76,16 @@ def read_class_table(job: SampleJob, card: Card) -> np.ndarray:
     if job.embeddings is None:
         raise ValueError(
             f"the model {card.folder.name} is asked for classes by embeddings and holds none; "
-            "pass --embeddings FILE.npy with one row a class"
+            "pass `embeddings` FILE.npy with one row a class"
         )
-    table = np.asarray(read_array(Path(job.embeddings), "--embeddings"))
+    table = np.asarray(read_array(Path(job.embeddings), "`embeddings`"))
     if table.ndim != 2 or table.shape[1] != card.embedding_width or table.dtype.kind != "f":
         raise ValueError(
-            f"--embeddings {job.embeddings} has shape {table.shape} of {table.dtype}; the model takes one row of "
+            f"`embeddings` {job.embeddings} has shape {table.shape} of {table.dtype}; the model takes one row of "
             f"{card.embedding_width} numbers a class"
         )
     if not np.isfinite(table).all():
-        raise ValueError(f"--embeddings {job.embeddings} holds values that are not finite; compute them again")
+        raise ValueError(f"`embeddings` {job.embeddings} holds values that are not finite; compute them again")
     if len(table) > LARGEST_LABEL + 1:
-        raise ValueError(f"--embeddings {job.embeddings} has {len(table)} classes; at most {LARGEST_LABEL + 1}")
+        raise ValueError(f"`embeddings` {job.embeddings} has {len(table)} classes; at most {LARGEST_LABEL + 1}")
     return table.astype(np.float32)

@@ -73,10 +73,10 @@ def check_size(shape: tuple[int, ...], job: SampleJob, what: str, way: str = "",
     if (height, width) != job.size and resize is None:
         raise ValueError(
             f"{what} is {height} x {width} px but the canvas is {job.size[0]} x {job.size[1]} px; "
-            f"pass --size {height}x{width}{way}"
+            f"pass `size` {height}x{width}{way}"
         )
     if len(shape) == 3 and shape[0] != job.count:
-        raise ValueError(f"{what} is a stack of {shape[0]} maps but --count is {job.count}; pass --count {shape[0]}")
+        raise ValueError(f"{what} is a stack of {shape[0]} maps but `count` is {job.count}; pass `count` {shape[0]}")
 
 
 def digest_of(array: np.ndarray, dtype: type | np.dtype | None = None) -> str:

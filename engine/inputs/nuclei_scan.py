@@ -181,7 +181,7 @@ def _bordered(nuclei: Nuclei, border: str, read: ReadBox) -> Nuclei:
         read: a box of image number so-and-so.
     """
     if border not in BORDERS:
-        raise ValueError(f"--border-nuclei {border}: choose from {', '.join(BORDERS)}")
+        raise ValueError(f"`border_nuclei` {border}: choose from {', '.join(BORDERS)}")
     table, (height, width) = nuclei.table, nuclei.shape
     if not len(nuclei):
         raise ValueError(
@@ -198,7 +198,7 @@ def _bordered(nuclei: Nuclei, border: str, read: ReadBox) -> Nuclei:
     if not len(found):
         raise ValueError(
             f"{nuclei.name} has no nucleus that is not cut by the border ({touches.sum()} are); "
-            "pass --border-nuclei keep, or give another map"
+            "pass `border_nuclei` keep, or give another map"
         )
     return found
 
@@ -220,7 +220,7 @@ def _cut(nuclei: Nuclei, cut: np.ndarray, read: ReadBox) -> str:
     others = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
     return (
         f"{nuclei.name}: {who} is cut by the border at {_where(nuclei.shape, cut[0], identity, image, read)}{others}; "
-        "--border-nuclei keep takes what there is of it, --border-nuclei drop makes it background"
+        "`border_nuclei` keep takes what there is of it, `border_nuclei` drop makes it background"
     )
 
 

@@ -9,12 +9,12 @@ from engine.inputs.maps import digest_of
 from engine.inputs.semantic import read_semantic
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
-from engine.models.card import Card
+from engine.models.card import ModelCard
 from engine.planning.geometry import Frames
 from engine.storage.layout import LabelArray
 
 
-def read_inputs(job: SampleJob, card: Card, frames: Frames) -> Inputs:
+def read_inputs(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
     """Read and check all files that a job names, but for its in-painting. Rank 0 calls this.
 
     Raises:

@@ -14,28 +14,28 @@ from engine.inputs.nuclei import Nuclei, published_channels
 from engine.inputs.nuclei_scan import scan_nuclei, scan_stack
 from engine.inputs.values import Inputs, LabelSource, Read
 from engine.job import SampleJob
-from engine.models.card import Card
+from engine.models.card import ModelCard
 from engine.planning.geometry import Frames, Window
 from engine.storage.layout import LabelArray
 from engine.storage.readers import read_array, read_integers, read_picture, reads_in_boxes
 
 
-def read_semantic(job: SampleJob, card: Card, frames: Frames) -> Inputs:
+def read_semantic(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
     """The table of the nuclei, or the check of a map given whole; and the map of styles."""
     labels, hashes = read_styles(job, frames)
     if job.map is not None:
         array = read_map(job, card)
         if array.dtype.kind == "f" and not all(np.isfinite(band).all() for band in bands_of(array)):
-            raise ValueError(f"--map {job.map} holds values that are not finite; mend the map")
+            raise ValueError(f"`map` {job.map} holds values that are not finite; mend the map")
         return Inputs({**hashes, "map_hash": digest_of(array)}, None, labels)
     published_channels(card.semantic_channels)
     path = Path(str(job.instances))
-    instances = read_integers(path, "--instances", stack=job.count is not None)
+    instances = read_integers(path, "`instances`", stack=job.count is not None)
     check_size(instances.shape, job, f"instance map {path}")
     colors = None if job.colors else (to_color(job.nucleus_color), to_color(job.background_color))
-    name = f"--instances {path}"
+    name = f"`instances` {path}"
     if instances.ndim == 3:
-        picture = read_array(Path(job.colors), "--colors", color=True) if job.colors else None
+        picture = read_array(Path(job.colors), "`colors`", color=True) if job.colors else None
         nuclei = scan_stack(
             lambda first, last: np.asarray(instances[first:last]),
             instances.shape,  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def read_semantic(job: SampleJob, card: Card, frames: Frames) -> Inputs:
             name=name,
         )
     else:
-        shown = read_picture(Path(job.colors), "--colors", 3, job.size) if job.colors else None
+        shown = read_picture(Path(job.colors), "`colors`", 3, job.size) if job.colors else None
         nuclei = scan_nuclei(
             lambda box: np.asarray(instances[box.y0 : box.y1, box.x0 : box.x1]),
             job.size,
@@ -63,22 +63,22 @@ def to_color(color: tuple[int, ...]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def read_map(job: SampleJob, card: Card) -> np.ndarray:
+def read_map(job: SampleJob, card: ModelCard) -> np.ndarray:
     """A semantic map (K, h, w), or a stack of them, read where it is sliced."""
     path = Path(str(job.map))
-    array = read_array(path, "--map")
+    array = read_array(path, "`map`")
     if not reads_in_boxes(path):
-        raise ValueError(f"--map {path} is read in boxes by every rank; save it as .npy or Zarr, channels first")
+        raise ValueError(f"`map` {path} is read in boxes by every rank; save it as .npy or Zarr, channels first")
     stack = job.count is not None and array.ndim == 4
     channels = array.shape[-3] if array.ndim >= 3 else 0
     if channels != card.semantic_channels or not (stack or array.ndim == 3):
         raise ValueError(
-            f"--map {path} has shape {array.shape}; the model takes {card.semantic_channels} channels first, "
+            f"`map` {path} has shape {array.shape}; the model takes {card.semantic_channels} channels first, "
             f"({card.semantic_channels}, height, width)"
         )
-    check_size((*array.shape[:1], *array.shape[-2:]) if stack else array.shape[-2:], job, f"--map {path}")
+    check_size((*array.shape[:1], *array.shape[-2:]) if stack else array.shape[-2:], job, f"`map` {path}")
     if array.dtype.kind not in "fuib":
-        raise ValueError(f"--map {path} holds {array.dtype}; a semantic map holds numbers")
+        raise ValueError(f"`map` {path} holds {array.dtype}; a semantic map holds numbers")
     return array
 
 
@@ -95,12 +95,12 @@ def style_source(job: SampleJob) -> LabelSource | None:
     styles = styles_of(job)
     if job.style_map is None and (len(styles) == 1 or job.count is None):
         if len(styles) > 1:
-            raise ValueError(f"--style {job.style} names {len(styles)} styles; pass --style-map FILE, or one style")
+            raise ValueError(f"`style` {job.style} names {len(styles)} styles; pass `style_map` FILE, or one style")
         return None
     if job.style_map is None:
         return LabelSource(partial(uniform_labels, tuple(range(len(styles)))), f"{len(styles)} styles in turn")
-    file = MapFile(Path(job.style_map), "--style-map", job.size, job.count is not None, len(styles), tuple(styles))
-    check_size(file.array.shape, job, f"--style-map {job.style_map}")
+    file = MapFile(Path(job.style_map), "`style_map`", job.size, job.count is not None, len(styles), tuple(styles))
+    check_size(file.array.shape, job, f"`style_map` {job.style_map}")
     return LabelSource(file.read, "")
 
 
@@ -116,7 +116,7 @@ def read_condition(of_image: Read, frames: Frames, window: Window) -> np.ndarray
     return of_image(image, Window(window.y0 - rows, window.x0, window.y1 - rows, window.x1))
 
 
-def in_frame_reader(inputs: Inputs, job: SampleJob, card: Card, stored: Read | None) -> Read:
+def in_frame_reader(inputs: Inputs, job: SampleJob, card: ModelCard, stored: Read | None) -> Read:
     """A function from a box of an image, which may reach beyond it, to its semantic map."""
     if inputs.nuclei is None:
         array = read_map(job, card)
@@ -142,7 +142,7 @@ def in_frame_reader(inputs: Inputs, job: SampleJob, card: Card, stored: Read | N
 
 def instance_source(job: SampleJob, nuclei: Nuclei) -> LabelSource:
     """The instance map as it is stored beside the images: without the nuclei that are dropped."""
-    file = MapFile(Path(str(job.instances)), "--instances", job.size, job.count is not None)
+    file = MapFile(Path(str(job.instances)), "`instances`", job.size, job.count is not None)
 
     def read(image: int, box: Window, step: int) -> np.ndarray:
         of_image = nuclei if file.array.ndim == 2 else nuclei.image(image)

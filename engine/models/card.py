@@ -32,7 +32,7 @@ HASHED = (
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """The facts of a model.
 
     Args:
@@ -82,7 +82,7 @@ class Card:
     has_null: bool = True
 
 
-def read_card(name: str) -> Card:
+def read_card(name: str) -> ModelCard:
     """Read and check a model folder; ``embedded`` is the model in the package.
 
     A folder that diffusers saved is a model too: its condition is ``none`` for a UNet2DModel, and ``embedding``, the
@@ -98,7 +98,7 @@ def read_card(name: str) -> Card:
     try:
         latents = latents_of(parts)
         labels = facts.get("labels") or [{"name": "image"}]
-        card = Card(
+        card = ModelCard(
             folder=parts.folder.resolve(),
             hash=digest(parts),
             patch=int(facts["patch_size"]),
@@ -123,7 +123,7 @@ def read_card(name: str) -> Card:
             has_null=bool(facts.get("has_null", facts.get("condition") != "none")),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"--model {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from error
+        raise ValueError(f"`model` {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from error
     check_card(card, parts)
     return card
 
@@ -202,7 +202,7 @@ def divisor_of(config: Mapping[str, Any]) -> int:
     return 1
 
 
-def check_card(card: Card, parts: Parts) -> None:
+def check_card(card: ModelCard, parts: Parts) -> None:
     """Refuse facts that contradict each other.
 
     Raises:

@@ -40,7 +40,7 @@ ENCODE: dict[str, Apply] = {
 }
 
 
-class Codec:
+class LatentCodec:
     """An autoencoder with the scales between its latents and the normalised ones.
 
     Args:

@@ -43,14 +43,14 @@ def folder_of(name: str) -> Path:
     folder = EMBEDDED if name == "embedded" else Path(name)
     if folder.suffix.lower() in PICKLES or (folder.is_file()):
         raise ValueError(
-            f"--model {folder} is a file"
+            f"`model` {folder} is a file"
             + (" (a pickle, which is never opened here)" if folder.suffix.lower() in PICKLES else "")
             + "; pass a model folder with model_index.json and safetensors, such as engine.train writes"
             + " and engine.models.convert makes of a published checkpoint"
         )
     if not folder.is_dir():
         raise ValueError(
-            f"--model {folder} is not there; pass a model folder, or leave --model out for the embedded one"
+            f"`model` {folder} is not there; pass a model folder, or leave `model` out for the embedded one"
         )
     return folder
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.models.codec import Codec
+from engine.models.codec import LatentCodec
 from engine.models.files import CLASSES as CLASS_TABLE
 from engine.models.files import WEIGHTS, read_json, read_parts
 from engine.models.networks.autoencoder import PatchAutoencoder
@@ -90,7 +90,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
     codec = None
     if "vae" in parts.folders and parts.facts.get("space") != "pixels":
         vae = prepare_for_inference(load_part(parts.folders["vae"]), device)
-        codec = Codec(place(vae, dtype, device), parts.configs["vae"], parts.facts, compile and device != "cpu")
+        codec = LatentCodec(place(vae, dtype, device), parts.configs["vae"], parts.facts, compile and device != "cpu")
     return Model(
         network,
         codec.decode if codec else None,
@@ -294,6 +294,6 @@ def device_of(name: str, local_rank: int) -> str:
     count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cuda" and not count:
         raise ValueError(
-            "--device cuda: torch sees no GPU here; use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+            "`device` cuda: torch sees no GPU here; use `device` cpu, or check the driver and CUDA_VISIBLE_DEVICES"
         )
     return f"cuda:{local_rank % count}" if count else "cpu"

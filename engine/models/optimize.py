@@ -90,11 +90,11 @@ def check_compiles(device: str, ranks: int = 1) -> None:
 
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor.compile_threads = max(len(os.sched_getaffinity(0)) // ranks, 1)
-    way = "leave --compile out"
+    way = "leave `compile` out"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device == "cpu" and shutil.which(compiler) is None:  # what was compiled before would hide it
         raise ValueError(
-            f"--compile needs a C++ compiler and {compiler or 'no CXX'} is not there; install it, set CXX, or {way}"
+            f"`compile` needs a C++ compiler and {compiler or 'no CXX'} is not there; install it, set CXX, or {way}"
         )
     try:
         with torch.inference_mode():
@@ -102,7 +102,7 @@ def check_compiles(device: str, ranks: int = 1) -> None:
     except Exception as error:
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"--compile: torch {torch.__version__} cannot compile on {device} here: {said}; {way}"
+            f"`compile`: torch {torch.__version__} cannot compile on {device} here: {said}; {way}"
         ) from None
 
 

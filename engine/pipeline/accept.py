@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-MOST_DRAWINGS = 20  # then the last drawing is kept, whatever it is
+MOST_ROUNDS = 20  # then the last round's images are kept, whatever it is
 TOLERANCE = 0.1
 Accept = Callable[[np.ndarray, int], bool]
 
@@ -36,7 +36,7 @@ def accepting(rule: str) -> Accept:
         means = [math.nan]
     if not all(0 <= mean <= 1 for mean in means):
         raise ValueError(
-            f"--accept {rule}: expected the mean brightness of each class, 0 to 1, as 0.62 or 0.6,0.55; "
+            f"`accept` {rule}: expected the mean brightness of each class, 0 to 1, as 0.62 or 0.6,0.55; "
             "or a filter of your own as module:function"
         )
 
@@ -52,9 +52,9 @@ def imported(rule: str) -> Accept:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--accept {rule} cannot be imported ({error}); put the module on PYTHONPATH") from None
+        raise ValueError(f"`accept` {rule} cannot be imported ({error}); put the module on PYTHONPATH") from None
     if not callable(found):
-        raise ValueError(f"--accept {rule} is not a function; name one that takes an image and its label")
+        raise ValueError(f"`accept` {rule} is not a function; name one that takes an image and its label")
     return found
 
 
@@ -70,6 +70,6 @@ def check_accept(rule: str | None, classes: int, uniform: bool) -> None:
     accepting(rule)
     given = len(rule.split(","))
     if ":" not in rule and given > 1 and not uniform:
-        raise ValueError(f"--accept {rule} names {given} means but the images have no one class each; name one mean")
+        raise ValueError(f"`accept` {rule} names {given} means but the images have no one class each; name one mean")
     if ":" not in rule and given not in (1, classes):
-        raise ValueError(f"--accept {rule} names {given} means but the model knows {classes} classes; name one, or all")
+        raise ValueError(f"`accept` {rule} names {given} means but the model knows {classes} classes; name one, or all")

@@ -12,7 +12,7 @@ from engine.distributed.ranks import Ranks
 from engine.storage.output import Output
 
 
-class Keeper:
+class CheckpointManager:
     """Checkpoints of the canvas: two slots in turn, and a commit mark that names the whole one."""
 
     def __init__(self, ranks: Ranks, output: Output, canvas: Canvas, every: float) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.distributed.collectives import Vote
+from engine.distributed.collectives import PendingSum
 from engine.distributed.planner import Planner
 from engine.distributed.ranks import Ranks
-from engine.pipeline.checkpointer import Keeper
+from engine.pipeline.checkpointer import CheckpointManager
 
 
-class Ballot:
+class StatusReduction:
     """Votes are cast in the middle of a level's work, or before a round of decoding, and counted at the end of it, when
     they have long arrived.
 
@@ -20,10 +20,14 @@ class Ballot:
     """
 
     def __init__(
-        self, ranks: Ranks, keeper: Keeper, planner: Planner | None = None, check: Callable[[], None] | None = None
+        self,
+        ranks: Ranks,
+        checkpoints: CheckpointManager,
+        planner: Planner | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
-        self.ranks, self.keeper, self.planner, self.check = ranks, keeper, planner, check
-        self.vote: Vote | None = None
+        self.ranks, self.checkpoints, self.planner, self.check = ranks, checkpoints, planner, check
+        self.vote: PendingSum | None = None
         self.problem: Exception | None = None
 
     def cast(self, amount: int = 0) -> None:
@@ -36,14 +40,19 @@ class Ballot:
             assert not amount
             return
         try:
-            self.keeper.raise_problem()
+            self.checkpoints.raise_problem()
             if self.check is not None:
                 self.check()
         except (ValueError, OSError, MemoryError) as error:
             self.problem = error
-        flags = (self.problem is not None, self.ranks.stop_requested, self.keeper.due(), self.keeper.written())
+        flags = (
+            self.problem is not None,
+            self.ranks.stop_requested,
+            self.checkpoints.due(),
+            self.checkpoints.written(),
+        )
         paces = self.planner.votes() if self.planner else (0.0, 0.0, 0.0)
-        self.vote = Vote(self.ranks, [*map(float, flags), float(amount), *paces])
+        self.vote = PendingSum(self.ranks, [*map(float, flags), float(amount), *paces])
 
     def count(self) -> tuple[bool, bool, int]:
         """Whether any rank was asked to stop, whether a checkpoint is due, and the sum of the amounts. Collective.
@@ -58,7 +67,7 @@ class Ballot:
         if problems:
             self.ranks.agree(self.raise_problem)
         if written == self.ranks.size:
-            self.keeper.commit()
+            self.checkpoints.commit()
         if self.planner:
             self.planner.follow(paces)
         return stop > 0, due > 0, int(amount)

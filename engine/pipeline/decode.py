@@ -14,7 +14,7 @@ from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
 from engine.distributed.ranks import Ranks
 from engine.planning.cover import Cover
-from engine.planning.ownership import Rounds
+from engine.planning.ownership import DecodeRounds
 from engine.planning.plan import plan_decode
 
 
@@ -48,7 +48,7 @@ def to_label_levels(pixels: Tensor, count: int) -> np.ndarray:
     return (labels * 255 // most).to(torch.uint8).numpy()
 
 
-class Shelf:
+class ShardWriter:
     """Writes shards in a thread of its own, while the next are decoded; at most one round waits there.
 
     Args:
@@ -70,7 +70,7 @@ class Shelf:
                 if not bool(torch.isfinite(pixels).all()):
                     raise ValueError(
                         f"the decoder made values that are not finite in shard {shard}; float16 overflows easily: "
-                        "use --dtype bfloat16 or float32; in float32 its weights are at fault"
+                        "use `dtype` bfloat16 or float32; in float32 its weights are at fault"
                     )
                 self.write(shard, pixels)
 
@@ -98,8 +98,8 @@ def decode_canvas(
     pixels: Cover,
     factor: int,
     channels: int,
-    rounds: Rounds,
-    shelf: Shelf,
+    rounds: DecodeRounds,
+    shard_writer: ShardWriter,
     before_round: Callable[[int], None],
     after_round: Callable[[], bool],
 ) -> bool:
@@ -109,7 +109,7 @@ def decode_canvas(
         decode: (1, C, p, p) normalised latents -> (1, c, factor p, factor p) in [-1, 1].
         cover, pixels: the decoder's windows, in latents, and with their weights in pixels.
         channels: of the image.
-        shelf: takes the decoded shards (c, h, w), each from its one writer.
+        shard_writer: takes the decoded shards (c, h, w), each from its one writer.
         before_round: is told how many windows this rank decodes in the round.
         after_round: whether to stop here.
     Returns:
@@ -126,7 +126,7 @@ def decode_canvas(
         if turn + 1 < len(rounds):
             planner.begin(turn + 1)
         before_round(len(plan))
-        with ranks.timer("decode"), ranks.busy(), torch.inference_mode():
+        with ranks.timer("decode"), ranks.progress_in_background(), torch.inference_mode():
             kept = {index: image for index, image in kept.items() if index in plan.ids}
             for place, index in enumerate(plan.ids.tolist()):
                 latents = exchange.read([place], 1, torch.float32).contiguous()  # always: it takes what others sent
@@ -136,7 +136,7 @@ def decode_canvas(
                 ranks.progress()
         with ranks.timer("fuse"):
             images = exchange.fuse(pixels)
-        shelf.put(images)
+        shard_writer.put(images)
         if after_round() and turn + 1 < len(rounds):
             planner.end()
             return False
@@ -147,7 +147,7 @@ def decode_canvas(
 def write_pixels(
     canvas: Canvas,
     remaining: range | np.ndarray,
-    shelf: Shelf,
+    shard_writer: ShardWriter,
     before_round: Callable[[int], None],
     after_round: Callable[[], bool],
 ) -> bool:
@@ -156,10 +156,10 @@ def write_pixels(
     Args and returns are those of ``decode_canvas``.
     """
     mine = np.intersect1d(np.asarray(remaining), np.asarray(canvas.ownership.owned(canvas.ranks.rank))).tolist()
-    rounds = max(canvas.ranks.collect(len(mine)))
+    rounds = max(canvas.ranks.allgather(len(mine)))
     for turn in range(rounds):
         before_round(0)
-        shelf.put({shard: canvas.x[shard].float().cpu() for shard in mine[turn : turn + 1]})
+        shard_writer.put({shard: canvas.x[shard].float().cpu() for shard in mine[turn : turn + 1]})
         if after_round() and turn + 1 < rounds:
             return False
     return True

@@ -14,15 +14,15 @@ from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
 from engine.inputs.masks import latents_with_any, read_known, read_mask
 from engine.pipeline.prepare import Prepared
-from engine.planning.cover import Lattice, Profile
+from engine.planning.cover import Lattice, Taper
 from engine.planning.geometry import Window
-from engine.planning.ownership import Rounds
+from engine.planning.ownership import DecodeRounds
 from engine.planning.plan import plan_decode
 
 SOFT_PX = 16  # width of the mask's soft edge, inside the mask
 
 
-class Repaint:
+class Inpainting:
     """The known image and the mask, as this rank needs them."""
 
     def __init__(self, prepared: Prepared) -> None:
@@ -44,8 +44,8 @@ class Repaint:
         canvas.known_gain = self.prepared.card.latents_gain if encode else 1.0
         canvas.known = {s: known.to(canvas.device) for s, known in canvas.known.items()}
         for shard in ownership.owned(ranks.rank):
-            mask = torch.from_numpy(self.latents_to_repaint(ownership.shard(shard)))
-            canvas.repaint[shard] = mask.to(canvas.device)
+            mask = torch.from_numpy(self.unknown_latents(ownership.shard(shard)))
+            canvas.unknown[shard] = mask.to(canvas.device)
 
     def encode_known(self, canvas: Canvas, encode: Callable[[Tensor], Tensor]) -> None:
         """Encode the known image in the decoder's windows, shared by all ranks. Collective."""
@@ -53,8 +53,8 @@ class Repaint:
         cover, pixels = self.prepared.decode_covers()
         assert isinstance(cover, Lattice)
         assert isinstance(pixels, Lattice)
-        weighted = replace(cover, profile=latent_profile(pixels.profile, factor))
-        rounds = Rounds(range(ownership.count), ranks.size)  # every shard by its owner
+        weighted = replace(cover, taper=latent_taper(pixels.taper, factor))
+        rounds = DecodeRounds(range(ownership.count), ranks.size)  # every shard by its owner
         planner = Planner(ranks, lambda turn, _: plan_decode(ranks.rank, cover, ownership, rounds, turn))
         for turn in range(len(rounds)):
             plan = planner.take(turn)
@@ -72,7 +72,7 @@ class Repaint:
         black, white = self.prepared.card.pixel_range
         return torch.from_numpy(part.astype(np.float32) * ((white - black) / 255) + black)
 
-    def latents_to_repaint(self, shard: Window) -> np.ndarray:
+    def unknown_latents(self, shard: Window) -> np.ndarray:
         """bool (h, w): the latents that hold any pixel of the mask; none beyond the image's edge."""
         found = np.zeros(shard.shape, bool)
         latents = latents_with_any(self.mask, shard.scaled(self.prepared.card.factor), self.prepared.card.factor)
@@ -112,10 +112,10 @@ def edge_repeated(array: np.ndarray, box: Window) -> np.ndarray:
     return part[..., rows - rows[0], :][..., columns - columns[0]]
 
 
-def latent_profile(profile: Profile | None, factor: int) -> Profile:
+def latent_taper(taper: Taper | None, factor: int) -> Taper:
     """The weights of decoded windows at the middle of each latent."""
-    assert profile is not None
-    lines = (profile.always, profile.before, profile.after)
-    always, before, after = (None if line is None else line[factor // 2 :: factor] for line in lines)
-    assert always is not None
-    return Profile(always, before, after)
+    assert taper is not None
+    lines = (taper.base, taper.ramp_in, taper.ramp_out)
+    base, ramp_in, ramp_out = (None if line is None else line[factor // 2 :: factor] for line in lines)
+    assert base is not None
+    return Taper(base, ramp_in, ramp_out)

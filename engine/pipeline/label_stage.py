@@ -15,13 +15,13 @@ import numpy as np
 from engine.inputs.label_cleanup import REACH, clean_box, majority_box
 from engine.inputs.values import LabelSource
 from engine.job import RunOptions, SampleJob
-from engine.models.card import Card, read_card
+from engine.models.card import ModelCard, read_card
 from engine.models.files import EMBEDDED, EMBEDDED_LABELS
 from engine.planning.geometry import Window
 from engine.storage.output import Output
 
 
-def with_default_labels(job: SampleJob, card: Card) -> SampleJob:
+def with_default_labels(job: SampleJob, card: ModelCard) -> SampleJob:
     """The embedded model samples its label map with the embedded label model, where no labels are named."""
     named = (job.labels, job.label, job.label_model, job.count, job.image)
     if card.folder != EMBEDDED.resolve() or any(value is not None for value in named):
@@ -29,7 +29,7 @@ def with_default_labels(job: SampleJob, card: Card) -> SampleJob:
     return replace(job, label_model="embedded")
 
 
-def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[SampleJob, RunOptions]:
+def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[SampleJob, RunOptions]:
     """The job that samples the label map, and where it goes: beside the image's private files, until that is done.
 
     Raises:
@@ -37,20 +37,20 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
     """
     name = str(EMBEDDED_LABELS) if job.label_model == "embedded" else str(job.label_model)
     if job.label_model != "embedded" and not Path(name).is_dir():
-        raise ValueError(f"--label-model {name} is not there; pass a label model's folder, or 'embedded'")
+        raise ValueError(f"`label_model` {name} is not there; pass a label model's folder, or 'embedded'")
     labels = read_card(name)
     if labels.role != "labels":
-        raise ValueError(f"--label-model {job.label_model} samples images, not label maps; pass a label model")
+        raise ValueError(f"`label_model` {job.label_model} samples images, not label maps; pass a label model")
     if labels.label_count != len(card.labels):
         raise ValueError(
-            f"--label-model {job.label_model} makes maps of {labels.label_count} labels but the model knows "
+            f"`label_model` {job.label_model} makes maps of {labels.label_count} labels but the model knows "
             f"{len(card.labels)}; pass models that were trained on the same labels"
         )
     size = (-(-job.size[0] // labels.label_scale), -(-job.size[1] // labels.label_scale))
     side = stage_shard(job, labels)
     if labels.factor > 1 and min(size) < REACH:
         raise ValueError(
-            f"--size {job.size[0]}x{job.size[1]} has a label map of {size[0]} x {size[1]} px, "
+            f"`size` {job.size[0]}x{job.size[1]} has a label map of {size[0]} x {size[1]} px, "
             f"too small for its clean-up; choose at least {REACH * labels.label_scale} px a side"
         )
     made = SampleJob(  # never compiled: a map has too few windows to pay for it
@@ -70,7 +70,7 @@ def label_stage(job: SampleJob, options: RunOptions, card: Card) -> tuple[Sample
     return made, replace(options, out=out, preview="none", overwrite=False, json_log=None)
 
 
-def stage_shard(job: SampleJob, labels: Card) -> int:
+def stage_shard(job: SampleJob, labels: ModelCard) -> int:
     """Side of the label map's shards, px: of about as much of the image as its own, so that ranks share it."""
     window = labels.patch * labels.factor
     return max(job.shard // labels.label_scale // window, 1) * window
@@ -85,7 +85,7 @@ def stage_seed(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"label map {seed}".encode()).digest()[:8], "little") & (2**63 - 1)
 
 
-def prompt_class(prompt: str | None, labels: Card) -> int:
+def prompt_class(prompt: str | None, labels: ModelCard) -> int:
     """The class that a prompt names, by name or number; by default the first."""
     if prompt is None:
         return 0
@@ -94,10 +94,10 @@ def prompt_class(prompt: str | None, labels: Card) -> int:
     if prompt.isdigit() and int(prompt) < len(labels.labels):
         return int(prompt)
     names = ", ".join(f"{i} {name}" for i, name in enumerate(labels.labels))
-    raise ValueError(f"--prompt {prompt}: the label model knows {names}; choose one of these")
+    raise ValueError(f"`prompt` {prompt}: the label model knows {names}; choose one of these")
 
 
-def stage_source(stage: Output, card: Card, size: tuple[int, int]) -> LabelSource:
+def stage_source(stage: Output, card: ModelCard, size: tuple[int, int]) -> LabelSource:
     """The label map at the image's size, from the label stage's finished output."""
     scale = stage.provenance["label_scale"]
     if stage.provenance["one_hot"]:
@@ -105,7 +105,7 @@ def stage_source(stage: Output, card: Card, size: tuple[int, int]) -> LabelSourc
     return LabelSource(partial(cleaned, stage, card, size), "sampled")
 
 
-def enlarged(stage: Output, scale: int, card: Card, image: int, box: Window, step: int) -> np.ndarray:
+def enlarged(stage: Output, scale: int, card: ModelCard, image: int, box: Window, step: int) -> np.ndarray:
     """A box of the map at the image's size, its specks and holes voted away; nearest.
 
     What one channel a label gave has no boundaries to clean: no label lies between two others.
@@ -121,7 +121,7 @@ def enlarged(stage: Output, scale: int, card: Card, image: int, box: Window, ste
     return labels[np.ix_(rows - held.y0, columns - held.x0)]
 
 
-def cleaned(stage: Output, card: Card, size: tuple[int, int], image: int, box: Window, step: int) -> np.ndarray:
+def cleaned(stage: Output, card: ModelCard, size: tuple[int, int], image: int, box: Window, step: int) -> np.ndarray:
     """A box of the map at the image's size, after the published clean-up."""
 
     def read(window: Window) -> np.ndarray:

@@ -22,14 +22,14 @@ from engine.inputs.nuclei import published_channels
 from engine.inputs.semantic import instance_source, style_source
 from engine.inputs.values import LabelSource, Read
 from engine.pipeline.decode import to_label_levels, to_uint8
-from engine.pipeline.inpaint import Repaint
+from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.label_stage import stage_source
 from engine.pipeline.prepare import Prepared
 from engine.planning.geometry import Window
 from engine.planning.ownership import image_box
 from engine.storage.create import create
 from engine.storage.files import lock, remove
-from engine.storage.output import ZARR_VERSION, Drawing, Output
+from engine.storage.output import ZARR_VERSION, Output, SamplingRound
 from engine.storage.readers import read_integers, reads_in_boxes
 
 WHITE = 255  # of what is not wanted
@@ -51,7 +51,7 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
         if kind != device.split(":")[0]:
             raise ValueError(
                 f"{path} was begun on {kind} and this run is on {device}, whose last digits differ; "
-                f"go on with --device {kind}, or start anew with --resume never"
+                f"go on with `device` {kind}, or start anew with `resume` never"
             )
         output.sweep()
         output.merge_ledger(check=True)
@@ -102,9 +102,9 @@ def copy_inputs(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
     job, card, frames = prepared.job, prepared.card, prepared.frames
     readers: dict[str, Callable[[], np.ndarray]] = {
         "image": lambda: read_known(job, card),
-        "repaint": lambda: read_mask(job),
+        "mask": lambda: read_mask(job),
         "roi": lambda: read_region(job),
-        "style_map": lambda: read_integers(Path(str(job.style_map)), "--style-map", job.count is not None),
+        "style_map": lambda: read_integers(Path(str(job.style_map)), "`style_map`", job.count is not None),
     }
 
     def copy() -> dict[str, str]:
@@ -219,15 +219,17 @@ def stored_reader(output: Output) -> Read | None:
     return read
 
 
-class Writer:
+class ImageWriter:
     """Writes decoded shards, as they belong to one image or to a set; each is called by the shard's one writer.
 
     Args:
-        repaint: what of the image is known.
+        inpainting: what of the image is known.
     """
 
-    def __init__(self, prepared: Prepared, output: Output, drawing: Drawing, repaint: Repaint | None) -> None:
-        self.prepared, self.output, self.drawing, self.repaint = prepared, output, drawing, repaint
+    def __init__(
+        self, prepared: Prepared, output: Output, sampling_round: SamplingRound, inpainting: Inpainting | None
+    ) -> None:
+        self.prepared, self.output, self.sampling_round, self.inpainting = prepared, output, sampling_round, inpainting
         self.region = read_region(prepared.job) if prepared.job.roi else None
 
     def box(self, shard: int) -> Window:
@@ -240,17 +242,17 @@ class Writer:
         return Window(window.y0 // rows, 0, window.y1 // rows, 1)
 
     def remaining(self) -> range | np.ndarray:
-        """The shards of this drawing that no earlier run finished, in order: the same on every rank. Local.
+        """The shards of this round that no earlier run finished, in order: the same on every rank. Local.
 
         Returns:
             int64 (shards,), or a range where that says it.
         """
-        wanted, layout, images = self.prepared.wanted, self.output.layout, self.drawing.images
+        wanted, layout, images = self.prepared.wanted, self.output.layout, self.sampling_round.images
         done = self.output.earlier.get(layout.image)
         if done is None and images is None:
             return wanted
         # The shards that are wanted are those of the output, in the same order.
-        left = np.ones(len(wanted), bool) if done is None else done < self.drawing.attempt
+        left = np.ones(len(wanted), bool) if done is None else done < self.sampling_round.index
         if images is not None:
             left &= np.isin(np.arange(len(wanted)), np.array(images) // layout.group)
         return np.asarray(wanted)[left]
@@ -268,11 +270,11 @@ class Writer:
         )
         if prepared.job.count is None:
             part = image[(slice(None), *box.within(prepared.ownership.shard(shard).scaled(card.factor)))]
-            part = part if self.repaint is None else self.repaint.blend(box, part)
+            part = part if self.inpainting is None else self.inpainting.blend(box, part)
             part = part if self.region is None else np.where(self.within_region(box), part, np.uint8(WHITE))
         else:
             part = self.images(image, box)
-        self.output.write(self.output.layout.image, box, part, self.drawing.attempt)
+        self.output.write(self.output.layout.image, box, part, self.sampling_round.index)
 
     def within_region(self, box: Window) -> np.ndarray:
         """bool (h, w): the pixels of the region of interest."""
@@ -291,10 +293,10 @@ class Writer:
         height, width = self.prepared.job.size
         apart = image.reshape(len(image), box.height, -1, image.shape[2]).transpose(1, 0, 2, 3)
         apart = apart[:, :, :height, :width]
-        if self.drawing.images is None:
+        if self.sampling_round.images is None:
             return apart
         kept = self.output.read(self.output.layout.image, box)
-        drawn = np.isin(np.arange(box.y0, box.y1), self.drawing.images)
+        drawn = np.isin(np.arange(box.y0, box.y1), self.sampling_round.images)
         return np.where(drawn[:, None, None, None], apart, kept)
 
 
@@ -316,14 +318,14 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
     """Declare the output finished. Rank 0 calls this.
 
     Args:
-        rejected: how many images of each drawing were not accepted; empty where nobody asked.
+        rejected: how many images of each round were not accepted; empty where nobody asked.
     """
     output.merge_ledger(check=True)
     lost = output.lacking()
     if lost:
         raise ValueError(
             f"{lost[0]} was there and is gone; give the same command again to make it anew, "
-            "or start anew with --resume never"
+            "or start anew with `resume` never"
         )
     output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))
     output.tidy()

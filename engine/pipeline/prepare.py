@@ -17,20 +17,20 @@ import numpy as np
 
 from engine.diffusion.conditions import Condition
 from engine.inputs.condition import condition_of
-from engine.inputs.masks import check_repaint, read_roi
+from engine.inputs.masks import check_inpainting, read_roi
 from engine.inputs.read import read_inputs
 from engine.inputs.semantic import styles_of
 from engine.inputs.values import Inputs
 from engine.job import RunOptions, SampleJob
-from engine.models.card import Card, read_card
+from engine.models.card import ModelCard, read_card
 from engine.pipeline.accept import check_accept
 from engine.pipeline.label_stage import label_stage, with_default_labels
 from engine.pipeline.preview import check_preview
-from engine.planning.cover import Cover, Stack, cover_of, strided
+from engine.planning.cover import Cover, StackedCover, cover_of, strided
 from engine.planning.decode_cover import decode_cover, gaussian_pixel_cover, pixel_cover
 from engine.planning.geometry import Frames
-from engine.planning.ownership import Ownership, Rounds
-from engine.planning.plan import Ask, Plan, Planning, in_step, plan_decode, plan_level
+from engine.planning.ownership import DecodeRounds, Ownership
+from engine.planning.plan import Ask, Plan, Planning, plan_decode, plan_level, run_in_lockstep
 from engine.storage.layout import Layout
 from engine.storage.output import state_of
 from engine.storage.readers import reads_in_boxes
@@ -54,7 +54,7 @@ class Prepared:
 
     job: SampleJob
     options: RunOptions
-    cards: tuple[Card, ...]
+    cards: tuple[ModelCard, ...]
     size: int
     inputs: Inputs
     identity: dict[str, Any]
@@ -62,7 +62,7 @@ class Prepared:
     label_stage: Prepared | None = None
 
     @property
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         return self.cards[0]
 
     @cached_property
@@ -105,17 +105,17 @@ class Prepared:
         roi, w = self.inputs.roi, self.ownership.shard(shard)
         return roi is not None and not roi[w.y0 : w.y1, w.x0 : w.x1].any()
 
-    def cover(self, level: int, images: Sequence[int] | None = None, attempt: int = 0) -> Cover:
+    def cover(self, level: int, images: Sequence[int] | None = None, round_index: int = 0) -> Cover:
         """The windows of a level.
 
         Args:
             images: of a set, those that are sampled; None: all.
-            attempt: that draws them again.
+            round_index: of rejection sampling, which samples them again.
         """
         job, card, frames = self.job, self.card, self.frames
 
         def of_image(image: int) -> Cover:
-            stride, number = job.stride or card.patch, image + (attempt << 32)
+            stride, number = job.stride or card.patch, image + (round_index << 32)
             return cover_of(
                 job.cover, frames.frame, card.patch, job.seed, level, stride=stride, weights=job.weights, image=number
             )
@@ -127,7 +127,7 @@ class Prepared:
         if self.job.count is None:
             return of_image(0)
         chosen = range(self.job.count) if images is None else np.array(images)
-        return Stack(patch * scale, self.frames.frame[0] * scale, of_image, chosen)
+        return StackedCover(patch * scale, self.frames.frame[0] * scale, of_image, chosen)
 
     def asked(self, level: int, cover: Cover) -> Ask:
         """A function from windows to the labels that each is asked for, as bits, and its evaluations."""
@@ -135,25 +135,30 @@ class Prepared:
         region = None if self.inputs.roi is None else Condition(labels=self.inputs.roi)
 
         def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            present = condition.present(cover, ids)
+            label_bits = condition.label_bits(cover, ids)
             if region is not None:
-                present[region.present(cover, ids) < 2] = 0  # asks for nothing
-            return present, condition.costs(present)
+                label_bits[region.label_bits(cover, ids) < 2] = 0  # asks for nothing
+            return label_bits, condition.costs(label_bits)
 
         return ask
 
     def part(
-        self, rank: int, level: int, shares: np.ndarray | None, images: Sequence[int] | None = None, attempt: int = 0
+        self,
+        rank: int,
+        level: int,
+        shares: np.ndarray | None,
+        images: Sequence[int] | None = None,
+        round_index: int = 0,
     ) -> Planning[Plan]:
         """A rank's part of the plan of a level."""
-        cover = self.cover(level, images, attempt)
+        cover = self.cover(level, images, round_index)
         return plan_level(rank, cover, self.ownership, self.asked(level, cover), shares)
 
     def parts(self, level: int) -> list[Plan]:
         """Every rank's part of the plan of a level, made here."""
         cover = self.cover(level)
         ask = self.asked(level, cover)
-        return in_step([plan_level(rank, cover, self.ownership, ask) for rank in range(self.size)])
+        return run_in_lockstep([plan_level(rank, cover, self.ownership, ask) for rank in range(self.size)])
 
     def decode_covers(self, images: Sequence[int] | None = None) -> tuple[Cover, Cover]:
         """The decoder's windows, in latents and, with their weights, in pixels."""
@@ -182,9 +187,11 @@ class Prepared:
         cover, _ = self.decode_covers()
         if self.inputs.roi is not None:
             remaining = np.array([shard for shard in remaining if not self.empty(int(shard))])
-        rounds = Rounds(remaining, self.size)
+        rounds = DecodeRounds(remaining, self.size)
         for turn in range(len(rounds)):
-            yield from in_step([plan_decode(rank, cover, self.ownership, rounds, turn) for rank in range(self.size)])
+            yield from run_in_lockstep(
+                [plan_decode(rank, cover, self.ownership, rounds, turn) for rank in range(self.size)]
+            )
 
     def memory_bytes(self) -> int:
         """The most that one rank is expected to hold, everything included."""
@@ -193,7 +200,7 @@ class Prepared:
         rows, columns = (min(a, b) for a, b in zip(self.ownership.sides, shape, strict=True))
         share = -(-self.ownership.count // self.size) * rows * columns
         level = (6 + 2 * bool(job.image)) * share  # two of them while a checkpoint is written
-        known = [Path(name) for name in (job.image, job.repaint) if name and not reads_in_boxes(Path(name))]
+        known = [Path(name) for name in (job.image, job.mask) if name and not reads_in_boxes(Path(name))]
         held = self.inputs.nbytes + len(known) * job.size[0] * job.size[1] * card.image_channels
         level += 4 * (2 * self.contributions // self.size + card.patch**2 * int(job.batch_size or 1))
         network = sum(f.stat().st_size for c in self.cards for f in c.folder.rglob("*.safetensors")) * 4
@@ -226,7 +233,7 @@ class Prepared:
             windows.append(parts[0].windows)
             evaluations.append(parts[0].evaluations)
             condition = self.condition if level in self.guided_levels else self.condition.unguided()
-            per_rank += [int(condition.costs(part.present).sum()) for part in parts]
+            per_rank += [int(condition.costs(part.label_bits).sum()) for part in parts]
             exchanged += sum(sum(part.travelling()) for part in parts) * 4 * self.card.channels
         for part in self.decode_parts(self.wanted) if self.card.factor > 1 else ():
             before, after = part.travelling()
@@ -250,7 +257,7 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     """
     card = read_card(job.model)
     if not card.decodes:
-        raise ValueError(f"--model {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
+        raise ValueError(f"`model` {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
     job = with_default_labels(job, card).resolved(card)
     cards = style_cards(job, card)
     frames = Frames(job.size, card.factor, card.patch, job.count)
@@ -259,7 +266,7 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     check_accept(job.accept, len(card.labels) if inputs.table is None else len(inputs.table), uniform)
     roi, roi_hashes = read_roi(job, frames)
     inputs = replace(inputs, roi=roi)
-    hashes = {**inputs.hashes, **roi_hashes, **check_repaint(job, card)}
+    hashes = {**inputs.hashes, **roi_hashes, **check_inpainting(job, card)}
     stage = None
     if job.label_model:
         label_job, label_options = label_stage(job, options, card)
@@ -285,7 +292,7 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     return replace(prepared, inputs=unread)  # without what was read and worked out on the way: it is sent to all ranks
 
 
-def style_cards(job: SampleJob, card: Card) -> tuple[Card, ...]:
+def style_cards(job: SampleJob, card: ModelCard) -> tuple[ModelCard, ...]:
     """The cards of a job's styles, of the same network as the model.
 
     Raises:
@@ -295,11 +302,11 @@ def style_cards(job: SampleJob, card: Card) -> tuple[Card, ...]:
         return (card,)
     for name in styles_of(job):
         if not Path(name).is_dir():
-            raise ValueError(f"--style {name} is not there; pass model folders, separated by commas")
+            raise ValueError(f"`style` {name} is not there; pass model folders, separated by commas")
     cards = tuple(read_card(name) for name in styles_of(job))
     for name, other in zip(styles_of(job), cards, strict=True):
         if replace(other, folder=card.folder, hash="", defaults={}) != replace(card, hash="", defaults={}):
-            raise ValueError(f"--style {name} is another kind of model than {card.folder}; give one trained alike")
+            raise ValueError(f"`style` {name} is another kind of model than {card.folder}; give one trained alike")
     return cards
 
 
@@ -327,7 +334,7 @@ def output_state(path: Path, identity: dict[str, Any], options: RunOptions) -> s
         key = keys[0]
         raise ValueError(
             f"{path} holds another job: its {key} is {theirs.get(key)}, yours is {identity.get(key)}; "
-            "give the same settings to go on with it, choose another --out, or pass --overwrite to replace it"
+            "give the same settings to go on with it, choose another `out`, or pass `overwrite` to replace it"
         )
     if found["state"] == "finished":
         return "replace" if options.overwrite else "finished"
@@ -348,25 +355,25 @@ def check_machine(prepared: Prepared, local_size: int) -> None:
         raise ValueError(
             f"the plan needs {need / 2**30:.1f} GiB on this node ({local_size} ranks) "
             f"but {have / 2**30:.1f} GiB are free; "
-            "use more nodes, fewer ranks a node, a smaller --shard or --batch-size, or a smaller --size"
+            "use more nodes, fewer ranks a node, a smaller `shard` or `batch_size`, or a smaller `size`"
         )
     log = prepared.options.json_log
     if log and (Path(log).is_dir() or not Path(log).absolute().parent.is_dir()):
-        raise ValueError(f"--json-log {log}: not a file in a folder that is there; choose another")
+        raise ValueError(f"`json_log` {log}: not a file in a folder that is there; choose another")
     path = Path(prepared.options.out)
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if parent != path.absolute() and not parent.is_dir():
-        raise ValueError(f"--out {path}: {parent} is not a folder; choose another --out")
+        raise ValueError(f"`out` {path}: {parent} is not a folder; choose another `out`")
     if not os.access(parent, os.W_OK):
-        raise ValueError(f"--out {path}: {parent} cannot be written; choose another --out")
+        raise ValueError(f"`out` {path}: {parent} cannot be written; choose another `out`")
     height, width = prepared.job.size
     least = prepared.frames.images * height * width * prepared.card.image_channels // 4
     least += 2 * 4 * latents * prepared.card.channels
     free = shutil.disk_usage(parent).free
     if free < least and prepared.state != "unfinished":
         raise ValueError(
-            f"--out {path}: the result takes at least {least / 2**20:.0f} MiB "
-            f"but {free / 2**20:.0f} MiB are free there; choose another --out"
+            f"`out` {path}: the result takes at least {least / 2**20:.0f} MiB "
+            f"but {free / 2**20:.0f} MiB are free there; choose another `out`"
         )
 
 

@@ -33,13 +33,13 @@ def check_preview(options: RunOptions) -> None:
     if picture is None:
         return
     if picture.absolute() == Path(options.out).absolute():
-        raise ValueError(f"--out {options.out} and the preview would be the same file; end --out with .zarr")
+        raise ValueError(f"`out` {options.out} and the preview would be the same file; end `out` with .zarr")
     if options.preview and not picture.absolute().parent.is_dir():
-        raise ValueError(f"--preview {picture}: {picture.parent} is not a folder; make it, or pass --preview none")
+        raise ValueError(f"`preview` {picture}: {picture.parent} is not a folder; make it, or pass `preview` none")
     if picture.exists() and not is_ours(picture):
         raise ValueError(
             f"the preview would replace {picture}, which is not one of ours; "
-            "pass --preview with another name, or --preview none"
+            "pass `preview` with another name, or `preview` none"
         )
 
 

@@ -20,19 +20,27 @@ from engine.distributed.ranks import Ranks
 from engine.inputs.condition import condition_of
 from engine.models.folder import Model, check_folder, device_of, load_model
 from engine.models.optimize import check_compiles
-from engine.pipeline.accept import MOST_DRAWINGS, accepting
-from engine.pipeline.checkpointer import Keeper
-from engine.pipeline.control import Ballot
-from engine.pipeline.decode import Shelf, decode_canvas, write_pixels
-from engine.pipeline.inpaint import Repaint
-from engine.pipeline.outputs import Writer, build_pyramids, copy_inputs, open_output, sign, stored_reader, write_stored
+from engine.pipeline.accept import MOST_ROUNDS, accepting
+from engine.pipeline.checkpointer import CheckpointManager
+from engine.pipeline.control import StatusReduction
+from engine.pipeline.decode import ShardWriter, decode_canvas, write_pixels
+from engine.pipeline.inpaint import Inpainting
+from engine.pipeline.outputs import (
+    ImageWriter,
+    build_pyramids,
+    copy_inputs,
+    open_output,
+    sign,
+    stored_reader,
+    write_stored,
+)
 from engine.pipeline.prepare import Prepared
 from engine.pipeline.progress import Progress, clock, log_line
 from engine.pipeline.sampler import sample
 from engine.planning.geometry import Window
-from engine.planning.ownership import Rounds, dealt
+from engine.planning.ownership import DecodeRounds, partition_evenly
 from engine.planning.plan import Plan
-from engine.storage.output import Drawing, Output
+from engine.storage.output import Output, SamplingRound
 
 Load = Callable[[Prepared, str], list[Model]]  # and the device
 
@@ -108,12 +116,12 @@ def network_of(model: Model) -> Network:
 
 @dataclass
 class Run:
-    """What the drawings of a run share.
+    """What the sampling rounds of a run share.
 
     Args:
         models: of the styles.
         spent: seconds of each kind of work.
-        rejected: of a set, how many images of each drawing were not accepted.
+        rejected: of a set, how many images of each round were not accepted.
     """
 
     ranks: Ranks
@@ -128,46 +136,52 @@ class Run:
     def draw_all(self) -> bool:
         """Draw the image or images, and again those of a set that are not accepted; whether it ended. Collective."""
         while True:
-            drawing = self.ranks.on_root(self.output.drawing)
-            if not self.draw(drawing):
+            sampling_round = self.ranks.on_root(self.output.sampling_round)
+            if not self.draw(sampling_round):
                 return False
             if self.prepared.job.accept is None:
                 return True
-            again = self.judge(drawing)
-            self.rejected = [*drawing.rejected, len(again)]
-            if not again or drawing.attempt + 1 == MOST_DRAWINGS:
+            again = self.judge(sampling_round)
+            self.rejected = [*sampling_round.rejected, len(again)]
+            if not again or sampling_round.index + 1 == MOST_ROUNDS:
                 return True
-            following = Drawing(drawing.attempt + 1, again, self.rejected)
-            self.ranks.on_root(lambda following=following: self.output.begin_drawing(following))  # type: ignore[misc]
+            following = SamplingRound(sampling_round.index + 1, again, self.rejected)
+            self.ranks.on_root(lambda following=following: self.output.begin_round(following))  # type: ignore[misc]
 
-    def draw(self, drawing: Drawing) -> bool:
+    def draw(self, sampling_round: SamplingRound) -> bool:
         """Sample and decode what is drawn this time; whether it came to the end. Collective."""
         prepared, ranks = self.prepared, self.ranks
         canvas = Canvas(
-            ranks, prepared.ownership, prepared.card.channels, prepared.job.seed, self.device, drawing.attempt
+            ranks, prepared.ownership, prepared.card.channels, prepared.job.seed, self.device, sampling_round.index
         )
-        keeper = Keeper(ranks, self.output, canvas, prepared.options.checkpoint_every)
-        repaint = ranks.agree(lambda: Repaint(prepared)) if prepared.job.image else None
-        if repaint:
-            repaint.fill(canvas, self.models[0].encode)
-        writer = ranks.agree(lambda: Writer(prepared, self.output, drawing, repaint))
+        checkpoints = CheckpointManager(ranks, self.output, canvas, prepared.options.checkpoint_every)
+        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.image else None
+        if inpainting:
+            inpainting.fill(canvas, self.models[0].encode)
+        writer = ranks.agree(lambda: ImageWriter(prepared, self.output, sampling_round, inpainting))
         remaining = writer.remaining()
         if not len(remaining):
             return True
-        first = keeper.restore()
+        first = checkpoints.restore()
         planner = Planner(
             ranks,
-            lambda level, shares: prepared.part(ranks.rank, level, shares, drawing.images, drawing.attempt),
+            lambda level, shares: prepared.part(ranks.rank, level, shares, sampling_round.images, sampling_round.index),
         )
-        progress = self.begin_progress(planner, first, remaining, drawing)
-        ended = self.run_levels(canvas, keeper, planner, progress, first, drawing)
-        ended = ended and self.run_decode(canvas, keeper, progress, writer, remaining, drawing)
+        progress = self.begin_progress(planner, first, remaining, sampling_round)
+        ended = self.run_levels(canvas, checkpoints, planner, progress, first, sampling_round)
+        ended = ended and self.run_decode(canvas, checkpoints, progress, writer, remaining, sampling_round)
         self.spent = {kind: self.spent[kind] + seconds for kind, seconds in progress.spent.items()}
         progress.end("" if ended else f"stopped; {prepared.options.out} holds a checkpoint: {self.way_on()}")
         return ended
 
     def run_levels(
-        self, canvas: Canvas, keeper: Keeper, planner: Planner, progress: Progress, first: int, drawing: Drawing
+        self,
+        canvas: Canvas,
+        checkpoints: CheckpointManager,
+        planner: Planner,
+        progress: Progress,
+        first: int,
+        sampling_round: SamplingRound,
     ) -> bool:
         """Sample the levels that are left, with checkpoints; whether it came to the end. Collective."""
         ranks, prepared = self.ranks, self.prepared
@@ -175,30 +189,30 @@ class Run:
         job, schedule, timesteps = prepared.job, prepared.card.schedule, prepared.timesteps
         alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
         table = steps_of(str(job.solver), alpha_bar, float(job.eta or 0), schedule.rederive_noise, schedule.variance)
-        ballot = Ballot(ranks, keeper, planner, canvas.check)
+        status = StatusReduction(ranks, checkpoints, planner, canvas.check)
         told = ranks.timer.seconds["evaluate"], 0  # and evaluations
 
         def between(level: int, done: float) -> None:
             ranks.progress()
             if done >= 0.5:
-                ballot.cast()
+                status.cast()
 
         def after_level(done: int, plan: Plan) -> bool:
             nonlocal told
             now = ranks.timer.seconds["evaluate"], denoiser.evaluations
             planner.measured(now[0] - told[0], now[1] - told[1])
             told = now
-            stop, due, _ = ballot.count()
+            stop, due, _ = status.count()
             facts = {"level": done, "t": int(timesteps[done - 1]), "windows": plan.windows}
-            facts |= {"drawing": drawing.attempt} if job.accept else {}
+            facts |= {"round": sampling_round.index} if job.accept else {}
             progress.advance("evaluation", plan.evaluations, f"level {done}/{len(table)}", **facts)
             history = needs_previous(table, done)
             if stop or done == len(table):
                 ranks.agree(canvas.check)
             if stop or due or done == len(table):
-                keeper.begin(done, history)
+                checkpoints.begin(done, history)
             if stop:
-                keeper.finish()
+                checkpoints.finish()
             return stop
 
         ended = first == len(table) or sample(
@@ -219,27 +233,27 @@ class Run:
     def run_decode(
         self,
         canvas: Canvas,
-        keeper: Keeper,
+        checkpoints: CheckpointManager,
         progress: Progress,
-        writer: Writer,
+        writer: ImageWriter,
         remaining: range | np.ndarray,
-        drawing: Drawing,
+        sampling_round: SamplingRound,
     ) -> bool:
         """Decode the shards that are left; whether all are done. Collective."""
         ranks, card, decode = self.ranks, self.prepared.card, self.models[0].decode
-        shelf = Shelf(ranks, writer)
-        ballot = Ballot(ranks, keeper, check=shelf.check)
+        shard_writer = ShardWriter(ranks, writer)
+        status = StatusReduction(ranks, checkpoints, check=shard_writer.check)
 
         def after_round() -> bool:
-            stop, _, decoded = ballot.count()
+            stop, _, decoded = status.count()
             progress.advance("decode", decoded, "decoding")
             return stop
 
         if decode is None:
-            ended = write_pixels(canvas, remaining, shelf, ballot.cast, after_round)
+            ended = write_pixels(canvas, remaining, shard_writer, status.cast, after_round)
         else:
             remaining = self.leave_empty(writer, remaining)
-            cover, pixels = self.prepared.decode_covers(drawing.images)
+            cover, pixels = self.prepared.decode_covers(sampling_round.images)
             ended = decode_canvas(
                 canvas,
                 lambda latents: decode(latents * card.latents_gain),
@@ -247,32 +261,32 @@ class Run:
                 pixels=pixels,
                 factor=card.factor,
                 channels=card.image_channels,
-                rounds=Rounds(remaining, ranks.size),
-                shelf=shelf,
-                before_round=ballot.cast,
+                rounds=DecodeRounds(remaining, ranks.size),
+                shard_writer=shard_writer,
+                before_round=status.cast,
                 after_round=after_round,
             )
-        shelf.empty()
-        ranks.agree(shelf.check)
-        keeper.finish()
+        shard_writer.empty()
+        ranks.agree(shard_writer.check)
+        checkpoints.finish()
         return ended
 
-    def leave_empty(self, writer: Writer, remaining: range | np.ndarray) -> range | np.ndarray:
+    def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the shards outside the region of interest; returns the others. Collective."""
         ranks = self.ranks
         if self.prepared.inputs.roi is None:
             return remaining
-        mine = [int(remaining[i]) for i in dealt(len(remaining), ranks.size, ranks.rank)]
+        mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
         empty = {shard for shard in mine if self.prepared.empty(shard)}
         ranks.agree(lambda: writer.leave_white(sorted(empty)))
-        others = ranks.collect([shard for shard in mine if shard not in empty])
+        others = ranks.allgather([shard for shard in mine if shard not in empty])
         return np.array([shard for part in others for shard in part], np.int64)
 
-    def judge(self, drawing: Drawing) -> list[int]:
-        """The images of a drawing that are to be drawn again; each rank looks at its share. Collective."""
+    def judge(self, sampling_round: SamplingRound) -> list[int]:
+        """The images of a round that are sampled again; each rank looks at its share. Collective."""
         ranks, prepared, output = self.ranks, self.prepared, self.output
         accept = ranks.agree(lambda: accepting(str(prepared.job.accept)))
-        chosen = list(range(prepared.frames.images)) if drawing.images is None else drawing.images
+        chosen = list(range(prepared.frames.images)) if sampling_round.images is None else sampling_round.images
         labels, rows = prepared.inputs.labels, prepared.frames.frame[0]
 
         def refused(index: int) -> bool:
@@ -281,13 +295,15 @@ class Run:
             try:
                 return not accept(image, label)
             except Exception as error:  # somebody else's code
-                raise ValueError(f"--accept {prepared.job.accept} failed at image {index}: {error!r}") from error
+                raise ValueError(f"`accept` {prepared.job.accept} failed at image {index}: {error!r}") from error
 
         mine = ranks.agree(lambda: [index for index in chosen[ranks.rank :: ranks.size] if refused(index)])
-        again = sorted(index for part in ranks.collect(mine) for index in part)
-        self.say(f"drawing {drawing.attempt + 1}: {len(chosen) - len(again)} of {len(chosen)} accepted")
+        again = sorted(index for part in ranks.allgather(mine) for index in part)
+        self.say(f"round {sampling_round.index + 1}: {len(chosen) - len(again)} of {len(chosen)} accepted")
         if ranks.rank == 0 and prepared.options.json_log:
-            log_line(prepared.options.json_log, drawing=drawing.attempt, drawn=len(chosen), rejected=len(again))
+            log_line(
+                prepared.options.json_log, sampling_round=sampling_round.index, drawn=len(chosen), rejected=len(again)
+            )
         return again
 
     def spent_seconds(self, everything: float) -> dict[str, Any]:
@@ -295,7 +311,7 @@ class Run:
         self.ranks.timer.switch("other")
         kinds = self.ranks.timer.seconds
         mean = np.array(list(kinds.values())) / self.ranks.size
-        self.ranks.sum_(mean)
+        self.ranks.allreduce_array(mean)
         split = {kind: round(float(value), 3) for kind, value in zip(kinds, mean, strict=True)}
         parts = {"sampling": self.spent["evaluation"], "decoding": self.spent["decode"], "all": everything}
         return {**{name: round(value, 2) for name, value in parts.items()}, "split": split}
@@ -307,29 +323,31 @@ class Run:
             with suppress(OSError):  # nobody listens: no reason to end a run
                 print(text, flush=True)
 
-    def begin_progress(self, planner: Planner, first: int, remaining: range | np.ndarray, drawing: Drawing) -> Progress:
+    def begin_progress(
+        self, planner: Planner, first: int, remaining: range | np.ndarray, sampling_round: SamplingRound
+    ) -> Progress:
         """Say what is to be done and start to count. Collective."""
         prepared, levels, ranks = self.prepared, len(self.prepared.timesteps), self.ranks
         evaluations = planner.peek(first).evaluations * (levels - first) if first < levels else 0
         decodes = np.zeros(1, np.int64)
-        mine = dealt(len(remaining), ranks.size, ranks.rank)
+        mine = partition_evenly(len(remaining), ranks.size, ranks.rank)
         if prepared.card.factor > 1 and mine:
-            cover, _ = prepared.decode_covers(drawing.images)
-            decodes += len(mine) * len(cover.touching(prepared.ownership.shard(int(remaining[mine[0]]))))
-        ranks.sum_(decodes)
+            cover, _ = prepared.decode_covers(sampling_round.images)
+            decodes += len(mine) * len(cover.overlapping(prepared.ownership.shard(int(remaining[mine[0]]))))
+        ranks.allreduce_array(decodes)
         work = f"about {evaluations} evaluations, {int(decodes[0])} decodes, {ranks.size} ranks on {self.device}"
-        self.say(self.headline(drawing) + work + (f", from level {first}" if first else ""))
+        self.say(self.headline(sampling_round) + work + (f", from level {first}" if first else ""))
         least = prepared.card.patch * prepared.card.factor
         if min(prepared.job.size) < least:
             self.say(f"smaller than a window of {least} px: sampled on a padded canvas and cropped")
         return ranks.agree(lambda: Progress(ranks.rank, evaluations, int(decodes[0]), prepared.options.json_log))
 
-    def headline(self, drawing: Drawing) -> str:
+    def headline(self, sampling_round: SamplingRound) -> str:
         """What is drawn, in one line."""
         job, card = self.prepared.job, self.prepared.card
-        drawn = job.count if drawing.images is None else len(drawing.images)
+        drawn = job.count if sampling_round.images is None else len(sampling_round.images)
         images = "" if job.count is None else f"{drawn} images of "
-        again = f"drawing {drawing.attempt + 1} of " if drawing.attempt else ""
+        again = f"round {sampling_round.index + 1} of " if sampling_round.index else ""
         what = "label map of " if card.role == "labels" else ""
         weight = float(job.guidance or 1)
         guided = "" if weight == 1 else f"guidance {weight:g} (1 is off: omega {weight - 1:g}), "
@@ -338,5 +356,5 @@ class Run:
 
     def way_on(self) -> str:
         """How a stopped run is taken up."""
-        without = ", without --resume never," if self.prepared.options.resume == "never" else ""
+        without = ", without `resume` never," if self.prepared.options.resume == "never" else ""
         return f"the same command{without} goes on from it"

@@ -46,7 +46,7 @@ def sample(
             exchange = Exchange(canvas, plan, estimated_channels, turn=level)
         if level + 1 < len(table):
             planner.begin(level + 1)
-        with timer("evaluate"), canvas.ranks.busy():
+        with timer("evaluate"), canvas.ranks.progress_in_background():
             denoise(plan, exchange, int(timesteps[level]), level, between)
         keeps = needs_previous(table, level + 1)
         with timer("fuse"):

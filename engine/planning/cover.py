@@ -32,16 +32,16 @@ class Cover(Protocol):
     def corners(self, ids: np.ndarray) -> np.ndarray:
         """int64 (n, 2), top-left (y0, x0) of windows."""
 
-    def keep(self, ids: np.ndarray) -> np.ndarray:
+    def core(self, ids: np.ndarray) -> np.ndarray:
         """int64 (n, 4), the box (y0, x0, y1, x1) of each window that its estimate is used in."""
 
-    def touching(self, box: Window) -> np.ndarray:
+    def overlapping(self, box: Window) -> np.ndarray:
         """int64 (n,): the windows that are used in a box, in order."""
 
-    def home(self, box: Window) -> np.ndarray:
+    def owned_by(self, box: Window) -> np.ndarray:
         """int64 (n,): the windows at home in a box, by the middle of their ``keep``; each has one home."""
 
-    def lines(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def axis_weights(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """float32 (patch,) twice, where a window's weights are products of lines; else None."""
 
     def weight(self, index: int, box: Window) -> np.ndarray | None:
@@ -55,76 +55,78 @@ def windows_of(cover: Cover, ids: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Line:
+class Axis:
     """Windows along one side of a canvas, in closed form.
 
     Args:
         length: of the side; at least ``patch``.
         patch: of a window.
         stride: from one window to the next.
-        lead: the first window is used in [0, lead) alone and every other in the ``patch`` that follows; None: each is
-            used wherever it lies, and windows overlap.
+        offset: the first window's estimate is used in [0, offset) alone, every other's in the ``patch`` that follows;
+            None: each is used wherever its window lies, and windows overlap.
     """
 
     length: int
     patch: int
     stride: int
-    lead: int | None = None
+    offset: int | None = None
 
     @property
     def count(self) -> int:
-        first = self.patch if self.lead is None else self.lead
+        first = self.patch if self.offset is None else self.offset
         return 1 + -(-(self.length - first) // self.stride) if self.length > first else 1
 
-    def cells(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def cores(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 (n,) twice: where windows are used, [start, stop)."""
-        if self.lead is None:
+        if self.offset is None:
             start = self.starts(i)
             return start, start + self.patch
-        return np.maximum(self.lead + (i - 1) * self.stride, 0), np.minimum(self.lead + i * self.stride, self.length)
+        return np.maximum(self.offset + (i - 1) * self.stride, 0), np.minimum(
+            self.offset + i * self.stride, self.length
+        )
 
     def starts(self, i: np.ndarray) -> np.ndarray:
         """int64 (n,): where windows begin; one that would reach beyond the end is pushed inside."""
-        begin = i * self.stride if self.lead is None else np.maximum(self.lead + (i - 1) * self.stride, 0)
+        begin = i * self.stride if self.offset is None else np.maximum(self.offset + (i - 1) * self.stride, 0)
         return np.minimum(begin, self.length - self.patch)
 
-    def meeting(self, start: int, stop: int) -> np.ndarray:
+    def overlapping(self, start: int, stop: int) -> np.ndarray:
         """int64 (n,): the windows that are used anywhere in [start, stop)."""
-        reach = self.patch if self.lead is None else self.lead
+        reach = self.patch if self.offset is None else self.offset
         first = max(start - reach, -self.stride) // self.stride + 1
-        last = (stop - 1 - (0 if self.lead is None else self.lead)) // self.stride + (self.lead is not None)
-        if self.lead is None and stop > self.length - self.patch:
+        last = (stop - 1 - (0 if self.offset is None else self.offset)) // self.stride + (self.offset is not None)
+        if self.offset is None and stop > self.length - self.patch:
             last = self.count - 1  # pushed inside, it begins before its place
         return np.arange(max(first, 0), min(last, self.count - 1) + 1)
 
-    def home(self, start: int, stop: int) -> np.ndarray:
+    def owned_by(self, start: int, stop: int) -> np.ndarray:
         """int64 (n,): the windows whose cell has its middle in [start, stop)."""
-        near = self.meeting(start, stop)
-        low, high = self.cells(near)
+        near = self.overlapping(start, stop)
+        low, high = self.cores(near)
         middle = (low + high) // 2
         return near[(middle >= start) & (middle < stop)]
 
 
 @dataclass(frozen=True)
-class Profile:
+class Taper:
     """How much an estimate counts along one side of its window.
 
     Args:
-        always: float32 (patch,).
-        before, after: float32 (patch,), times that where there is a window before, or after; None: 1.
+        base: float32 (patch,).
+        ramp_in, ramp_out: float32 (patch,), multiply it where there is a window before, or after; None: 1.
     """
 
-    always: np.ndarray
-    before: np.ndarray | None = None
-    after: np.ndarray | None = None
+    base: np.ndarray
+    ramp_in: np.ndarray | None = None
+    ramp_out: np.ndarray | None = None
 
     def of(self, index: int, count: int) -> np.ndarray:
         """float32 (patch,): of one of ``count`` windows."""
-        line = self.always
-        if self.before is not None and index:
-            line = line * self.before
-        if self.after is not None and index < count - 1:
-            line = line * self.after
+        line = self.base
+        if self.ramp_in is not None and index:
+            line = line * self.ramp_in
+        if self.ramp_out is not None and index < count - 1:
+            line = line * self.ramp_out
         return line
 
 
@@ -133,12 +135,12 @@ class Lattice:
     """Every window of a column of rows with every window of a row of columns, numbered row by row.
 
     Args:
-        profile: of both sides; weights are products. None: the cells are disjoint.
+        taper: of both sides; weights are products. None: the cells are disjoint.
     """
 
-    rows: Line
-    columns: Line
-    profile: Profile | None = None
+    rows: Axis
+    columns: Axis
+    taper: Taper | None = None
 
     @property
     def patch(self) -> int:
@@ -151,28 +153,28 @@ class Lattice:
         row, column = np.divmod(ids, self.columns.count)
         return np.stack([self.rows.starts(row), self.columns.starts(column)], 1)
 
-    def keep(self, ids: np.ndarray) -> np.ndarray:
+    def core(self, ids: np.ndarray) -> np.ndarray:
         row, column = np.divmod(ids, self.columns.count)
-        (y0, y1), (x0, x1) = self.rows.cells(row), self.columns.cells(column)
+        (y0, y1), (x0, x1) = self.rows.cores(row), self.columns.cores(column)
         return np.stack([y0, x0, y1, x1], 1)
 
-    def touching(self, box: Window) -> np.ndarray:
-        return self._block(self.rows.meeting(box.y0, box.y1), self.columns.meeting(box.x0, box.x1))
+    def overlapping(self, box: Window) -> np.ndarray:
+        return self._block(self.rows.overlapping(box.y0, box.y1), self.columns.overlapping(box.x0, box.x1))
 
-    def home(self, box: Window) -> np.ndarray:
-        return self._block(self.rows.home(box.y0, box.y1), self.columns.home(box.x0, box.x1))
+    def owned_by(self, box: Window) -> np.ndarray:
+        return self._block(self.rows.owned_by(box.y0, box.y1), self.columns.owned_by(box.x0, box.x1))
 
     def _block(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return (rows[:, None] * self.columns.count + columns[None]).ravel()
 
-    def lines(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        if self.profile is None:
+    def axis_weights(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.taper is None:
             return None
         row, column = divmod(index, self.columns.count)
-        return self.profile.of(row, self.rows.count), self.profile.of(column, self.columns.count)
+        return self.taper.of(row, self.rows.count), self.taper.of(column, self.columns.count)
 
     def weight(self, index: int, box: Window) -> np.ndarray | None:
-        lines = self.lines(index)
+        lines = self.axis_weights(index)
         if lines is None:
             return None
         y, x = box.within(Window(*windows_of(self, np.array([index]))[0].tolist()))
@@ -190,18 +192,18 @@ def shifted(shape: tuple[int, int], patch: int, seed: int, level: int, image: in
     """
     offsets = _random(seed, level, image).integers(0, patch, 2)
     leads = (int(offset) or patch if n > patch else patch for n, offset in zip(shape, offsets, strict=True))
-    rows, columns = (Line(n, patch, patch, lead) for n, lead in zip(shape, leads, strict=True))
+    rows, columns = (Axis(n, patch, patch, offset) for n, offset in zip(shape, leads, strict=True))
     return Lattice(rows, columns)
 
 
 def strided(shape: tuple[int, int], patch: int, stride: int, weights: str) -> Lattice:
     """Windows every ``stride`` latents, the last pushed inside; overlapping estimates are averaged."""
-    rows, columns = (Line(n, patch, stride) for n in shape)
-    return Lattice(rows, columns, Profile(window_weights(weights, patch)))
+    rows, columns = (Axis(n, patch, stride) for n in shape)
+    return Lattice(rows, columns, Taper(window_weights(weights, patch)))
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RandomCover:
     """Windows that were drawn one after another: the one exception, listed over the whole canvas.
 
     Args:
@@ -219,24 +221,24 @@ class Drawn:
     def corners(self, ids: np.ndarray) -> np.ndarray:
         return self.places[ids]
 
-    def keep(self, ids: np.ndarray) -> np.ndarray:
+    def core(self, ids: np.ndarray) -> np.ndarray:
         return windows_of(self, ids)
 
-    def touching(self, box: Window) -> np.ndarray:
+    def overlapping(self, box: Window) -> np.ndarray:
         return np.unique(self.winner[box.y0 : box.y1, box.x0 : box.x1]).astype(np.int64)
 
-    def home(self, box: Window) -> np.ndarray:
+    def owned_by(self, box: Window) -> np.ndarray:
         y, x = (self.places + self.patch // 2).T
         return np.nonzero((y >= box.y0) & (y < box.y1) & (x >= box.x0) & (x < box.x1))[0]
 
-    def lines(self, index: int) -> None:
+    def axis_weights(self, index: int) -> None:
         return None
 
     def weight(self, index: int, box: Window) -> np.ndarray:
         return (self.winner[box.y0 : box.y1, box.x0 : box.x1] == index).astype(np.float32)
 
 
-def random(shape: tuple[int, int], patch: int, seed: int, level: int, image: int = 0) -> Drawn:
+def random(shape: tuple[int, int], patch: int, seed: int, level: int, image: int = 0) -> RandomCover:
     """DiffInfinite's: windows centred on latents not yet covered, until all are; the first to cover wins.
 
     Drawn one window after another over the whole canvas: time and memory grow with the canvas on every rank.
@@ -254,11 +256,11 @@ def random(shape: tuple[int, int], patch: int, seed: int, level: int, image: int
         view = winner[y : y + patch, x : x + patch]
         view[view < 0] = len(corners)
         corners.append((y, x))
-    return Drawn(patch, np.array(corners, np.int64), winner)
+    return RandomCover(patch, np.array(corners, np.int64), winner)
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedCover:
     """The covers of images of one shape that lie below one another on a canvas.
 
     Args:
@@ -280,8 +282,8 @@ class Stack:
     def corners(self, ids: np.ndarray) -> np.ndarray:
         return self._each(ids, lambda cover, own: cover.corners(own), 2)
 
-    def keep(self, ids: np.ndarray) -> np.ndarray:
-        return self._each(ids, lambda cover, own: cover.keep(own), 4)
+    def core(self, ids: np.ndarray) -> np.ndarray:
+        return self._each(ids, lambda cover, own: cover.core(own), 4)
 
     def _each(self, ids: np.ndarray, ask: Callable[[Cover, np.ndarray], np.ndarray], width: int) -> np.ndarray:
         found = np.empty((len(ids), width), np.int64)
@@ -292,36 +294,36 @@ class Stack:
             found[rows, ::2] += one * self.height
         return found
 
-    def touching(self, box: Window) -> np.ndarray:
-        return self._meeting(box, lambda cover, part: cover.touching(part))
+    def overlapping(self, box: Window) -> np.ndarray:
+        return self._meeting(box, lambda cover, part: cover.overlapping(part))
 
-    def home(self, box: Window) -> np.ndarray:
-        return self._meeting(box, lambda cover, part: cover.home(part))
+    def owned_by(self, box: Window) -> np.ndarray:
+        return self._meeting(box, lambda cover, part: cover.owned_by(part))
 
     def _meeting(self, box: Window, ask: Callable[[Cover, Window], np.ndarray]) -> np.ndarray:
         found = [np.empty(0, np.int64)]
         for image in range(box.y0 // self.height, (box.y1 - 1) // self.height + 1):
             place = np.searchsorted(self.images, image)
             if place < len(self.images) and self.images[place] == image:
-                found.append(ask(self._kept(image), self._part(box, image)) + (image << IMAGE_BITS))
+                found.append(ask(self._kept(image), self._within_image(box, image)) + (image << IMAGE_BITS))
         return np.concatenate(found)
 
-    def _part(self, box: Window, image: int) -> Window:
+    def _within_image(self, box: Window, image: int) -> Window:
         """What of a box lies in an image, from the image's corner."""
         top = image * self.height
         return Window(max(box.y0 - top, 0), box.x0, min(box.y1 - top, self.height), box.x1)
 
-    def lines(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        return self._kept(index >> IMAGE_BITS).lines(index & (2**IMAGE_BITS - 1))
+    def axis_weights(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return self._kept(index >> IMAGE_BITS).axis_weights(index & (2**IMAGE_BITS - 1))
 
     def weight(self, index: int, box: Window) -> np.ndarray | None:
         image, own = index >> IMAGE_BITS, index & (2**IMAGE_BITS - 1)
-        return self._kept(image).weight(own, self._part(box, image))
+        return self._kept(image).weight(own, self._within_image(box, image))
 
 
 def cover_of(
     kind: str, shape: tuple[int, int], patch: int, seed: int, level: int, *, stride: int, weights: str, image: int = 0
-) -> Lattice | Drawn:
+) -> Lattice | RandomCover:
     """The cover of a level, by its name.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.planning.cover import Lattice, Profile, strided
+from engine.planning.cover import Lattice, Taper, strided
 
 TRIM = 0.25  # share of the overlap at a window's border that its neighbour decides alone
 
@@ -28,7 +28,7 @@ def pixel_cover(cover: Lattice, factor: int, overlap: int) -> Lattice:
     ramp = max(min(overlap, cover.patch // 2) * factor, 1)
     s = np.clip(((np.arange(cover.patch * factor) + 0.5) / ramp - TRIM) / (1 - 2 * TRIM), 0, 1)
     rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(np.float32)  # never zero: a sum of weights divides
-    return scaled(cover, factor, Profile(np.ones_like(rising), rising, rising[::-1]))
+    return scaled(cover, factor, Taper(np.ones_like(rising), rising, rising[::-1]))
 
 
 def gaussian_pixel_cover(cover: Lattice, factor: int) -> Lattice:
@@ -37,13 +37,13 @@ def gaussian_pixel_cover(cover: Lattice, factor: int) -> Lattice:
     Source: Large-Image-Diffusion's merging of decoded windows (Graikos et al. 2024, arXiv:2312.07330).
     """
     r = np.linspace(-1, 1, cover.patch * factor)
-    return scaled(cover, factor, Profile(np.exp(-((r / 0.8) ** 2)).astype(np.float32)))
+    return scaled(cover, factor, Taper(np.exp(-((r / 0.8) ** 2)).astype(np.float32)))
 
 
-def scaled(cover: Lattice, factor: int, profile: Profile) -> Lattice:
+def scaled(cover: Lattice, factor: int, taper: Taper) -> Lattice:
     """A lattice of overlapping windows in units ``factor`` times finer, with new weights."""
     rows, columns = (
         replace(line, length=line.length * factor, patch=line.patch * factor, stride=line.stride * factor)
         for line in (cover.rows, cover.columns)
     )
-    return Lattice(rows, columns, profile)
+    return Lattice(rows, columns, taper)

@@ -44,16 +44,16 @@ class Ownership:
         return shards * self.size // self.count
 
     def owned(self, rank: int) -> range:
-        return dealt(self.count, self.size, rank)
+        return partition_evenly(self.count, self.size, rank)
 
-    def meeting(self, box: Window) -> list[int]:
+    def overlapping(self, box: Window) -> list[int]:
         """The shards that a box of the canvas meets."""
         rows = range(box.y0 // self.sides[0], (box.y1 - 1) // self.sides[0] + 1)
         columns = range(box.x0 // self.sides[1], (box.x1 - 1) // self.sides[1] + 1)
         return [row * self.columns + column for row in rows for column in columns]
 
 
-def dealt(count: int, size: int, rank: int) -> range:
+def partition_evenly(count: int, size: int, rank: int) -> range:
     """What a rank is dealt of ``count`` things, in contiguous runs whose lengths differ by one at most.
 
     Thing i goes to rank i size // count.
@@ -64,7 +64,9 @@ def dealt(count: int, size: int, rank: int) -> range:
     return range(-(-rank * count // size), -(-(rank + 1) * count // size))
 
 
-def deal(costs: np.ndarray, before: int, total: int, size: int, shares: np.ndarray | None = None) -> np.ndarray:
+def partition_by_cost(
+    costs: np.ndarray, before: int, total: int, size: int, shares: np.ndarray | None = None
+) -> np.ndarray:
     """The rank of each thing of a line of things, in runs of equal cost, to within the cost of one thing.
 
     Args:
@@ -83,17 +85,17 @@ def deal(costs: np.ndarray, before: int, total: int, size: int, shares: np.ndarr
 
 @dataclass(frozen=True)
 class Pieces:
-    """Where boxes meet shards: row i says that ``box[i]`` of item ``item[i]`` lies in shard ``shard[i]``."""
+    """Where boxes meet shards: row i says that ``box[i]`` of key ``key[i]`` lies in shard ``shard[i]``."""
 
-    item: np.ndarray
+    key: np.ndarray
     shard: np.ndarray
     box: np.ndarray  # (n, 4): y0, x0, y1, x1
 
     def __len__(self) -> int:
-        return len(self.item)
+        return len(self.key)
 
     def __getitem__(self, rows: np.ndarray) -> Pieces:
-        return Pieces(self.item[rows], self.shard[rows], self.box[rows])
+        return Pieces(self.key[rows], self.shard[rows], self.box[rows])
 
     def window(self, row: int) -> Window:
         return Window(*(int(v) for v in self.box[row]))
@@ -104,7 +106,7 @@ class Pieces:
 
 
 def cut_by_shards(boxes: np.ndarray, ownership: Ownership) -> Pieces:
-    """Cut boxes (n, 4) along the shards; ordered by item, then shard."""
+    """Cut boxes (n, 4) along the shards; ordered by key, then shard."""
     sides = np.array(ownership.sides)
     first = boxes[:, :2] // sides
     last = (boxes[:, 2:] - 1) // sides
@@ -113,30 +115,28 @@ def cut_by_shards(boxes: np.ndarray, ownership: Ownership) -> Pieces:
     for dy in range(int(spans[0])):
         for dx in range(int(spans[1])):
             sy, sx = first[:, 0] + dy, first[:, 1] + dx
-            items = np.nonzero((sy <= last[:, 0]) & (sx <= last[:, 1]))[0]
-            corner = np.stack([sy[items], sx[items]], 1) * sides
-            box = np.concatenate(
-                [np.maximum(boxes[items, :2], corner), np.minimum(boxes[items, 2:], corner + sides)], 1
-            )
-            found.append(Pieces(items, sy[items] * ownership.columns + sx[items], box))
-    merged = Pieces(*(np.concatenate([getattr(p, name) for p in found]) for name in ("item", "shard", "box")))
-    return merged[np.lexsort((merged.shard, merged.item))]
+            keys = np.nonzero((sy <= last[:, 0]) & (sx <= last[:, 1]))[0]
+            corner = np.stack([sy[keys], sx[keys]], 1) * sides
+            box = np.concatenate([np.maximum(boxes[keys, :2], corner), np.minimum(boxes[keys, 2:], corner + sides)], 1)
+            found.append(Pieces(keys, sy[keys] * ownership.columns + sx[keys], box))
+    merged = Pieces(*(np.concatenate([getattr(p, name) for p in found]) for name in ("key", "shard", "box")))
+    return merged[np.lexsort((merged.shard, merged.key))]
 
 
 def bounding_pieces(pieces: Pieces) -> Pieces:
-    """For every (item, shard) the smallest box that holds all its pieces; ordered by item, then shard."""
+    """For every (key, shard) the smallest box that holds all its pieces; ordered by key, then shard."""
     if not len(pieces):
         return pieces
-    pieces = pieces[np.lexsort((pieces.shard, pieces.item))]
-    item, shard, box = pieces.item, pieces.shard, pieces.box
-    new = np.nonzero(np.r_[True, (np.diff(item) != 0) | (np.diff(shard) != 0)])[0]
+    pieces = pieces[np.lexsort((pieces.shard, pieces.key))]
+    key, shard, box = pieces.key, pieces.shard, pieces.box
+    new = np.nonzero(np.r_[True, (np.diff(key) != 0) | (np.diff(shard) != 0)])[0]
     low = np.minimum.reduceat(box[:, :2], new, axis=0)
     high = np.maximum.reduceat(box[:, 2:], new, axis=0)
-    return Pieces(item[new], shard[new], np.concatenate([low, high], 1))
+    return Pieces(key[new], shard[new], np.concatenate([low, high], 1))
 
 
 @dataclass(frozen=True)
-class Rounds:
+class DecodeRounds:
     """The shards that are still to be written, dealt in contiguous runs; each rank writes one a round.
 
     Args:
@@ -152,7 +152,7 @@ class Rounds:
 
     def shards(self, rank: int, turn: int) -> list[int]:
         """What a rank writes in a round: one shard or none."""
-        run = dealt(len(self.remaining), self.size, rank)
+        run = partition_evenly(len(self.remaining), self.size, rank)
         return [int(self.remaining[run[turn]])] if turn < len(run) else []
 
     def writer(self, shards: np.ndarray, turn: int) -> np.ndarray:

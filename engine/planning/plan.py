@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.planning.cover import Cover, windows_of
 from engine.planning.geometry import Window
-from engine.planning.ownership import Ownership, Pieces, Rounds, bounding_pieces, cut_by_shards, deal
+from engine.planning.ownership import DecodeRounds, Ownership, Pieces, bounding_pieces, cut_by_shards, partition_by_cost
 
 Messages = dict[int, np.ndarray]  # rank -> int64
 Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # windows -> uint64 labels as bits, int64 evaluations
@@ -24,20 +24,20 @@ P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class Sum:
+class PrefixSumRequest:
     """Asks for int64 (2, k): the sums over the ranks before this one, and over all."""
 
     values: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Post:
+class SparseExchangeRequest:
     """Asks for messages to be delivered; the answer is what this rank was sent: sender -> message."""
 
     messages: Messages
 
 
-Planning = Generator[Sum | Post, Any, P]
+Planning = Generator[PrefixSumRequest | SparseExchangeRequest, Any, P]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Plan:
         cover: of all windows.
         ids: int64 (n,), the windows that this rank evaluates.
         present: uint64 (n,), the labels that each is asked for, as bits.
-        tile: int64 (n,), which tile each window is cut from.
-        tiles: int64 (k, 4), boxes of the canvas that hold windows that lie near each other.
-        beyond: bool (k,), whether a tile's windows may reach into others' shards.
+        block: int64 (n,), which block each window is cut from.
+        blocks: int64 (k, 4), boxes of the canvas that hold windows that lie near each other.
+        beyond: bool (k,), whether a block's windows may reach into others' shards.
         shards: that this rank fuses.
         gives, gets: what travels before: boxes of own shards with the rank that reads them (``item``), and of others'
             shards with the rank that owns them.
@@ -67,17 +67,17 @@ class Plan:
     cover: Cover
     source: Ownership
     ids: np.ndarray
-    present: np.ndarray
-    tile: np.ndarray
-    tiles: np.ndarray
-    beyond: np.ndarray
+    label_bits: np.ndarray
+    block: np.ndarray
+    blocks: np.ndarray
+    needs_halo: np.ndarray
     shards: Sequence[int]
-    gives: Pieces
-    gets: Pieces
-    sends: Pieces
-    writer: np.ndarray
-    takes: Pieces
-    sender: np.ndarray
+    halo_sends: Pieces
+    halo_recvs: Pieces
+    estimate_sends: Pieces
+    dest_rank: np.ndarray
+    estimate_recvs: Pieces
+    source_rank: np.ndarray
     windows: int = 0
     evaluations: int = 0
 
@@ -90,7 +90,7 @@ class Plan:
 
     def travelling(self) -> tuple[int, int]:
         """Canvas elements (per channel) that this rank is sent: (before the evaluations, after them)."""
-        return int(self.gets.areas.sum()), int(self.takes.areas.sum())
+        return int(self.halo_recvs.areas.sum()), int(self.estimate_recvs.areas.sum())
 
 
 def plan_level(
@@ -104,17 +104,17 @@ def plan_level(
 
     Args:
         ask: what each window is asked for, and what that costs.
-        shares: see ``deal``.
+        shares: see ``partition_by_cost``.
     """
     own = ownership.owned(rank)
-    at_home = [cover.home(ownership.shard(shard)) for shard in own]
+    at_home = [cover.owned_by(ownership.shard(shard)) for shard in own]
     ids = np.concatenate([*at_home, np.empty(0, np.int64)])
-    present, costs = ask(ids)
-    table = np.stack([np.repeat(np.array(own, np.int64), list(map(len, at_home))), ids, present.view(np.int64)], 1)
-    before, total = yield Sum((int(costs.sum()), len(ids)))
+    label_bits, costs = ask(ids)
+    table = np.stack([np.repeat(np.array(own, np.int64), list(map(len, at_home))), ids, label_bits.view(np.int64)], 1)
+    before, total = yield PrefixSumRequest((int(costs.sum()), len(ids)))
     asked = np.nonzero(costs)[0]  # a window that costs nothing is neither read nor used
-    target = deal(costs[asked], int(before[0]), int(total[0]), ownership.size, shares)
-    left = yield Post({int(to): table[asked[target == to]] for to in np.unique(target)})
+    target = partition_by_cost(costs[asked], int(before[0]), int(total[0]), ownership.size, shares)
+    left = yield SparseExchangeRequest({int(to): table[asked[target == to]] for to in np.unique(target)})
     table = np.concatenate([np.empty(0, np.int64), *map(np.ravel, left.values())]).reshape(-1, 3)
     table = table[np.lexsort((table[:, 1], table[:, 0]))]
     found = yield from part_of(rank, cover, ownership, table, own, ownership.owner)
@@ -138,47 +138,47 @@ def part_of(
     """
     phase = phases(rank, cover, ownership, table[:, 1], writer_of)
     order = np.argsort(phase, kind="stable")
-    phase, (near, ids, present) = phase[order], table[order].T
-    tile = np.cumsum(np.r_[0, (np.diff(near) != 0) | (np.diff(phase) != 0)])[: len(ids)]
+    phase, (near, ids, label_bits) = phase[order], table[order].T
+    block = np.cumsum(np.r_[0, (np.diff(near) != 0) | (np.diff(phase) != 0)])[: len(ids)]
     boxes = windows_of(cover, ids)
-    sends = cut_by_shards(cover.keep(ids), ownership)
-    sends = sends[writer_of(sends.shard) >= 0]
-    writer = writer_of(sends.shard)
+    estimate_sends = cut_by_shards(cover.core(ids), ownership)
+    estimate_sends = estimate_sends[writer_of(estimate_sends.shard) >= 0]
+    dest_rank = writer_of(estimate_sends.shard)
     reads = cut_by_shards(boxes, ownership)
-    gets = bounding_pieces(Pieces(ownership.owner(reads.shard), reads.shard, reads.box))
-    gets = gets[gets.item != rank]
+    halo_recvs = bounding_pieces(Pieces(ownership.owner(reads.shard), reads.shard, reads.box))
+    halo_recvs = halo_recvs[halo_recvs.key != rank]
     messages = {}
-    for to in (set(gets.item.tolist()) | set(writer.tolist())) - {rank}:
-        asked, told = gets[gets.item == to], sends[writer == to]
+    for to in (set(halo_recvs.key.tolist()) | set(dest_rank.tolist())) - {rank}:
+        asked, told = halo_recvs[halo_recvs.key == to], estimate_sends[dest_rank == to]
         parts = (
             [len(asked)],
             np.column_stack([asked.shard, asked.box]).ravel(),
-            np.column_stack([ids[told.item], told.shard, told.box]).ravel(),
+            np.column_stack([ids[told.key], told.shard, told.box]).ravel(),
         )
         messages[to] = np.concatenate(parts).astype(np.int64)
-    heard = yield Post(messages)
+    heard = yield SparseExchangeRequest(messages)
     given, taken = [np.empty((0, 6), np.int64)], [np.empty((0, 7), np.int64)]
-    for sender, message in heard.items():
+    for source_rank, message in heard.items():
         cut = 1 + 5 * int(message[0])
         for listed, found in ((message[1:cut].reshape(-1, 5), given), (message[cut:].reshape(-1, 6), taken)):
-            found.append(np.column_stack([np.full(len(listed), sender), listed]))
+            found.append(np.column_stack([np.full(len(listed), source_rank), listed]))
     give, take = np.concatenate(given), np.concatenate(taken)
     return Plan(
         rank=rank,
         cover=cover,
         source=ownership,
         ids=ids,
-        present=present.view(np.uint64),
-        tile=tile,
-        tiles=bounding_pieces(Pieces(tile, np.zeros_like(tile), boxes)).box,
-        beyond=phase[np.unique(tile, return_index=True)[1]] == 1,
+        label_bits=label_bits.view(np.uint64),
+        block=block,
+        blocks=bounding_pieces(Pieces(block, np.zeros_like(block), boxes)).box,
+        needs_halo=phase[np.unique(block, return_index=True)[1]] == 1,
         shards=shards,
-        gives=Pieces(give[:, 0], give[:, 1], give[:, 2:]),
-        gets=gets,
-        sends=sends,
-        writer=writer,
-        takes=Pieces(take[:, 1], take[:, 2], take[:, 3:]),
-        sender=take[:, 0],
+        halo_sends=Pieces(give[:, 0], give[:, 1], give[:, 2:]),
+        halo_recvs=halo_recvs,
+        estimate_sends=estimate_sends,
+        dest_rank=dest_rank,
+        estimate_recvs=Pieces(take[:, 1], take[:, 2], take[:, 3:]),
+        source_rank=take[:, 0],
     )
 
 
@@ -188,23 +188,23 @@ def phases(
     """When windows are evaluated: 1 those that other ranks' shards have a part in; half of the others before, 0, and
     half after, 2.
     """
-    reads, sends = cut_by_shards(windows_of(cover, ids), ownership), cut_by_shards(cover.keep(ids), ownership)
+    reads, estimate_sends = cut_by_shards(windows_of(cover, ids), ownership), cut_by_shards(cover.core(ids), ownership)
     alone = np.ones(len(ids), bool)
-    alone[reads.item[ownership.owner(reads.shard) != rank]] = False
-    alone[sends.item[writer_of(sends.shard) != rank]] = False
+    alone[reads.key[ownership.owner(reads.shard) != rank]] = False
+    alone[estimate_sends.key[writer_of(estimate_sends.shard) != rank]] = False
     return np.where(alone, 2 * (np.cumsum(alone) > alone.sum() / 2), 1)
 
 
-def plan_decode(rank: int, cover: Cover, ownership: Ownership, rounds: Rounds, turn: int) -> Planning[Plan]:
+def plan_decode(rank: int, cover: Cover, ownership: Ownership, rounds: DecodeRounds, turn: int) -> Planning[Plan]:
     """A rank's part of one round of decoding: the windows that touch its shard, but for those that are a neighbour's.
 
     A window is decoded once a round, by the writer of the first shard of the round that it touches.
     """
     own = rounds.shards(rank, turn)
-    ids = cover.touching(ownership.shard(own[0])) if own else np.empty(0, np.int64)
-    touched = cut_by_shards(cover.keep(ids), ownership)
+    ids = cover.overlapping(ownership.shard(own[0])) if own else np.empty(0, np.int64)
+    touched = cut_by_shards(cover.core(ids), ownership)
     touched = touched[rounds.writer(touched.shard, turn) >= 0]
-    windows, first = np.unique(touched.item, return_index=True)  # the first of each: pieces are in order
+    windows, first = np.unique(touched.key, return_index=True)  # the first of each: pieces are in order
     ids = ids[windows[touched.shard[first] == own]] if own else ids
     near = np.full(len(ids), own[0] if own else 0)
     table = np.stack([near, ids, np.ones_like(ids)], 1)
@@ -212,7 +212,7 @@ def plan_decode(rank: int, cover: Cover, ownership: Ownership, rounds: Rounds, t
     return found
 
 
-def in_step(parts: Sequence[Planning[P]]) -> list[P]:
+def run_in_lockstep(parts: Sequence[Planning[P]]) -> list[P]:
     """Run all ranks' parts in one process."""
     results: list[Any] = [None] * len(parts)
     answers: list[Any] = [None] * len(parts)
@@ -225,11 +225,11 @@ def in_step(parts: Sequence[Planning[P]]) -> list[P]:
                 results[rank] = end.value
         if not asked:
             return results
-        if isinstance(asked[0], Sum):
+        if isinstance(asked[0], PrefixSumRequest):
             totals = np.cumsum([[0] * len(asked[0].values), *(one.values for one in asked)], 0)
             answers = [(before, totals[-1]) for before in totals]
         else:
             answers = [
-                {sender: one.messages[rank] for sender, one in enumerate(asked) if rank in one.messages}
+                {source_rank: one.messages[rank] for source_rank, one in enumerate(asked) if rank in one.messages}
                 for rank in range(len(parts))
             ]

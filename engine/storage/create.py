@@ -31,7 +31,7 @@ def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping
         building.rename(path)
     except OSError:
         shutil.rmtree(building)
-        raise ValueError(f"{path} was made by another run meanwhile; wait for it, or choose another --out") from None
+        raise ValueError(f"{path} was made by another run meanwhile; wait for it, or choose another `out`") from None
 
 
 CODECS = [ZstdCodec(level=1, checksum=True)]

@@ -61,7 +61,7 @@ def lock(path: Path) -> IO[str]:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{path} is being written by another run; wait for it, or choose another --out") from None
+        raise ValueError(f"{path} is being written by another run; wait for it, or choose another `out`") from None
     except OSError:
         pass  # a file system without locks
     return held

@@ -45,16 +45,16 @@ ZARR_VERSION = zarr.__version__
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingRound:
     """What is drawn at a time: at first everything, then those images of a set that were not accepted.
 
     Args:
-        attempt: counted from 0.
+        index: counted from 0.
         images: None: all there are.
-        rejected: how many images of each drawing before this one were not accepted.
+        rejected: how many images of each round before this one were not accepted.
     """
 
-    attempt: int = 0
+    index: int = 0
     images: list[int] | None = None
     rejected: list[int] = field(default_factory=list)
 
@@ -63,18 +63,18 @@ class Finished(NamedTuple):
     """A line of the ledger: a shard that is on disk.
 
     Args:
-        attempt: of a set, the drawing in which it was written.
+        round_index: of a set, the round in which it was written.
     """
 
     array: str
     box: Window
     sha256: str
-    attempt: int = 0
+    round_index: int = 0
 
     def text(self) -> str:
         box = self.box
         line = {"array": self.array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": self.sha256}
-        return json.dumps({**line, "attempt": self.attempt} if self.attempt else line) + "\n"
+        return json.dumps({**line, "round": self.round_index} if self.round_index else line) + "\n"
 
 
 class Output:
@@ -110,7 +110,7 @@ class Output:
             try:
                 found = self.group[name]
             except (KeyError, OSError) as error:
-                raise ValueError(f"{path} is gone ({error}); put it back, or start anew with --resume never") from None
+                raise ValueError(f"{path} is gone ({error}); put it back, or start anew with `resume` never") from None
             assert isinstance(found, zarr.Array)
             self.opened[path] = found
         return self.opened[path]
@@ -121,10 +121,10 @@ class Output:
             return (slice(box.y0, box.y1),)
         return (..., slice(box.y0, box.y1), slice(box.x0, box.x1))
 
-    def write(self, name: str, box: Window, data: np.ndarray, attempt: int = 0) -> None:
+    def write(self, name: str, box: Window, data: np.ndarray, round_index: int = 0) -> None:
         """Write one whole shard and enter it in this rank's ledger. Its one writer calls this."""
         self.array(name)[self.index(box)] = data
-        self.record(Finished(name, box, digest(data), attempt))
+        self.record(Finished(name, box, digest(data), round_index))
 
     def read(self, name: str, box: Window) -> np.ndarray:
         """What is stored in a box.
@@ -177,7 +177,7 @@ class Output:
     def ledger(self) -> Iterator[Finished]:
         """The lines of all ranks' ledgers, one after another; what names no shard, as a torn last line, is passed over.
 
-        The ranks' lines are in no order: of those about one shard that of the latest drawing counts.
+        The ranks' lines are in no order: of those about one shard that of the latest round counts.
         """
         for file in (self.private / "ledger.jsonl", *sorted((self.private / "ledger").glob("*.jsonl"))):
             if not file.exists():
@@ -186,10 +186,13 @@ class Output:
                 for text in stream:
                     try:
                         line = json.loads(text)
-                        box, attempt = Window(*map(int, line["box"])), int(line.get("attempt", 0))
+                        box, round_index = (
+                            Window(*map(int, line["box"])),
+                            int(line.get("round", line.get("attempt", 0))),
+                        )
                         boxes = self.shards[line["array"]]
-                        if boxes[boxes.index_of(box)] == box and attempt in range(128):
-                            yield Finished(line["array"], box, str(line["sha256"]), attempt)
+                        if boxes[boxes.index_of(box)] == box and round_index in range(128):
+                            yield Finished(line["array"], box, str(line["sha256"]), round_index)
                     except (ValueError, LookupError, TypeError, AttributeError):
                         continue
 
@@ -203,7 +206,7 @@ class Output:
         return {name: self.layout.boxes(level) for name, level in self.layout.arrays()}
 
     def latest(self) -> dict[str, np.ndarray]:
-        """Of every array that has any finished shard: int8 (shards,), the drawing that each was last finished in.
+        """Of every array that has any finished shard: int8 (shards,), the round that each was last finished in.
 
         -1: it is not finished. Reads the ledger through.
         """
@@ -213,7 +216,7 @@ class Output:
             if name not in found:
                 found[name] = np.full(len(self.shards[name]), -1, np.int8)
             place = self.place(shard)
-            found[name][place] = max(found[name][place], shard.attempt)
+            found[name][place] = max(found[name][place], shard.round_index)
         return found
 
     def merge_ledger(self, check: bool = False) -> None:
@@ -227,7 +230,7 @@ class Output:
         with merged.open("w") as stream:
             for shard in self.ledger():
                 place = self.place(shard)
-                if latest[shard.array][place] != shard.attempt:
+                if latest[shard.array][place] != shard.round_index:
                     continue
                 latest[shard.array][place] = -1  # one line is enough
                 if not check or file_size(self.shard_file(shard.array, shard.box)):
@@ -255,17 +258,17 @@ class Output:
         zarr.create_array(str(path), data=data, chunks=chunks, compressors=CODECS, overwrite=True)
         return str(path)
 
-    # -- a set's drawings --
+    # -- a set's rounds of rejection sampling --
 
-    def drawing(self) -> Drawing:
-        """Which drawing is under way."""
-        path = self.private / "drawing.json"
-        return Drawing(**json.loads(path.read_text())) if path.exists() else Drawing()
+    def sampling_round(self) -> SamplingRound:
+        """Which round is under way."""
+        path = self.private / "round.json"
+        return SamplingRound(**json.loads(path.read_text())) if path.exists() else SamplingRound()
 
-    def begin_drawing(self, drawing: Drawing) -> None:
+    def begin_round(self, sampling_round: SamplingRound) -> None:
         """Draw some images again, from noise. Rank 0 calls this."""
         self.drop_checkpoints()
-        write_json(self.private / "drawing.json", asdict(drawing))
+        write_json(self.private / "round.json", asdict(sampling_round))
 
     # -- checkpoints --
 
@@ -285,7 +288,7 @@ class Output:
             return None
         except (ValueError, KeyError, TypeError):
             pass
-        raise ValueError(f"{path} is damaged; start anew with --resume never")
+        raise ValueError(f"{path} is damaged; start anew with `resume` never")
 
     def make_slots(self, shape: tuple[int, int, int], sides: tuple[int, int]) -> None:
         """Make what checkpoints are written to. Rank 0 calls this."""
@@ -330,9 +333,9 @@ class Output:
         try:
             data = np.asarray(self.slot_array(slot, name)[:, box.y0 : box.y1, box.x0 : box.x1])
         except Exception as error:  # zarr raises what its codecs and stores raise
-            raise ValueError(f"checkpoint {path} is damaged ({error}); start anew with --resume never") from error
+            raise ValueError(f"checkpoint {path} is damaged ({error}); start anew with `resume` never") from error
         if np.isnan(data).any():
-            raise ValueError(f"checkpoint {path} lacks latents {box}; start anew with --resume never")
+            raise ValueError(f"checkpoint {path} lacks latents {box}; start anew with `resume` never")
         return data
 
     def drop_checkpoints(self) -> None:
@@ -344,7 +347,7 @@ class Output:
     def tidy(self) -> None:
         """Remove what only an unfinished output needs. Rank 0 calls this."""
         self.drop_checkpoints()
-        (self.private / "drawing.json").unlink(missing_ok=True)
+        (self.private / "round.json").unlink(missing_ok=True)
         for name in ("labels.zarr", "inputs"):
             shutil.rmtree(self.private / name, ignore_errors=True)
 
@@ -375,5 +378,5 @@ def state_of(path: Path) -> dict[str, Any] | None:
         return attributes
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         raise ValueError(
-            f"{path} is there but is no output of engine.sample; remove it yourself, or choose another --out"
+            f"{path} is there but is no output of engine.sample; remove it yourself, or choose another `out`"
         ) from None

@@ -44,7 +44,7 @@ def read_picture(path: Path, option: str, channels: int, size: tuple[int, int]) 
     if found.shape[1:] != size:
         raise ValueError(
             f"{option} {path} is {found.shape[1]} x {found.shape[2]} px but the canvas is {size[0]} x {size[1]} px; "
-            f"pass --size {found.shape[1]}x{found.shape[2]}"
+            f"pass `size` {found.shape[1]}x{found.shape[2]}"
         )
     return found
 

@@ -47,7 +47,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients]).cpu().numpy()
-    ranks.sum_(flat)
+    ranks.allreduce_array(flat)
     flat /= ranks.size
     offset = 0
     for g in gradients:
@@ -161,7 +161,7 @@ class Trainer:
             self.ema.update(self.network)
             self.step += 1
             # All ranks must agree when the time is over: rank 0's clock rules.
-            self.seconds = self.ranks.share(self.seconds + time.monotonic() - start)
+            self.seconds = self.ranks.bcast(self.seconds + time.monotonic() - start)
             figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
             if log and (time.monotonic() - shown > 10 or self.done >= 1.0):
                 shown = time.monotonic()

@@ -20,7 +20,7 @@ RANKS = world()
 @pytest.fixture
 def ranks() -> Iterator[Ranks]:
     yield RANKS
-    RANKS.settle()
+    RANKS.flush()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -33,7 +33,7 @@ def pytest_runtest_call(item):
     except BaseException as error:  # pytest.fail, of pytest.raises, is no Exception
         problem = f"{type(error).__name__}: {error}"
         failed = error
-    problems = [f"rank {rank}: {text}" for rank, text in enumerate(RANKS.collect(problem)) if text]
+    problems = [f"rank {rank}: {text}" for rank, text in enumerate(RANKS.allgather(problem)) if text]
     if problem:
         raise failed
     if problems:

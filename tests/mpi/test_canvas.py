@@ -18,7 +18,7 @@ SHAPE, SIDE, PATCH = (70, 93), 24, 16
 def field(canvas):
     """The whole canvas, on every rank: for tests only."""
     whole = torch.full((canvas.channels, *SHAPE), float("nan"))
-    for part in canvas.ranks.collect({s: x.numpy() for s, x in canvas.x.items()}):
+    for part in canvas.ranks.allgather({s: x.numpy() for s, x in canvas.x.items()}):
         for shard, x in part.items():
             box = canvas.ownership.shard(shard)
             whole[:, box.y0 : box.y1, box.x0 : box.x1] = torch.from_numpy(x)

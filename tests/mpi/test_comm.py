@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.distributed.collectives import Ahead, Vote
+from engine.distributed.collectives import PendingSum, PlanTask
 from engine.distributed.planner import Planner
 from engine.distributed.ranks import AgreedError
-from engine.distributed.transfer import Receiving, Sending
-from engine.planning.plan import Post, Sum, in_step
+from engine.distributed.transfer import ReceiveBuffer, SendBuffer
+from engine.planning.plan import PrefixSumRequest, SparseExchangeRequest, run_in_lockstep
 
 
 def test_pieces_arrive_whole_and_in_order_between_all_pairs(ranks):
@@ -15,9 +15,9 @@ def test_pieces_arrive_whole_and_in_order_between_all_pairs(ranks):
 
     others = [rank for rank in range(ranks.size) if rank != ranks.rank]
     expected = {s: torch.cat([piece(s, ranks.rank, i).ravel() for i in range(3)]) for s in others}
-    receiving = {source: Receiving(ranks, source, 7, len(expected[source]), "cpu") for source in others}
+    receiving = {source: ReceiveBuffer(ranks, source, 7, len(expected[source]), "cpu") for source in others}
     for target in others:
-        Sending(ranks, target, 7, [piece(ranks.rank, target, i) for i in range(3)])
+        SendBuffer(ranks, target, 7, [piece(ranks.rank, target, i) for i in range(3)])
     for source in others:
         assert torch.equal(receiving[source].tensor(), expected[source])
     ranks.wait_until(lambda: not ranks.unsent)
@@ -25,24 +25,24 @@ def test_pieces_arrive_whole_and_in_order_between_all_pairs(ranks):
 
 def asks(rank, size):
     """A plan that asks everything: to write to every third rank after its own, twice, and for a sum."""
-    before, total = yield Sum((rank + 1, 1))
+    before, total = yield PrefixSumRequest((rank + 1, 1))
     heard = []
     for turn in range(2):
         targets = range((rank + turn) % 3, size, 3)
-        heard.append((yield Post({to: np.array([rank, to, turn]) for to in targets})))
+        heard.append((yield SparseExchangeRequest({to: np.array([rank, to, turn]) for to in targets})))
     return before.tolist(), total.tolist(), heard
 
 
 def test_what_plans_ask_is_answered_as_in_one_process(ranks):
-    expected = in_step([asks(rank, ranks.size) for rank in range(ranks.size)])[ranks.rank]
-    found = Ahead(ranks, asks(ranks.rank, ranks.size)).take()
+    expected = run_in_lockstep([asks(rank, ranks.size) for rank in range(ranks.size)])[ranks.rank]
+    found = PlanTask(ranks, asks(ranks.rank, ranks.size)).take()
     assert found[:2] == expected[:2]
     for mine, theirs in zip(found[2], expected[2], strict=True):
         assert {s: m.tolist() for s, m in mine.items()} == {s: m.tolist() for s, m in theirs.items()}
 
 
 def test_votes_are_summed_while_other_things_go_on(ranks):
-    votes = [Vote(ranks, [float(ranks.rank), 1.0, turn]) for turn in range(3)]
+    votes = [PendingSum(ranks, [float(ranks.rank), 1.0, turn]) for turn in range(3)]
     for turn, vote in enumerate(votes):
         assert vote.result().tolist() == [sum(range(ranks.size)), ranks.size, turn * ranks.size]
 
@@ -52,7 +52,7 @@ def test_ranks_of_one_speed_are_dealt_equal_work_and_slow_ones_less(ranks):
     for slow, expected in ((1.0, None), (3.0, 1 / (1 + 3 * (ranks.size - 1)))):
         planner.pace = 0.0
         planner.measured(slow if ranks.rank == 0 else 1.0, 1)
-        planner.follow(Vote(ranks, planner.votes()).result().tolist())
+        planner.follow(PendingSum(ranks, planner.votes()).result().tolist())
         if expected is None or ranks.size == 1:
             assert planner.shares is None
         else:
@@ -84,7 +84,7 @@ def test_what_the_root_finds_or_raises_is_shared(ranks):
 
 def test_sums_and_flags_are_over_all_ranks(ranks):
     total = np.arange(4.0) + ranks.rank
-    ranks.sum_(total)
+    ranks.allreduce_array(total)
     assert total.tolist() == [ranks.size * i + sum(range(ranks.size)) for i in range(4)]
     assert ranks.any(ranks.rank == ranks.size - 1)
     assert not ranks.any(False)

@@ -46,7 +46,7 @@ def sampled(ranks, folder, name, pause):
     arguments += ["--labels", "example", "--steps", "8", "--batch-size", "1", "--preview", "none"]
     job, options = parse([*arguments, "--out", str(folder / name)])
     assert run(ranks, ranks.on_root(lambda: prepare(job, options, ranks.size, 1)), load)
-    counts = ranks.collect([count for _, count in sorted(asked.items(), reverse=True)])
+    counts = ranks.allgather([count for _, count in sorted(asked.items(), reverse=True)])
     output = Output(folder / name)
     return ranks.on_root(lambda: pixels_sha256(output)), counts, output.provenance["seconds"]
 

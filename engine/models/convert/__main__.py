@@ -11,22 +11,15 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.models.card import Card, divisor_of, read_card
+from engine.command_line import Parser, positive, print_error
+from engine.models.card import ModelCard, divisor_of, read_card
 from engine.models.files import CLASSES, OURS, WEIGHTS
 
 SYSTEMS = ("diffinfinite-image", "diffinfinite-labels", "large-image-diffusion", "sdm", "feature-aligned")
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong arguments raise, so that they are said like all else."""
-
-    def error(self, message: str) -> Any:
-        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,21 +29,16 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--out", type=Path, required=True, metavar="MODEL_DIR", help="the model folder to write")
     top.add_argument("--overwrite", action="store_true", help="replace the model folder that is there")
     top.add_argument("--config", type=Path, metavar="FILE", help="the system's own configuration, JSON or YAML")
-    top.add_argument("--patch", type=positive, metavar="N", help="side of a window, in latents (pixels without any)")
+    top.add_argument(
+        "--patch", type=positive(int), metavar="N", help="side of a window, in latents (pixels without any)"
+    )
     top.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres per pixel")
     top.add_argument("--names", default="", metavar="A,B,...", help="names of the labels or classes, from 0")
     top.add_argument("--vae", type=Path, metavar="DIR", help="DiffInfinite: Stable Diffusion 2's autoencoder")
-    top.add_argument("--label-count", type=positive, metavar="N", help="diffinfinite-labels: labels of its maps")
+    top.add_argument("--label-count", type=positive(int), metavar="N", help="diffinfinite-labels: labels of its maps")
     top.add_argument("--class-embeddings", type=Path, metavar="FILE.npy", help="feature-aligned: (classes, 512)")
     top.add_argument("--clip", type=Path, metavar="DIR", help="feature-aligned: computes them from --names")
     return top
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(convert(parser().parse_args(arguments)))
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(error)
         return 1
     return 0
 
@@ -155,7 +143,7 @@ def check_parts(found: Any) -> None:
         )
 
 
-def write(found: Any, out: Path, overwrite: bool) -> Card:
+def write(found: Any, out: Path, overwrite: bool) -> ModelCard:
     """Write a model folder beside its place, and move it there when it is whole."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
@@ -220,7 +208,7 @@ def move(temporary: Path, out: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def describe(out: Path, card: Card) -> str:
+def describe(out: Path, card: ModelCard) -> str:
     """One line on a model folder."""
     unit = "pixels" if card.factor == 1 else f"latents ({card.patch * card.factor} px)"
     line = f"wrote {out}: {card.role} model, condition {card.condition}, windows of {card.patch} x {card.patch} {unit}"

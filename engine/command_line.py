@@ -1,0 +1,53 @@
+"""What all commands share: their parser, and how an error is said."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import re
+import sys
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments raise, so that one rank can say so for all."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def positive(kind: type):
+    """Numbers above 0, for argparse."""
+
+    def convert(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return convert
+
+
+def describe(error: BaseException) -> str:
+    """One line for a user: what the error says, with the file it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        way = "; make room, then give the same command again" if error.errno == errno.ENOSPC else ""
+        return f"{where}{error.strerror}{way}"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}" if str(error) else "out of memory"
+    return str(error)
+
+
+def print_error(error: BaseException) -> None:
+    """Say on standard error what is wrong, in one line, with fields as the flags of the command line."""
+    print(f"error: {as_flags(describe(error))}", file=sys.stderr, flush=True)
+
+
+def as_flags(message: str) -> str:
+    """A message of the engine, which names fields in backticks, in the words of the command line.
+
+    >>> as_flags("`label_model` maps is not there; pass `labels` FILE")
+    '--label-model maps is not there; pass --labels FILE'
+    """
+    return re.sub(r"`(\w+)`", lambda field: "--" + field[1].replace("_", "-"), message)
