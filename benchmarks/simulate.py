@@ -149,16 +149,16 @@ class Line:
 
     def runs(self, side: int) -> np.ndarray:
         """int64 (shards + 1,): cells whose middle lies in shard s are those from runs[s] up to runs[s + 1]."""
-        return np.searchsorted(self.cells.sum(1) // 2 // side, np.arange(-(-self.length // side) + 1))
+        return np.searchsorted(self.cores.sum(1) // 2 // side, np.arange(-(-self.length // side) + 1))
 
     def read(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """int64 (n, 2): what the windows of cells ``first`` up to ``last`` read."""
-        starts = np.minimum(self.cells[:, 0], max(self.length - self.patch, 0))
+        starts = np.minimum(self.cores[:, 0], max(self.length - self.patch, 0))
         return np.stack([starts[first], np.minimum(starts[last - 1] + self.patch, self.length)], 1)
 
     def used(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """int64 (n, 2): what their estimates are used in."""
-        return np.stack([self.cells[first, 0], self.cells[last - 1, 1]], 1)
+        return np.stack([self.cores[first, 0], self.cores[last - 1, 1]], 1)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Level:
 
     @cached_property
     def count(self) -> int:
-        return math.prod(len(line.cells) for line in self.lines)
+        return math.prod(len(line.cores) for line in self.lines)
 
     @cached_property
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
