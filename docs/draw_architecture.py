@@ -19,7 +19,7 @@ FLOORS = (
     ("engine.job", "engine.training"),
     ("engine.options", "engine.inputs"),
     ("engine.pipeline",),
-    ("engine.sample", "engine.train", "engine.verify", "engine.export"),
+    ("engine.api", "engine.sample", "engine.train", "engine.verify", "engine.export"),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 WIDTH, BOX_HEIGHT, GAP, LEFT = 1120, 90, 44, 20  # px
@@ -130,8 +130,8 @@ def draw(root: Path = ROOT) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
         'font-family="Helvetica, Arial, sans-serif">',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">',
-        f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>',
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" markerHeight="9" orient="auto"',
+        f' markerUnits="userSpaceOnUse"><path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
     ]
     for (here, there), count in sorted(found.items()):
@@ -160,7 +160,7 @@ def slot(room: str, other: str, found: Counter[tuple[str, str]], side: int) -> f
     """Where along a box's edge an arrow begins or ends, 0 to 1, so that arrows cross little."""
     pairs = [pair for pair in found if pair[side] == room]
     places = boxes()
-    ends = sorted((pair[1 - side] for pair in pairs), key=lambda end: places[end][0] + places[end][2] / 2)
+    ends = sorted((pair[1 - side] for pair in pairs), key=lambda end: (places[end][0] + places[end][2] / 2, end))
     return (ends.index(other) + 0.5) / len(ends)
 
 
