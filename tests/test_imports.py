@@ -5,7 +5,7 @@ import sys
 from conftest import ROOT, environment
 
 sys.path.insert(0, str(ROOT / "docs"))
-from draw_architecture import FLOOR, draw, imports, modules, room_of  # noqa: E402
+from draw_architecture import FLOOR, draw, imports, modules, room_of
 
 MODULES = modules()
 
