@@ -6,7 +6,7 @@ from conftest import ROOT, environment
 
 # Rooms from the bottom up: a module imports its own room and rooms on lower floors.
 FLOORS = (
-    ("kernels", "engine.planning", "engine.command_line"),
+    ("kernels", "engine.planning", "engine.command_line", "engine.settings"),
     ("engine.diffusion", "engine.storage"),
     ("engine.models", "engine.distributed"),
     ("engine.job", "engine.training"),
