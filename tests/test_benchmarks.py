@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment, launch
+from launching import ROOT, environment, launch
 from PIL import Image
 
 from benchmarks.realism import density_rows, sliced_wasserstein, spectrum_rows

@@ -7,11 +7,9 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, Running, environment, launch, lines_of, verify
 from families import IMAGES, SIZE, asked, convert_small, discs, make_model
-from test_errors import refused
+from launching import ROOT, Running, environment, launch, lines_of, refused, sha, verify
 from test_golden import GOLDEN
-from test_runs import sha
 
 from engine.models.card import read_card
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, environment
+from launching import ROOT, environment
 
 from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
 from engine.diffusion.denoiser import Denoiser

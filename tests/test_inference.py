@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import launch
+from launching import launch
 from torch import nn
 
 from engine.models.folder import load_model, load_part, save_part

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from launching import ROOT, environment
 
 from kernels.device import has_triton, use_triton
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, environment, launch, mpiexec
+from launching import ROOT, environment, launch, mpiexec, sha
 from PIL import Image
-from test_runs import sha
 
 from engine.diffusion.latent_map import KEPT, SIDE, LatentMap
 from engine.inputs.labels import example_of_image, uniform_labels

@@ -9,17 +9,11 @@ import time
 import numpy as np
 import pytest
 import zarr
-from conftest import Running, launch, lines_of, ranks_below, verify
+from launching import Running, launch, lines_of, ranks_below, sha, verify
 
 from engine.storage.output import Output
 
 SIZE = ("--size", "1000x1544", "--shard", "512", "--chunk", "128", "--preview", "none")
-
-
-def sha(out):
-    status, line = verify(out)
-    assert status == 0, line
-    return line.split("sha256 ")[1]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +153,7 @@ def test_a_rank_that_fails_or_exits_ends_all_with_its_message(tmp_path):
         import subprocess
         import sys
 
-        from conftest import ROOT, environment, mpiexec
+        from launching import ROOT, environment, mpiexec
 
         start = time.monotonic()
         done = subprocess.run(
@@ -194,7 +188,7 @@ def test_waiting_ranks_do_not_burn_a_core(tmp_path):
     import subprocess
     import sys
 
-    from conftest import ROOT, environment, mpiexec
+    from launching import ROOT, environment, mpiexec
 
     done = subprocess.run(
         [mpiexec(), "-n", "2", sys.executable, str(script)], cwd=ROOT, env=environment(), capture_output=True, text=True

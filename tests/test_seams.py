@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import launch
+from launching import launch
 from PIL import Image
 
 from benchmarks.seams import measure, seam_ratio
