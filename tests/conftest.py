@@ -13,6 +13,11 @@ settings.register_profile("slow machine", deadline=None)
 settings.load_profile("slow machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups that run in one process first: they are the longest, and what comes last is best short."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind():
     """End the pools of ranks; a process or a file in shared memory that outlives the session is a failure."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import engine.verify
+from engine.distributed.ranks import STOPPED
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 300  # seconds until a run counts as hanging: far more than any takes, on a loaded machine too
@@ -29,7 +30,7 @@ MARK = {"SLIDEFIELD_TESTS": str(os.getpid())}  # in the environment of every pro
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without what a surrounding MPI or Slurm job put there."""
     kept = {k: v for k, v in os.environ.items() if not re.match(r"PMI|PMIX|OMPI|HYDRA|MPI|SLURM", k)}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **MARK, **extra}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **MARK, **extra}
 
 
 def mpiexec() -> str:
@@ -273,6 +274,28 @@ class Running:
         """Exit status and output, when it has ended."""
         text, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, text
+
+
+def start_and_kill(
+    reached: Callable[[], bool], out: Path, ranks: int, *arguments: object, log: Path | None = None
+) -> str:
+    """Start a run that samples into ``out`` and kill all of it at a moment; what ``engine.verify`` then says.
+
+    On a busy machine the run may end before the kill comes; then another is started.
+    """
+    options = (*arguments, "--out", out, *(("--json-log", log) if log else ()))
+    for _ in range(10):
+        run = Running(ranks, *options)
+        came = run.wait_until(reached)
+        run.kill()
+        status, line = verify(out)
+        if came and status == STOPPED:
+            return line
+        assert status == 0, line
+        shutil.rmtree(out)
+        if log:
+            log.unlink()
+    raise AssertionError("ten runs ended before they were killed")
 
 
 def lines_of(path: Path) -> Sequence[str]:

@@ -7,6 +7,7 @@ import pytest
 import zarr
 from launching import launch, lines_of, refused, sha
 
+pytestmark = pytest.mark.runs
 SIZE = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--preview", "none", "--steps", 4, "--labels", "example")
 
 

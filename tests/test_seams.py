@@ -7,6 +7,8 @@ from PIL import Image
 
 from benchmarks.seams import measure, seam_ratio
 
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("seams")]
+
 
 def test_the_statistic_sees_a_step_and_is_one_without():
     rng = np.random.default_rng(0)
