@@ -39,7 +39,8 @@ setup(
         "benchmarks": ["matplotlib>=3.8"],
         "test": [
             "matplotlib>=3.8",
-            "pytest>=8",
+            "pytest>=8.1",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "diffusers>=0.30",
             "yaozarrs>=0.3",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import ROOT, environment
+from launching import ROOT, environment
 from PIL import Image
 
 import engine.export

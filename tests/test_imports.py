@@ -2,7 +2,7 @@ import ast
 import subprocess
 import sys
 
-from conftest import ROOT, environment
+from launching import ROOT, environment
 
 # Rooms from the bottom up: a module imports its own room and rooms on lower floors.
 FLOORS = (
