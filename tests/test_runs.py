@@ -115,7 +115,7 @@ def test_what_a_ledger_calls_finished_is_not_written_again(tiny_model, tmp_path,
     start_and_kill(in_decoding, out, 2, *arguments)
     lines = [line for file in sorted(private.glob("ledger*/*.jsonl")) for line in lines_of(file)]
     output = Output(out)
-    finished = {output.shard_file(shard.array, shard.box) for shard in output.ledger()}
+    finished = {output.shard_file(shard.array, shard.box) for shard in output.ledger}
     assert 8 < len(finished) < 20, "all of the labels and some of the image"
     if version == "older":
         shutil.rmtree(private / "ledger")
