@@ -1,18 +1,29 @@
-# make sample   set up, then sample 1024 x 1024 px of tissue into sample.zarr and sample.png
-# make test     set up, then lint, type-check and run every test, on 1 to 4 MPI ranks
+# make sample      set up, then sample 1024 x 1024 px of tissue into sample.zarr and sample.png
+# make test        set up, then lint, type-check and run every test, on 1 to 4 MPI ranks (10 minutes on 2 cores)
+# make check       of these what a developer runs all the time (2 minutes)
+# make test-long   what is too long for every change: more ranks, many random kills, large images
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
+JOBS ?= 2
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: sample test lint clean
+.PHONY: sample test check test-long lint clean
 
 sample: $(VENV)/.sample
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python -m engine.sample $(ARGS)
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest tests --ignore=tests/mpi
-	for n in 1 2 3 4; do $(BIN)/mpiexec -n $$n $(BIN)/python -m pytest tests/mpi || exit 1; done
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not long and not timing"
+	$(PYTEST) -m timing
+	for n in 2 3 4; do OMP_NUM_THREADS=1 $(BIN)/mpiexec -n $$n $(BIN)/python -m pytest tests/mpi || exit 1; done
+
+check: $(VENV)/.test lint
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not runs and not long and not timing or smoke"
+
+test-long: $(VENV)/.test
+	$(PYTEST) -m long
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

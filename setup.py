@@ -1,12 +1,15 @@
 """Slidefield: images of any size from patch diffusion models, on any number of MPI ranks."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+INIT = Path(__file__).with_name("engine") / "__init__.py"  # read, not imported: its dependencies are not there yet
+
 setup(
     name="slidefield",
-    version="0.1.0",
+    version=re.findall(r'^__version__ = "(.+)"$', INIT.read_text(encoding="utf-8"), re.MULTILINE)[0],
     description=__doc__,
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -41,7 +44,8 @@ setup(
         "benchmarks": ["matplotlib>=3.8"],
         "test": [
             "matplotlib>=3.8",
-            "pytest>=8",
+            "pytest>=8.1",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "diffusers>=0.30",
             "yaozarrs>=0.3",

@@ -37,8 +37,9 @@ from engine.distributed.ranks import Ranks
 from engine.planning.geometry import Window
 from engine.storage.create import create
 from engine.storage.files import digest, halved
-from engine.storage.layout import Layout
-from engine.storage.output import ZARR_VERSION, Output
+from engine.storage.image_layout import ImageLayout
+from engine.storage.output import Output
+from engine.storage.zarr_setup import ZARR_VERSION
 
 CHANNELS, FACTOR = 8, 8  # of the embedded model's latents
 ZSTD = Zstd(level=1, checksum=True)
@@ -79,13 +80,13 @@ class Shards:
     """
 
     def __init__(self, ranks: Ranks, folder: Path, shard: int, turns: int) -> None:
-        layout = Layout((2 * shard * turns, 2 * shard * ranks.size), 3, shard, shard // 4)
+        layout = ImageLayout((2 * shard * turns, 2 * shard * ranks.size), 3, shard, shard // 4)
         ranks.on_root(lambda: create(folder / "o.zarr", layout, 0.5, {"identity": {}, "levels": 1}))
         ranks.on_root((folder / "plain").mkdir)
         self.plain, self.output = folder / "plain", ranks.agree(lambda: Output(folder / "o.zarr"))
         self.shard, self.side, self.chunk = shard, shard // FACTOR, layout.chunk
         shape = (CHANNELS, *(n // FACTOR for n in layout.size))
-        ranks.on_root(lambda: self.output.make_slots(shape, (self.side, self.side)))  # type: ignore[arg-type]
+        ranks.on_root(lambda: self.output.checkpoints.make_slots(shape, (self.side, self.side)))  # type: ignore[arg-type]
         self.slot = 0
         self.image = tissue(shard, ranks.rank)
         random = np.random.default_rng(ranks.rank)
@@ -124,7 +125,7 @@ class Shards:
         """What the tasks wrote is what was meant."""
         box, coarse = self.below(self.coarse[-1])[0], self.coarse[-1]
         made = self.output.read("1", coarse)[:, : self.shard // 2, : self.shard // 2]
-        latents = self.output.read_checkpoint(self.slot, "x", self.latent(box))
+        latents = self.output.checkpoints.read(self.slot, "x", self.latent(box))
         pairs = ((self.output.read("0", box), self.image), (made, halved(self.image)), (latents, self.latents))
         if not all(np.array_equal(a, b) for a, b in pairs):
             raise ValueError("the store holds something else than was written")
@@ -144,12 +145,12 @@ class Shards:
         return [self.output.shard_file("1", box)]
 
     def save(self, box: Window) -> list[Path]:
-        self.output.write_checkpoint(self.slot, "x", self.latent(box), self.latents)
+        self.output.checkpoints.write(self.slot, "x", self.latent(box), self.latents)
         place = (str(box.y0 // self.shard), str(box.x0 // self.shard))
         return [self.output.private.joinpath("checkpoint", str(self.slot), "x", "c", "0", *place)]
 
     def resume(self, box: Window) -> list[Path]:
-        self.output.read_checkpoint(self.slot, "x", self.latent(box))
+        self.output.checkpoints.read(self.slot, "x", self.latent(box))
         return []
 
     # -- plain files --

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports its own room and rooms on lower floors, nothing else.
 FLOORS = (
-    ("kernels", "engine.planning", "engine.command_line"),
+    ("kernels", "engine.planning", "engine.settings", "engine.command_line"),
     ("engine.diffusion", "engine.storage"),
     ("engine.models", "engine.distributed"),
     ("engine.job", "engine.training"),

@@ -1,16 +1,17 @@
-"""What all commands share: their parser, and how an error is said."""
+"""What all commands share: their parser, what their launcher tells them, and how an error is said."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import os
 import re
 import sys
 from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments raise, so that one rank can say so for all."""
+    """A parser that raises on wrong arguments, so that one rank can say so for all."""
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -26,6 +27,12 @@ def positive(kind: type):
         return value
 
     return convert
+
+
+def launched_rank() -> int:
+    """This process's rank as its launcher tells it, without MPI."""
+    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
 
 
 def describe(error: BaseException) -> str:
@@ -44,10 +51,19 @@ def print_error(error: BaseException) -> None:
     print(f"error: {as_flags(describe(error))}", file=sys.stderr, flush=True)
 
 
+def flag_of(name: str) -> str:
+    """The flag of a field.
+
+    >>> flag_of("label_model")
+    '--label-model'
+    """
+    return "--" + name.replace("_", "-")
+
+
 def as_flags(message: str) -> str:
     """A message of the engine, which names fields in backticks, in the words of the command line.
 
     >>> as_flags("`label_model` maps is not there; pass `labels` FILE")
     '--label-model maps is not there; pass --labels FILE'
     """
-    return re.sub(r"`(\w+)`", lambda field: "--" + field[1].replace("_", "-"), message)
+    return re.sub(r"`(\w+)`", lambda field: flag_of(field[1]), message)

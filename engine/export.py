@@ -1,14 +1,14 @@
-"""``python -m engine.export OUT DIR``: an output as the folders of files that the nuclei system writes.
+"""``python -m engine.export OUT DIR``: write an output as the folders of files that the nuclei system writes.
 
     samples/      the images
-    labels/       label maps; of nuclei their mask, 0 and 255
-    inst_masks/   instance maps, TIFF of uint32
-    cond/         of sets of nuclei, the condition: .npy, and a picture of the first three channels, -1..1 as 0..255
-    classes.csv   the class of every image of a set of classes
-    export.json   where it came from
+    labels/       label maps; where nuclei are stored, a mask of them, 0 and 255
+    inst_masks/   instance maps of nuclei, TIFF of uint32
+    cond/         for sets of nuclei, the condition: .npy, and a picture of its first three channels, -1..1 as 0..255
+    classes.csv   the class of every image, for a set that stores classes
+    export.json   the output that this came from, and its provenance
 
-Files are named by the image's index: 000000.png. One shard of a set is in memory at a time, of a large image one row of
-tiles, or the whole of it for PNG. Exit status: 0 exported, 1 refused.
+Files are named by the number of the image: 000000.png. A set is read one shard at a time. A large image is read one row
+of tiles at a time for TIFF, and whole for PNG. The exit status is 0 (exported) or 1 (refused).
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from engine.inputs.nuclei_scan import scan_stack
 from engine.planning.geometry import Window
 from engine.storage.files import bands
 from engine.storage.output import Output, state_of
+from engine.storage.set_layout import SetLayout
 
 FORMATS = {"png": ".png", "tiff": ".tif"}
 FOLDERS = ("samples", "labels", "inst_masks", "cond")
 FILES = ("classes.csv", "export.json")
-LARGEST_PNG = 16384  # px a side: PNG is written from memory
-LARGEST_TILE = 1024  # px a side
-COND = ("hv", "edges")  # what is made of nuclei where the output does not say what its model took
+LARGEST_PNG = 16384  # px a side; a PNG is written from memory, so larger images become TIFF
+LARGEST_TILE = 1024  # px a side of a TIFF's tiles
+CONDITION = ("hv", "edges")  # channels of the condition where the output does not name those of its model
 
 
 @dataclass(frozen=True)
 class Part:
-    """One folder of the result.
+    """One folder of the export.
 
     Args:
-        folder: its name.
-        array: of the output, that it is made from.
-        make: from that array's images to what is written.
+        folder: Name of the folder.
+        array: Name of the output's array that it is made from.
+        make: From pixels of that array to those that are written.
     """
 
     folder: str
@@ -55,23 +56,23 @@ class Part:
     make: Callable[[np.ndarray], np.ndarray] = np.asarray
 
     def eight_bits(self, output: Output) -> bool:
-        """Whether what is written is uint8."""
+        """Whether the pixels that are written are uint8."""
         return self.make is mask_of or output.array(self.array).dtype == np.uint8
 
 
 def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = False) -> list[str]:
-    """Write the folders; the whole folder appears at once, when it is complete.
+    """Export an output to a folder, which appears at once when it is complete.
 
     Args:
-        out: a finished output of engine.sample.
-        folder: to be made; an empty one will do.
-        kind: "png" or "tiff", of samples, images and labels; TIFF anyway for a large image of more than
-            ``LARGEST_PNG`` and for labels of more than 8 bits.
-        overwrite: an earlier export goes.
+        out: Path of a finished output of engine.sample.
+        folder: Folder to be made; it may be there if it is empty.
+        kind: "png" or "tiff": the format of samples and labels. An image larger than ``LARGEST_PNG`` and labels of
+            more than 8 bits become TIFF anyway.
+        overwrite: Whether to replace an earlier export.
     Returns:
-        The names of what was written.
+        The names of the files and folders in it.
     Raises:
-        ValueError: no finished output, or a damaged one; a folder that is not empty, or not an export.
+        ValueError: the output is unfinished, damaged or none, or the folder holds something.
     """
     folder = folder.resolve()
     output = finished_output(out)
@@ -79,9 +80,11 @@ def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = Fals
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
     try:
-        write = write_image if output.layout.count is None else write_set
         (building / "new").mkdir()
-        write(output, building / "new", FORMATS[kind])
+        if isinstance(output.layout, SetLayout):
+            write_set(output, output.layout, building / "new", FORMATS[kind])
+        else:
+            write_image(output, building / "new", FORMATS[kind])
         write_facts(output, building / "new")
         written = sorted(path.name for path in (building / "new").iterdir())
         if folder.exists():
@@ -93,16 +96,16 @@ def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = Fals
 
 
 def finished_output(path: Path) -> Output:
-    """The output at a path.
+    """Open the output at a path.
 
     Raises:
-        ValueError: there is none, or it is not finished or not whole.
+        ValueError: there is none, or it is unfinished, or lacks shards, or has channels that no picture has.
     """
     try:
-        there = state_of(path)
+        provenance = state_of(path)
     except ValueError:
         raise ValueError(f"{path} is no output of engine.sample; give one") from None
-    if there is None:
+    if provenance is None:
         raise ValueError(f"{path} is not there; give an output of engine.sample")
     output = Output(path)
     if not output.finished:
@@ -115,41 +118,42 @@ def finished_output(path: Path) -> Output:
 
 
 def check_shards(output: Output) -> None:
-    """Refuse an output that lacks a shard: it would be exported black."""
+    """Refuse an output that lacks a shard, which would be exported black."""
     for name in filter(None, (output.layout.image, output.layout.labels)):
         for box in output.layout.boxes():
             if not output.shard_file(name, box).exists():
                 raise ValueError(
-                    f"{output.path} lacks a shard of {name}, {place(box)}; "
+                    f"{output.path} lacks a shard of {name}, {box_text(box)}; "
                     f"python -m engine.verify {output.path} says what else is missing"
                 )
 
 
 def read(output: Output, name: str, box: Window) -> np.ndarray:
-    """A box of an array, as ``Output.read`` gives it.
+    """Read a box of an array as ``Output.read`` does; errors point to engine.verify.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: a shard of the box is damaged.
     """
     try:
         return output.read(name, box)
-    except Exception as error:  # whatever the codecs raise
-        said = " ".join(str(error).split())
+    except Exception as error:  # codecs raise errors of many kinds
+        why = " ".join(str(error).split())
         raise ValueError(
-            f"{output.path}: {name}, {place(box)}, cannot be read ({said}); "
+            f"{output.path}: {name}, {box_text(box)}, cannot be read ({why}); "
             f"python -m engine.verify {output.path} says what else is damaged"
         ) from None
 
 
-def place(box: Window) -> str:
+def box_text(box: Window) -> str:
+    """Name a box, for people."""
     return f"rows {box.y0}:{box.y1} columns {box.x0}:{box.x1}"
 
 
 def check_folder(out: Path, folder: Path, overwrite: bool) -> None:
-    """Refuse a place that holds something else, or the output itself.
+    """Refuse a folder that holds other files than an export's, or the output itself.
 
     Raises:
-        ValueError: naming it.
+        ValueError: the message names the file.
     """
     if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve()):
         raise ValueError(f"{folder} and {out} lie in one another; choose another DIR")
@@ -165,46 +169,53 @@ def check_folder(out: Path, folder: Path, overwrite: bool) -> None:
 
 
 def write_facts(output: Output, folder: Path) -> None:
+    """Write ``export.json``: the output's path and provenance."""
     facts = {"source": str(output.path.absolute()), **{k: v for k, v in output.provenance.items() if k != "layout"}}
     (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def write_set(output: Output, folder: Path, suffix: str) -> None:
-    """The files of a set of images, shard by shard."""
-    count = output.layout.count or 0
-    digits = max(6, len(str(count - 1)))
+def write_set(output: Output, layout: SetLayout, folder: Path, suffix: str) -> None:
+    """Write the files of a set of images, shard by shard."""
+    digits = max(6, len(str(layout.count - 1)))
     parts = parts_of_set(output)
     for part in parts:
         (folder / part.folder).mkdir()
-    for box in output.layout.boxes():
+    for box in layout.boxes():
         for part in parts:
             for index, pixels in enumerate(part.make(read(output, part.array, box)), box.y0):
                 write_one(folder / part.folder / f"{index:0{digits}}", pixels, part.folder, suffix)
-    if output.layout.label and output.layout.label.name == "classes":
+    if layout.label and layout.label.name == "classes":
         write_classes(output, folder / "classes.csv", digits)
 
 
 def parts_of_set(output: Output) -> list[Part]:
-    """What there is to be written of a set."""
+    """The folders that are written for a set."""
     label = output.layout.label and output.layout.label.name
-    found = [Part("samples", "images")]
+    parts = [Part("samples", "images")]
     if label == "nuclei":
-        found += [Part("labels", label, mask_of), Part("inst_masks", label)]
-        found.append(Part("cond", label, partial(condition_of, output.provenance)))
+        parts += [Part("labels", label, mask_of), Part("inst_masks", label)]
+        parts.append(Part("cond", label, partial(condition_of, output.provenance)))
     elif label:
-        found.append(Part("labels", label))
-    return found
+        parts.append(Part("labels", label))
+    return parts
 
 
 def mask_of(instances: np.ndarray) -> np.ndarray:
-    """uint8: 255 in nuclei."""
+    """Turn an instance map into a mask: uint8, 255 in nuclei and 0 outside."""
     return np.where(instances > 0, np.uint8(255), np.uint8(0))
 
 
 def condition_of(provenance: Mapping[str, Any], instances: np.ndarray) -> np.ndarray:
-    """float32 (images, k, h, w): the condition of (images, h, w), without colours that were taken from an image."""
+    """Make the condition of instance maps, without colours if those were taken from an image.
+
+    Args:
+        provenance: The output's, which names the channels of the condition.
+        instances: (images, h, w).
+    Returns:
+        float32 (images, channels, h, w).
+    """
     shape, job = instances.shape, provenance.get("job", {})
-    channels = tuple(provenance.get("condition_channels", COND))
+    channels = tuple(provenance.get("condition_channels", CONDITION))
     colors = (job["nucleus_color"], job["background_color"]) if "color" in channels and not job["colors"] else None
     channels = tuple(part for part in channels if part != "color" or colors)
     if not instances.any():
@@ -219,39 +230,43 @@ def condition_of(provenance: Mapping[str, Any], instances: np.ndarray) -> np.nda
 
 
 def write_classes(output: Output, path: Path, digits: int) -> None:
+    """Write ``classes.csv``: every pixel of an image has its class, so the first is read."""
     labels = (int(label) for box in output.layout.boxes() for label in read(output, "classes", box)[:, 0, 0])
     lines = [f"{i:0{digits}},{label}" for i, label in enumerate(labels)]
     path.write_text("\n".join(["name,class", *lines]) + "\n")
 
 
 def write_one(stem: Path, pixels: np.ndarray, folder: str, suffix: str) -> None:
-    """One image (h, w) or (c, h, w), in the files of its folder."""
+    """Write one image (h, w) or (c, h, w) as the files of its folder, the name of which says which they are."""
     if folder == "cond":
         np.save(stem.with_suffix(".npy"), pixels)
         write_picture(stem.with_suffix(".png"), picture_of(pixels))
     elif folder == "inst_masks":
         write_tiff(stem.with_suffix(".tif"), pixels.astype(np.uint32))
     elif suffix == ".tif" or pixels.dtype != np.uint8:
-        write_tiff(stem.with_suffix(".tif"), pixels_last(pixels))
+        write_tiff(stem.with_suffix(".tif"), channels_last(pixels))
     else:
-        write_picture(stem.with_suffix(".png"), pixels_last(pixels))
+        write_picture(stem.with_suffix(".png"), channels_last(pixels))
 
 
-def pixels_last(pixels: np.ndarray) -> np.ndarray:
-    """(h, w) as it is; (c, h, w) -> (h, w, c), or (h, w) of one channel."""
+def channels_last(pixels: np.ndarray) -> np.ndarray:
+    """Put channels last: (c, h, w) becomes (h, w, c), or (h, w) if it has one channel; (h, w) stays."""
     if pixels.ndim == 2:
         return pixels
     return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def picture_of(condition: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3): the first three channels, -1..1 as 0..255; channels that there are not are black."""
+    """Draw the first three channels as red, green and blue, -1..1 as 0..255: uint8 (h, w, 3).
+
+    A colour whose channel is missing is 0.
+    """
     shown = condition[:3]
     if shown.dtype.kind == "f":
         shown = np.clip(np.rint((np.nan_to_num(shown) + 1) * 127.5), 0, 255)
-    found = np.zeros((*condition.shape[1:], 3), np.uint8)
-    found[..., : len(shown)] = shown.transpose(1, 2, 0)
-    return found
+    picture = np.zeros((*condition.shape[1:], 3), np.uint8)
+    picture[..., : len(shown)] = shown.transpose(1, 2, 0)
+    return picture
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
@@ -268,7 +283,7 @@ def write_tiff(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_image(output: Output, folder: Path, suffix: str) -> None:
-    """The files of one image: TIFF in tiles, or PNG where it is small enough."""
+    """Write the files of one image: TIFF in tiles, or PNG if it is small enough."""
     tiff = suffix == ".tif" or max(output.layout.size) > LARGEST_PNG
     for part in parts_of_image(output):
         (folder / part.folder).mkdir()
@@ -280,30 +295,30 @@ def write_image(output: Output, folder: Path, suffix: str) -> None:
 
 
 def parts_of_image(output: Output) -> list[Part]:
-    """What there is to be written of one image."""
-    found = [Part("samples", output.layout.image)]
+    """The folders that are written for one image."""
+    parts = [Part("samples", output.layout.image)]
     if output.layout.label and output.layout.labels:
         nuclei = output.layout.label.name == "nuclei"
-        found.append(Part("labels", output.layout.labels, mask_of if nuclei else np.asarray))
-        found += [Part("inst_masks", output.layout.labels)] * nuclei
-    return found
+        parts.append(Part("labels", output.layout.labels, mask_of if nuclei else np.asarray))
+        parts += [Part("inst_masks", output.layout.labels)] * nuclei
+    return parts
 
 
 def whole_image(output: Output, part: Part) -> np.ndarray:
-    """uint8 (h, w) or (h, w, c), put together from its shards."""
+    """Put an image together from its shards: uint8 (h, w) or (h, w, c)."""
     channels = output.array(part.array).shape[:-2]
-    found = np.empty((*output.layout.size, *(c for c in channels if c > 1)), np.uint8)
+    image = np.empty((*output.layout.size, *(c for c in channels if c > 1)), np.uint8)
     for box in output.layout.boxes():
-        found[box.y0 : box.y1, box.x0 : box.x1] = pixels_last(part.make(read(output, part.array, box)))
-    return found
+        image[box.y0 : box.y1, box.x0 : box.x1] = channels_last(part.make(read(output, part.array, box)))
+    return image
 
 
 def write_tiles(output: Output, part: Part, path: Path) -> None:
-    """A BigTIFF in tiles of the output's chunks, with the size of a pixel."""
+    """Write a BigTIFF whose tiles are the output's chunks, with the size of a pixel."""
     import tifffile
 
     array = output.array(part.array)
-    side = min(max(output.layout.chunk // 16 * 16, 16), LARGEST_TILE)  # TIFF wants multiples of 16
+    side = min(max(output.layout.chunk // 16 * 16, 16), LARGEST_TILE)  # a TIFF's tiles have multiples of 16 px a side
     color = array.ndim == 3 and array.shape[0] == 3
     per_cm = 1e4 / pixel_size_um(output)
     tifffile.imwrite(
@@ -322,15 +337,16 @@ def write_tiles(output: Output, part: Part, path: Path) -> None:
 
 
 def tiles(output: Output, part: Part, side: int) -> Iterator[np.ndarray]:
-    """The tiles of an image, row by row; one row of them is in memory."""
+    """Read the tiles of an image, row by row: one row of tiles is in memory at a time."""
     height, width = output.layout.size
     for y0, y1 in bands(height, side):
-        band = pixels_last(part.make(read(output, part.array, Window(y0, 0, y1, width))))
+        band = channels_last(part.make(read(output, part.array, Window(y0, 0, y1, width))))
         for x in range(0, width, side):
             yield band[:, x : x + side]
 
 
 def pixel_size_um(output: Output) -> float:
+    """Side of a pixel at full size, micrometres: the last scale in the OME-Zarr metadata."""
     ome: Any = output.group.attrs["ome"]
     return float(ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"][-1])
 
@@ -338,8 +354,8 @@ def pixel_size_um(output: Output) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="python -m engine.export", description=(__doc__ or "").splitlines()[0])
     top.add_argument("out", type=Path, help="a finished output of engine.sample")
-    top.add_argument("dir", type=Path, help="the folder to be made")
-    top.add_argument("--format", choices=FORMATS, default="png", help="of images and labels (default: png)")
+    top.add_argument("dir", type=Path, help="the folder to make")
+    top.add_argument("--format", choices=FORMATS, default="png", help="format of images and labels (default: png)")
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     given = top.parse_args(arguments)
     try:

@@ -1,99 +1,216 @@
-"""SampleJob: everything that changes a byte of the result. From options or YAML, strict, and back.
+"""SampleJob: everything that changes a byte of the result. RunOptions: how a run goes about it.
 
-The same checks serve both ways in: every message names the option (or the file and key), the value and the way out.
+Every field declares its option; the command line, job files, Python and docs/options.md read the declaration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from engine.diffusion.solvers import steps_of
-from engine.models.card import ModelCard
+from engine.diffusion.names import SOLVERS
+from engine.planning.names import COVERS, LARGEST_LABEL, WEIGHTS
+from engine.settings import (
+    FLAG,
+    INTERVAL,
+    NAME,
+    PATH,
+    RGB,
+    SIZE,
+    Checked,
+    choice,
+    described,
+    number,
+    option,
+    options_of,
+    some_labels,
+    whole,
+)
 
-Check = Callable[[Any], Any]
+if TYPE_CHECKING:
+    from engine.models.card import ModelCard
+
+GROUPS = {
+    "image": "what is sampled",
+    "condition": "what the model is asked for",
+    "sampling": "how it is sampled",
+    "output": "what is written, and where",
+    "run": "how a run goes about it",
+}
+image_option = partial(option, group="image")
+condition_option = partial(option, group="condition")
+sampling_option = partial(option, group="sampling")
+output_option = partial(option, group="output")
+run_option = partial(option, group="run")
+MODELS = "the model's"
+LABEL_MAP, CLASS, EMBEDDING, SEMANTIC = (("label-map",), ("class",), ("embedding",), ("semantic",))  # kinds of models
 
 
-@dataclass(frozen=True)
-class SampleJob:
-    """What is to be sampled. Fields that are None take the model's default in ``resolved``.
+@dataclass(frozen=True, kw_only=True)
+class SampleJob(Checked):
+    """What is to be sampled: everything that changes a byte of the result.
 
-    Args:
-        model: a model folder, or ``embedded``.
-        size: height and width, px.
-        count: so many independent images of that size; None: one.
-        labels: a label map file, or ``example``: a drawn one.
-        label: the whole canvas one label or class; several: of the images of a set in turn.
-        resize_labels: ``nearest``: a label map of another size is resized.
-        label_model: a model folder that samples the label map first, or ``embedded``.
-        prompt: what the label model is asked for: a class by name or number; label_steps, label_guidance: its own.
-        embeddings, region_embeddings: on a grid, or (class models) one a class.
-        pitch: px per embedding; interpolation: where an embedding belongs: ``centre`` or ``corner`` of its cell.
-        map: a semantic map given whole; instances: one of nuclei that it is made from.
-        border_nuclei: what becomes of nuclei that the border cuts: ``refuse``, ``keep`` or ``drop``.
-        colors: an image that nuclei and background take their mean colours from; else the two colours.
-        style: networks of other training in place of the model's, separated by commas; style_map: which is where.
-        image: a known image, and mask: what is to be sampled anew in it.
-        eta: share of fresh noise a level (ddim).
-        guidance: w in null + w (cond - null); 1 is off. omega: w - 1, as some publish it.
-        guidance_interval: the first level that is guided and the first after it that is not; None: all are.
-        roi: a mask of what is wanted; the rest is not sampled and left white.
-        stride, weights: of the strided cover, in latents.
-        shard, chunk: of the image, px.
-        decode_overlap: latents that neighbouring windows of the decoder share.
-        decode_weights: of the decoder's windows: ``smooth``, or ``gaussian`` with the sampler's windows.
-        compile: the networks are compiled, which gives other last digits.
-        accept: which images of a set are kept, the others being drawn again; see ``engine.pipeline.accept``.
-        threads: CPU threads a rank; another number gives other last digits.
+    Fields that are None take the model's default in ``resolved``.
     """
 
-    model: str = "embedded"
-    size: tuple[int, int] = (1024, 1024)
-    count: int | None = None
-    labels: str | None = None
-    label: int | tuple[int, ...] | None = None
-    resize_labels: str | None = None
-    label_model: str | None = None
-    prompt: str | None = None
-    label_steps: int | None = None
-    label_guidance: float | None = None
-    embeddings: str | None = None
-    region_embeddings: str | None = None
-    grid: tuple[int, int] | None = None
-    pitch: int | None = None
-    interpolation: str | None = None
-    map: str | None = None
-    instances: str | None = None
-    border_nuclei: str = "refuse"
-    colors: str | None = None
-    nucleus_color: tuple[int, ...] = (122, 84, 156)
-    background_color: tuple[int, ...] = (226, 190, 213)
-    style: str | None = None
-    style_map: str | None = None
-    image: str | None = None
-    mask: str | None = None
-    steps: int | None = None
-    solver: str | None = None
-    eta: float | None = None
-    guidance: float | None = None
-    omega: float | None = None
-    guidance_interval: tuple[int, int] | None = None
-    roi: str | None = None
-    cover: str = "shifted"
-    stride: int | None = None
-    weights: str = "uniform"
-    seed: int = 0
-    batch_size: int | None = None
-    dtype: str = "float32"
-    compile: bool = False
-    device: str = "auto"
-    shard: int = 2048
-    chunk: int = 512
-    decode_overlap: int | None = None
-    decode_weights: str = "smooth"
-    accept: str | None = None
-    threads: int = 1
+    model: str = image_option("embedded", PATH, "model folder; 'embedded' is the one in the package", metavar="DIR")
+    size: tuple[int, int] = image_option((1024, 1024), SIZE, "height and width in pixels")
+    count: int | None = image_option(
+        None, whole(1, 10**7), "number of independent images of that size, sampled as one set", unset="one image"
+    )
+    seed: int = image_option(0, whole(0), "seed of all noise and of the covers")
+    image: str | None = image_option(None, PATH, "in-painting: the known image")
+    mask: str | None = image_option(None, PATH, "in-painting: mask whose pixels that are not 0 are sampled anew")
+    roi: str | None = image_option(
+        None, PATH, "region of interest: mask that is not 0 where the image is wanted; the rest stays white"
+    )
+
+    labels: str | None = condition_option(
+        None, PATH, "label map: PNG, TIFF, .npy or Zarr; 'example' draws one", models=LABEL_MAP + CLASS
+    )
+    label: int | tuple[int, ...] | None = condition_option(
+        None,
+        some_labels(LARGEST_LABEL),
+        "label or class of the whole canvas; several are those of a set's images in turn",
+        models=LABEL_MAP + CLASS,
+    )
+    resize_labels: str | None = condition_option(
+        None, choice("nearest"), "resize a label map of another size", models=LABEL_MAP + CLASS, identity=False
+    )
+    label_model: str | None = condition_option(
+        None,
+        PATH,
+        "label model that samples the label map first; 'embedded' is the one in the package",
+        metavar="DIR",
+        unset="embedded for the embedded model, else none",
+        models=LABEL_MAP,
+    )
+    prompt: str | None = condition_option(
+        None,
+        NAME,
+        "class that the label model is asked for, by name or number",
+        metavar="CLASS",
+        unset="its first",
+        models=LABEL_MAP,
+        identity=False,
+    )
+    label_steps: int | None = condition_option(
+        None, whole(1), "number of levels of the label map", unset="the label model's", models=LABEL_MAP
+    )
+    label_guidance: float | None = condition_option(
+        None, number(0), "guidance weight of the label map", unset="the label model's", metavar="W", models=LABEL_MAP
+    )
+    embeddings: str | None = condition_option(
+        None, PATH, "embeddings on a grid (.npy, or FILE.h5:/dataset), or one a class", models=CLASS + EMBEDDING
+    )
+    region_embeddings: str | None = condition_option(
+        None, PATH, "embeddings of the second token, on the same grid", unset="zero", models=EMBEDDING
+    )
+    grid: tuple[int, int] | None = condition_option(
+        None, SIZE, "rows and columns of embeddings that are listed one after another", models=EMBEDDING
+    )
+    pitch: int | None = condition_option(
+        None,
+        whole(1),
+        "distance from one embedding to the next, in pixels",
+        metavar="PX",
+        unset="a window's side",
+        models=EMBEDDING,
+    )
+    interpolation: str | None = condition_option(
+        None,
+        choice("centre", "corner"),
+        "where in its cell an embedding lies",
+        unset="corner with the strided cover, else centre",
+        models=EMBEDDING,
+    )
+    map: str | None = condition_option(
+        None, PATH, "semantic map given whole, channels first: .npy or Zarr", models=SEMANTIC
+    )
+    instances: str | None = condition_option(
+        None, PATH, "instance map of nuclei, from which the semantic map is made", models=SEMANTIC
+    )
+    border_nuclei: str = condition_option(
+        "refuse", choice("refuse", "keep", "drop"), "what becomes of nuclei that the border cuts", models=SEMANTIC
+    )
+    colors: str | None = condition_option(
+        None, PATH, "image that nuclei and background take their mean colours from", models=SEMANTIC
+    )
+    nucleus_color: tuple[int, ...] = condition_option(
+        (122, 84, 156), RGB, "colour of all nuclei, without `colors`", models=SEMANTIC
+    )
+    background_color: tuple[int, ...] = condition_option(
+        (226, 190, 213), RGB, "colour of the background, without `colors`", models=SEMANTIC
+    )
+    style: str | None = condition_option(
+        None, PATH, "model folders whose networks take the place of the model's", metavar="DIR[,DIR]"
+    )
+    style_map: str | None = condition_option(
+        None, PATH, "map that says which of several styles is where, 0 the first", models=SEMANTIC
+    )
+
+    steps: int | None = sampling_option(
+        None, whole(1), "number of levels, from noise to image", unset=MODELS, fallback=50
+    )
+    solver: str | None = sampling_option(
+        None, choice(*SOLVERS), "update from one level to the next", unset=MODELS, fallback="ddim"
+    )
+    eta: float | None = sampling_option(
+        None, number(0, 1), "share of fresh noise in a step of ddim", unset="the model's with ddim, else 0"
+    )
+    guidance: float | None = sampling_option(
+        None, number(0), "guidance weight; 1 is off", metavar="W", unset=MODELS, fallback=1.0
+    )
+    omega: float | None = sampling_option(None, number(-1), "guidance weight less 1, as some systems publish it")
+    guidance_interval: tuple[int, int] | None = sampling_option(
+        None, INTERVAL, "first level that is guided, and the first after it that is not", unset="all levels"
+    )
+    cover: str = sampling_option("shifted", choice(*COVERS), "how the windows of a level cover the canvas")
+    stride: int | None = sampling_option(
+        None, whole(1), "distance from one window of the strided cover to the next, in latents", unset="half a window"
+    )
+    weights: str = sampling_option("uniform", choice(*WEIGHTS), "weights of the strided cover's windows")
+    decode_overlap: int | None = sampling_option(
+        None,
+        whole(0, 4096),
+        "number of latents that neighbouring windows of the decoder share",
+        unset=MODELS,
+        fallback=16,
+    )
+    decode_weights: str = sampling_option(
+        "smooth",
+        choice("smooth", "gaussian"),
+        "weights of the decoder's windows; gaussian decodes the sampler's own windows",
+    )
+    accept: str | None = sampling_option(
+        None,
+        NAME,
+        "which images of a set are kept, the others being sampled again: the mean brightness of each class "
+        "(as 0.62 or 0.6,0.55), or a function (module:function)",
+        metavar="RULE",
+        unset="all",
+    )
+
+    shard: int = output_option(
+        2048, whole(8, 65536), "side of a shard of the image, in pixels; each shard has one writer", metavar="PX"
+    )
+    chunk: int = output_option(
+        512, whole(8, 65536), "side of a chunk of the image, in pixels; a shard holds whole chunks", metavar="PX"
+    )
+
+    batch_size: int | None = run_option(
+        None,
+        whole(1, 65536),
+        "number of windows that are evaluated at once; changes the last digits",
+        unset=MODELS,
+        fallback=8,
+    )
+    dtype: str = run_option("float32", choice("float32", "bfloat16", "float16"), "number format of the networks")
+    compile: bool = run_option(False, FLAG, "compile the networks, on a GPU into CUDA graphs; changes the last digits")
+    device: str = run_option("auto", choice("auto", "cpu", "cuda"), "where the networks run", identity=False)
+    threads: int = run_option(1, whole(1, 1024), "number of CPU threads a rank; changes the last digits")
 
     def resolved(self, card: ModelCard) -> SampleJob:
         """The same job with the model's defaults in place, checked against the model.
@@ -102,40 +219,13 @@ class SampleJob:
             ValueError: settings that do not go together or that the model does not have.
         """
         check_condition(self, card)
-        job = replace(self, guidance=1 + self.omega, omega=None) if self.omega is not None else self
-        if self.omega is not None and self.guidance is not None:
-            raise ValueError(f"both `guidance` {self.guidance:g} and `omega` {self.omega:g} are given; choose one")
-        defaults: dict[str, Any] = {"steps": 50, "solver": "ddim", "guidance": 1.0, "batch_size": 8}
-        defaults["decode_overlap"] = 16
-        if card.condition == "embedding":
-            defaults["interpolation"] = "corner" if self.cover == "strided" else "centre"
-        defaults |= card.defaults
-        job = replace(job, **{k: v for k, v in defaults.items() if k in FIELDS and getattr(job, k) is None})
-        job = replace(job, eta=default_eta(self, card, job))
-        if job.cover == "strided":
-            job = replace(job, stride=job.stride or card.patch // 2)
-        elif job.stride is not None:
-            raise ValueError(
-                f"stride is {job.stride} but cover {job.cover} has none; add `cover` strided, or leave `stride` out"
-            )
-        if job.stride and job.stride > card.patch:
-            raise ValueError(
-                f"stride is {job.stride} latents but a window has {card.patch}: it would leave gaps; "
-                f"choose 1 to {card.patch}"
-            )
-        check_label(job, card)
-        card.schedule.levels(job.steps)  # type: ignore[arg-type]
-        if job.guidance_interval and job.guidance_interval[1] > int(job.steps or 0):
-            first, last = job.guidance_interval
-            raise ValueError(f"`guidance_interval` is {first}:{last} but there are {job.steps} levels; end it there")
-        steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
-        if job.eta and job.eta > 1:
-            raise ValueError(f"eta is {job.eta:g}; choose 0 (no fresh noise) to 1 (ancestral)")
-        if job.shard % job.chunk or job.shard % card.factor or job.chunk % card.factor:
-            raise ValueError(
-                f"shard is {job.shard} px and chunk {job.chunk} px; a shard must be a multiple of the chunk, "
-                f"and both of the model's {card.factor} px per latent"
-            )
+        check_kind_of_job(self)
+        check_guidance(self, card)
+        check_label(self, card)
+        job = with_stride(with_defaults(without_omega(self), card), card)
+        check_levels(job, card)
+        check_solver(job)
+        check_shard(job, card)
         return job
 
     def plain(self) -> dict[str, Any]:
@@ -146,22 +236,55 @@ class SampleJob:
         """What two jobs must share for their results to be the same bytes: JSON values.
 
         Args:
-            hashes: of what the files hold that the job names.
+            hashes: Hashes of the content of the files that the job names.
         """
-        values = {k: v for k, v in self.plain().items() if k not in FILES | UNNEEDED}
+        values = {k: v for k, v in self.plain().items() if options_of(SampleJob)[k].identity}
         return {**values, "model_hash": card.hash, **hashes}
 
 
-FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
-FILES |= {"style_map", "image", "mask", "roi"}
-UNNEEDED = {"resize_labels", "prompt", "device"}  # in a hash already, or (the device) guarded by the output itself
-CONDITIONS: dict[str, tuple[str, ...]] = {
-    "label-map": ("labels", "label", "resize_labels", "label_model", "prompt", "label_steps", "label_guidance"),
-    "class": ("labels", "label", "resize_labels", "embeddings"),
-    "embedding": ("embeddings", "region_embeddings", "grid", "pitch", "interpolation"),
-    "semantic": ("map", "instances", "colors", "style_map"),
-    "none": (),
-}
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """How a run goes about it; none of this changes a byte."""
+
+    out: str = output_option("sample.zarr", PATH, "the OME-Zarr to write", metavar="PATH")
+    preview: str | None = output_option(
+        None,
+        PATH,
+        "a picture of at most 2048 px a side; 'none' writes none",
+        metavar="FILE.png",
+        unset="`out` with .png",
+    )
+    overwrite: bool = output_option(False, FLAG, "replace the output of another job")
+    resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
+    checkpoint_every: float = run_option(
+        300.0, number(0), "time from one checkpoint to the next; 0 writes one after every level", metavar="SECONDS"
+    )
+    json_log: str | None = run_option(None, PATH, "file that one JSON object a level is appended to")
+    dry_run: bool = run_option(False, FLAG, "print the plan as one JSON object and stop")
+    ranks: int | None = run_option(
+        None, whole(1, 10**6), "number of ranks that `dry_run` plans for", unset="those that run"
+    )
+
+
+SampleJob.__doc__ = described(SampleJob)
+RunOptions.__doc__ = described(RunOptions)
+
+
+def taken_by(condition: str) -> tuple[str, ...]:
+    """The options of models of one condition alone.
+
+    >>> taken_by("class")
+    ('labels', 'label', 'resize_labels', 'embeddings')
+    """
+    return tuple(name for name, declared in options_of(SampleJob).items() if condition in declared.models)
+
+
+def shown(job: SampleJob, name: str) -> str:
+    """An option that is given, in a message."""
+    return f"`{name}` {options_of(SampleJob)[name].kind.show(getattr(job, name))}"
+
+
+# ---- what does not go together --------------------------------------------------------------
 
 
 def check_condition(job: SampleJob, card: ModelCard) -> None:
@@ -170,12 +293,12 @@ def check_condition(job: SampleJob, card: ModelCard) -> None:
     Raises:
         ValueError: naming the option, the model's kind and what it takes.
     """
-    takes = CONDITIONS[card.condition]
-    for name in sorted({name for names in CONDITIONS.values() for name in names} - set(takes)):
-        if getattr(job, name) is not None:
-            known = ", ".join(f"`{option}`" for option in takes) or "nothing"
+    for name, declared in options_of(SampleJob).items():
+        value = getattr(job, name)
+        if declared.models and card.condition not in declared.models and value != declared.default:
+            known = ", ".join(f"`{option}`" for option in taken_by(card.condition)) or "nothing"
             raise ValueError(
-                f"`{name}` {getattr(job, name)} is given but the model {card.folder.name} "
+                f"{shown(job, name)} is given but the model {card.folder.name} "
                 f"is conditioned by {card.condition}: it takes {known}"
             )
     if card.condition == "embedding" and job.embeddings is None:
@@ -184,6 +307,14 @@ def check_condition(job: SampleJob, card: ModelCard) -> None:
         raise ValueError("the model asks for a semantic map; pass either `instances` FILE (nuclei) or `map` FILE")
     if "," in (job.style or "") and card.condition != "semantic":
         raise ValueError(f"`style` {job.style} names several styles; only models of semantic maps mix them: name one")
+
+
+def check_kind_of_job(job: SampleJob) -> None:
+    """Refuse mixtures of one image, a set of images, in-painting and a region of interest.
+
+    Raises:
+        ValueError: naming the options.
+    """
     if (job.image is None) != (job.mask is None):
         raise ValueError("in-painting takes a known image and a mask; pass both `image` and `mask`")
     if job.count is not None and (job.image is not None or job.label_model is not None):
@@ -192,48 +323,95 @@ def check_condition(job: SampleJob, card: ModelCard) -> None:
         raise ValueError(f"`roi` {job.roi} is for one image sampled anew; leave out `count` and `image`")
     if job.accept is not None and job.count is None:
         raise ValueError(f"`accept` {job.accept} chooses among the images of a set; pass `count` N too")
-    if not card.has_null and (job.omega or (job.guidance is not None and job.guidance != 1)):
-        raise ValueError(f"guidance is {job.guidance} but the model was trained without a null; leave `guidance` out")
+
+
+def check_guidance(job: SampleJob, card: ModelCard) -> None:
+    if job.omega is not None and job.guidance is not None:
+        raise ValueError(f"both `guidance` {job.guidance:g} and `omega` {job.omega:g} are given; choose one")
+    for name, off in (("guidance", 1), ("omega", 0)):
+        value = getattr(job, name)
+        if not card.has_null and value is not None and value != off:
+            raise ValueError(f"`{name}` is {value:g} but the model was trained without a null; leave `{name}` out")
 
 
 def check_label(job: SampleJob, card: ModelCard) -> None:
     given = [name for name in ("labels", "label", "label_model") if getattr(job, name) is not None]
     if len(given) > 1:
-        options = " and ".join(f"`{name}` {getattr(job, name)}" for name in given)
-        raise ValueError(f"both {options} are given; choose one")
+        raise ValueError(f"both {' and '.join(shown(job, name) for name in given)} are given; choose one")
     for name in ("prompt", "label_steps", "label_guidance"):
         if getattr(job, name) is not None and job.label_model is None:
-            option = f"`{name}` {getattr(job, name)}"
-            raise ValueError(f"{option} is for the label model, and none is used; add `label_model` DIR")
-    labels = job.label if isinstance(job.label, tuple) else () if job.label is None else (job.label,)
-    if len(labels) > 1 and job.count is None:
-        raise ValueError(f"label is {','.join(map(str, labels))} but one image has one; pass `count` N, or one label")
-    known = len(card.labels)
-    if labels and max(labels) >= known and not (card.condition == "class" and job.embeddings):
+            raise ValueError(f"{shown(job, name)} is for the label model, and none is used; add `label_model` DIR")
+    chosen = job.label if isinstance(job.label, tuple) else () if job.label is None else (job.label,)
+    if len(chosen) > 1 and job.count is None:
+        raise ValueError(f"{shown(job, 'label')} is several labels but one image has one; pass `count` N, or one label")
+    if chosen and max(chosen) >= len(card.labels) and not (card.condition == "class" and job.embeddings):
         names = ", ".join(f"{i} {name}" for i, name in enumerate(card.labels))
-        raise ValueError(f"label is {max(labels)} but the model knows {names}; choose one of these")
+        raise ValueError(f"`label` is {max(chosen)} but the model knows {names}; choose one of these")
 
 
-def default_eta(given: SampleJob, card: ModelCard, job: SampleJob) -> float:
-    """The model's eta belongs to its own solver; 0 with another."""
-    if given.eta is not None:
-        return given.eta
-    own = card.defaults.get("eta", 0.0)
-    return float(own) if job.solver == "ddim" and isinstance(own, int | float) else 0.0
+def check_levels(job: SampleJob, card: ModelCard) -> None:
+    assert job.steps is not None  # resolved
+    card.schedule.levels(job.steps)
+    if job.guidance_interval and job.guidance_interval[1] > job.steps:
+        first, last = job.guidance_interval
+        raise ValueError(f"`guidance_interval` is {first}:{last} but there are {job.steps} levels; end it there")
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run goes about it; none of this changes a byte."""
+def check_solver(job: SampleJob) -> None:
+    from engine.diffusion.solvers import steps_of  # numpy, for which --help does not wait
 
-    out: str = "sample.zarr"
-    preview: str | None = None
-    overwrite: bool = False
-    resume: str = "auto"
-    checkpoint_every: float = 300.0
-    json_log: str | None = None
-    dry_run: bool = False
-    ranks: int | None = None
+    steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
 
 
-FIELDS = tuple(field.name for field in fields(SampleJob))
+def check_shard(job: SampleJob, card: ModelCard) -> None:
+    if job.shard % job.chunk or job.shard % card.factor or job.chunk % card.factor:
+        raise ValueError(
+            f"`shard` is {job.shard} px and `chunk` {job.chunk} px; a shard must be a multiple of the chunk, "
+            f"and both of the model's {card.factor} px per latent"
+        )
+
+
+# ---- what the model fills in ----------------------------------------------------------------
+
+
+def without_omega(job: SampleJob) -> SampleJob:
+    """The job with its guidance as one weight, whichever way it was given."""
+    return job if job.omega is None else replace(job, guidance=1 + job.omega, omega=None)
+
+
+def with_defaults(job: SampleJob, card: ModelCard) -> SampleJob:
+    """The job with what it leaves open as the model has it, else as its fields declare.
+
+    Raises:
+        ValueError: the model's own defaults are no values of these options.
+    """
+    values = {name: declared.fallback for name, declared in options_of(SampleJob).items()}
+    if card.condition == "embedding":  # centres of cells, but where the strided cover's windows begin at corners
+        values["interpolation"] = "corner" if job.cover == "strided" else "centre"
+    values |= card.defaults
+    solver = job.solver or values["solver"]
+    values["eta"] = card.defaults.get("eta", 0.0) if solver == "ddim" else 0.0  # the model's belongs to ddim
+    try:
+        return replace(
+            job, **{k: v for k, v in values.items() if k in options_of(SampleJob) and getattr(job, k) is None}
+        )
+    except ValueError as problem:
+        raise ValueError(f"{card.folder / 'card.json'}: of its defaults {problem}") from None
+
+
+def with_stride(job: SampleJob, card: ModelCard) -> SampleJob:
+    """The job with the distance of its windows: half a window, where the strided cover is given none.
+
+    Raises:
+        ValueError: a stride that leaves gaps, or that the cover has no use for.
+    """
+    if job.cover != "strided" and job.stride is not None:
+        raise ValueError(
+            f"`stride` is {job.stride} but the {job.cover} cover has none; add `cover` strided, or leave `stride` out"
+        )
+    if job.stride is not None and job.stride > card.patch:
+        raise ValueError(
+            f"`stride` is {job.stride} latents but a window has {card.patch}: it would leave gaps; "
+            f"choose 1 to {card.patch}"
+        )
+    return replace(job, stride=job.stride or card.patch // 2) if job.cover == "strided" else job

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.distributed.launch import launched_rank, run_main
-from engine.distributed.ranks import STOPPED, Ranks
+from engine import __version__
+from engine.command_line import launched_rank
 from engine.options import parse, parser
+
+if TYPE_CHECKING:
+    from engine.distributed.ranks import Ranks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sample, as the command line says. Collective over all ranks; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--version" in arguments:
+        if launched_rank() == 0:
+            print(f"slidefield {__version__}")
+        return 0
     if {"-h", "--help"} & set(arguments):
         if launched_rank() == 0:
             parser().print_help()
         return 0
+    from engine.distributed.launch import run_main  # numpy, for which --help does not wait
+
     return run_main(lambda ranks: sample(ranks, arguments))
 
 
@@ -27,7 +36,10 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     job, options = ranks.agree(lambda: parse(arguments))
 
     ranks.catch_signals()
-    from engine.pipeline.prepare import prepare  # numpy and zarr: not in the way of --help or of wrong arguments
+    import json
+
+    from engine.distributed.ranks import STOPPED
+    from engine.pipeline.prepare import prepare  # zarr, for which wrong arguments do not wait
     from engine.pipeline.preview import picture_of, preview
     from engine.storage.output import Output
 

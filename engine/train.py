@@ -10,11 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.command_line import Parser, positive
-from engine.distributed.launch import launched_rank, run_main
-from engine.distributed.ranks import Ranks
+from engine.command_line import Parser, launched_rank, positive
+
+if TYPE_CHECKING:
+    from engine.distributed.ranks import Ranks
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "autoencoder": {"steps": 4000, "batch_size": 8, "lr": 1e-3},
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launched_rank() == 0:
             parser().parse_args(arguments)
         return 0
+    from engine.distributed.launch import run_main  # numpy, for which --help does not wait
+
     return run_main(lambda ranks: train(ranks, arguments))
 
 

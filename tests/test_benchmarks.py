@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
+from functools import wraps
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment, launch
+from launching import ROOT, environment, launch
 from PIL import Image
 
 from benchmarks.realism import density_rows, sliced_wasserstein, spectrum_rows
 from benchmarks.simulate import Canvas, Level, expected_largest, share_of
+
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("benchmarks")]
 
 
 def bench(name, *arguments):
@@ -24,6 +28,19 @@ def bench(name, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def again_where_disturbed(test):
+    """Measure times up to four times: others on the machine may disturb one measurement, a fault is in all."""
+
+    @wraps(test)
+    def measured(*arguments, **fixtures):
+        for _ in range(3):
+            with suppress(AssertionError):
+                return test(*arguments, **fixtures)
+        return test(*arguments, **fixtures)
+
+    return measured
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +113,8 @@ def test_kernels_runs_and_no_kernel_moves_less_than_it_must(tmp_path):
         assert row["version"] == "torch" or row["moved / least"] < 1.7, row  # few windows: many overlap
 
 
+@pytest.mark.timing
+@again_where_disturbed
 def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path):
     sizes = ("--size", 256, "--large-size", 512, "--levels", 3, "--large-levels", 3, "--gflop", 0.2, "--batch", 2)
     bench("overhead", *sizes, "--json", tmp_path / "r.json")
@@ -108,6 +127,8 @@ def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path
         assert abs(named / 100 - (1 - 1 / row["over own calls"])) < 0.05, row  # all of the overhead has a name
 
 
+@pytest.mark.timing
+@again_where_disturbed
 def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
     bench("storage", "--ranks", 1, 2, "--shard", 128, "--turns", 1, "--folder", tmp_path, "--json", tmp_path / "r.json")
     found = json.loads((tmp_path / "r.json").read_text())
@@ -125,7 +146,10 @@ def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
 @pytest.fixture(scope="module")
 def scaling(tiny_model, tmp_path_factory):
     """A report of 1 and 2 ranks, and its table."""
-    folder = tmp_path_factory.mktemp("scaling")
+    return measured_scaling(tiny_model, tmp_path_factory.mktemp("scaling"))
+
+
+def measured_scaling(tiny_model, folder):
     sizes = ("--windows", 24, "--windows-per-rank", 6, "--real-windows", 6, "--real-windows-per-rank", 2)
     times = ("--milliseconds", 5, "--decode-milliseconds", 1, "--repeats", 1, "--shard", 128)
     ranks = ("--ranks", "1,2", "--real-ranks", "1,2", "--real-batch", 2, "--model", tiny_model)
@@ -133,6 +157,7 @@ def scaling(tiny_model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.timing
 def test_scaling_runs_and_no_rank_is_faster_than_its_network(scaling):
     rows = json.loads((scaling / "r.json").read_text())["rows"]
     assert len(rows) == 2 * 3 * 2
@@ -151,7 +176,11 @@ def test_scaling_runs_and_no_rank_is_faster_than_its_network(scaling):
     assert {row["micro-batches"] for row in rows if row["network"] == "emulated"} == {48, 12, 24}
 
 
-def test_simulate_predicts_what_was_measured_and_sees_what_it_did_not(scaling, tmp_path):
+@pytest.mark.timing
+@again_where_disturbed
+def test_simulate_predicts_what_was_measured_and_sees_what_it_did_not(scaling, tiny_model, tmp_path):
+    if (tmp_path / "m.yaml").exists():  # a second time
+        measured_scaling(tiny_model, scaling)
     machine = tmp_path / "m.yaml"
     machine.write_text("{host: 0.0005, fuse: 5.0e-8, agreement: 0.002, ranks_per_node: 2, cores: 2}")
     check = ("--machine", machine, "--check", scaling / "r.json")

@@ -5,25 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment, launch
+from launching import ROOT, environment, launch, launch_alone, refused, tree
 from PIL import Image
-
-
-def tree(folder):
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*")}
-
-
-def refused(folder, *arguments, ranks=2, **extra):
-    """The one line that a run is refused with."""
-    before = tree(folder)
-    done = launch(ranks, *arguments, **extra)
-    assert done.returncode != 0, done.stdout
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in done.stdout + done.stderr
-    assert tree(folder) == before
-    return lines[0]
 
 
 @pytest.fixture
@@ -281,7 +264,8 @@ def test_two_runs_do_not_write_to_one_output(place):
     assert "being written by another run" in done.stderr
 
 
-def test_help_costs_no_torch_and_is_printed_once():
-    done = launch(3, "--help")
+def test_help_and_version_are_printed_once():
+    done = launch_alone(3, "--help")
     assert done.returncode == 0
     assert done.stdout.count("at most 2048 px a side") == 1
+    assert launch_alone(3, "--version").stdout.count("slidefield") == 1

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 import zarr
-from conftest import launch, lines_of
-from test_errors import refused
-from test_runs import sha
+from launching import launch, lines_of, refused, sha
 
+pytestmark = pytest.mark.runs
 SIZE = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--preview", "none", "--steps", 4, "--labels", "example")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import ROOT, environment
+from launching import ROOT, environment
 from PIL import Image
 
 import engine.export
@@ -14,8 +14,10 @@ from engine.export import export, main
 from engine.inputs.nuclei_scan import scan_nuclei
 from engine.planning.geometry import Window
 from engine.storage.create import create
-from engine.storage.layout import LabelArray, Layout
+from engine.storage.image_layout import ImageLayout
+from engine.storage.layout import LabelArray
 from engine.storage.output import Output
+from engine.storage.set_layout import SetLayout
 
 TISSUE = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
 NUCLEI = LabelArray("nuclei", "uint32")
@@ -27,12 +29,12 @@ def draw(*shape):
 
 def nuclei(*shape):
     """Two nuclei in every map but in those of one shard; one id is large, one nucleus is cut by the border."""
-    found = np.zeros(shape, np.uint32)
-    found[..., 3:9, 4:12] = 7
-    found[..., 10:, 2:5] = 4_000_000_000
+    instances = np.zeros(shape, np.uint32)
+    instances[..., 3:9, 4:12] = 7
+    instances[..., 10:, 2:5] = 4_000_000_000
     if len(shape) == 3:
-        found[2:4] = 0
-    return found
+        instances[2:4] = 0
+    return instances
 
 
 def make(path, layout, image, labels=None, state="finished", **arrays):
@@ -41,7 +43,7 @@ def make(path, layout, image, labels=None, state="finished", **arrays):
     output = Output(path)
     for name, data in ((layout.image, image), (layout.labels, labels)):
         for box in layout.boxes() if data is not None else ():
-            output.write(name, box, data[output.index(box)])
+            output.write(name, box, data[layout.index(box)])
     for name, data in arrays.items():
         zarr.create_array(str(path / name), data=data, chunks=(1, *data.shape[1:]))
     output.annotate(state=state)
@@ -49,13 +51,13 @@ def make(path, layout, image, labels=None, state="finished", **arrays):
 
 
 def make_set(path, count=5, channels=3, label=NUCLEI, **extra):
-    layout = Layout((20, 24), channels, shard=64, chunk=16, label=label, count=count, group=2)
+    layout = SetLayout((20, 24), channels, shard=64, chunk=16, label=label, count=count, group=2)
     labels = None if label is None else nuclei(count, 20, 24) if label is NUCLEI else draw(count, 20, 24)
     return make(path, layout, draw(count, channels, 20, 24), labels, **extra)
 
 
 def make_image(path, size=(100, 150), channels=3, label=TISSUE, shard=64, chunk=32):
-    layout = Layout(size, channels, shard, chunk, label)
+    layout = ImageLayout(size, channels, shard, chunk, label)
     labels = None if label is None else nuclei(*size) if label is NUCLEI else draw(*size)
     return make(path, layout, draw(channels, *size), labels)
 
@@ -113,11 +115,11 @@ def test_a_condition_is_what_the_model_was_given_but_for_colours_of_an_image(tmp
     out = make_set(tmp_path / "set.zarr")
     Output(out).annotate(job=job, condition_channels=["hv", "color", "edges"])
     export(out, tmp_path / "set")
-    found, instances = np.load(tmp_path / "set/cond/000000.npy"), nuclei(5, 20, 24)[0]
-    assert found.shape == (3 if colors else 6, 20, 24)
+    condition, instances = np.load(tmp_path / "set/cond/000000.npy"), nuclei(5, 20, 24)[0]
+    assert condition.shape == (3 if colors else 6, 20, 24)
     if colors is None:
-        assert (found[2] == np.where(instances > 0, 1, -1)).all()
-        assert (found[4] == np.where(instances > 0, -1, 1)).all()
+        assert (condition[2] == np.where(instances > 0, 1, -1)).all()
+        assert (condition[4] == np.where(instances > 0, -1, 1)).all()
 
 
 def test_grey_images_and_label_maps_are_grey_files(tmp_path):

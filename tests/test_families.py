@@ -7,15 +7,14 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, Running, environment, launch, lines_of, verify
 from families import IMAGES, SIZE, asked, convert_small, discs, make_model
-from test_errors import refused
+from launching import ROOT, environment, launch, lines_of, refused, sha, start_and_kill
 from test_golden import GOLDEN
-from test_runs import sha
 
 from engine.models.card import read_card
 
 pytest.importorskip("diffusers")
+pytestmark = pytest.mark.runs
 FIXED = ("--steps", 3, "--preview", "none", "--size", f"{SIZE[0]}x{SIZE[1]}")
 
 
@@ -101,10 +100,7 @@ def test_a_killed_hierarchy_resumes_to_the_same_bytes(model, tmp_path, stage):
     out = tmp_path / "out.zarr"
     private = out / "slidefield"
     mark = {"labels": private / "labels.zarr" / "slidefield" / "checkpoint.json", "image": private / "checkpoint.json"}
-    run = Running(2, *arguments, "--out", out)
-    assert run.wait_until(mark[stage].exists)
-    run.kill()
-    assert verify(out)[0] == 75
+    start_and_kill(mark[stage].exists, out, 2, *arguments)
     assert sampled(out, 3, *arguments) == whole
     assert not (private / "labels.zarr").exists()
 
@@ -183,10 +179,7 @@ def test_a_set_that_was_killed_resumes_to_the_same_bytes(tiny_model, tmp_path):
     arguments = (*arguments, "--shard", 256, "--chunk", 128, "--preview", "none", "--label", "0,1,2")
     whole = sampled(tmp_path / "whole.zarr", 1, *arguments)
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
-    run = Running(2, *arguments, "--out", out, "--json-log", log)
-    assert run.wait_until(lambda: len(lines_of(log)) >= 3)
-    run.kill()
-    assert verify(out)[0] == 75
+    start_and_kill(lambda: len(lines_of(log)) >= 3, out, 2, *arguments, log=log)
     assert sampled(out, 3, *arguments) == whole
 
 
@@ -210,17 +203,12 @@ def test_images_that_are_too_dark_are_drawn_again(tiny_model, tmp_path):
 
 
 def test_a_set_killed_while_images_are_drawn_again_resumes_to_the_same_bytes(tiny_model, tmp_path):
-    (tmp_path / "picky.py").write_text("def third(image, label):\n    return int(image[0, 5, 5]) % 3 == 0\n")
     arguments = ("--model", tiny_model, "--size", "128x128", "--count", 6, "--steps", 3, "--checkpoint-every", 0)
-    arguments = (*arguments, "--shard", 256, "--chunk", 128, "--preview", "none", "--accept", "picky:third")
-    path = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    arguments = (*arguments, "--shard", 256, "--chunk", 128, "--preview", "none", "--accept", "filters:one_in_three")
     whole, out = tmp_path / "whole.zarr", tmp_path / "out.zarr"
-    assert launch(1, *arguments, "--out", whole, **path).returncode == 0
-    run = Running(2, *arguments, "--out", out, **path)
-    assert run.wait_until(lambda: (out / "slidefield" / "round.json").exists())
-    run.kill()
-    assert verify(out)[0] == 75
-    assert launch(3, *arguments, "--out", out, **path).returncode == 0
+    assert launch(1, *arguments, "--out", whole).returncode == 0
+    start_and_kill((out / "slidefield" / "round.json").exists, out, 2, *arguments)
+    assert launch(3, *arguments, "--out", out).returncode == 0
     assert sha(out) == sha(whole)
     rejected = [zarr.open(o).attrs["slidefield"]["rejected"] for o in (out, whole)]
     assert rejected[0] == rejected[1]
@@ -228,14 +216,9 @@ def test_a_set_killed_while_images_are_drawn_again_resumes_to_the_same_bytes(tin
 
 
 def test_a_filter_of_ones_own_decides(tiny_model, tmp_path):
-    (tmp_path / "my_filter.py").write_text(
-        "def even(image, label):\n    return label != 1 or int(image[0, 0, 0]) % 2 == 0\n"
-    )
     arguments = ("--model", tiny_model, "--size", "128x128", "--count", 4, "--steps", 2, "--label", "0,1")
     out = tmp_path / "out.zarr"
-    done = launch(
-        2, *arguments, "--preview", "none", "--accept", "my_filter:even", "--out", out, PYTHONPATH=f"{ROOT}:{tmp_path}"
-    )
+    done = launch(2, *arguments, "--preview", "none", "--accept", "filters:even_if_of_class_1", "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(int(image[0, 0, 0]) % 2 == 0 for image in images_of(out)[1::2])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, environment
+from launching import ROOT, environment
 
 from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
 from engine.diffusion.denoiser import Denoiser
@@ -37,6 +37,7 @@ from engine.planning.ownership import DecodeRounds, Ownership
 from engine.planning.plan import Ask, plan_level, run_in_lockstep
 from kernels.step import learned_spread
 
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("golden")]
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 SYSTEMS = {
     "diffinfinite-image": "diffinfinite-image",

@@ -2,10 +2,9 @@ import ast
 import subprocess
 import sys
 
-from conftest import ROOT, environment
-
-sys.path.insert(0, str(ROOT / "docs"))
 from draw_architecture import FLOOR, draw, imports, modules, room_of
+from launching import ROOT, environment
+
 
 MODULES = modules()
 

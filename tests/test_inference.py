@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import launch
+from launching import launch
 from torch import nn
 
 from engine.models.folder import load_model, load_part, save_part
@@ -85,6 +85,7 @@ def test_half_precision_stays_near_and_training_keeps_its_network(tmp_path, dtyp
     assert float((found - whole).norm() / whole.norm()) < 0.05
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("dtype", "low", "high"), [("bfloat16", 3e-3, 0.03), ("float16", 1e-3, 0.012)])
 def test_a_run_of_half_precision_is_near_the_whole_one(dtype, low, high, tiny_model, tmp_path):
     """Only the networks are halved: the canvas, the fusion and the solver stay in float32."""
@@ -109,6 +110,8 @@ def smallest_model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.runs
+@pytest.mark.xdist_group("compiled")
 def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
     """Two ranks that compile at once, and one that finds their code and makes no other."""
     cache = tmp_path / "cache"
@@ -122,6 +125,7 @@ def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
     assert abs(one - run_of(smallest_model, tmp_path)).max() <= 1
 
 
+@pytest.mark.xdist_group("compiled")
 def test_compiling_is_refused_in_one_line_where_there_is_no_compiler(smallest_model, tmp_path):
     out = tmp_path / "out.zarr"
     done = launch(2, "--model", smallest_model, "--size", "64x64", "--compile", "--out", out, CXX="no-such-compiler")

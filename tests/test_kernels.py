@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from launching import ROOT, environment
 
 from kernels.device import has_triton, use_triton
 
@@ -24,6 +24,7 @@ def run(*arguments, **extra):
     return done.stdout
 
 
+@pytest.mark.runs
 def test_triton_interpreted_equals_the_oracles():
     text = run("-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py", TRITON_INTERPRET="1")
     assert " passed" in text

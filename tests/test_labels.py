@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import ROOT
 from PIL import Image
 
 from engine.inputs.label_cleanup import clean_box, clean_labels, majority_box, nearest_box, source_index

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, environment, launch, mpiexec
+from launching import ROOT, environment, launch, mpiexec, sha
 from PIL import Image
-from test_runs import sha
 
 from engine.diffusion.latent_map import KEPT, SIDE, LatentMap
 from engine.inputs.labels import example_of_image, uniform_labels
@@ -128,6 +127,7 @@ def test_a_grid_takes_no_room_and_knows_the_place_of_every_box():
     assert [w.shape for w in grid((3, 5), (2, 4))] == [(2, 4), (2, 1), (1, 4), (1, 1)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("option", ["--roi", "--mask"])
 def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_stay(tiny_model, tmp_path, option):
     size = (130, 301)
@@ -154,6 +154,7 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
     assert len(found) == 1
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("options", [("--roi",), ("--mask", "--image")], ids=["roi", "mask"])
 def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_model, tmp_path, options):
     """What the windows are asked for is read from what is stored beside the image, all else from copies."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from launching import ROOT
 
 from engine.models.card import read_card
 from engine.models.files import EMBEDDED, EMBEDDED_LABELS

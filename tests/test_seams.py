@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import launch
+from launching import launch
 from PIL import Image
 
 from benchmarks.seams import measure, seam_ratio
+
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("seams")]
 
 
 def test_the_statistic_sees_a_step_and_is_one_without():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import launch, verify
+from launching import launch, verify
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,6 +17,8 @@ from engine.models.networks.mask_unet import LabelUNet
 from engine.training.data import Patches, dihedral, find_images
 from engine.training.image import LatentWindows
 from engine.training.labels import LabelWindows, find_maps, one_hot, read_map, shifted_cosine, window_classes
+
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("train")]
 
 
 @pytest.fixture(scope="module")

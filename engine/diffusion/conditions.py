@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.diffusion.latent_map import LatentMap
-from engine.planning.cover import LARGEST_LABEL, Cover
+from engine.planning.cover import Cover
 from engine.planning.geometry import Window
+from engine.planning.names import LARGEST_LABEL
 
 BITS = np.uint64(1) << np.arange(LARGEST_LABEL + 1, dtype=np.uint64)
 Inputs = dict[str, np.ndarray]  # what a network is given beside latents and timestep, batch first

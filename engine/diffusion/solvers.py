@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.diffusion.names import SOLVERS
+
 
 @dataclass(frozen=True)
 class Step:
@@ -100,9 +102,6 @@ def euler(alpha_bar: Sequence[float]) -> list[Step]:
     return table
 
 
-SOLVERS = ("ddim", "ddpm", "dpmpp2m", "euler")
-
-
 def needs_previous(table: Sequence[Step], level: int) -> bool:
     """Whether a level reads the estimate of the one before; false beyond the last."""
     return level < len(table) and table[level].c != 0
@@ -121,9 +120,11 @@ def steps_of(
     if solver == "ddim":
         return ddim(alpha_bar, eta, rederive_noise)
     if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; known: {', '.join(SOLVERS)}")
+        raise ValueError(f"`solver` is {solver!r}; known: {', '.join(SOLVERS)}")
     if eta:
-        raise ValueError(f"eta is {eta} but solver {solver} has no such setting; use `solver` ddim, or leave `eta` out")
+        raise ValueError(
+            f"`eta` is {eta:g} but `solver` {solver} has no such setting; use `solver` ddim, or leave `eta` out"
+        )
     if solver == "ddpm":
         return ddpm(alpha_bar, variance)
     return {"dpmpp2m": dpmpp2m, "euler": euler}[solver](alpha_bar)

@@ -10,12 +10,6 @@ from engine.command_line import print_error
 from engine.distributed.ranks import AgreedError, Ranks
 
 
-def launched_rank() -> int:
-    """This process's rank as its launcher tells it, without MPI."""
-    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
-
-
 def world() -> Ranks:
     """All ranks that were started together.
 

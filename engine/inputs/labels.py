@@ -14,8 +14,8 @@ from engine.inputs.values import LabelSource
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.files import CLASSES
-from engine.planning.cover import LARGEST_LABEL
 from engine.planning.geometry import Frames, Window, grid
+from engine.planning.names import LARGEST_LABEL
 from engine.storage.readers import read_array
 
 READ_SIDE = 2048  # px of a label map read at once

@@ -9,6 +9,7 @@ import torch
 
 from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.ranks import Ranks
+from engine.storage.checkpoint import CommitMark
 from engine.storage.output import Output
 
 
@@ -20,7 +21,7 @@ class CheckpointManager:
         self.last = time.monotonic()
         self.pool = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
-        self.mark = (0, 0, False)  # slot, level and history of what is being written
+        self.mark = CommitMark(0, 0, False)  # of the checkpoint that is being written
         self.slot = 0
 
     def due(self) -> bool:
@@ -46,21 +47,20 @@ class CheckpointManager:
         self.finish()
         ownership = self.canvas.ownership
         shards = [("x", dict(self.canvas.x)), ("previous", dict(self.canvas.previous) if history else {})]
-        self.mark = self.slot, level, history
+        self.mark = CommitMark(self.slot, level, history)
 
         def write() -> None:
             for name, held in shards:
                 for shard, data in held.items():
-                    self.output.write_checkpoint(self.mark[0], name, ownership.shard(shard), data.cpu().numpy())
+                    self.output.checkpoints.write(self.mark.slot, name, ownership.shard(shard), data.cpu().numpy())
 
         self.writing = self.pool.submit(write)
         self.last = time.monotonic()
 
     def commit(self) -> None:
         """Set the mark: all ranks' shards are on disk. Collective."""
-        slot, level, history = self.mark
-        self.ranks.on_root(lambda: self.output.commit_checkpoint(slot, level, history))
-        self.writing, self.slot = None, 1 - slot
+        self.ranks.on_root(lambda: self.output.checkpoints.commit(self.mark))
+        self.writing, self.slot = None, 1 - self.mark.slot
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if there is one, and commit it. Collective."""
@@ -74,22 +74,22 @@ class CheckpointManager:
     def restore(self) -> int:
         """Fill the canvas from the last checkpoint, or with noise; returns the level to go on from. Collective."""
         canvas, ownership = self.canvas, self.canvas.ownership
-        mark = self.ranks.on_root(self.output.checkpoint)
-        self.ranks.on_root(lambda: self.output.make_slots((canvas.channels, *ownership.shape), ownership.sides))
+        mark = self.ranks.on_root(self.output.checkpoints.mark)
+        self.ranks.on_root(
+            lambda: self.output.checkpoints.make_slots((canvas.channels, *ownership.shape), ownership.sides)
+        )
         if mark is None:
             canvas.start()
             return 0
-        self.slot = 1 - mark["slot"]
+        self.slot = 1 - mark.slot
 
         def read(name: str) -> Shards:
             return {
-                s: torch.from_numpy(self.output.read_checkpoint(mark["slot"], name, ownership.shard(s))).to(
-                    canvas.device
-                )
+                s: torch.from_numpy(self.output.checkpoints.read(mark.slot, name, ownership.shard(s))).to(canvas.device)
                 for s in ownership.owned(self.ranks.rank)
             }
 
         canvas.x = self.ranks.agree(lambda: read("x"))
-        if mark["history"]:
+        if mark.history:
             canvas.previous = self.ranks.agree(lambda: read("previous"))
-        return int(mark["level"])
+        return mark.level

@@ -27,10 +27,12 @@ from engine.pipeline.label_stage import stage_source
 from engine.pipeline.prepare import Prepared
 from engine.planning.geometry import Window
 from engine.planning.ownership import image_box
+from engine.storage.checkpoint import SamplingRound
 from engine.storage.create import create
 from engine.storage.files import lock, remove
-from engine.storage.output import ZARR_VERSION, Output, SamplingRound
+from engine.storage.output import Output
 from engine.storage.readers import read_integers, reads_in_boxes
+from engine.storage.zarr_setup import ZARR_VERSION
 
 WHITE = 255  # of what is not wanted
 
@@ -54,12 +56,12 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
                 f"go on with `device` {kind}, or start anew with `resume` never"
             )
         output.sweep()
-        output.merge_ledger(check=True)
+        output.ledger.merge(check=True)
         return output
 
     made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
     output = ranks.agree(lambda: made or Output(path, ranks.rank))
-    output.earlier = ranks.on_root(output.latest)  # a byte a shard, of arrays that earlier runs wrote to
+    output.earlier = ranks.on_root(output.ledger.latest)  # a byte a shard, of arrays that earlier runs wrote to
     return output
 
 
@@ -147,10 +149,7 @@ def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
             output.write(name, box, labels_in(source, box))
 
     def labels_in(source: LabelSource, box: Window) -> np.ndarray:
-        if layout.count is None:
-            return source.read(0, box, 1).astype(dtype)
-        whole = Window(0, 0, *layout.size)
-        return np.stack([source.read(image, whole, 1) for image in range(box.y0, box.y1)]).astype(dtype)
+        return layout.assemble(box, lambda image, part: source.read(image, part, 1)).astype(dtype)
 
     ranks.agree(write)
     if prepared.label_stage is None and prepared.job.labels in (None, "example"):
@@ -204,8 +203,8 @@ def stored_reader(output: Output) -> Read | None:
 
     @lru_cache(maxsize=64)
     def block(image: int, row: int, column: int) -> np.ndarray:
-        where = (slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
-        return np.asarray(array[where] if layout.count is None else array[(image, *where)])
+        box = Window(row * side, column * side, (row + 1) * side, (column + 1) * side)
+        return np.asarray(array[layout.index_in(image, box)])
 
     def read(image: int, box: Window) -> np.ndarray:
         found = np.empty(box.shape, array.dtype)
@@ -254,7 +253,7 @@ class ImageWriter:
         # The shards that are wanted are those of the output, in the same order.
         left = np.ones(len(wanted), bool) if done is None else done < self.sampling_round.index
         if images is not None:
-            left &= np.isin(np.arange(len(wanted)), np.array(images) // layout.group)
+            left &= np.isin(np.arange(len(wanted)), layout.shards_with(images))
         return np.asarray(wanted)[left]
 
     def __call__(self, shard: int, pixels: Tensor) -> None:
@@ -320,11 +319,11 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
     Args:
         rejected: how many images of each round were not accepted; empty where nobody asked.
     """
-    output.merge_ledger(check=True)
-    lost = output.lacking()
+    output.ledger.merge(check=True)
+    lost = next(output.ledger.lacking(output.ledger.latest()), None)
     if lost:
         raise ValueError(
-            f"{lost[0]} was there and is gone; give the same command again to make it anew, "
+            f"{output.shard_file(*lost)} was there and is gone; give the same command again to make it anew, "
             "or start anew with `resume` never"
         )
     output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))

@@ -31,9 +31,11 @@ from engine.planning.decode_cover import decode_cover, gaussian_pixel_cover, pix
 from engine.planning.geometry import Frames
 from engine.planning.ownership import DecodeRounds, Ownership
 from engine.planning.plan import Ask, Plan, Planning, plan_decode, plan_level, run_in_lockstep
+from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import Layout
 from engine.storage.output import state_of
 from engine.storage.readers import reads_in_boxes
+from engine.storage.set_layout import SetLayout
 
 REST_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
 
@@ -88,9 +90,11 @@ class Prepared:
     @cached_property
     def layout(self) -> Layout:
         job = self.job
-        group = self.frames.group(job.shard)
         channels = 1 if self.card.role == "labels" else self.card.image_channels
-        return Layout(job.size, channels, job.shard, job.chunk, self.inputs.stored, job.count, group)
+        shared = (job.size, channels, job.shard, job.chunk, self.inputs.stored)
+        if job.count is None:
+            return ImageLayout(*shared)
+        return SetLayout(*shared, count=job.count, group=self.frames.group(job.shard))
 
     @cached_property
     def wanted(self) -> range | np.ndarray:

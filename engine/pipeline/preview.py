@@ -11,6 +11,7 @@ from engine.distributed.ranks import Ranks
 from engine.job import RunOptions
 from engine.planning.geometry import Window
 from engine.storage.output import Output
+from engine.storage.set_layout import SetLayout
 
 MADE_BY = "slidefield"  # in the picture's Software field: such a picture may be written anew
 MOST = 2048  # px a side
@@ -66,7 +67,7 @@ def write_preview(options: RunOptions) -> None:
     if picture is None:
         return
     output = Output(Path(options.out))
-    pixels = contact_sheet(output) if output.layout.count is not None else finest(output)
+    pixels = contact_sheet(output, output.layout) if isinstance(output.layout, SetLayout) else finest(output)
     image = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
     image = image.reduce(-(-max(image.size) // MOST))
     facts = PngImagePlugin.PngInfo()
@@ -84,15 +85,14 @@ def finest(output: Output) -> np.ndarray:
     return output.read(str(level), Window(0, 0, *sizes[level]))
 
 
-def contact_sheet(output: Output) -> np.ndarray:
+def contact_sheet(output: Output, layout: SetLayout) -> np.ndarray:
     """uint8 (c, h, w): the first images of a set, side by side."""
-    height, width = output.layout.size
-    count = output.layout.count or 1
+    (height, width), count = layout.size, layout.count
     columns = max(min(math.ceil(count**0.5), MOST // width), 1)
     rows = max(min(-(-count // columns), MOST // height), 1)
-    sheet = np.full((output.layout.channels, rows * height, columns * width), 255, np.uint8)
+    sheet = np.full((layout.channels, rows * height, columns * width), 255, np.uint8)
     for index in range(min(count, rows * columns)):
         row, column = divmod(index, columns)
         where = (slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
-        sheet[(slice(None), *where)] = output.read(output.layout.image, Window(index, 0, index + 1, 1))[0]
+        sheet[(slice(None), *where)] = output.read(layout.image, Window(index, 0, index + 1, 1))[0]
     return sheet

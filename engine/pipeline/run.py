@@ -40,7 +40,8 @@ from engine.pipeline.sampler import sample
 from engine.planning.geometry import Window
 from engine.planning.ownership import DecodeRounds, partition_evenly
 from engine.planning.plan import Plan
-from engine.storage.output import Output, SamplingRound
+from engine.storage.checkpoint import SamplingRound
+from engine.storage.output import Output
 
 Load = Callable[[Prepared, str], list[Model]]  # and the device
 
@@ -136,7 +137,7 @@ class Run:
     def draw_all(self) -> bool:
         """Draw the image or images, and again those of a set that are not accepted; whether it ended. Collective."""
         while True:
-            sampling_round = self.ranks.on_root(self.output.sampling_round)
+            sampling_round = self.ranks.on_root(self.output.checkpoints.sampling_round)
             if not self.draw(sampling_round):
                 return False
             if self.prepared.job.accept is None:
@@ -146,7 +147,7 @@ class Run:
             if not again or sampling_round.index + 1 == MOST_ROUNDS:
                 return True
             following = SamplingRound(sampling_round.index + 1, again, self.rejected)
-            self.ranks.on_root(lambda following=following: self.output.begin_round(following))  # type: ignore[misc]
+            self.ranks.on_root(lambda following=following: self.output.checkpoints.begin_round(following))  # type: ignore[misc]
 
     def draw(self, sampling_round: SamplingRound) -> bool:
         """Sample and decode what is drawn this time; whether it came to the end. Collective."""

@@ -15,10 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from engine.planning.geometry import Window
+from engine.planning.names import COVERS, WEIGHTS
 
-COVERS = ("shifted", "random", "strided")
-WEIGHTS = ("uniform", "gaussian", "hann")
-LARGEST_LABEL = 63  # labels that occur in a window are counted in 64 bits
 IMAGE_BITS = 32  # a window of a set has its image's number above its own
 
 

@@ -1,1 +1,1 @@
-"""Files: the output, its ledger, its checkpoints, the inputs. The only room that imports zarr and h5py."""
+"""Files: outputs with their ledgers and checkpoints, and inputs. No other room imports zarr or h5py."""

@@ -1,81 +1,89 @@
-"""Inputs as arrays: PNG, TIFF, .npy, Zarr and HDF5."""
+"""Readers of inputs: PNG, TIFF, .npy, Zarr and HDF5 become arrays."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import zarr
+
+from engine.storage.zarr_setup import zarr
+
+HDF5 = (".h5", ".hdf5")
 
 
 def read_integers(path: Path, option: str, stack: bool = False) -> np.ndarray:
-    """A map (h, w) of integers; Zarr and ``.npy`` are read where they are sliced, PNG and TIFF whole.
+    """Read a map (h, w) of integers, as ``read_array`` does.
 
     Args:
-        option: of the command line, for messages.
-        stack: (images, h, w) will do too.
+        option: Name of the option that gave the path, in backticks, for messages.
+        stack: Whether a stack of maps (images, h, w) is accepted too.
     Raises:
-        ValueError: unreadable, of other dimensions, or not integers.
+        ValueError: it is unreadable, or has other dimensions, or holds no integers.
     """
-    found = read_array(path, option)
-    if found.ndim != 2 and not (stack and found.ndim == 3):
+    label_map = read_array(path, option)
+    if label_map.ndim != 2 and not (stack and label_map.ndim == 3):
         wanted = "two dimensions (height, width)" + (", or a stack of them three (index, height, width)" * stack)
-        raise ValueError(f"{option} {path} has shape {found.shape}; a label map has {wanted}")
-    if found.dtype.kind not in "uib":
-        raise ValueError(f"{option} {path} holds {found.dtype}; a label map holds whole numbers, such as uint8")
-    return found
+        raise ValueError(f"{option} {path} has shape {label_map.shape}; a label map has {wanted}")
+    if label_map.dtype.kind not in "uib":
+        raise ValueError(f"{option} {path} holds {label_map.dtype}; a label map holds whole numbers, such as uint8")
+    return label_map
 
 
 def read_picture(path: Path, option: str, channels: int, size: tuple[int, int]) -> np.ndarray:
-    """An image uint8 (h, w, c), or (c, h, w) of Zarr or ``.npy``, as something sliced like (c, h, w).
+    """Read an image uint8, stored as (h, w, c), (c, h, w) or, of one channel, (h, w).
 
+    Args:
+        option: Name of the option that gave the path, in backticks, for messages.
+        channels: Number of channels that it must have.
+        size: Height and width that it must have, px.
+    Returns:
+        An array (c, h, w), or what slices like one.
     Raises:
-        ValueError: unreadable, or of another size or kind.
+        ValueError: it is unreadable, or has another size, type or number of channels.
     """
-    found = read_array(path, option, color=True)
-    if found.ndim == 2 and channels == 1:
-        found = found[None]
-    elif found.ndim == 3 and found.shape[2] == channels and found.shape[0] != channels:
-        found = np.moveaxis(np.asarray(found), 2, 0)
-    if found.ndim != 3 or found.shape[0] != channels or found.dtype != np.uint8:
+    picture = read_array(path, option, color=True)
+    if picture.ndim == 2 and channels == 1:
+        picture = picture[None]
+    elif picture.ndim == 3 and picture.shape[2] == channels and picture.shape[0] != channels:
+        picture = np.moveaxis(np.asarray(picture), 2, 0)
+    shape = picture.shape
+    if picture.ndim != 3 or shape[0] != channels or picture.dtype != np.uint8:
         raise ValueError(
-            f"{option} {path} has shape {found.shape} of {found.dtype}; expected an image of {channels} channels, uint8"
+            f"{option} {path} has shape {shape} of {picture.dtype}; expected an image of {channels} channels, uint8"
         )
-    if found.shape[1:] != size:
+    if shape[1:] != size:
         raise ValueError(
-            f"{option} {path} is {found.shape[1]} x {found.shape[2]} px but the canvas is {size[0]} x {size[1]} px; "
-            f"pass `size` {found.shape[1]}x{found.shape[2]}"
+            f"{option} {path} is {shape[1]} x {shape[2]} px but the canvas is {size[0]} x {size[1]} px; "
+            f"pass `size` {shape[1]}x{shape[2]}"
         )
-    return found
+    return picture
 
 
 def read_array(path: Path, option: str, color: bool = False) -> np.ndarray:
-    """An array of any kind: Zarr and ``.npy`` are read where they are sliced, HDF5, PNG and TIFF whole.
+    """Read an array of any shape and type. Zarr and ``.npy`` are read where they are sliced; HDF5, PNG and TIFF whole.
 
-    HDF5 is named with the dataset: ``FILE.h5:/dataset``.
+    A dataset of an HDF5 file is named after a colon: ``FILE.h5:/dataset``.
 
     Args:
-        color: RGB images will do.
+        option: Name of the option that gave the path, in backticks, for messages.
+        color: Whether a PNG of several channels is accepted; it becomes RGB.
     Raises:
-        ValueError: unreadable.
+        ValueError: it is unreadable.
     """
     file, dataset = split_dataset(path)
     if not file.exists():
         raise ValueError(f"{option} {file} is not there")
     try:
         return _read_hdf5(file, dataset) if dataset or file.suffix in HDF5 else _open_array(file, color)
-    except Exception as error:  # many readers, many kinds of error: one message
+    except Exception as error:  # every reader raises its own kinds of error: users get one message
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{option} {path} cannot be read as PNG, TIFF, .npy, Zarr or HDF5 ({' '.join(text.split())})"
         ) from None
 
 
-HDF5 = (".h5", ".hdf5")
-
-
 def split_dataset(path: Path) -> tuple[Path, str]:
-    """``FILE.h5:/dataset`` -> file and dataset; the dataset is empty where none is named."""
+    """Split ``FILE.h5:/dataset`` into file and dataset; the dataset is empty where none is named."""
     file, colon, dataset = str(path).rpartition(":")
     if colon and Path(file).suffix in HDF5:
         return Path(file), dataset
@@ -86,16 +94,16 @@ def _read_hdf5(file: Path, dataset: str) -> np.ndarray:
     import h5py
 
     with h5py.File(file, "r") as opened:
-        found = opened.get(dataset) if dataset else None
-        if not isinstance(found, h5py.Dataset):
+        item = opened.get(dataset) if dataset else None
+        if not isinstance(item, h5py.Dataset):
             names: list[str] = []
             opened.visititems(lambda name, item: names.append("/" + name) if isinstance(item, h5py.Dataset) else None)
             raise ValueError(f"it has no dataset {dataset or '(none was named)'}; name one as {file}:{names[:5]}")
-        return found[()]
+        return item[()]
 
 
 def reads_in_boxes(path: Path) -> bool:
-    """Whether a label map is read where it is sliced, so that every rank can read its own part."""
+    """Whether a file is read where it is sliced (Zarr, ``.npy``), so that every rank can read its own part."""
     return path.is_dir() or path.suffix == ".npy"
 
 
@@ -116,7 +124,7 @@ def _open_array(path: Path, color: bool) -> np.ndarray:
         return tifffile.imread(path)
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # whole slides are what this is for
+    Image.MAX_IMAGE_PIXELS = None  # Pillow refuses large images as an attack; here they are usual
     with Image.open(path) as image:
         if color and image.mode not in ("L", "I", "I;16", "1"):
             return np.asarray(image.convert("RGB"))

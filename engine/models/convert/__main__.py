@@ -13,11 +13,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, positive, print_error
-from engine.models.card import ModelCard, divisor_of, read_card
 from engine.models.files import CLASSES, OURS, WEIGHTS
+
+if TYPE_CHECKING:
+    from engine.models.card import ModelCard
 
 SYSTEMS = ("diffinfinite-image", "diffinfinite-labels", "large-image-diffusion", "sdm", "feature-aligned")
 
@@ -128,6 +130,7 @@ def check_parts(found: Any) -> None:
     Raises:
         ValueError: naming the first that differ.
     """
+    from engine.models.card import divisor_of
     from engine.models.folder import check_fit
 
     for name, part in found.parts.items():
@@ -145,6 +148,8 @@ def check_parts(found: Any) -> None:
 
 def write(found: Any, out: Path, overwrite: bool) -> ModelCard:
     """Write a model folder beside its place, and move it there when it is whole."""
+    from engine.models.card import read_card  # numpy, for which --help does not wait
+
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         temporary.mkdir()

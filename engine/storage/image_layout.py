@@ -1,0 +1,97 @@
+"""The arrays of an output of one image.
+
+::
+
+    OUT/zarr.json            group: OME-Zarr 0.5 metadata; the job and its provenance under "slidefield"
+    OUT/0, 1, ...            the image, c y x, and its pyramid
+    OUT/labels/NAME/0 ...    what it was made from, y x, and its pyramid: "tissue", "classes" or "nuclei"
+    OUT/slidefield/          ledger, lock and, while unfinished, checkpoints: no member of the Zarr group
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from engine.planning.geometry import Grid, Window, grid
+from engine.storage.files import bands
+from engine.storage.layout import ArraySpec, Layout
+from engine.storage.ome import image_metadata, label_metadata, labels_metadata
+
+
+@dataclass(frozen=True)
+class ImageLayout(Layout):
+    """One image with its pyramid: the image is array "0", its labels are "labels/NAME/0"."""
+
+    @property
+    def image(self) -> str:
+        return "0"
+
+    @property
+    def labels(self) -> str | None:
+        return None if self.label is None else f"labels/{self.label.name}/0"
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each pyramid level, halved and rounded up until one shard holds all."""
+        sizes = [self.size]
+        while max(sizes[-1]) > self.shard:
+            height, width = sizes[-1]
+            sizes.append((-(-height // 2), -(-width // 2)))
+        return sizes
+
+    def boxes(self, level: int = 0) -> Grid:
+        """The boxes of the shards of a pyramid level: squares of pixels, cut at the image's edge."""
+        return grid(self.sizes()[level], self.shard)
+
+    def arrays(self) -> list[ArraySpec]:
+        finest = [name for name in (self.image, self.labels) if name]
+        return [self._array(name, level) for level in range(len(self.sizes())) for name in finest]
+
+    def _array(self, finest: str, level: int) -> ArraySpec:
+        lead = (self.channels,) if finest == self.image else ()
+        return ArraySpec(
+            name=self.level(finest, level),
+            level=level,
+            dtype=self.dtype_of(finest),
+            shape=(*lead, *self.sizes()[level]),
+            chunks=(*(1 for _ in lead), self.chunk, self.chunk),
+            shards=(*lead, self.shard, self.shard),
+            axes=("c", "y", "x") if lead else ("y", "x"),
+        )
+
+    def ome_groups(self, pixel_size_um: float) -> dict[str, dict[str, Any]]:
+        levels, label = len(self.sizes()), self.label
+        groups = {"": image_metadata(self.channels, levels, pixel_size_um)}
+        if label is not None:
+            groups["labels"] = labels_metadata([label.name])
+            groups[f"labels/{label.name}"] = label_metadata(label.name, label.entries, levels, pixel_size_um)
+        return groups
+
+    def index(self, box: Window) -> tuple[Any, ...]:
+        return (..., slice(box.y0, box.y1), slice(box.x0, box.x1))
+
+    def index_in(self, image: int, box: Window) -> tuple[Any, ...]:
+        return self.index(box)
+
+    def shard_file(self, name: str, box: Window) -> PurePath:
+        lead = [] if name.startswith("labels/") else ["0"]
+        return PurePath(name, "c", *lead, str(box.y0 // self.shard), str(box.x0 // self.shard))
+
+    def shards_with(self, images: Sequence[int]) -> np.ndarray:
+        return np.arange(len(self.boxes()) if len(images) else 0)
+
+    def assemble(self, box: Window, read: Callable[[int, Window], np.ndarray]) -> np.ndarray:
+        return read(0, box)
+
+    def in_order(self) -> Iterator[tuple[Any, ...]]:
+        height, width = self.size
+        for c in range(self.channels):
+            for y0, y1 in bands(height, self.shard):
+                yield c, slice(y0, y1), slice(width)
+
+    def attributes(self) -> dict[str, Any]:
+        return {**asdict(self), "count": None, "group": 1}  # a set's fields, as outputs have had them from the first

@@ -1,0 +1,151 @@
+"""The ledger: a line for every shard that is on disk, so that a run that was killed need not write it again.
+
+::
+
+    OUT/slidefield/ledger.jsonl          one ledger of all ranks, merged when a run begins and when it ends
+    OUT/slidefield/ledger/RANK.jsonl     what each rank has finished since: every rank appends to a file of its own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.planning.geometry import Grid, Window
+from engine.storage.files import file_size
+from engine.storage.layout import Layout
+
+ROUNDS = range(128)  # what int8 holds
+
+
+class FinishedShard(NamedTuple):
+    """A line of the ledger: a shard that is on disk.
+
+    Args:
+        array: Name of its array.
+        box: Its box, one of ``Layout.boxes``.
+        sha256: Hash of its pixels.
+        round_index: The round of rejection sampling that wrote it, from 0; a set alone has more than one.
+    """
+
+    array: str
+    box: Window
+    sha256: str
+    round_index: int = 0
+
+    def line(self) -> str:
+        """The shard as JSON; round 0 goes unsaid."""
+        box = self.box
+        values = {"array": self.array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": self.sha256}
+        return json.dumps({**values, "round": self.round_index} if self.round_index else values) + "\n"
+
+
+class Ledger:
+    """The ledger of an output, as one rank sees it: it reads all ranks' lines and appends to its own.
+
+    Args:
+        path: The output's folder.
+        layout: The shapes of the output's arrays.
+        rank: The rank whose file is appended to.
+    """
+
+    def __init__(self, path: Path, layout: Layout, rank: int) -> None:
+        self.path, self.layout, self.rank = path, layout, rank
+        self.merged = path / "slidefield" / "ledger.jsonl"
+        self.of_ranks = path / "slidefield" / "ledger"
+
+    @cached_property
+    def shards(self) -> dict[str, Grid]:
+        """The boxes of the shards of every array, by its name."""
+        return {array.name: self.layout.boxes(array.level) for array in self.layout.arrays()}
+
+    def index_of(self, shard: FinishedShard) -> int:
+        """The number of a shard among those of its array."""
+        return self.shards[shard.array].index_of(shard.box)
+
+    def append(self, shard: FinishedShard) -> None:
+        """Append a line to this rank's file. The shard's writer calls this, once the shard is on disk."""
+        self.of_ranks.mkdir(exist_ok=True)
+        with (self.of_ranks / f"{self.rank:05}.jsonl").open("a") as stream:
+            stream.write(shard.line())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def __iter__(self) -> Iterator[FinishedShard]:
+        """Read the lines of all ranks, file by file; malformed lines (a kill tears the last) are skipped.
+
+        Lines are in no order: of several about one shard, that of the latest round counts.
+        """
+        for file in (self.merged, *sorted(self.of_ranks.glob("*.jsonl"))):
+            if not file.exists():
+                continue
+            with file.open(errors="replace") as stream:
+                yield from filter(None, map(self.parse, stream))
+
+    def parse(self, text: str) -> FinishedShard | None:
+        """The shard that a line names; None where the line is malformed or names no shard of the output."""
+        try:
+            line = json.loads(text)
+            array, box = line["array"], Window(*map(int, line["box"]))
+            round_index = int(line.get("round", line.get("attempt", 0)))  # older outputs say "attempt"
+            shard = FinishedShard(array, box, str(line["sha256"]), round_index)
+            is_shard = self.shards[array][self.index_of(shard)] == box
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        return shard if is_shard and round_index in ROUNDS else None
+
+    def latest(self) -> dict[str, np.ndarray]:
+        """Read the ledger through for the round in which each shard was last finished.
+
+        Returns:
+            Of every array that has any finished shard: int8 (shards,), -1 where a shard is not finished.
+        """
+        latest: dict[str, np.ndarray] = {}
+        for shard in self:
+            if shard.array not in latest:
+                latest[shard.array] = self.none_finished(shard.array)
+            rounds, index = latest[shard.array], self.index_of(shard)
+            rounds[index] = max(rounds[index], shard.round_index)
+        return latest
+
+    def none_finished(self, array: str) -> np.ndarray:
+        return np.full(len(self.shards[array]), -1, np.int8)
+
+    def lacking(self, latest: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Window]]:
+        """The shards that no line names, as (array, box).
+
+        Args:
+            latest: What ``latest()`` returned.
+        """
+        for array, boxes in self.shards.items():
+            rounds = latest.get(array, self.none_finished(array))
+            for index in np.flatnonzero(rounds < 0).tolist():
+                yield array, boxes[index]
+
+    def merge(self, check: bool = False) -> None:
+        """Make one ledger of all ranks', with the one line that counts about each shard. Rank 0 calls this.
+
+        Args:
+            check: Whether to drop lines whose shard has no file any more, or an empty one.
+        """
+        latest = self.latest()
+        building = self.merged.with_name(self.merged.name + ".partial")
+        with building.open("w") as stream:
+            for shard in self:
+                index = self.index_of(shard)
+                if latest[shard.array][index] != shard.round_index:
+                    continue
+                latest[shard.array][index] = -1  # one line is enough
+                if not check or file_size(self.path / self.layout.shard_file(shard.array, shard.box)):
+                    stream.write(shard.line())
+            stream.flush()
+            os.fsync(stream.fileno())
+        building.rename(self.merged)
+        shutil.rmtree(self.of_ranks, ignore_errors=True)

@@ -1,0 +1,76 @@
+"""The metadata of OME-Zarr 0.5: pyramids, channels and labels, as dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+VERSION = "0.5"
+COLORS = {1: [("grey", "FFFFFF")], 3: [("R", "FF0000"), ("G", "00FF00"), ("B", "0000FF")]}
+
+
+def image_metadata(channels: int, levels: int, pixel_size_um: float) -> dict[str, Any]:
+    """The metadata of an image's group.
+
+    Args:
+        channels: Number of channels.
+        levels: Number of pyramid levels.
+        pixel_size_um: Side of a pixel at full size, micrometres.
+    """
+    pyramid = multiscale("image", levels, pixel_size_um, axes="cyx", method="2x2 mean, round half to even")
+    colors = COLORS[1] if channels == 1 else COLORS[3]
+    return {
+        "version": VERSION,
+        "multiscales": [pyramid],
+        "omero": {"channels": [channel(name, color) for name, color in colors]},
+    }
+
+
+def label_metadata(
+    name: str, entries: Sequence[tuple[str, tuple[int, int, int]]], levels: int, pixel_size_um: float
+) -> dict[str, Any]:
+    """The metadata of a label map's group, which lies at ``labels/NAME``.
+
+    Args:
+        entries: (name, RGB) of every value; empty where values have no names.
+    """
+    image_label: dict[str, Any] = {"source": {"image": "../../"}}
+    if entries:
+        image_label["colors"] = [  # value 0 is transparent
+            {"label-value": i, "rgba": [*color, 255 if i else 0]} for i, (_, color) in enumerate(entries)
+        ]
+        image_label["properties"] = [{"label-value": i, "name": entry} for i, (entry, _) in enumerate(entries)]
+    pyramid = multiscale(name, levels, pixel_size_um, axes="yx", method="nearest")
+    return {"version": VERSION, "multiscales": [pyramid], "image-label": image_label}
+
+
+def labels_metadata(names: Sequence[str]) -> dict[str, Any]:
+    """The metadata of the group ``labels``, which lists the label maps in it."""
+    return {"version": VERSION, "labels": list(names)}
+
+
+def multiscale(name: str, levels: int, pixel_size_um: float, *, axes: str, method: str) -> dict[str, Any]:
+    """The metadata of one pyramid, whose levels halve the one before.
+
+    Args:
+        axes: "cyx" or "yx".
+        method: How levels are made; "nearest" takes every second pixel, which stays where it is.
+    """
+    lead = [{"name": "c", "type": "channel"}] if axes == "cyx" else []
+    datasets = []
+    for level in range(levels):
+        scale = pixel_size_um * 2**level
+        # The mean of 2 x 2 pixels is centred half a pixel further in.
+        shift = pixel_size_um * (2**level - 1) / 2 if method != "nearest" else 0.0
+        transforms = [
+            {"type": "scale", "scale": [*(1.0 for _ in lead), scale, scale]},
+            {"type": "translation", "translation": [*(0.0 for _ in lead), shift, shift]},
+        ]
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    space = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+    return {"name": name, "axes": [*lead, *space], "datasets": datasets, "type": method}
+
+
+def channel(name: str, color: str) -> dict[str, Any]:
+    """The metadata of one channel: viewers show it in this colour, from 0 to 255."""
+    return {"label": name, "color": color, "active": True, "window": {"min": 0, "max": 255, "start": 0, "end": 255}}

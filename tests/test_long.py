@@ -1,0 +1,79 @@
+"""Long campaigns, for ``make test-long``: more ranks than cores, kills at random moments, a large image."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+from launching import Running, launch, launch_alone, lines_of, ranks_below, sha, start_and_kill, verify
+
+from engine.distributed.ranks import STOPPED
+
+pytestmark = [pytest.mark.long, pytest.mark.runs]
+
+SIZE = ("--size", "1000x1544", "--shard", "256", "--chunk", "64", "--preview", "none")
+COVERS = {
+    "shifted": ("--cover", "shifted", "--eta", "0.7"),
+    "random": ("--cover", "random", "--solver", "ddpm"),
+    "strided": ("--cover", "strided", "--stride", "13", "--weights", "gaussian", "--solver", "dpmpp2m"),
+}
+
+
+@pytest.mark.parametrize("cover", COVERS)
+def test_the_image_is_the_same_on_up_to_12_ranks(tiny_model, tmp_path, cover):
+    shas = set()
+    for ranks in (1, 5, 8, 12):
+        out = tmp_path / f"{ranks}.zarr"
+        done = launch_alone(ranks, "--model", tiny_model, *SIZE, "--steps", 4, *COVERS[cover], "--out", out)
+        assert done.returncode == 0, done.stdout + done.stderr
+        shas.add(sha(out))
+    assert len(shas) == 1
+
+
+@pytest.mark.parametrize("cover", COVERS)
+@pytest.mark.parametrize("kind", ["image", "set"])
+def test_a_run_that_is_killed_and_asked_to_stop_again_and_again_ends_with_the_same_bytes(
+    tiny_model, tmp_path, cover, kind
+):
+    """Each time on another number of ranks, after another time; by SIGKILL to all or to one, or by SIGTERM to one."""
+    drawn = random.Random(f"{cover} {kind}")
+    own = {"image": SIZE, "set": ("--size", "128x136", "--count", 40, *SIZE[2:], "--label", "0,1,2")}[kind]
+    arguments = ("--model", tiny_model, *own, "--steps", 20, "--checkpoint-every", 0, *COVERS[cover])
+    assert launch(2, *arguments, "--out", tmp_path / "whole.zarr").returncode == 0
+    out, log, stopped = tmp_path / "out.zarr", tmp_path / "log.jsonl", 0
+    while not out.exists() or verify(out)[0] != 0:
+        run = Running(drawn.randint(1, 4), *arguments, "--out", out, "--json-log", log)
+        before = len(lines_of(log))
+        run.wait_until(lambda before=before: len(lines_of(log)) > before)
+        time.sleep(drawn.random() * 3)
+        victims, how = ranks_below(run.process.pid), drawn.choice(["all", "one", "ask"])
+        if how == "all" or not victims:
+            run.kill()
+        else:
+            with suppress(ProcessLookupError):  # it may just have ended
+                os.kill(drawn.choice(victims), signal.SIGKILL if how == "one" else signal.SIGTERM)
+            run.end()
+        assert verify(out)[0] in (0, STOPPED), verify(out)[1]
+        stopped += 1
+        assert stopped < 100, "it gets on: a level or more each time"
+    assert stopped > 3
+    assert sha(out) == sha(tmp_path / "whole.zarr")
+
+
+def test_a_large_image_of_the_embedded_model_is_the_same_on_1_and_4_ranks_and_after_a_kill(tmp_path):
+    arguments = ("--size", "4096x3333", "--steps", 6, "--preview", "none", "--shard", 1024, "--chunk", 256)
+    shas = set()
+    for ranks in (1, 4):
+        done = launch_alone(ranks, *arguments, "--out", tmp_path / f"{ranks}.zarr")
+        assert done.returncode == 0, done.stderr
+        shas.add(sha(tmp_path / f"{ranks}.zarr"))
+    out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
+    arguments = (*arguments, "--checkpoint-every", 0)
+    start_and_kill(lambda: len(lines_of(log)) >= 3, out, 3, *arguments, log=log)
+    assert launch_alone(2, *arguments, "--out", out).returncode == 0
+    shas.add(sha(out))
+    assert len(shas) == 1
+    shutil.rmtree(out)
