@@ -21,9 +21,9 @@ from engine.storage.output import Output, state_of
 
 
 def pixels_sha256(output: Output) -> str:
-    """The sha256 of the image's bytes in the order c y x, or of a set's in the order index c y x.
+    """Hash (sha256) the image's bytes in the order c y x, or a set's in the order index c y x.
 
-    It does not depend on chunks or shards. A row of shards is in memory at a time.
+    The hash does not depend on chunks or shards. At most a row of shards is in memory at a time.
     """
     total, array = hashlib.sha256(), output.array(output.layout.image)
     for index in output.layout.in_order():
@@ -32,7 +32,7 @@ def pixels_sha256(output: Output) -> str:
 
 
 def damage(output: Output) -> Iterator[str]:
-    """Lines about shards that differ from the ledger and, in a finished output, about shards that it lacks.
+    """Say which shards differ from the ledger and, in a finished output, which the ledger lacks: a line each.
 
     The ledger is read line by line, twice.
     """
