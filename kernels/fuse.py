@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from kernels.device import use_triton
-from kernels.values import Lines, Weights, Winner
+from kernels.values import SeparableWeights, Weights, WinnerMap
 
 
 def accumulate(total: Tensor, weight_sum: Tensor, estimate: Tensor, weight: Tensor | None) -> None:
     """Add one estimate of a box to its running sums, in place.
 
     Args:
-        total: float32 (C, h, w), sum of weight * estimate so far.
-        weight_sum: float32 (h, w), sum of weights so far.
-        estimate: (C, h, w).
-        weight: float32 (h, w); None: 1.
+        total: Sum of weight * estimate so far, float32 (C, h, w).
+        weight_sum: Sum of the weights so far, float32 (h, w).
+        estimate: Estimate of the box, (C, h, w).
+        weight: Weight of the estimate, float32 (h, w); None: 1.
     """
     if weight is None:
         total += estimate
@@ -32,18 +32,18 @@ def normalize(total: Tensor, weight_sum: Tensor) -> Tensor:
 
 
 def fuse(
-    estimates: Tensor, corners: Tensor, keep: Tensor, box: tuple[int, int, int, int], weights: Weights = None
+    estimates: Tensor, corners: Tensor, used: Tensor, box: tuple[int, int, int, int], weights: Weights = None
 ) -> Tensor:
     """The weighted mean of windows' estimates over a box. Triton on CUDA tensors, else torch: the same bits.
 
-    Sums run in float32 and in the order given; no atomics.
+    Sums run in float32 and in the order of the windows, without atomics.
 
     Args:
-        estimates: (n, C, p, p), contiguous.
-        corners: int64 (n, 2) on the CPU, top-left (y0, x0) of each window, 64-bit signed.
-        keep: int64 (n, 4) on the CPU, the box (y0, x0, y1, x1) of each window that its estimate is used in.
-        box: (y0, x0, y1, x1), half-open.
-        weights: of the windows; None: 1.
+        estimates: Estimates of n windows, (n, C, p, p), contiguous.
+        corners: Top-left (y0, x0) of each window, int64 (n, 2) on the CPU, 64-bit signed.
+        used: Part (y0, x0, y1, x1) of each window that its estimate is used in, int64 (n, 4) on the CPU.
+        box: Box (y0, x0, y1, x1) that is filled, half-open.
+        weights: Weights of the windows; None: 1.
     Returns:
         float32 (C, y1 - y0, x1 - x0); 0 where no window is used.
 
@@ -59,15 +59,15 @@ def fuse(
         from kernels.triton.fuse import fuse_into
     else:
         fuse_into = fuse_torch
-    fuse_into(out, estimates, corners - origin, keep - origin.repeat(2), weights)
+    fuse_into(out, estimates, corners - origin, used - origin.repeat(2), weights)
     return out
 
 
-def fuse_torch(out: Tensor, estimates: Tensor, corners: Tensor, keep: Tensor, weights: Weights) -> None:
-    """The oracle: fill ``out`` (C, h, w); positions are within it."""
+def fuse_torch(out: Tensor, estimates: Tensor, corners: Tensor, used: Tensor, weights: Weights) -> None:
+    """Fill ``out`` (C, h, w), whose corner is (0, 0) of all positions; the oracle of the Triton kernel."""
     weight_sum = torch.zeros(out.shape[1:], device=out.device)
     out.zero_()
-    inside = keep.clamp(min=0).minimum(torch.tensor([*out.shape[1:]]).repeat(2))
+    inside = used.clamp(min=0).minimum(torch.tensor([*out.shape[1:]]).repeat(2))
     for n, ((y, x), (y0, x0, y1, x1)) in enumerate(zip(corners.tolist(), inside.tolist(), strict=True)):
         if y0 < y1 and x0 < x1:
             here, there = (slice(y0, y1), slice(x0, x1)), (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
@@ -78,9 +78,8 @@ def fuse_torch(out: Tensor, estimates: Tensor, corners: Tensor, keep: Tensor, we
 
 def _weight(weights: Weights, n: int, here: tuple[slice, slice], there: tuple[slice, slice]) -> Tensor | None:
     """float32 (h, w) weights of window ``n`` in a box, which lies ``here`` in the field and ``there`` in the window."""
-    if isinstance(weights, Winner):
-        return (weights.field[here] == weights.number[n].item()).float()
-    if isinstance(weights, Lines):
-        row, column = weights.which[n].tolist()
-        return weights.rows[row, there[0], None] * weights.columns[column, None, there[1]]
+    if isinstance(weights, WinnerMap):
+        return (weights.winner[here] == n).float()
+    if isinstance(weights, SeparableWeights):
+        return weights.rows[n, there[0], None] * weights.columns[n, None, there[1]]
     return None

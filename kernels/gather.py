@@ -1,4 +1,4 @@
-"""Windows of a canvas -> the micro-batch that a network sees: places, padding, cast and memory format in one pass."""
+"""Windows of a canvas -> the micro-batch that a network sees: padding, cast and memory format in one pass."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ def gather(
     dtype: torch.dtype,
     *,
     origin: tuple[int, int] = (0, 0),
-    channels_last: bool = True,
 ) -> Tensor:
     """One micro-batch of a fixed shape. Triton on CUDA tensors, else torch: the same bits.
 
-    Positions outside the canvas repeat its edge (the engine's windows lie inside); places beyond the last window
-    repeat that window.
+    Positions outside the canvas repeat its edge (the engine's windows lie inside). Places of the micro-batch beyond
+    the last window repeat that window.
 
     Args:
-        canvas: float32 (C, H, W), contiguous; its first latent lies at ``origin``.
-        corners: int64 (n, 2) on the CPU, top-left (y0, x0) of each window, 64-bit signed; 1 <= n <= ``batch``.
-        patch: side of a window.
-        batch: places of the micro-batch.
-        dtype: of the network: float32, float16 or bfloat16, rounded to nearest even.
-        channels_last: memory format of the result; else contiguous.
+        canvas: Latents, float32 (C, H, W), contiguous.
+        corners: Top-left (y0, x0) of each window, int64 (n, 2) on the CPU, 64-bit signed; 1 <= n <= ``batch``.
+        patch: Side of a window.
+        batch: Number of places of the micro-batch.
+        dtype: Type of the network, float32, float16 or bfloat16; values are rounded to nearest even.
+        origin: Position (y, x) of the canvas's first latent.
     Returns:
-        ``dtype`` (batch, C, patch, patch).
+        ``dtype`` (batch, C, patch, patch), channels last.
 
     >>> canvas = torch.arange(12.0).reshape(1, 3, 4)
     >>> gather(canvas, torch.tensor([[0, 1], [1, 2]]), 2, 3, torch.float32).flatten(1).int().tolist()
@@ -39,8 +38,7 @@ def gather(
     """
     assert 1 <= len(corners) <= batch, (len(corners), batch)
     shape = (batch, canvas.shape[0], patch, patch)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    out = torch.empty(shape, dtype=dtype, device=canvas.device, memory_format=layout)
+    out = torch.empty(shape, dtype=dtype, device=canvas.device, memory_format=torch.channels_last)
     if use_triton(canvas.device):
         from kernels.triton.gather import gather_into
     else:
@@ -50,7 +48,7 @@ def gather(
 
 
 def gather_torch(out: Tensor, canvas: Tensor, corners: Tensor) -> None:
-    """The oracle: fill ``out`` (B, C, p, p) from windows at ``corners`` (n, 2) within the canvas."""
+    """Fill ``out`` (B, C, p, p) from windows at ``corners`` (n, 2) of the canvas; the oracle of the Triton kernel."""
     side = torch.arange(out.shape[-1])
     places = torch.arange(len(out)).clamp(max=len(corners) - 1)
     y, x = ((corners[places, axis, None] + side).clamp(0, canvas.shape[1 + axis] - 1) for axis in (0, 1))

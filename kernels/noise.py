@@ -1,4 +1,4 @@
-"""Noise of a field: the Triton kernel on CUDA, torch elsewhere."""
+"""Noise of a field, drawn by the Triton kernel on CUDA and by torch elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from kernels.values import Field
 
 
 def draw(field: Field, channels: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """``standard_normal`` from the field's corner on. Triton on CUDA, else torch: the same bits."""
+    """Noise of the box whose corner the field names: float32 (channels, height, width).
+
+    Triton draws it on CUDA, ``standard_normal`` elsewhere: the same bits.
+    """
     if use_triton(device):
         from kernels.triton.philox import draw_into
 

@@ -1,7 +1,7 @@
 """Normal noise as a function of position: Philox 4x32-10, then Box-Muller in float32 written out.
 
-Everything is integer arithmetic or single float32 multiplications, additions and square roots, each rounded
-by itself: no library logarithm or cosine, whose last digit differs between machines.
+Every operation is one on integers, or one float32 multiplication, addition or square root that is rounded by itself. No
+library's logarithm or cosine is called, for their last digits differ between machines.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
+# The first canvas; the noise of a solver's step; the noise of known latents around an in-painted region.
 PURPOSES = {"initial": 0, "step": 1, "known": 2}
 
 
@@ -17,10 +18,10 @@ def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:
     """Philox 4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405).
 
     Args:
-        counter: int64 (4, ...), each a 32-bit word.
-        key: two 32-bit words.
+        counter: Four 32-bit words of each position, int64 (4, ...).
+        key: Two 32-bit words.
     Returns:
-        int64 (4, ...): four random 32-bit words.
+        Four random 32-bit words of each position, int64 (4, ...).
 
     >>> [hex(v) for v in philox(torch.zeros(4, dtype=torch.int64), (0, 0)).tolist()]
     ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
@@ -37,9 +38,9 @@ def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:
 
 
 def stream_key(seed: int, purpose: str, level: int, group: int) -> tuple[int, int]:
-    """The Philox key of four channels of one field: hashed by Philox itself from (seed, purpose, level, group)."""
+    """The Philox key of four channels of one field: Philox itself hashes it from (seed, purpose, level, group)."""
     words = [seed & MASK, (seed >> 32) & MASK, level & MASK, PURPOSES[purpose] << 24 | group]
-    hashed = philox(torch.tensor(words, dtype=torch.int64), (0x736C6964, 0x65666C64)).tolist()
+    hashed = philox(torch.tensor(words, dtype=torch.int64), (0x736C6964, 0x65666C64)).tolist()  # "slid", "efld"
     return hashed[0], hashed[1]
 
 
@@ -51,7 +52,7 @@ def standard_normal(
     Keyed by (seed, purpose, level, channel // 4), counted by the 64-bit signed position (y, x).
 
     Args:
-        box: (y0, x0, y1, x1), half-open, in latents; may be negative.
+        box: Box (y0, x0, y1, x1), half-open, in latents; its positions may be negative.
     Returns:
         float32 (channels, y1 - y0, x1 - x0), zero mean and unit variance, |value| < 5.8.
 
@@ -72,7 +73,7 @@ def standard_normal(
 
 def box_muller(words: Tensor) -> Tensor:
     """int64 (4, ...) random 32-bit words -> float32 (4, ...) normals (Box & Muller 1958)."""
-    # By way of float64: a library's float32 root is not correctly rounded on every machine.
+    # The root is taken in float64: a library's float32 root is not correctly rounded on every machine.
     radius = torch.sqrt((-2.0 * _log_unit(words[0::2] >> 9)).double()).float()
     cosine, sine = _cos_sin_turn(words[1::2] >> 8)
     return torch.stack([radius[0] * cosine[0], radius[0] * sine[0], radius[1] * cosine[1], radius[1] * sine[1]])
@@ -102,9 +103,9 @@ def _log_unit(k: Tensor) -> Tensor:
 
 
 def _cos_sin_turn(k: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of 2 pi (k + 1/2) / 2^24 for a 24-bit k, in float32; quadrants are taken in integers."""
+    """Cosine and sine of 2 pi (k + 1/2) / 2^24 for a 24-bit k, in float32; the quadrant is computed in integers."""
     quadrant = ((k + 0x200000) >> 22) & 3
-    rest = ((k + 0x200000) & 0x3FFFFF) - 0x200000  # an eighth of a turn to each side
+    rest = ((k + 0x200000) & 0x3FFFFF) - 0x200000  # -1/8 to 1/8 of a turn
     r = (2 * rest + 1).to(torch.float32) * 1.8725351e-7  # pi / 2^24
     z = r * r
     sine = ((z * -1.9515295891e-4 + 8.3321608736e-3) * z + -1.6666654611e-1) * z * r + r

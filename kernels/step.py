@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels.device import use_triton
 from kernels.noise import draw
-from kernels.values import Guidance, Rule
+from kernels.values import Update
 
 
 def step(
@@ -17,15 +17,18 @@ def step(
     noise: Tensor | None,
     coefficients: tuple[float, float, float, float, float],
     clip: float | None,
-    spread: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Tensor:
     """x' = a x + b clipped + c previous + d noise + e denoised; see ``engine.diffusion.solvers``.
 
     Args:
-        x, denoised, previous, noise: float32 (C, h, w); ``previous`` and ``noise`` may be None where c or d is 0.
-        coefficients: (a, b, c, d, e).
-        clip: ``denoised`` is clipped to +- this for b; None: it is not.
-        spread: float32 (C, h, w), in place of d.
+        x: Latents of this level, float32 (C, h, w).
+        denoised: Estimate of the clean latents, float32 (C, h, w).
+        previous: Estimate of the level before, float32 (C, h, w); may be None where c is 0.
+        noise: Standard normal noise, float32 (C, h, w); may be None where d is 0.
+        coefficients: Factors (a, b, c, d, e).
+        clip: Bound of ``clipped``; None: it is ``denoised``.
+        std: Factor of the noise at every latent instead of d, float32 (C, h, w).
     """
     a, b, c, d, e = coefficients
     clipped = denoised if clip is None else denoised.clamp(-clip, clip)
@@ -35,73 +38,50 @@ def step(
     if c:
         assert previous is not None
         out = out + previous * c
-    if spread is not None or d:
+    if std is not None or d:
         assert noise is not None
-        out = out + noise * (d if spread is None else spread)
+        out = out + noise * (d if std is None else std)
     return out
 
 
-def learned_spread(output: Tensor, log_variance: tuple[float, float]) -> Tensor:
-    """The standard deviation of the noise, from a network's word on it.
+def predicted_std(prediction: Tensor, log_variance: tuple[float, float]) -> Tensor:
+    """The standard deviation of the noise, from the network's variance prediction (Nichol & Dhariwal 2021, eq. 15).
+
+    The logarithm of the variance is interpolated: a prediction of -1 means the least, 1 the largest.
 
     Args:
-        output: float32 (C, h, w), about -1 (least) to 1 (most).
-        log_variance: least and most.
+        prediction: Variance channels of the network's output, float32 (C, h, w), about -1 to 1.
+        log_variance: Logarithms of the least and the largest variance.
     """
     least, most = log_variance
-    share = (output + 1) / 2
+    share = (prediction + 1) / 2
     return torch.exp(0.5 * (share * most + (1 - share) * least))
 
 
-def level_step(
-    x: Tensor,
-    estimate: Tensor,
-    previous: Tensor | None,
-    rule: Rule,
-    guidance: Guidance | None = None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """One level's update: guidance, clip, solver, noise and history in one pass. Triton on CUDA tensors, else torch.
+def level_step(x: Tensor, estimate: Tensor, previous: Tensor | None, update: Update) -> Tensor:
+    """One level's update, clip, solver and noise in one pass. Triton on CUDA tensors, else torch.
 
     Args:
-        x: float32 (C, h, w), contiguous.
-        estimate: float32 (C, h, w), contiguous; C more channels speak of the noise's variance where it was learned.
-        previous: float32 (C, h, w), contiguous; the estimate of the level before, where c is not 0.
-        guidance: is not applied to the channels about the variance, which are the conditional's.
-        out: where to put the result, ``x`` itself if need be; None: a new tensor.
+        x: Latents of this level, float32 (C, h, w), contiguous.
+        estimate: Estimate of the clean latents, float32, contiguous: (C, h, w), or (2 C, h, w) where the network
+            learned the variance of the noise; channels C to 2 C are then its variance prediction.
+        previous: Estimate of the level before, float32 (C, h, w), contiguous; may be None where c is 0.
     Returns:
-        The new x and, where it is kept, the estimate (C, h, w) before clipping: without guidance a view, at no cost.
+        The latents of the next level, float32 (C, h, w), a new tensor.
     """
-    out = torch.empty_like(x) if out is None else out
-    history = None
-    if rule.keep:
-        history = estimate[: len(x)] if guidance is None else torch.empty_like(x)
+    out = torch.empty_like(x)
     if use_triton(x.device):
         from kernels.triton.step import step_into
     else:
         step_into = step_torch
-    step_into(out, history, x, estimate, previous, rule, guidance)
-    return out, history
+    step_into(out, x, estimate, previous, update)
+    return out
 
 
-def step_torch(
-    out: Tensor,
-    history: Tensor | None,
-    x: Tensor,
-    estimate: Tensor,
-    previous: Tensor | None,
-    rule: Rule,
-    guidance: Guidance | None,
-) -> None:
-    """The oracle: fill ``out`` and, where there was guidance, ``history``."""
+def step_torch(out: Tensor, x: Tensor, estimate: Tensor, previous: Tensor | None, update: Update) -> None:
+    """Fill ``out`` with the update; the oracle of the Triton kernel."""
     channels, height, width = x.shape
-    denoised, word = estimate[:channels], estimate[channels:]
-    if guidance is not None:
-        weight = guidance.weights[guidance.labels.long()]
-        denoised = denoised + (guidance.conditional[:channels] - denoised) * weight
-        word = guidance.conditional[channels:]
-        if history is not None:
-            history.copy_(denoised)
-    spread = learned_spread(word, rule.log_variance) if rule.log_variance else None
-    noise = draw(rule.noise, channels, height, width, x.device) if rule.noise else None
-    out.copy_(step(x, denoised, previous, noise, rule.coefficients, rule.clip, spread))
+    denoised, prediction = estimate[:channels], estimate[channels:]
+    std = predicted_std(prediction, update.log_variance) if update.log_variance else None
+    noise = draw(update.noise, channels, height, width, x.device) if update.noise else None
+    out.copy_(step(x, denoised, previous, noise, update.coefficients, update.clip, std))

@@ -8,38 +8,44 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Weights as products of two lines.
+class SeparableWeights:
+    """Weights of windows, each the product of a line down the window and a line across it.
 
     Args:
-        rows, columns: float32 (R, p) and (K, p), on the device of the estimates.
-        which: int64 (n, 2) on the CPU, the row and the column of each window.
+        rows: Weight of each row of each window, float32 (n, p) on the device of the estimates.
+        columns: Weight of each column of each window, float32 (n, p) on the same device.
     """
 
     rows: Tensor
     columns: Tensor
-    which: Tensor
 
 
 @dataclass(frozen=True)
-class Winner:
-    """Weight 1 where a latent belongs to a window, else 0.
+class WinnerMap:
+    """Weight 1 where a window wins a latent, 0 elsewhere.
 
     Args:
-        field: int32 (h, w), whom each latent of the box belongs to, on the device of the estimates.
-        number: int64 (n,) on the CPU, by which number ``field`` speaks of each window.
+        winner: Position, among the n windows, of the one that wins each latent of the box; -1 where none does.
+            int32 (h, w) on the device of the estimates.
     """
 
-    field: Tensor
-    number: Tensor
+    winner: Tensor
 
 
-Weights = Lines | Winner | None
+Weights = SeparableWeights | WinnerMap | None  # None: every weight is 1
 
 
 @dataclass(frozen=True)
 class Field:
-    """The noise of one purpose and level over the unbounded plane, seen from (y0, x0) on; see ``standard_normal``."""
+    """Standard normal noise over the unbounded plane, and the corner of the box that is drawn from it.
+
+    Args:
+        seed: Seed of the job, 64 bits.
+        purpose: What the noise is for, a key of ``kernels.philox.PURPOSES``; each purpose has its own noise.
+        level: Level of the run, 32 bits; each level has its own noise.
+        y0: First row of the box, in latents, 64-bit signed.
+        x0: First column of the box, in latents, 64-bit signed.
+    """
 
     seed: int
     purpose: str
@@ -49,34 +55,19 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """What is asked for at each latent, guided by its label's weight: null + w (conditional - null).
+class Update:
+    """The solver's update of one level, the same for every latent; see ``engine.diffusion.solvers``.
 
     Args:
-        conditional: float32, as the estimate, which is then that of null.
-        labels: uint8 (h, w).
-        weights: float32 (labels,), w of each label; 0 where there is only null, 1 for the conditional alone.
-    """
-
-    conditional: Tensor
-    labels: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a level does to every latent; see ``engine.diffusion.solvers``.
-
-    Args:
-        coefficients: (a, b, c, d, e).
-        clip: of the estimate, for b; None: it is not clipped.
-        log_variance: least and most of the noise, where the network says where between the two it lies, in place of d.
-        noise: the field that is drawn from, from the canvas's corner on; None where d is 0.
-        keep: hand back the estimate as the next level's history.
+        coefficients: Factors (a, b, c, d, e) of x, the clipped estimate, the previous estimate, the noise, and the
+            estimate as it is.
+        clip: Bound of the clipped estimate; None: b multiplies the estimate as it is.
+        log_variance: Logarithms of the least and the largest variance, between which the network's variance
+            prediction chooses: the noise is then multiplied by the predicted std instead of d. None: by d.
+        noise: Noise that is added, from the corner of x on; None where d is 0 and no variance is predicted.
     """
 
     coefficients: tuple[float, float, float, float, float]
     clip: float | None = None
     log_variance: tuple[float, float] | None = None
     noise: Field | None = None
-    keep: bool = False

@@ -35,7 +35,7 @@ from engine.planning.cover import Cover, RandomCover, StackedCover, shifted, str
 from engine.planning.decode_cover import gaussian_pixel_cover
 from engine.planning.ownership import DecodeRounds, Ownership
 from engine.planning.plan import Ask, plan_level, run_in_lockstep
-from kernels.step import learned_spread
+from kernels.step import predicted_std
 
 pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("golden")]
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -354,7 +354,7 @@ def test_the_nuclei_systems_ancestral_step(golden):
         step = ddpm([now, after], schedule.variance)[0]
         found = {"pred_xstart": clipped, "mean": torch.from_numpy(x[0]) * step.a + clipped * step.b}
         if t and step.log_variance:
-            found["log_variance"] = 2 * learned_spread(out[len(x[0]) :], step.log_variance).log()
+            found["log_variance"] = 2 * predicted_std(out[len(x[0]) :], step.log_variance).log()
         elif t:
             found["log_variance"] = torch.full_like(clipped, 2 * math.log(step.d))
         for name, tensor in found.items():

@@ -5,7 +5,6 @@ import sys
 from draw_architecture import FLOOR, draw, imports, modules, room_of
 from launching import ROOT, environment
 
-
 MODULES = modules()
 
 

@@ -3,17 +3,20 @@
 Interpreting is decided when triton is imported, so the comparisons run in a process of their own.
 """
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 from launching import ROOT, environment
 
 from kernels.device import has_triton, use_triton
 
-pytestmark = pytest.mark.skipif(
+needs_triton = pytest.mark.skipif(
     not has_triton(), reason="triton is not installed (it has no wheels but for Linux): pip install triton==3.7.1"
 )
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "kernels").rglob("*.py")}
 
 
 def run(*arguments, **extra):
@@ -24,6 +27,22 @@ def run(*arguments, **extra):
     return done.stdout
 
 
+def imported_by(module):
+    """The modules of kernels that a module imports, inside functions too."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & MODULES.keys()
+        elif isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & MODULES.keys()
+
+
+def test_no_kernel_imports_itself_through_another():
+    sorter = TopologicalSorter({module: set(imported_by(module)) for module in MODULES})
+    order = list(sorter.static_order())  # raises CycleError and names the circle
+    assert order.index("kernels.values") < order.index("kernels.triton.step") < order.index("kernels.step")
+
+
+@needs_triton
 @pytest.mark.runs
 def test_triton_interpreted_equals_the_oracles():
     text = run("-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py", TRITON_INTERPRET="1")
@@ -31,9 +50,10 @@ def test_triton_interpreted_equals_the_oracles():
     assert "skipped" not in text
 
 
+@needs_triton
 def test_compiled_for_a_gpu_every_operation_is_rounded_by_itself():
-    found = run("tests/triton_compiled.py", TRITON_INTERPRET="0").split("\n")
-    assert [line for line in found if line] == [
+    lines = run("tests/triton_compiled.py", TRITON_INTERPRET="0").split("\n")
+    assert [line for line in lines if line] == [
         "draw_kernel: sqrt.rn.f32",
         "gather_kernel:",
         "fuse_kernel: div.rn.f32",
@@ -43,13 +63,14 @@ def test_compiled_for_a_gpu_every_operation_is_rounded_by_itself():
     ]
 
 
+@needs_triton
 def test_tensors_on_the_cpu_never_import_triton():
     code = (
         "import sys, torch; from kernels import fuse, gather, step, values\n"
         "x, corners = torch.zeros(4, 8, 8), torch.zeros(1, 2, dtype=torch.int64)\n"
         "gather.gather(x, corners, 8, 1, torch.float32)\n"
         "fuse.fuse(x[None], corners, torch.tensor([[0, 0, 8, 8]]), (0, 0, 8, 8))\n"
-        "step.level_step(x, x, None, values.Rule((1, 0, 0, 1, 0), noise=values.Field(0, 'step', 0)))\n"
+        "step.level_step(x, x, None, values.Update((1, 0, 0, 1, 0), noise=values.Field(0, 'step', 0)))\n"
         "sys.exit(any(m.startswith('kernels.triton') for m in sys.modules))"
     )
     run("-c", code)

@@ -13,7 +13,7 @@ from engine.distributed.ranks import Ranks
 from engine.planning.ownership import Ownership
 from kernels.noise import draw
 from kernels.step import level_step
-from kernels.values import Field, Rule
+from kernels.values import Field, Update
 
 Shards = dict[int, Tensor]  # shard index -> float32 (C, h, w)
 LATENTS, ESTIMATES = 1, 2  # tags
@@ -82,11 +82,8 @@ class Canvas:
             keep: hold on to ``denoised`` as the next level's history.
         """
         c = coefficients
-        kept: Shards = {}
         for shard, fused in denoised.items():
             noise = self.field("step", level, shard) if c.d or c.log_variance else None
-            rule = Rule((c.a, c.b, c.c, c.d, c.e), clip, c.log_variance, noise, keep)
-            self.x[shard], history = level_step(self.x[shard], fused, self.previous.get(shard), rule)
-            if history is not None:
-                kept[shard] = history
-        self.previous = kept
+            update = Update((c.a, c.b, c.c, c.d, c.e), clip, c.log_variance, noise)
+            self.x[shard] = level_step(self.x[shard], fused, self.previous.get(shard), update)
+        self.previous = {shard: fused[: self.channels] for shard, fused in denoised.items()} if keep else {}

@@ -17,7 +17,7 @@ from engine.planning.ownership import Pieces
 from engine.planning.plan import Plan
 from kernels.fuse import accumulate, fuse, normalize
 from kernels.gather import gather
-from kernels.values import Lines, Weights, Winner
+from kernels.values import SeparableWeights, Weights, WinnerMap
 
 
 class Exchange:
@@ -204,7 +204,7 @@ def weights_of(cover: Cover, slot: Window, pieces: Sequence[tuple[int, Window, T
     given = [line for line in lines if line is not None]
     if given:
         rows, columns = (torch.from_numpy(np.stack(side)).to(device) for side in zip(*given, strict=True))
-        return Lines(rows, columns, torch.arange(len(given))[:, None].expand(-1, 2))
+        return SeparableWeights(rows, columns)
     if cover.weight(pieces[0][0], pieces[0][1]) is None:
         return None
     field = np.full(slot.shape, -1, np.int32)
@@ -212,7 +212,7 @@ def weights_of(cover: Cover, slot: Window, pieces: Sequence[tuple[int, Window, T
         weight = cover.weight(index, box)
         assert weight is not None
         field[box.within(slot)][weight > 0] = n
-    return Winner(torch.from_numpy(field).to(device), torch.arange(len(pieces)))
+    return WinnerMap(torch.from_numpy(field).to(device))
 
 
 def fuse_pixels(

@@ -1,6 +1,6 @@
-"""Where an unfinished output goes on: checkpoints of its latents, and the round of rejection sampling.
+"""Checkpoints and the round of rejection sampling say where a run goes on with an unfinished output.
 
-::
+Their files are::
 
     OUT/slidefield/checkpoint/0, 1       two slots, written in turn: float32 arrays "x" and "previous", C H W
     OUT/slidefield/checkpoint.json       commit mark: the slot that is whole, and the level to go on from
@@ -39,7 +39,7 @@ class SamplingRound:
 
 @dataclass(frozen=True)
 class CommitMark:
-    """What says that a checkpoint is whole.
+    """The commit mark says which checkpoint is whole.
 
     Args:
         slot: The slot that holds it, 0 or 1.
@@ -67,7 +67,7 @@ class Checkpoints:
     # -- the commit mark --
 
     def mark(self) -> CommitMark | None:
-        """The commit mark of the last whole checkpoint; None: there is no checkpoint.
+        """Read the commit mark of the last whole checkpoint; None: there is no checkpoint.
 
         Raises:
             ValueError: the mark is damaged.
@@ -117,7 +117,7 @@ class Checkpoints:
         return self.private / "checkpoint" / str(slot) / name
 
     def slot_array(self, slot: int, name: str) -> zarr.Array:
-        """An array of a slot, opened once."""
+        """Open an array of a slot, or return it if it is open."""
         path = self.slot_path(slot, name)
         if path not in self.opened:
             self.opened[path] = zarr.open_array(path, mode="r+")
@@ -133,7 +133,7 @@ class Checkpoints:
         self.slot_array(slot, name)[:, box.y0 : box.y1, box.x0 : box.x1] = latents
 
     def read(self, slot: int, name: str, box: Window) -> np.ndarray:
-        """One shard of latents, float32 (C, h, w).
+        """Read one shard of latents, float32 (C, h, w).
 
         Raises:
             ValueError: the shard is missing or damaged.
@@ -156,12 +156,12 @@ class Checkpoints:
     # -- rounds of rejection sampling --
 
     def sampling_round(self) -> SamplingRound:
-        """The round that is under way."""
+        """Read which round is under way."""
         path = self.private / "round.json"
         return SamplingRound(**json.loads(path.read_text())) if path.exists() else SamplingRound()
 
     def begin_round(self, sampling_round: SamplingRound) -> None:
-        """Begin a round, from noise: checkpoints of the round before go. Rank 0 calls this."""
+        """Begin a round from noise: remove the checkpoints of the round before. Rank 0 calls this."""
         self.drop()
         write_json(self.private / "round.json", asdict(sampling_round))
 

@@ -1,11 +1,9 @@
-"""The arrays of an output of one image.
+"""An output of one image has these files::
 
-::
-
-    OUT/zarr.json            group: OME-Zarr 0.5 metadata; the job and its provenance under "slidefield"
-    OUT/0, 1, ...            the image, c y x, and its pyramid
-    OUT/labels/NAME/0 ...    what it was made from, y x, and its pyramid: "tissue", "classes" or "nuclei"
-    OUT/slidefield/          ledger, lock and, while unfinished, checkpoints: no member of the Zarr group
+OUT/zarr.json            group: OME-Zarr 0.5 metadata; the job and its provenance under "slidefield"
+OUT/0, 1, ...            the image, c y x, and its pyramid
+OUT/labels/NAME/0 ...    what it was made from, y x, and its pyramid: "tissue", "classes" or "nuclei"
+OUT/slidefield/          ledger, lock and, while unfinished, checkpoints: no member of the Zarr group
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class ImageLayout(Layout):
         return None if self.label is None else f"labels/{self.label.name}/0"
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each pyramid level, halved and rounded up until one shard holds all."""
+        """List the height and width of each pyramid level: each is half the one before, until one shard holds it."""
         sizes = [self.size]
         while max(sizes[-1]) > self.shard:
             height, width = sizes[-1]
@@ -44,7 +42,7 @@ class ImageLayout(Layout):
         return sizes
 
     def boxes(self, level: int = 0) -> Grid:
-        """The boxes of the shards of a pyramid level: squares of pixels, cut at the image's edge."""
+        """List the boxes of the shards of a pyramid level: they are squares of pixels, cut at the image's edge."""
         return grid(self.sizes()[level], self.shard)
 
     def arrays(self) -> list[ArraySpec]:
@@ -94,4 +92,4 @@ class ImageLayout(Layout):
                 yield c, slice(y0, y1), slice(width)
 
     def attributes(self) -> dict[str, Any]:
-        return {**asdict(self), "count": None, "group": 1}  # a set's fields, as outputs have had them from the first
+        return {**asdict(self), "count": None, "group": 1}  # a set's fields are said too: version 0.1 reads them

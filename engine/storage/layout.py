@@ -1,8 +1,8 @@
-"""What the layout of an output answers: which arrays there are, their shapes, and the index and file of a shard.
+"""A layout knows which arrays an output has, their shapes, and the index and file of every shard.
 
-There are two: ``ImageLayout`` of one image with its pyramid, and ``SetLayout`` of a set of independent images. A shard
-is one file with one writer. Callers name it by its box: in an image, rows and columns of pixels; in a set, rows are
-whole images and there is one column.
+There are two: ``ImageLayout`` is for one image with its pyramid, ``SetLayout`` for a set of independent images. A shard
+is one file with one writer. Callers name it by its box (a ``Window``): the box holds rows and columns of pixels of an
+image; of a set, its rows are whole images and it has one column.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.planning.geometry import Grid, Window
 
 @dataclass(frozen=True)
 class LabelArray:
-    """What an image was made from, stored beside it.
+    """The array of what an image was made from, which is stored beside it.
 
     Args:
         name: Name of the array: "tissue", "classes" or "nuclei".
@@ -35,11 +35,12 @@ class LabelArray:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One Zarr array to be made.
+    """The facts that ``create`` makes a Zarr array from.
 
     Args:
         name: Path of the array in its group.
         level: Pyramid level, 0 at full size.
+        dtype: Name of the type of its values.
         shape, chunks, shards: Lengths along every axis.
         axes: Name of every axis.
     """
@@ -55,7 +56,7 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """The shapes of an output's arrays.
+    """The shapes of an output's arrays; what both kinds of layout have in common.
 
     Args:
         size: Height and width of an image, px.
@@ -74,79 +75,79 @@ class Layout(ABC):
     @property
     @abstractmethod
     def image(self) -> str:
-        """The name of the array with the image or images at full size."""
+        """Name the array that holds the image or images at full size."""
 
     @property
     @abstractmethod
     def labels(self) -> str | None:
-        """The name of the array with the labels at full size; None: there is none."""
+        """Name the array that holds the labels at full size; None: there is none."""
 
     @abstractmethod
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each pyramid level."""
+        """List the height and width of each pyramid level, px."""
 
     @abstractmethod
     def boxes(self, level: int = 0) -> Grid:
-        """The boxes of the shards of a pyramid level, in order."""
+        """List the boxes of the shards of a pyramid level; a shard's number is its place in this list."""
 
     @abstractmethod
     def arrays(self) -> list[ArraySpec]:
-        """Every array, level by level."""
+        """List every array, level by level."""
 
     @abstractmethod
     def ome_groups(self, pixel_size_um: float) -> dict[str, dict[str, Any]]:
-        """The OME-Zarr metadata of every group that has any, by the group's path; the output itself is ``""``."""
+        """Make the OME-Zarr metadata of every group that has any, by the group's path; the output itself is ``""``."""
 
     @abstractmethod
     def index(self, box: Window) -> tuple[Any, ...]:
-        """Where a box lies in an array, with or without channels."""
+        """Index an array, with or without channels, by the box of a shard or of pixels of an image."""
 
     @abstractmethod
     def index_in(self, image: int, box: Window) -> tuple[Any, ...]:
-        """Where a box of pixels of one image lies in an array."""
+        """Index an array, with or without channels, by a box of pixels of one of the images."""
 
     @abstractmethod
     def shard_file(self, name: str, box: Window) -> PurePath:
-        """The file of a shard, from the output's folder."""
+        """Name the file of a shard, relative to the output's folder."""
 
     @abstractmethod
     def shards_with(self, images: Sequence[int]) -> np.ndarray:
-        """Which shards, counted as in ``boxes()``, hold any of these images: int64, increasing."""
+        """Find the numbers of the shards that hold any of these images: int64, increasing."""
 
     @abstractmethod
     def assemble(self, box: Window, read: Callable[[int, Window], np.ndarray]) -> np.ndarray:
-        """What an array without channels holds in a box.
+        """Put the values of an array without channels together for the box of a shard.
 
         Args:
-            read: From an image's number and a box of its pixels to their values (h, w).
+            read: Function from an image's number and a box of its pixels to their values (h, w).
         """
 
     @abstractmethod
     def in_order(self) -> Iterator[tuple[Any, ...]]:
-        """Where the pixels lie in the array of the image, in the order c y x, or of a set in the order index c y x.
+        """Index the image's pixels part by part: in the order c y x, or for a set in the order index c y x.
 
-        Each index selects about a row of shards, so that no more is in memory.
+        A part is at most a row of shards, so that a reader holds no more in memory.
         """
 
     @abstractmethod
     def attributes(self) -> dict[str, Any]:
-        """What an output's attributes say of its layout; ``output.layout_of`` reads it."""
+        """Describe the layout for the output's attributes; ``output.layout_of`` reads this."""
 
     def level(self, name: str, level: int) -> str:
-        """The name of the array ``level`` steps up the pyramid whose finest array is ``name``."""
+        """Name the array at a level of the pyramid whose finest array is ``name``."""
         return f"{name.removesuffix('0')}{level}" if level else name
 
     def dtype_of(self, name: str) -> str:
-        """The type of the pixels of a finest array: uint8 for the image."""
+        """Name the type of an array's values, given its name at full size: the image is uint8."""
         return "uint8" if name == self.image or self.label is None else self.label.dtype
 
     def files(self) -> int:
-        """Number of files of the finished output, metadata included."""
+        """Count the files of the finished output, metadata included, without listing them."""
         arrays = self.arrays()
         shards = sum(len(self.boxes(array.level)) for array in arrays)
         groups = {folder for array in arrays for folder in PurePath(array.name).parents}
         return shards + len(arrays) + len(groups) + 3  # ledger, lock, checkpoint
 
     def shape_text(self) -> str:
-        """The shape of the image, for people."""
+        """Say the shape of the image in words."""
         return f"shape {self.channels} x {self.size[0]} x {self.size[1]} (c, y, x)"

@@ -1,6 +1,6 @@
-"""The ledger: a line for every shard that is on disk, so that a run that was killed need not write it again.
+"""The ledger has a line for every shard that is on disk: a run that goes on after a kill does not write it again.
 
-::
+Its files are::
 
     OUT/slidefield/ledger.jsonl          one ledger of all ranks, merged when a run begins and when it ends
     OUT/slidefield/ledger/RANK.jsonl     what each rank has finished since: every rank appends to a file of its own
@@ -26,13 +26,13 @@ ROUNDS = range(128)  # what int8 holds
 
 
 class FinishedShard(NamedTuple):
-    """A line of the ledger: a shard that is on disk.
+    """A line of the ledger, which says that a shard is on disk.
 
     Args:
         array: Name of its array.
         box: Its box, one of ``Layout.boxes``.
         sha256: Hash of its pixels.
-        round_index: The round of rejection sampling that wrote it, from 0; a set alone has more than one.
+        round_index: Number of the round of rejection sampling that wrote it, from 0; only a set has several.
     """
 
     array: str
@@ -41,7 +41,7 @@ class FinishedShard(NamedTuple):
     round_index: int = 0
 
     def line(self) -> str:
-        """The shard as JSON; round 0 goes unsaid."""
+        """Write the line as JSON; round 0 is left out."""
         box = self.box
         values = {"array": self.array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": self.sha256}
         return json.dumps({**values, "round": self.round_index} if self.round_index else values) + "\n"
@@ -63,11 +63,11 @@ class Ledger:
 
     @cached_property
     def shards(self) -> dict[str, Grid]:
-        """The boxes of the shards of every array, by its name."""
+        """List the boxes of the shards of every array, by its name."""
         return {array.name: self.layout.boxes(array.level) for array in self.layout.arrays()}
 
     def index_of(self, shard: FinishedShard) -> int:
-        """The number of a shard among those of its array."""
+        """Find the number of a shard among those of its array."""
         return self.shards[shard.array].index_of(shard.box)
 
     def append(self, shard: FinishedShard) -> None:
@@ -90,7 +90,7 @@ class Ledger:
                 yield from filter(None, map(self.parse, stream))
 
     def parse(self, text: str) -> FinishedShard | None:
-        """The shard that a line names; None where the line is malformed or names no shard of the output."""
+        """Read a line; None: it is malformed, or names no shard of the output."""
         try:
             line = json.loads(text)
             array, box = line["array"], Window(*map(int, line["box"]))
@@ -105,7 +105,7 @@ class Ledger:
         """Read the ledger through for the round in which each shard was last finished.
 
         Returns:
-            Of every array that has any finished shard: int8 (shards,), -1 where a shard is not finished.
+            For every array that has a finished shard: int8 (shards,), -1 for a shard that is not finished.
         """
         latest: dict[str, np.ndarray] = {}
         for shard in self:
@@ -119,10 +119,10 @@ class Ledger:
         return np.full(len(self.shards[array]), -1, np.int8)
 
     def lacking(self, latest: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Window]]:
-        """The shards that no line names, as (array, box).
+        """List the shards that no line names, as (array, box).
 
         Args:
-            latest: What ``latest()`` returned.
+            latest: Rounds of the shards, as ``latest()`` returned them.
         """
         for array, boxes in self.shards.items():
             rounds = latest.get(array, self.none_finished(array))

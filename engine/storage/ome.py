@@ -1,4 +1,4 @@
-"""The metadata of OME-Zarr 0.5: pyramids, channels and labels, as dictionaries."""
+"""OME-Zarr 0.5 says in a group's attributes what its pyramid, channels and labels are; here they are made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COLORS = {1: [("grey", "FFFFFF")], 3: [("R", "FF0000"), ("G", "00FF00"), ("B", "
 
 
 def image_metadata(channels: int, levels: int, pixel_size_um: float) -> dict[str, Any]:
-    """The metadata of an image's group.
+    """Describe an image: its pyramid, and the colours in which viewers show its channels.
 
     Args:
         channels: Number of channels.
@@ -29,7 +29,7 @@ def image_metadata(channels: int, levels: int, pixel_size_um: float) -> dict[str
 def label_metadata(
     name: str, entries: Sequence[tuple[str, tuple[int, int, int]]], levels: int, pixel_size_um: float
 ) -> dict[str, Any]:
-    """The metadata of a label map's group, which lies at ``labels/NAME``.
+    """Describe a label map, whose group is ``labels/NAME``: its pyramid, and the names and colours of its values.
 
     Args:
         entries: (name, RGB) of every value; empty where values have no names.
@@ -45,12 +45,12 @@ def label_metadata(
 
 
 def labels_metadata(names: Sequence[str]) -> dict[str, Any]:
-    """The metadata of the group ``labels``, which lists the label maps in it."""
+    """Describe the group ``labels``: list the label maps in it."""
     return {"version": VERSION, "labels": list(names)}
 
 
 def multiscale(name: str, levels: int, pixel_size_um: float, *, axes: str, method: str) -> dict[str, Any]:
-    """The metadata of one pyramid, whose levels halve the one before.
+    """Describe one pyramid, each level of which is half the one before.
 
     Args:
         axes: "cyx" or "yx".
@@ -72,5 +72,5 @@ def multiscale(name: str, levels: int, pixel_size_um: float, *, axes: str, metho
 
 
 def channel(name: str, color: str) -> dict[str, Any]:
-    """The metadata of one channel: viewers show it in this colour, from 0 to 255."""
+    """Describe one channel: viewers show its values 0 to 255 in shades of this colour (RGB in hexadecimal)."""
     return {"label": name, "color": color, "active": True, "window": {"min": 0, "max": 255, "start": 0, "end": 255}}

@@ -1,4 +1,4 @@
-"""An output on disk: its arrays, read and written shard by shard, and its provenance.
+"""An output is read and written shard by shard, and carries its provenance.
 
 ``image_layout.py`` and ``set_layout.py`` draw its files.
 """
@@ -24,7 +24,7 @@ from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 
 
 class Output:
-    """One output; ``create`` makes it on rank 0, then every rank opens it.
+    """An output that is open: ``create`` makes it on rank 0, then every rank opens it.
 
     Args:
         path: The output's folder.
@@ -51,7 +51,7 @@ class Output:
     # -- shards --
 
     def array(self, name: str) -> zarr.Array:
-        """An array of the output, opened once.
+        """Open an array of the output, or return it if it is open.
 
         Raises:
             ValueError: it is gone.
@@ -67,7 +67,7 @@ class Output:
         return self.opened[path]
 
     def shard_file(self, name: str, box: Window) -> Path:
-        """The file of a shard."""
+        """Name the file of a shard."""
         return self.path / self.layout.shard_file(name, box)
 
     def write(self, name: str, box: Window, pixels: np.ndarray, round_index: int = 0) -> None:
@@ -80,7 +80,7 @@ class Output:
         self.ledger.append(FinishedShard(name, box, digest(pixels), round_index))
 
     def read(self, name: str, box: Window) -> np.ndarray:
-        """The pixels in a box.
+        """Read the pixels in a box.
 
         Raises:
             ValueError: a shard of the box is damaged.
@@ -96,7 +96,7 @@ class Output:
         """Make one shard of a pyramid level from the four of the level below, one after another.
 
         Args:
-            finest: Name of the array at full size: images are averaged, of labels every second pixel is taken.
+            finest: Name of the array at full size. An image is averaged; of labels every second pixel is taken.
             level: Level to be made, 1 or more.
             box: Box of the shard.
         Raises:
@@ -154,7 +154,7 @@ class Output:
 
 
 def layout_of(attributes: Mapping[str, Any]) -> Layout:
-    """The layout that ``Layout.attributes`` described, in this version or an earlier one.
+    """Make the layout that ``Layout.attributes`` described, in this version or an earlier one.
 
     Raises:
         KeyError, TypeError: the attributes describe none.
@@ -171,7 +171,7 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
 
 
 def state_of(path: Path) -> dict[str, Any] | None:
-    """The provenance of an output, read without opening its arrays; None where nothing lies at the path.
+    """Read the provenance of an output without opening its arrays; None: nothing lies at the path.
 
     Raises:
         ValueError: something lies there that is no output of ours.

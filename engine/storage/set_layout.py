@@ -1,11 +1,9 @@
-"""The arrays of an output of a set of independent images.
+"""An output of a set of independent images has these files::
 
-::
-
-    OUT/zarr.json            group: the job and its provenance under "slidefield"
-    OUT/images               index c y x
-    OUT/NAME                 what each was made from, index y x: "tissue", "classes" or "nuclei"
-    OUT/slidefield/          ledger, lock and, while unfinished, checkpoints: no member of the Zarr group
+OUT/zarr.json            group: the job and its provenance under "slidefield"
+OUT/images               index c y x
+OUT/NAME                 what each was made from, index y x: "tissue", "classes" or "nuclei"
+OUT/slidefield/          ledger, lock and, while unfinished, checkpoints: no member of the Zarr group
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ class SetLayout(Layout):
         return [self.size]
 
     def boxes(self, level: int = 0) -> Grid:
-        """The boxes of the shards: their rows are images, and their one column stands for whole images."""
+        """List the boxes of the shards: their rows are images, and they have one column."""
         return grid((self.count, 1), (self.group, 1))
 
     def arrays(self) -> list[ArraySpec]:
@@ -54,7 +52,7 @@ class SetLayout(Layout):
     def _array(self, name: str) -> ArraySpec:
         lead = (self.channels,) if name == self.image else ()
         chunk = tuple(min(self.chunk, -(-n // 8) * 8) for n in self.size)
-        whole_image = tuple(-(-n // m) * m for n, m in zip(self.size, chunk, strict=True))  # in whole chunks
+        whole_image = tuple(-(-n // m) * m for n, m in zip(self.size, chunk, strict=True))  # rounded up to whole chunks
         return ArraySpec(
             name=name,
             level=0,

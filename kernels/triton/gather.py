@@ -1,4 +1,4 @@
-"""``kernels.gather`` in Triton: one program for a block of latents of one place, all channels."""
+"""``kernels.gather`` in Triton: one program copies a block of latents, all channels, to one place of the batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kernels.triton.tiles import EXACT
 
-LATENTS = 256  # of one program
+LATENTS = 256  # latents that one program copies
 
 
 def gather_into(out: Tensor, canvas: Tensor, corners: Tensor) -> None:
-    """Fill ``out`` (B, C, p, p), of any strides, from windows at ``corners`` (n, 2) within the canvas."""
+    """Fill ``out`` (B, C, p, p), of any strides, from windows at ``corners`` (n, 2) of the canvas."""
     assert canvas.is_contiguous()
     batch, channels, patch, _ = out.shape
     blocks = triton.cdiv(patch * patch, LATENTS)
@@ -46,7 +46,7 @@ def gather_kernel(
 
 @triton.jit
 def cast(value, dtype: tl.constexpr):
-    """Nearest even, as torch rounds; for bfloat16 in integers, because the interpreter's own cast truncates."""
+    """Round to nearest even, as torch does; to bfloat16 in integers, because the interpreter's own cast truncates."""
     if dtype == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)

@@ -1,4 +1,4 @@
-"""``kernels.philox`` in Triton: the same integers, and the same float32 operations in the same order."""
+"""``kernels.philox`` in Triton, with the same integers and the same float32 operations in the same order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kernels.philox import stream_key
 from kernels.triton.tiles import EXACT, tile_shape, tiles
 from kernels.values import Field
 
-LATENTS = 512  # of one program
+LATENTS = 512  # latents that one program draws
 
 
 def stream_keys(field: Field, channels: int, device: torch.device) -> Tensor:
-    """int64 (groups,): the keys of each four channels, the first word low."""
+    """The Philox key of every four channels, int64 (groups,); a key's first word is the low half."""
     words = [stream_key(field.seed, field.purpose, field.level, group) for group in range(-(-channels // 4))]
     signed = [k0 | (k1 - (k1 >> 31 << 32)) << 32 for k0, k1 in words]
     return torch.tensor(signed, dtype=torch.int64).to(device, non_blocking=True)
