@@ -4,7 +4,7 @@ import torch
 from engine.distributed.canvas import Canvas
 from engine.distributed.launch import world
 from engine.models.networks.autoencoder import PatchAutoencoder
-from engine.pipeline.decode import ShardWriter, decode_canvas, to_uint8
+from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, to_uint8
 from engine.planning.decode_cover import decode_cover, pixel_cover
 from engine.planning.ownership import DecodeRounds, Ownership
 
@@ -19,19 +19,11 @@ def decoded(latents, network, overlap, patch=24):
     canvas.x = {shard: latents[:, w.y0 : w.y1, w.x0 : w.x1] for shard, w in boxes.items()}
     fused = {}
     shard_writer = ShardWriter(canvas.ranks, fused.__setitem__)
-    assert decode_canvas(
-        canvas,
-        network.decode,
-        cover=cover,
-        pixels=pixel_cover(cover, network.factor, overlap),
-        factor=network.factor,
-        channels=3,
-        rounds=DecodeRounds(range(ownership.count), 1),
-        shard_writer=shard_writer,
-        before_round=lambda windows: None,
-        after_round=lambda: False,
-    )
-    shard_writer.empty()
+    pixels = pixel_cover(cover, network.factor, overlap)
+    decoder = Decoder(network.decode, cover, pixels, network.factor, channels=3)
+    rounds = DecodeRounds(range(ownership.count), 1)
+    assert decode_canvas(canvas, decoder, rounds, shard_writer, lambda windows: None, lambda: False)
+    shard_writer.finish()
     shard_writer.check()
     whole = torch.zeros(3, *(n * network.factor for n in shape))
     for shard, pixels in fused.items():

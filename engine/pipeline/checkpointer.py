@@ -3,72 +3,90 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
 from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.ranks import Ranks
+from engine.pipeline.background_task import BackgroundTask
 from engine.storage.output import Output
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is being written.
+
+    Args:
+        slot: Slot of the output that it is written into, 0 or 1.
+        level: Level that a run goes on from.
+        history: Whether it holds the estimate of the level before, which the solver reads at ``level``.
+    """
+
+    slot: int
+    level: int
+    history: bool
+
+
 class CheckpointManager:
-    """Checkpoints of the canvas: two slots in turn, and a commit mark that names the whole one."""
+    """Checkpoints of the canvas: two slots in turn, and a mark that commits the one that is whole.
+
+    Args:
+        every: Seconds from one checkpoint to the next.
+    """
 
     def __init__(self, ranks: Ranks, output: Output, canvas: Canvas, every: float) -> None:
         self.ranks, self.output, self.canvas, self.every = ranks, output, canvas, every
         self.last = time.monotonic()
-        self.pool = ThreadPoolExecutor(1, "checkpoint")
-        self.writing: Future[None] | None = None
-        self.mark = (0, 0, False)  # slot, level and history of what is being written
+        self.task = BackgroundTask(ranks, "checkpoint")
+        self.uncommitted: Checkpoint | None = None
         self.slot = 0
 
     def due(self) -> bool:
         """Whether rank 0's clock asks for a checkpoint, and none is being written. Local."""
-        return self.ranks.rank == 0 and self.writing is None and time.monotonic() - self.last >= self.every
+        return self.ranks.rank == 0 and self.uncommitted is None and time.monotonic() - self.last >= self.every
 
     def written(self) -> bool:
-        """Whether this rank's part of a checkpoint is on disk, not yet committed. Local."""
-        return self.writing is not None and self.writing.done()
+        """Whether this rank's part of a checkpoint is on disk, and still to be committed. Local."""
+        return self.uncommitted is not None and self.task.done()
 
-    def raise_problem(self) -> None:
+    def check(self) -> None:
         """Raise what went wrong while this rank's part was written. Local."""
-        if self.written():
-            assert self.writing is not None
-            self.writing.result()
+        self.task.check()
 
     def begin(self, level: int, history: bool) -> None:
-        """Begin to write the canvas before ``level``. Collective; nobody waits, unless for the checkpoint before it.
+        """Begin to write the canvas as it is before ``level``. Collective; waits for the checkpoint before alone.
 
         Args:
-            history: the next level needs the estimate of the last.
+            history: Whether the estimate of the level before is written too.
         """
         self.finish()
-        ownership = self.canvas.ownership
-        shards = [("x", dict(self.canvas.x)), ("previous", dict(self.canvas.previous) if history else {})]
-        self.mark = self.slot, level, history
+        ownership, slot = self.canvas.ownership, self.slot
+        arrays = [("x", dict(self.canvas.x)), ("previous", dict(self.canvas.previous) if history else {})]
 
         def write() -> None:
-            for name, held in shards:
-                for shard, data in held.items():
-                    self.output.write_checkpoint(self.mark[0], name, ownership.shard(shard), data.cpu().numpy())
+            for name, shards in arrays:
+                for shard, values in shards.items():
+                    self.output.write_checkpoint(slot, name, ownership.shard(shard), values.cpu().numpy())
 
-        self.writing = self.pool.submit(write)
+        self.task.start(write)
+        self.uncommitted = Checkpoint(slot, level, history)
         self.last = time.monotonic()
 
     def commit(self) -> None:
-        """Set the mark: all ranks' shards are on disk. Collective."""
-        slot, level, history = self.mark
-        self.ranks.on_root(lambda: self.output.commit_checkpoint(slot, level, history))
-        self.writing, self.slot = None, 1 - slot
+        """Set the mark, for all ranks' shards are on disk. Collective."""
+        assert self.uncommitted is not None
+        written = self.uncommitted
+        self.ranks.on_root(lambda: self.output.commit_checkpoint(written.slot, written.level, written.history))
+        self.uncommitted, self.slot = None, 1 - written.slot
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if there is one, and commit it. Collective."""
-        if self.writing is None:
+        if self.uncommitted is None:
             return
         with self.ranks.timer("store"):
-            self.ranks.wait_until(self.writing.done)
-            self.ranks.agree(self.raise_problem)
+            self.task.wait()
+            self.ranks.agree(self.check)
             self.commit()
 
     def restore(self) -> int:
@@ -82,12 +100,11 @@ class CheckpointManager:
         self.slot = 1 - mark["slot"]
 
         def read(name: str) -> Shards:
-            return {
-                s: torch.from_numpy(self.output.read_checkpoint(mark["slot"], name, ownership.shard(s))).to(
-                    canvas.device
-                )
-                for s in ownership.owned(self.ranks.rank)
+            arrays = {
+                shard: self.output.read_checkpoint(mark["slot"], name, ownership.shard(shard))
+                for shard in ownership.owned(self.ranks.rank)
             }
+            return {shard: torch.from_numpy(array).to(canvas.device) for shard, array in arrays.items()}
 
         canvas.x = self.ranks.agree(lambda: read("x"))
         if mark["history"]:
