@@ -1,4 +1,4 @@
-"""A value for every latent of the canvas, read where it is asked for: no rank holds the map of the whole canvas."""
+"""A value for every latent of the canvas, read box by box: no rank holds the map of the whole canvas."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from engine.planning.geometry import Frames, Window
 
-SIDE = 256  # of a block, latents
-KEPT = 256  # blocks kept, of 64 KiB each
+SIDE = 256  # side of a block, latents
+KEPT = 256  # number of blocks that are cached, of 64 KiB each
 ReadSteps = Callable[[int, Window, int], np.ndarray]  # (image, box in px, px per latent) -> a value for each latent
 
 
@@ -20,11 +20,11 @@ ReadSteps = Callable[[int, Window, int], np.ndarray]  # (image, box in px, px pe
 class LatentMap:
     """uint8 (H, W) of the canvas, sliced by box: ``labels[y0:y1, x0:x1]`` is an array.
 
-    What was read is kept in blocks for a while, and not sent to other ranks.
+    Blocks that were read are cached, and the cache is not sent to other ranks.
 
     Args:
-        read: from a box of an image, which begins at a latent's corner, to the values of its latents.
-        repeats: an image smaller than a window is padded with the values of its edge; else with 0.
+        read: Reads the values of the latents in a box of an image, px, which begins at a latent's corner.
+        repeats: Whether an image smaller than a window is padded with the values of its edge; else it is with 0.
     """
 
     frames: Frames
@@ -37,27 +37,27 @@ class LatentMap:
 
     @property
     def nbytes(self) -> int:
-        """The most that is kept."""
+        """The most bytes that the cache holds."""
         return min(KEPT * SIDE**2, self.shape[0] * self.shape[1])
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         (y0, y1, _), (x0, x1, _) = (part.indices(n) for part, n in zip(index, self.shape, strict=True))
         box = Window(y0, x0, y1, x1)
-        found = np.empty(box.shape, np.uint8)
+        values = np.empty(box.shape, np.uint8)
         for y in range(y0 - y0 % SIDE, y1, SIDE):
             for x in range(x0 - x0 % SIDE, x1, SIDE):
-                place = Window(y, x, y + SIDE, x + SIDE)
-                common = box & place
-                found[common.within(box)] = self.block(y, x)[common.within(place)]
-        return found
+                block = Window(y, x, y + SIDE, x + SIDE)
+                common = box & block
+                values[common.within(box)] = self.block(y, x)[common.within(block)]
+        return values
 
     @cached_property
     def block(self) -> Callable[[int, int], np.ndarray]:
-        """The block at a position, from those kept or read now."""
+        """``read_block``, cached."""
         return lru_cache(maxsize=KEPT)(self.read_block)
 
     def read_block(self, y: int, x: int) -> np.ndarray:
-        """uint8 (h, w), of one image after another."""
+        """uint8 (h, w): the block at a position of the canvas, image by image."""
         canvas = Window(y, x, y + SIDE, x + SIDE) & Window(0, 0, *self.shape)
         height = self.frames.frame[0]
         parts = []
@@ -68,16 +68,16 @@ class LatentMap:
         return np.concatenate(parts)
 
     def read_frame(self, image: int, box: Window) -> np.ndarray:
-        """A box of an image's frame, which may reach beyond the image."""
+        """uint8 (h, w): a box of an image's frame, which may reach beyond the image."""
         (height, width), factor = self.frames.size, self.frames.factor
         last = -(-height // factor) - 1, -(-width // factor) - 1
         inner = Window(min(box.y0, last[0]), min(box.x0, last[1]), min(box.y1, last[0] + 1), min(box.x1, last[1] + 1))
         part = self.read(image, inner.scaled(factor) & Window(0, 0, height, width), factor)
         rows, columns = np.arange(box.y0, box.y1), np.arange(box.x0, box.x1)
-        found = part[np.minimum(rows, last[0]) - inner.y0][:, np.minimum(columns, last[1]) - inner.x0]
+        values = part[np.minimum(rows, last[0]) - inner.y0][:, np.minimum(columns, last[1]) - inner.x0]
         if not self.repeats:
-            found = found * ((rows <= last[0])[:, None] & (columns <= last[1]))
-        return found.astype(np.uint8)
+            values = values * ((rows <= last[0])[:, None] & (columns <= last[1]))
+        return values.astype(np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LatentMap, (self.frames, self.read, self.repeats)

@@ -119,9 +119,16 @@ class Prepared:
         job, card, frames = self.job, self.card, self.frames
 
         def of_image(image: int) -> Cover:
-            stride, number = job.stride or card.patch, image + (round_index << 32)
             return cover_of(
-                job.cover, frames.frame, card.patch, job.seed, level, stride=stride, weights=job.weights, image=number
+                job.cover,
+                frames.frame,
+                card.patch,
+                job.seed,
+                level,
+                stride=job.stride or card.patch,
+                weights=job.weights,
+                image=image,
+                round_index=round_index,
             )
 
         return self.stacked(of_image, card.patch, 1, images)
