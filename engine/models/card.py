@@ -1,11 +1,11 @@
-"""What the engine must know of a model folder before it loads a network: read from JSON, without torch."""
+"""The card of a model folder: its facts, read from JSON without torch before any network is loaded."""
 
 from __future__ import annotations
 
 import colorsys
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from engine.models.files import Parts, check_safetensors, folder_of, read_parts
 
 CONDITIONS = ("label-map", "class", "embedding", "semantic", "none")
 COLORS = ((160, 160, 160), (214, 39, 40), (255, 187, 20), (44, 120, 200), (60, 170, 90))
-
-
-# Facts of card.json that change the bytes of a sample, besides those hashed from the beginning.
+# Keys of card.json that change the bytes of a sample; ``digest`` hashes patch_size and latents_gain besides.
 HASHED = (
     "condition",
     "space",
@@ -33,29 +31,32 @@ HASHED = (
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The facts of a model.
+    """The facts of a model. A model of pixels has no autoencoder: its latents are the pixels themselves.
 
     Args:
-        folder: where it lies.
-        hash: sha256 over its configurations, its weights, and what of the card changes a sample.
-        patch: side of a window, in latents (or in pixels, for a model of pixels).
-        factor: pixels per latent.
-        channels: of the latents.
-        labels: names of the labels, 0 first; of the classes, for a model conditioned on a class.
+        folder: Folder of the model.
+        hash: sha256 over every setting and weight that changes the bytes of a sample; see ``digest``.
+        patch: Side of a window, in latents.
+        factor: Pixels per latent, along a side.
+        channels: Number of channels of the latents.
+        labels: Names of the labels, 0 first; for a model conditioned on a class, names of the classes.
         colors: RGB of each label, for viewers.
-        pixel_size_um: micrometres per pixel.
-        latents_gain: what sampled latents are multiplied by before they are decoded: makes up for the spread that a
-            network of little training takes from them. 1 changes nothing.
-        defaults: settings of a job that names none of its own (steps, solver, guidance, ...).
-        condition: what the network is told: ``label-map``, ``class``, ``embedding``, ``semantic`` or ``none``.
-        image_channels: of the pixels.
+        pixel_size_um: Micrometres per pixel.
+        schedule: Noise schedule that the network was trained on.
+        latents_gain: Factor that sampled latents are multiplied by before they are decoded. Above 1 it restores the
+            std of latents that a network of little training samples with too small a one; 1 changes nothing.
+        defaults: Values of job fields (steps, solver, guidance, ...) that a job leaves out.
+        condition: What the network is conditioned on, one of ``CONDITIONS``.
+        image_channels: Number of channels of the pixels.
         role: ``image``, or ``labels`` for a model whose images are label maps.
-        label_scale: of a label model, pixels of the image for one of the label map.
-        label_count: of a label model, how many labels its maps tell apart.
-        semantic_channels, embedding_width, region_width: of what the network is told; 0 where it is told none.
-        pixel_range: what black and white are on the canvas of a model of pixels; that of latents decodes to (-1, 1).
-        decodes: whether the folder can make pixels; not where the autoencoder of a model of latents is missing.
-        has_null: whether the network was trained for guidance, to be told nothing.
+        label_scale: Image pixels per pixel of the label map, along a side; for a label model.
+        label_count: Number of labels in the label maps; for a label model.
+        semantic_channels: Number of channels of the semantic map; 0 where the network takes none.
+        embedding_width: Length of an embedding (of a patch or a class); 0 where the network takes none.
+        region_width: Length of the embedding of a patch's region; 0 where the network takes none.
+        pixel_range: Values of black and white on the canvas of a model of pixels; latents decode to (-1, 1).
+        decodes: Whether the folder can make pixels: a model of latents may lack its autoencoder.
+        has_null: Whether the network was trained to be conditioned on nothing too, which guidance needs.
     """
 
     folder: Path
@@ -85,11 +86,11 @@ class ModelCard:
 def read_card(name: str) -> ModelCard:
     """Read and check a model folder; ``embedded`` is the model in the package.
 
-    A folder that diffusers saved is a model too: its condition is ``none`` for a UNet2DModel, and ``embedding``, the
-    tokens themselves, for a UNet2DConditionModel.
+    A folder that diffusers saved is a model too. A UNet2DModel has the condition ``none``; a UNet2DConditionModel has
+    the condition ``embedding``, and its embeddings are the tokens themselves.
 
     Raises:
-        ValueError: not a folder, not a model, a part is missing or truncated, or a pickle was offered.
+        ValueError: the folder is no model, a part of it is missing or truncated, or a pickle was named.
     """
     parts = read_parts(folder_of(name))
     for path in parts.weights():
@@ -129,36 +130,31 @@ def read_card(name: str) -> ModelCard:
 
 
 def latents_of(parts: Parts) -> dict[str, Any]:
-    """Channels and pixels per latent, channels of the pixels, and whether they can be made."""
+    """The fields of ``ModelCard`` that describe latents and pixels."""
     unet, vae, facts = parts.configs["unet"], parts.configs.get("vae"), parts.facts
     channels = int(unet["in_channels"] if "in_channels" in unet else unet["channels"])
     if facts.get("space") == "pixels":
         low, high = facts.get("pixel_range", (-1, 1))
-        sizes = {"factor": 1, "channels": channels, "image_channels": channels}
-        return {**sizes, "pixel_range": (float(low), float(high)), "decodes": True}
+        of_pixels = {"factor": 1, "channels": channels, "image_channels": channels}
+        return {**of_pixels, "pixel_range": (float(low), float(high)), "decodes": True}
     if vae is None:
         if "factor" not in facts:
             raise ValueError(
                 f"{parts.folder / 'vae' / 'config.json'} is missing: {parts.folder} is not the whole model"
             )
-        image_channels = int(facts.get("image_channels", 3))
-        return {
-            "factor": int(facts["factor"]),
-            "channels": channels,
-            "image_channels": image_channels,
-            "decodes": False,
-        }
-    found = autoencoder_sizes(vae)
-    if found["channels"] != channels:
+        said = {"factor": int(facts["factor"]), "image_channels": int(facts.get("image_channels", 3))}
+        return {**said, "channels": channels, "decodes": False}
+    sizes = autoencoder_sizes(vae)
+    if sizes["channels"] != channels:
         raise ValueError(
             f"{parts.folder}: the network takes {channels} channels but the autoencoder's latents have "
-            f"{found['channels']}; they do not belong together, or the network is not one for sampling alone"
+            f"{sizes['channels']}; they do not belong together, or the network is not one for sampling alone"
         )
-    return {**found, "decodes": True}
+    return {**sizes, "decodes": True}
 
 
 def autoencoder_sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """Pixels per latent, channels of the latents and of the pixels.
+    """Pixels per latent and channels of latents and pixels, from an autoencoder's ``config.json``.
 
     >>> autoencoder_sizes({"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]})
     {'factor': 8, 'channels': 4, 'image_channels': 3}
@@ -166,11 +162,8 @@ def autoencoder_sizes(config: Mapping[str, Any]) -> dict[str, int]:
     name = config.get("_class_name")
     pixels = int(config.get("in_channels", 3))
     if name == "PatchAutoencoder":
-        return {
-            "factor": 2 ** len(config["channels"]),
-            "channels": int(config["latent_channels"]),
-            "image_channels": pixels,
-        }
+        factor = 2 ** len(config["channels"])
+        return {"factor": factor, "channels": int(config["latent_channels"]), "image_channels": pixels}
     blocks = config.get("block_out_channels", (64,))
     channels = int(config.get("latent_channels", 3 if name == "VQModel" else 4))
     if name == "VQModel":
@@ -181,7 +174,10 @@ def autoencoder_sizes(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def embedding_width(configs: Mapping[str, Mapping[str, Any]]) -> int:
-    """Of what the embedder takes; of the tokens themselves where there is none; 0: the network takes neither."""
+    """Length of the embeddings that the embedder takes, or of the network's tokens where there is no embedder.
+
+    It is 0 where the network takes no tokens.
+    """
     if "embedder" in configs:
         return int(configs["embedder"]["patch_width"])
     if configs["unet"].get("_class_name") != "UNet2DConditionModel":
@@ -191,7 +187,7 @@ def embedding_width(configs: Mapping[str, Mapping[str, Any]]) -> int:
 
 
 def divisor_of(config: Mapping[str, Any]) -> int:
-    """What the sides of a network's windows must be multiples of.
+    """The number that the sides of a network's windows must be multiples of, because the network halves them.
 
     >>> divisor_of({"_class_name": "MaskUNet", "dim_mults": [1, 2, 4]})
     4
@@ -206,7 +202,7 @@ def check_card(card: ModelCard, parts: Parts) -> None:
     """Refuse facts that contradict each other.
 
     Raises:
-        ValueError: naming them.
+        ValueError: a fact is out of range, or the network does not have the channels that the facts demand.
     """
     path = parts.folder / "card.json"
     if not 1 <= len(parts.facts.get("labels", card.labels)) <= 64:
@@ -227,7 +223,10 @@ def check_card(card: ModelCard, parts: Parts) -> None:
 
 
 def digest(parts: Parts) -> str:
-    """sha256 over what of a model changes a sample."""
+    """sha256 over every setting and weight that changes the bytes of a sample.
+
+    A part's class counts by its name alone: ``model_index.json`` also says which module it is from, and modules move.
+    """
     facts = parts.facts
     classes = {name: entry[-1] for name, entry in parts.index.items() if isinstance(entry, list)}
     total = hashlib.sha256()
@@ -242,7 +241,7 @@ def digest(parts: Parts) -> str:
 
 
 def color(index: int) -> tuple[int, int, int]:
-    """RGB of a label that names none: those of the embedded model's, then hues a golden section apart.
+    """RGB of a label whose card names no colour: those of the embedded model, then hues a golden section apart.
 
     >>> color(1)
     (214, 39, 40)
@@ -251,3 +250,12 @@ def color(index: int) -> tuple[int, int, int]:
         return COLORS[index]
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.7, 0.84)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def colored(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The entries of card.json's ``labels``: each name with its colour.
+
+    >>> colored(["unknown"])
+    [{'name': 'unknown', 'color': [160, 160, 160]}]
+    """
+    return [{"name": name, "color": list(color(index))} for index, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""Autoencoders, ours and diffusers', as one: normalised latents <-> pixels about [-1, 1].
+"""One interface to our autoencoders and diffusers': normalised latents <-> pixels about [-1, 1].
 
 Shape suffixes: B batch, C latent channels, c image channels, H W latents, h w pixels.
 """
@@ -17,7 +17,7 @@ from engine.models.optimize import compiled
 
 
 def quantized(network: nn.Module, z_BCHW: Tensor) -> Tensor:
-    """Each latent's nearest entry of the codebook, by |z|^2 + |e|^2 - 2 z e as published: ties fall alike."""
+    """Each latent's nearest entry of the codebook, by |z|^2 + |e|^2 - 2 z e as published: ties fall the same way."""
     codebook = network.quantize.embedding.weight  # type: ignore[union-attr]
     z = z_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
     distances = (z**2).sum(1, keepdim=True) + (codebook**2).sum(1) - 2 * z @ codebook.T  # type: ignore[operator]
@@ -41,14 +41,17 @@ ENCODE: dict[str, Apply] = {
 
 
 class LatentCodec:
-    """An autoencoder with the scales between its latents and the normalised ones.
+    """An autoencoder, with the scales between its own latents and pixels and the normalised ones.
 
     Args:
-        network: on its device, in its type.
-        config: its configuration.
-        facts: of the card: ``latents_scale`` or ``latents_std`` (normalised latents are multiplied by it before they
-            are decoded; else the autoencoder's own factors hold), ``pixel_range`` (of what the autoencoder gives).
-        compile: the decoder, at its first call.
+        network: Autoencoder, on its device and in its type.
+        config: Content of its ``config.json``.
+        facts: Content of ``card.json``. ``latents_scale`` or ``latents_std`` is the factor of normalised latents
+            before they are decoded; without them the autoencoder's own factor holds. ``pixel_range`` holds the
+            autoencoder's values of black and white.
+        compile: Whether the decoder is compiled, at its first call.
+    Raises:
+        ValueError: the network is no autoencoder.
     """
 
     def __init__(
@@ -68,13 +71,13 @@ class LatentCodec:
             self.apply = compiled(self.apply, self.device.type)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Normalised latents -> pixels about [-1, 1], float32 (not clipped)."""
+        """Normalised latents (B, C, H, W) -> pixels (B, c, h, w) about [-1, 1], float32, not clipped."""
         z = latents_BCHW.to(self.device) * self.std + self.mean
         pixels = self.apply(z.to(self.dtype).contiguous()).float()
         return pixels if (self.low, self.high) == (-1, 1) else (pixels - self.low) * (2 / (self.high - self.low)) - 1
 
     def encode(self, image_Bchw: Tensor) -> Tensor:
-        """Pixels in [-1, 1] -> normalised latents, float32: the likeliest, not drawn."""
+        """Pixels (B, c, h, w) in [-1, 1] -> their likeliest normalised latents (B, C, H, W), float32."""
         pixels = (image_Bchw.to(self.device) + 1) * ((self.high - self.low) / 2) + self.low
         z = ENCODE[self.kind](self.network, pixels.to(self.dtype).contiguous()).float()
         return (z - self.mean) / self.std
@@ -83,12 +86,12 @@ class LatentCodec:
 def statistics(
     kind: str, config: Mapping[str, Any], facts: Mapping[str, Any], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(mean, std) of the autoencoder's latents, (C or 1, 1, 1): normalised * std + mean is what it decodes."""
+    """Mean and std of the autoencoder's latents, (C or 1, 1, 1): it decodes normalised * std + mean."""
     mean: Any = config.get("shift_factor") or 0.0
     std: Any = 1.0
     if "latents_std" in facts or "latents_scale" in facts:
         std = facts.get("latents_std", facts.get("latents_scale"))
-    elif kind != "PatchAutoencoder":  # which normalises by itself
+    elif kind != "PatchAutoencoder":  # ours normalises by itself
         std = 1 / config.get("scaling_factor", 1.0 if kind == "AutoencoderTiny" else 0.18215)
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
             mean, std = config["latents_mean"], [value * std for value in config["latents_std"]]

@@ -1,4 +1,4 @@
-"""The files of a model folder: JSON and safetensors, read without torch."""
+"""The files of a model folder, JSON and safetensors, read and checked without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ AUTOENCODERS = ("vae", "vqvae")
 
 @dataclass(frozen=True)
 class Parts:
-    """The JSON of a model folder: where each network lies and what it says of itself, the scheduler and the card."""
+    """The JSON of a model folder, as it was read.
+
+    Args:
+        folder: Folder of the model.
+        index: Content of ``model_index.json``: library (or module) and class of each part.
+        folders: Folder of each network, by its name here: ``unet``, ``vae``, ``embedder``.
+        configs: Content of each network's ``config.json``, by the same names.
+        scheduler: Content of ``scheduler_config.json``.
+        facts: Content of ``card.json``, or for a folder that diffusers saved, what it would be.
+    """
 
     folder: Path
     index: dict[str, Any]
@@ -29,24 +38,24 @@ class Parts:
     facts: dict[str, Any]
 
     def weights(self) -> list[Path]:
-        """The files whose bytes are the model."""
+        """The files that hold weights: those of each network, and the table of class embeddings where there is one."""
         table = self.folder / "embedder" / CLASSES
         return [folder / WEIGHTS for folder in self.folders.values()] + [table] * table.exists()
 
 
 def folder_of(name: str) -> Path:
-    """The folder that ``--model`` names.
+    """The folder that the job's ``model`` names.
 
     Raises:
-        ValueError: a file, or not there.
+        ValueError: it is a file, or is not there.
     """
     folder = EMBEDDED if name == "embedded" else Path(name)
-    if folder.suffix.lower() in PICKLES or (folder.is_file()):
+    pickled = folder.suffix.lower() in PICKLES
+    if pickled or folder.is_file():
         raise ValueError(
-            f"`model` {folder} is a file"
-            + (" (a pickle, which is never opened here)" if folder.suffix.lower() in PICKLES else "")
-            + "; pass a model folder with model_index.json and safetensors, such as engine.train writes"
-            + " and engine.models.convert makes of a published checkpoint"
+            f"`model` {folder} is a file{' (a pickle, which is never opened here)' if pickled else ''}; pass a model "
+            "folder with model_index.json and safetensors, such as engine.train writes and engine.models.convert makes "
+            "of a published checkpoint"
         )
     if not folder.is_dir():
         raise ValueError(
@@ -56,10 +65,10 @@ def folder_of(name: str) -> Path:
 
 
 def read_parts(folder: Path) -> Parts:
-    """All JSON of a model folder.
+    """Read all JSON of a model folder.
 
     Raises:
-        ValueError: a part is missing, or is no JSON.
+        ValueError: a part is missing or is no JSON, or the model is no U-Net.
     """
     index = read_json(folder / "model_index.json")
     if "unet" not in index:
@@ -69,22 +78,32 @@ def read_parts(folder: Path) -> Parts:
         )
     ours = index.get("_class_name") == OURS
     facts = read_json(folder / "card.json") if ours or (folder / "card.json").exists() else None
-    folders = {"unet": folder / "unet"}
-    for name in (*AUTOENCODERS, "embedder"):
-        if (index.get(name) or [None])[0] is not None or (folder / name).is_dir():
-            folders["vae" if name in AUTOENCODERS else name] = folder / name
+    folders = network_folders(folder, index)
     configs = {name: read_json(path / "config.json") for name, path in folders.items()}
     scheduler = read_scheduler(folder / "scheduler" / "scheduler_config.json", ours)
-    return Parts(
-        folder, index, folders, configs, scheduler, diffusers_facts(folder, configs) if facts is None else facts
-    )
+    if facts is None:
+        facts = diffusers_facts(folder, configs)
+    return Parts(folder, index, folders, configs, scheduler, facts)
+
+
+def network_folders(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
+    """The folder of each network that the index names or that lies there, by the names of ``Parts.folders``."""
+    folders = {"unet": folder / "unet"}
+    for name in (*AUTOENCODERS, "embedder"):
+        indexed = (index.get(name) or [None])[0] is not None  # a pipeline's optional part is [null, null]
+        if indexed or (folder / name).is_dir():
+            folders["vae" if name in AUTOENCODERS else name] = folder / name
+    return folders
 
 
 def read_scheduler(path: Path, ours: bool) -> dict[str, Any]:
-    """A scheduler's settings; those that diffusers leaves out are filled in unless the folder is ours.
+    """Read a scheduler's settings.
 
+    Args:
+        path: Path of ``scheduler_config.json``.
+        ours: Whether the folder was written by this engine; else settings that diffusers leaves out are filled in.
     Raises:
-        ValueError: not there, or without what a schedule is made of.
+        ValueError: the file is missing, lacks a setting that a schedule needs, or has one that is not supported.
     """
     scheduler = read_json(path)
     if not ours:
@@ -94,17 +113,17 @@ def read_scheduler(path: Path, ours: bool) -> dict[str, Any]:
         if key not in scheduler:
             raise ValueError(f"{path} lacks {key}; the model folder is damaged")
     if not {"beta_schedule", "trained_betas"} & set(scheduler):
-        raise ValueError(f"{path} lacks beta_schedule; the model is damaged")
+        raise ValueError(f"{path} lacks beta_schedule; the model folder is damaged")
     if scheduler.get("rescale_betas_zero_snr"):
         raise ValueError(f"{path} has rescale_betas_zero_snr, whose first level has no signal: not supported")
     return scheduler
 
 
 def diffusers_facts(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What card.json would say of a folder that diffusers saved.
+    """The facts that a card.json would hold, for a folder that diffusers saved without one.
 
     Raises:
-        ValueError: a network that takes more than latents, timestep and tokens, or whose patch size is not known.
+        ValueError: the network takes more than latents, timestep and tokens, or does not say its patch size.
     """
     unet = configs["unet"]
     path = folder / "unet" / "config.json"
@@ -125,10 +144,10 @@ def diffusers_facts(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file of a model.
+    """Read the object in a JSON file of a model folder.
 
     Raises:
-        ValueError: it is not there, or not a JSON object.
+        ValueError: the file is missing, or holds no JSON object.
     """
     try:
         value = json.loads(path.read_text())
@@ -142,7 +161,11 @@ def read_json(path: Path) -> dict:
 
 
 def check_safetensors(path: Path) -> None:
-    """Refuse weights that are missing, truncated, or no safetensors, without reading more than their header."""
+    """Refuse weights that are missing, truncated or no safetensors; read no more than their header.
+
+    Raises:
+        ValueError: the file, what is wrong with it, and the way out.
+    """
     if not path.exists():
         pickled = [p.name for p in path.parent.glob("*") if p.suffix in PICKLES]
         hint = f"; {pickled[0]} beside it is a pickle, which is never opened here" if pickled else ""

@@ -1,14 +1,14 @@
 """Networks of a model folder: ``unet/``, ``vae/`` and ``embedder/`` with ``config.json`` and safetensors.
 
-Own classes are read and written here; diffusers' are read, and imported only where a folder has one.
+Networks of our own classes are read and written here. Those of diffusers are read; diffusers itself is imported only
+where a folder has one.
 
 Shape suffixes: B batch, C latent channels, c image channels, H W latents, h w pixels, D R embeddings, T tokens,
-K classes or channels of a map.
+K channels of a map.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.models.codec import LatentCodec
-from engine.models.files import CLASSES as CLASS_TABLE
 from engine.models.files import WEIGHTS, read_json, read_parts
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.embedder import Embedder
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 from engine.models.networks.spade_unet import SpadeUNet
 from engine.models.optimize import compiled, prepare_for_inference
+from engine.storage.files import write_json
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 Embed = Callable[[Tensor, Tensor | None], Tensor]
@@ -39,7 +39,8 @@ CLASSES: dict[str, type[nn.Module]] = {
     "SpadeUNet": SpadeUNet,
     "Embedder": Embedder,
 }
-# Without group normalisation, or after convolutions of standardised weights, which have no mean to speak of.
+# Classes that run channels last on a CPU too. Group normalisation loses digits there where features have a large mean
+# (see ``place``): the first of these has none, the others normalise features whose mean is near 0.
 CHANNELS_LAST = (PatchAutoencoder, MaskUNet, LabelUNet)
 DIFFUSERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel", "UNet2DModel", "UNet2DConditionModel")
 EVALUATE: dict[str, Evaluate] = {
@@ -49,7 +50,7 @@ EVALUATE: dict[str, Evaluate] = {
     "UNet2DModel": lambda network, x, t, given: network(x, t, return_dict=False)[0],
     "UNet2DConditionModel": lambda network, x, t, given: network(x, t, given["tokens"], return_dict=False)[0],
 }
-# Names of attention weights in autoencoders that were saved before diffusers 0.12.
+# Names of attention weights in autoencoders that were saved before diffusers 0.12, and their names today.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -58,32 +59,35 @@ class Model:
     """A model's networks, ready to run.
 
     Args:
-        network: (x (B, C, H, W), t (B,) as in the schedule, inputs) -> output, in the model's prediction type; twice
-            as many channels where the variance is learned. The inputs are, by the network's class: MaskUNet
-            ``label`` (B,) and ``mask`` (B, 1, H, W); LabelUNet ``label`` (B,), -1 the null; UNet2DConditionModel
-            ``tokens`` (B, T, width); SpadeUNet ``map`` (B, K, H, W); UNet2DModel none.
-        decode: normalised latents (B, C, H, W) -> pixels (B, c, h, w), about [-1, 1]. None for a model of pixels, and
-            where the folder has no autoencoder.
-        encode: pixels -> normalised latents, the likeliest ones. None as for ``decode``.
-        embed: embeddings of the patch (B, D) and of its region (B, R) or None -> tokens (B, T, width); zeros are the
-            null. None where the network takes its tokens as they are, or takes none.
-        class_table: embeddings (K, D) of the classes, where the folder has them.
+        network: Function of x (B, C, H, W), timesteps t (B,) as in the schedule, and inputs. It returns the network's
+            output in the model's prediction type, with twice as many channels where the variance is learned. The
+            inputs depend on the network's class: MaskUNet takes ``label`` (B,) and ``mask`` (B, 1, H, W); LabelUNet
+            ``label`` (B,), where -1 is the null; UNet2DConditionModel ``tokens`` (B, T, width); SpadeUNet ``map``
+            (B, K, H, W); UNet2DModel nothing.
+        decode: Function from normalised latents (B, C, H, W) to pixels (B, c, h, w), about [-1, 1]. None for a model
+            of pixels, and where the folder has no autoencoder.
+        encode: Function from pixels to the likeliest normalised latents. None where ``decode`` is.
+        embed: Function from embeddings of the patch (B, D) and of its region (B, R), or None, to tokens
+            (B, T, width); zeros are the null. None where the network takes tokens as they are, or takes none.
     """
 
     network: Network
     decode: Callable[[Tensor], Tensor] | None
     encode: Callable[[Tensor], Tensor] | None = None
     embed: Embed | None = None
-    class_table: Tensor | None = None
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", compile: bool = False) -> Model:
     """Load the networks of a model folder for inference.
 
     Args:
-        compile: the network, at its first call, and on a GPU the decoder: on a CPU decoders win 2 % or lose.
+        folder: Folder of the model.
+        dtype: Type that the networks compute in; the embedder computes in float32.
+        device: Device that the networks run on.
+        compile: Whether the network is compiled, at its first call; on a GPU the decoder is too, while on a CPU that
+            gains it 2 % or costs time.
     Raises:
-        ValueError: parts that are missing or do not fit each other, or that need a package that is not installed.
+        ValueError: parts are missing or do not fit each other, or need a package that is not installed.
     """
     parts = read_parts(folder)
     network = load_network(folder, parts.scheduler, dtype, device, compile)
@@ -96,14 +100,13 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
         codec.decode if codec else None,
         codec.encode if codec else None,
         load_embedder(parts.folders["embedder"], device) if "embedder" in parts.folders else None,
-        load_classes(folder / "embedder" / CLASS_TABLE, device),
     )
 
 
 def load_network(
     folder: Path, scheduler: dict[str, Any], dtype: torch.dtype, device: str, compile: bool = False
 ) -> Network:
-    """The network of ``folder/unet``, called alike whatever its class."""
+    """The network of ``folder/unet`` as ``Model.network``, called the same way whatever its class."""
     name = read_json(folder / "unet" / "config.json").get("_class_name")
     network = load_part(folder / "unet")
     network = place(prepare_for_inference(network, device) if name in CLASSES else network, dtype, device)
@@ -124,11 +127,13 @@ def load_network(
 
 
 def place(network: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
-    """On its device, in its type and memory order; past diffusers' own ``to``, which warns of what is done on purpose.
+    """Move a network to its device, type and memory order, and return it.
 
-    Channels last is the faster order. On CPU its group normalisation takes variances as E[x^2] - E[x]^2 and loses
-    digits where the mean is large: it is left to networks that have no such features there. To the others it would give
-    5 % at most (``benchmarks.network``).
+    Channels last is the faster order. On a CPU, though, torch's group normalisation in that order takes variances as
+    E[x^2] - E[x]^2 and loses digits where the mean is large, so there only networks without such features run in it.
+    The others would gain 5 % at most (``benchmarks.network``).
+
+    diffusers' own ``to`` is passed by: it warns of types that are chosen on purpose.
     """
     nn.Module.to(network, device, dtype, memory_format=memory_order(network, device))  # type: ignore[call-overload]
     return network
@@ -140,7 +145,7 @@ def memory_order(network: nn.Module, device: str) -> torch.memory_format:
 
 
 def load_embedder(folder: Path, device: str) -> Embed:
-    """From embeddings to tokens, in float32."""
+    """The function from embeddings to tokens, in float32."""
     embedder = load_part(folder).to(device)
 
     def embed(patch_BD: Tensor, region_BR: Tensor | None = None) -> Tensor:
@@ -150,17 +155,11 @@ def load_embedder(folder: Path, device: str) -> Embed:
     return embed
 
 
-def load_classes(path: Path, device: str) -> Tensor | None:
-    from safetensors.torch import load_file
-
-    return load_file(path)["embeddings"].float().to(device) if path.exists() else None
-
-
 def load_part(folder: Path) -> nn.Module:
-    """A network in float32 and evaluation mode.
+    """Load a network in float32 and evaluation mode.
 
     Raises:
-        ValueError: an unknown class, a setting it does not take, or weights that do not fit it.
+        ValueError: its class is unknown, does not take a setting, or does not fit the weights.
     """
     from safetensors.torch import load_file
 
@@ -171,8 +170,8 @@ def load_part(folder: Path) -> nn.Module:
         tensors = {k: v.float() for k, v in load_file(folder / WEIGHTS).items()}
         network.load_state_dict(renamed(tensors) if name in DIFFUSERS else tensors, assign=True)
     except (TypeError, RuntimeError) as error:
-        lines = " ".join(str(error).split())
-        raise ValueError(f"{folder}: weights and config.json do not fit each other: {lines[:200]}") from None
+        line = " ".join(str(error).split())
+        raise ValueError(f"{folder}: weights and config.json do not fit each other: {line[:200]}") from None
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from None
     if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
@@ -181,10 +180,10 @@ def load_part(folder: Path) -> nn.Module:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse weights that are not those of the networks that the configurations describe; reads no weight.
+    """Refuse a folder whose weights are not those of the networks that it configures; read names and shapes alone.
 
     Raises:
-        ValueError: naming the first that differs.
+        ValueError: the first weight that differs.
     """
     from safetensors import safe_open
 
@@ -202,7 +201,7 @@ def check_fit(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Refuse weights that are not those of the network that a configuration describes.
 
     Raises:
-        ValueError: naming the first that differs.
+        ValueError: the first weight that differs.
     """
     wanted = {key: tuple(value.shape) for key, value in build(config).state_dict().items()}
     named = renamed(tensors) if config.get("_class_name") in DIFFUSERS else tensors
@@ -226,10 +225,10 @@ def difference(wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, .
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    """The network of a configuration, without memory for its weights: they are assigned, or compared.
+    """The network of a configuration, on the meta device: its weights are assigned later, or compared by shape.
 
     Raises:
-        ValueError: an unknown class, or diffusers is not installed.
+        ValueError: its class is unknown, or is one of diffusers, which is not installed.
     """
     name = config.get("_class_name")
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -242,10 +241,10 @@ def build(config: dict[str, Any]) -> nn.Module:
 
 
 def diffusers_class(name: str) -> Any:
-    """A class of diffusers.
+    """A network's class in diffusers.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: diffusers is not installed.
     """
     try:
         import diffusers
@@ -257,39 +256,42 @@ def diffusers_class(name: str) -> Any:
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of diffusers' networks in their names of today, and 1 x 1 convolutions of attention as matrices."""
-    found = {}
+    """Weights of diffusers' networks under today's names; attention's 1 x 1 convolutions become matrices."""
+    current = {}
     for key, tensor in tensors.items():
         before, _, last = key.rpartition(".")
         stem, _, layer = before.rpartition(".")
         if ".attentions." in key and layer in OLD_NAMES:
             key, tensor = f"{stem}.{OLD_NAMES[layer]}.{last}", tensor.flatten(1) if tensor.ndim == 4 else tensor
-        found[key] = tensor
-    return found
+        current[key] = tensor
+    return current
 
 
 def save_part(network: nn.Module, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a network of our own as ``config.json`` and safetensors, through a temporary and a rename."""
+    """Write a network of our own classes as a part of a model folder; see ``save_tensors``."""
     config = {"_class_name": type(network).__name__, **network.config}  # type: ignore[dict-item]
     save_tensors(config, {k: v.detach().to("cpu", dtype) for k, v in network.state_dict().items()}, folder)
 
 
 def save_tensors(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write a part of a model folder, through a temporary and a rename."""
+    """Write ``config.json`` and weights of a part of a model folder; each file appears whole or not at all."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (WEIGHTS + ".partial")
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "config.json", config)
     temporary.rename(folder / WEIGHTS)
 
 
 def device_of(name: str, local_rank: int) -> str:
-    """The device of a rank: its share of the visible GPUs by local rank, or the CPU.
+    """The device of a rank: one of the visible GPUs, which a node's ranks take in turn, or the CPU.
 
+    Args:
+        name: Device that was asked for, ``auto``, ``cpu`` or ``cuda``.
+        local_rank: Position of the rank among those of its node.
     Raises:
-        ValueError: cuda was asked for and is not there.
+        ValueError: cuda was asked for, and torch sees no GPU.
     """
     count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cuda" and not count:

@@ -1,10 +1,10 @@
-"""Networks prepared for inference: the same function of the same weights, in fewer and larger steps.
+"""Networks prepared for inference: they compute the same function of the same weights, in fewer and larger steps.
 
-A rewrite takes a layer and answers with the layer in its place, or with None. Only those that win are here; tried and
-dropped, for less than the noise: scale and shift in one pass with the activation in place, layer normalisation by
-torch's own, the gain and the offset of a map from one convolution. Sums and products of weights are taken in
-float32, before a network goes to its device and type. Training keeps the network as it was built: a prepared one has
-other parameters and cannot be saved.
+A rewrite takes a layer and returns the layer that replaces it, or None. Only rewrites that save time are here. Three
+were tried and gained less than the noise: scale and shift in one pass with the activation in place, layer normalisation
+by torch's own, and the gain and offset of a map from one convolution. Weights are summed and multiplied in float32,
+before a network goes to its device and type. Training keeps the network as it was built: a prepared one has other
+parameters and cannot be saved.
 
 Shape suffixes: B batch, C channels, H W latents, N = H W, h heads, d channels a head.
 """
@@ -34,10 +34,10 @@ def prepare_for_inference(
     """Rewrite the layers of a network, in place, and return it.
 
     Args:
-        network: in float32, without gradients. Of diffusers' networks only autoencoders: their U-Nets may ask a layer
-            for another size than twice its own.
-        device: where it will run; what was measured on a CPU only is left out elsewhere.
-        rewrites: of ``REWRITES``; None for all that win on the device.
+        network: Network in float32, without gradients. It may be one of our own or an autoencoder of diffusers, but no
+            U-Net of diffusers: these may ask a layer for another size than twice its own.
+        device: Device that it will run on.
+        rewrites: Values of ``REWRITES`` to apply; None: all that save time on the device.
 
     >>> conv = nn.Sequential(StandardizedConv2d(2, 3, 3)).requires_grad_(False)
     >>> prepare_for_inference(conv)
@@ -54,16 +54,16 @@ def prepare_for_inference(
 
 
 def winning(device: str) -> list[Rewrite]:
-    """The rewrites that are known to win on a device."""
+    """The rewrites that save time on a device; ``doubling`` was measured on a CPU only."""
     return [rewrite for rewrite in REWRITES.values() if rewrite is not doubling or device == "cpu"]
 
 
 def compiled(function: Callable[..., Tensor], device: str = "cpu") -> Callable[..., Tensor]:
-    """A function of tensors to one tensor in inductor's code, made at its first call; on a GPU one CUDA graph.
+    """Compile a function from tensors to one tensor at its first call; on a GPU it becomes one CUDA graph.
 
-    The code is made for the shapes of that call, without trials of speed, so that every rank has the same. Ranks that
-    compile at once share inductor's folder (``TORCHINDUCTOR_CACHE_DIR``), which is locked file by file. What a CUDA
-    graph answers lies in memory that its next call overwrites: the answer is a copy.
+    Inductor compiles for the shapes of that call and times no alternatives, so that every rank gets the same code.
+    Ranks that compile at once share inductor's folder (``TORCHINDUCTOR_CACHE_DIR``), which is locked file by file. The
+    result of a CUDA graph lies in memory that its next call overwrites, so a copy is returned.
     """
     graphs = device != "cpu"
     options: dict[str, Any] = {"deterministic": True, "triton.cudagraphs": graphs}
@@ -79,12 +79,13 @@ def compiled(function: Callable[..., Tensor], device: str = "cpu") -> Callable[.
 
 
 def check_compiles(device: str, ranks: int = 1) -> None:
-    """Refuse ``--compile`` where torch cannot compile, by compiling; a node's ranks share its cores for that.
+    """Refuse the job's ``compile`` where torch cannot compile, by compiling a small function.
 
     Args:
-        ranks: of this node.
+        device: Device that is compiled for.
+        ranks: Number of ranks on this node, which share its cores while they compile.
     Raises:
-        ValueError: no compiler, no Triton, a version of torch without a setting that is needed.
+        ValueError: there is no compiler or no Triton, or torch lacks a setting that is needed.
     """
     import torch._inductor.config as inductor
 
@@ -92,7 +93,7 @@ def check_compiles(device: str, ranks: int = 1) -> None:
         inductor.compile_threads = max(len(os.sched_getaffinity(0)) // ranks, 1)
     way = "leave `compile` out"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if device == "cpu" and shutil.which(compiler) is None:  # what was compiled before would hide it
+    if device == "cpu" and shutil.which(compiler) is None:  # the cache of an earlier run would hide that
         raise ValueError(
             f"`compile` needs a C++ compiler and {compiler or 'no CXX'} is not there; install it, set CXX, or {way}"
         )
@@ -107,7 +108,7 @@ def check_compiles(device: str, ranks: int = 1) -> None:
 
 
 def folded(layer: nn.Module) -> nn.Module | None:
-    """A convolution of standardised weights -> one of plain weights."""
+    """A convolution that standardises its weights -> one whose weights are standardised already."""
     if not isinstance(layer, StandardizedConv2d):
         return None
     sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
@@ -124,8 +125,8 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 class MaskAnswers(nn.Module):
     """``Residual(PreNorm(MaskAttention))`` without keys and values.
 
-    The query is constant, so the scores are a fixed linear form of the features, a head each; what the weights
-    gather passes through the products of ``to_out`` and ``to_v``. The gain of the normalisation is in both.
+    The query is constant, so each head's scores are a fixed linear form of the features, and the weighted mean of the
+    features goes through the product of ``to_out`` and ``to_v``. Both contain the gain of the normalisation.
     """
 
     def __init__(self, attention: MaskAttention, norm: ChannelNorm) -> None:
@@ -149,7 +150,7 @@ class MaskAnswers(nn.Module):
 
 
 def normalised(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C), normalised over channels; a view in and out where the channels lie last."""
+    """(B, C, H, W) -> (B, H, W, C), normalised over channels; nothing is transposed where channels lie last."""
     return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-5)
 
 
@@ -158,7 +159,7 @@ def column(values_BC: Tensor) -> Tensor:
 
 
 def mask_answers(layer: nn.Module) -> nn.Module | None:
-    """Attention with the mask as its query, its normalisation and its skip -> two answers a window."""
+    """Attention with the mask as its query, with its normalisation and skip -> ``MaskAnswers``."""
     norm = layer.fn if isinstance(layer, Residual) else None
     if not isinstance(norm, PreNorm) or not isinstance(norm.fn, MaskAttention):
         return None
@@ -166,9 +167,9 @@ def mask_answers(layer: nn.Module) -> nn.Module | None:
 
 
 class DoublingConv(nn.Module):
-    """Nearest neighbours at twice the size, then a 3 x 3 convolution: one transposed convolution of 4 x 4.
+    """Nearest neighbours at twice the size and a 3 x 3 convolution, as one transposed convolution of 4 x 4.
 
-    Of the 9 products an output takes, those that read the same latent are one: 4 are left.
+    An output takes 9 products, but some of these read the same latent: their weights are summed, and 4 are left.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -183,7 +184,7 @@ class DoublingConv(nn.Module):
 
 
 def doubling(layer: nn.Module) -> nn.Module | None:
-    """Nearest neighbours and a convolution -> a transposed convolution."""
+    """Nearest neighbours at twice the size and a 3 x 3 convolution -> ``DoublingConv``."""
     conv: nn.Module | None = None
     if isinstance(layer, autoencoder.Upsample | sdm.Upsample):
         conv = layer.conv
@@ -195,7 +196,7 @@ def doubling(layer: nn.Module) -> nn.Module | None:
 
 
 def doubles(layer: nn.Module) -> bool:
-    """Whether diffusers' layer is nearest neighbours and a convolution, and nothing else."""
+    """Whether diffusers' layer consists of nearest neighbours and a convolution alone."""
     return bool(layer.interpolate and layer.norm is None and layer.name == "conv")
 
 

@@ -1,1 +1,1 @@
-"""What ``python -m engine.train`` is made of: patches, the loop, and one file for each network."""
+"""Training of networks: patches of images, the training loop, and a file for each kind of network."""

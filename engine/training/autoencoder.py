@@ -36,10 +36,10 @@ class Recipe:
     """Weights of the losses, and what else a training is made of.
 
     Args:
-        latent_noise: on normalised latents: the decoder learns to forgive what the sampler gets wrong.
-        renoised: share of the batches whose latents were noised and denoised again by the image network, where there
-            is one: the decoder learns to make a crisp picture of what the sampler really gives it.
-        adversarial_from: share of the run after which the discriminator has a say.
+        latent_noise: Std of noise on normalised latents, with which the decoder learns to forgive sampling errors.
+        renoised: Share of the batches whose latents are noised and then denoised by the image network, where there
+            is one: the decoder learns to make a crisp picture of latents as the sampler gives them.
+        adversarial_from: Share of the run after which the discriminator counts.
     """
 
     pixel: float = 1.0
@@ -151,7 +151,7 @@ def renoiser(out: Path, device: str, steps: int = 4) -> Callable[[Tensor], Tenso
 
 
 def measure_latents(network: PatchAutoencoder, patches: Patches, device: str, count: int = 64) -> None:
-    """Set the latents' mean and spread a channel from ``count`` patches, so that latents are normalised."""
+    """Set mean and std of each channel of the latents from ``count`` patches, so that latents are normalised."""
     network.config["latents_mean"] = [0.0] * network.config["latent_channels"]
     network.config["latents_std"] = [1.0] * network.config["latent_channels"]
     with torch.no_grad():

@@ -23,7 +23,7 @@ def find_images(folder: Path) -> list[Path]:
         ValueError: the folder holds no image.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; --data takes a folder of PNG, JPEG or TIFF images")
+        raise ValueError(f"{folder} is not a folder; `data` is a folder of PNG, JPEG or TIFF images")
     found = sorted(
         path
         for path in folder.rglob("*")

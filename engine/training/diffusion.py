@@ -1,8 +1,7 @@
-"""What the trainings of the two diffusion networks share: the loss, a sampler for pictures, the loop, the folder."""
+"""Parts that both diffusion networks are trained with: the loss, a sampler for pictures, the loop, the folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,16 +11,12 @@ from torch import Tensor, nn
 from engine.diffusion.schedule import Schedule
 from engine.diffusion.solvers import ddim
 from engine.distributed.ranks import Ranks
+from engine.models.files import OURS
 from engine.models.folder import save_part
+from engine.storage.files import write_json
 from engine.training.loop import LoopSettings, Trainer
 
-COLORS = [[160, 160, 160], [214, 39, 40], [255, 187, 20], [44, 120, 200], [60, 170, 90], [148, 103, 189], [140, 86, 75]]
 Evaluation = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), t (B,)) -> output
-
-
-def colored(names: Sequence[str]) -> list[dict]:
-    """The entries of a card's ``labels``."""
-    return [{"name": name, "color": COLORS[i % len(COLORS)]} for i, name in enumerate(names)]
 
 
 def velocity_loss(
@@ -55,14 +50,12 @@ def denoise(evaluate: Evaluation, schedule: Schedule, x: Tensor, levels: Sequenc
 
 
 def write_folder(out: Path, parts: dict[str, list[str]], scheduler: dict, facts: dict) -> None:
-    """``model_index.json``, the scheduler, and a ``card.json`` if there is none yet."""
+    """Write ``model_index.json``, the scheduler, and ``card.json`` unless there is one: a user may have edited it."""
     (out / "scheduler").mkdir(exist_ok=True)
-    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    index = {"_class_name": "SlidefieldModel", **parts, "scheduler": ["diffusers", "DDIMScheduler"]}
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    card = out / "card.json"
-    if not card.exists():
-        card.write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(out / "model_index.json", {"_class_name": OURS, **parts, "scheduler": ["diffusers", "DDIMScheduler"]})
+    if not (out / "card.json").exists():
+        write_json(out / "card.json", facts)
 
 
 def fit(
@@ -80,9 +73,9 @@ def fit(
     """Train a network to the end and keep its average in ``folder``. Collective over ``ranks``.
 
     Args:
-        loss: (positions of the windows, a generator seeded for them) -> what is minimised.
-        save: what rank 0 does with the averaged network at every checkpoint, once its weights are written.
-        said: of the data, for the first line.
+        loss: Function of the windows' positions, and a generator seeded for them, that gives the loss.
+        save: Function that rank 0 calls with the averaged network at every checkpoint, after writing its weights.
+        said: Description of the data, which is printed first.
     """
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from engine.diffusion.schedule import Schedule
 from engine.distributed.ranks import Ranks
+from engine.models.card import colored
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.mask_unet import MaskUNet
 from engine.training.autoencoder import load_autoencoder, to_image, to_tensor
 from engine.training.data import dihedral, find_images, read_image, read_mask
-from engine.training.diffusion import colored, denoise, fit, spread_evenly, velocity_loss, write_folder
+from engine.training.diffusion import denoise, fit, spread_evenly, velocity_loss, write_folder
 from engine.training.loop import LoopSettings, image_grid
 
 SCHEDULER = {
@@ -50,7 +51,7 @@ class LatentWindows:
         factor = autoencoder.factor
         for path in images:
             if min(read_image(path).shape[:2]) < side * factor:
-                raise ValueError(f"{path} is smaller than a window of {side * factor} px; choose a smaller --window")
+                raise ValueError(f"{path} is smaller than a window of {side * factor} px; choose a smaller `window`")
         self.masks = [whole_latents(read_mask(path), factor)[::factor, ::factor] for path in images]
         self.num_classes = max(int(mask.max()) for mask in self.masks) + 1
         self.holders = {

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from engine.diffusion.schedule import Schedule, betas
 from engine.distributed.ranks import Ranks
+from engine.models.card import color, colored
 from engine.models.networks.mask_unet import LabelUNet
 from engine.training.data import dihedral
-from engine.training.diffusion import COLORS, colored, denoise, fit, spread_evenly, velocity_loss, write_folder
+from engine.training.diffusion import denoise, fit, spread_evenly, velocity_loss, write_folder
 from engine.training.loop import LoopSettings, image_grid
 
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
 TIMESTEPS = 1000
-SHIFT = 0.25  # of signal over noise: a label map of areas, not of texture, is seen through much noise
-RICH = 1 / 8  # a window is of a label's class if no other (but label 0) has more of it, and this share at least
-BEND = 3.0  # label pixels by which a window is bent, so that a small set of maps is not learned by heart
+SHIFT = 0.25  # factor of signal over noise: large areas of a label show through more noise than texture does
+RICH = 1 / 8  # a window's class is its commonest label besides 0, if that covers this share of it
+BEND = 3.0  # std, in label pixels, of a window's random bending: without it few maps are learned by heart
 
 
 def shifted_cosine(shift: float = SHIFT, timesteps: int = TIMESTEPS) -> list[float]:
@@ -51,7 +52,7 @@ def find_maps(folder: Path) -> list[Path]:
         ValueError: there is none.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; --data takes a folder of label maps (PNG or TIFF, one channel)")
+        raise ValueError(f"{folder} is not a folder; `data` is a folder of label maps (PNG or TIFF, one channel)")
     found = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in MAP_SUFFIXES:
@@ -78,7 +79,7 @@ def read_map(path: Path, count: int) -> np.ndarray:
     if len(stray):
         raise ValueError(
             f"{path} holds {stray[0]}: neither a label below {count} nor one spread over 0 to 255; "
-            "name all its labels with --labels"
+            "name all its labels with `labels`"
         )
     return labels.astype(np.uint8)
 
@@ -139,7 +140,7 @@ class LabelWindows:
 
     @cached_property
     def classes(self) -> list[int]:
-        """Those that some map has a window of."""
+        """The classes that some map has a window of."""
         return [k for k, chances in enumerate(self.chances) if chances.sum() > 0]
 
     def window(self, position: int) -> tuple[np.ndarray, int]:
@@ -189,7 +190,7 @@ def read_windows(data: Path, count: int, side: int, scale: int, seed: int) -> La
         if min(labels.shape) < side * scale:
             raise ValueError(
                 f"{path} is {labels.shape[0]} x {labels.shape[1]} px, smaller than a window of {side * scale}; "
-                "choose a smaller --window"
+                "choose a smaller `window`"
             )
     return LabelWindows(maps, count, side, scale, seed)
 
@@ -201,7 +202,7 @@ def sample_grid(network: nn.Module, schedule: Schedule, side: int, device: str, 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(len(classes), config["channels"], side, side, generator=generator).to(device)
     x = denoise(lambda x, t: network(x, t, classes), schedule, x, schedule.levels(steps).tolist())
-    palette = np.array([COLORS[i % len(COLORS)] for i in range(config["channels"])], np.uint8)
+    palette = np.array([color(label) for label in range(config["channels"])], np.uint8)
     return image_grid(np.pad(palette[x.argmax(1).cpu().numpy()], ((0, 0), (1, 1), (1, 1), (0, 0))), 4)
 
 

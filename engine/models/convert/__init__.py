@@ -1,1 +1,1 @@
-"""Published checkpoints -> model folders; one file a system."""
+"""Conversion of published checkpoints into model folders; each system has a file."""

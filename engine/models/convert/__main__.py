@@ -1,25 +1,36 @@
 """``python -m engine.models.convert SYSTEM CHECKPOINT --out MODEL_DIR``: a published checkpoint as a model folder.
 
 SYSTEM is diffinfinite-image, diffinfinite-labels, large-image-diffusion, sdm or feature-aligned. The system's own
-configuration is looked for beside the checkpoint, where the system writes it; else ``--config`` names it. Checkpoints
-are opened as tensors and plain values alone.
+configuration is read from beside the checkpoint, where the system writes it, unless ``--config`` names another.
+Checkpoints are opened as tensors and plain values alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.command_line import Parser, positive, print_error
+from engine.command_line import Parser, as_flags, positive, print_error
 from engine.models.card import ModelCard, divisor_of, read_card
 from engine.models.files import CLASSES, OURS, WEIGHTS
+from engine.storage.files import write_json
+
+if TYPE_CHECKING:  # torch, which --help does not wait for
+    from engine.models.convert.common import Converted, Options, Part
 
 SYSTEMS = ("diffinfinite-image", "diffinfinite-labels", "large-image-diffusion", "sdm", "feature-aligned")
+DIFFINFINITE = ("diffinfinite-image", "diffinfinite-labels")
+SYSTEMS_OF_OPTION = {
+    "vae": DIFFINFINITE,
+    "names": (*DIFFINFINITE, "feature-aligned"),
+    "label_count": ("diffinfinite-labels",),
+    "class_embeddings": ("feature-aligned",),
+    "clip": ("feature-aligned",),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,21 +41,32 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--overwrite", action="store_true", help="replace the model folder that is there")
     top.add_argument("--config", type=Path, metavar="FILE", help="the system's own configuration, JSON or YAML")
     top.add_argument(
-        "--patch", type=positive(int), metavar="N", help="side of a window, in latents (pixels without any)"
+        "--patch",
+        type=positive(int),
+        metavar="N",
+        help="side of a window, in latents (in pixels, for a model of pixels)",
     )
-    top.add_argument("--pixel-size", type=float, metavar="UM", help="micrometres per pixel")
-    top.add_argument("--names", default="", metavar="A,B,...", help="names of the labels or classes, from 0")
-    top.add_argument("--vae", type=Path, metavar="DIR", help="DiffInfinite: Stable Diffusion 2's autoencoder")
-    top.add_argument("--label-count", type=positive(int), metavar="N", help="diffinfinite-labels: labels of its maps")
-    top.add_argument("--class-embeddings", type=Path, metavar="FILE.npy", help="feature-aligned: (classes, 512)")
-    top.add_argument("--clip", type=Path, metavar="DIR", help="feature-aligned: computes them from --names")
+    top.add_argument("--pixel-size", type=positive(float), metavar="UM", help="micrometres per pixel")
+    top.add_argument("--names", type=names, default=(), metavar="A,B,...", help="names of labels or classes, from 0")
+    top.add_argument("--vae", type=Path, metavar="DIR", help="diffinfinite: autoencoder of Stable Diffusion 2")
+    top.add_argument(
+        "--label-count", type=positive(int), metavar="N", help="diffinfinite-labels: number of labels in its maps"
+    )
+    top.add_argument("--class-embeddings", type=Path, metavar="FILE.npy", help="feature-aligned: table (classes, 512)")
+    top.add_argument(
+        "--clip", type=Path, metavar="DIR", help="feature-aligned: CLIP, which computes that table from --names"
+    )
     return top
 
 
+def names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, as the command line says; returns the exit status."""
+    """Convert a checkpoint as the command line says; return the exit status."""
     try:
-        print(convert(parser().parse_args(arguments)))
+        print(as_flags(convert(parser().parse_args(arguments))))
     except (ValueError, OSError) as error:
         print_error(error)
         return 1
@@ -52,109 +74,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(args: argparse.Namespace) -> str:
-    """Write the model folder; returns what to say of it.
+    """Write the model folder; return the lines that describe it.
 
     Raises:
-        ValueError: another system's checkpoint, a setting that cannot be converted, or a place that is taken.
+        ValueError: the checkpoint is another system's, a setting cannot be converted, or the place is taken.
     """
     check_place(args.out, args.overwrite)
 
     from engine.models.convert.checkpoint import check_system, find_checkpoint, open_checkpoint
     from engine.models.convert.systems import CONVERT, Options
 
-    path = find_checkpoint(args.checkpoint)
-    checkpoint = open_checkpoint(path)
-    check_system(checkpoint, args.system, path)
     options = Options(
         config=args.config,
         vae=args.vae,
         patch=args.patch,
         pixel_size_um=args.pixel_size,
-        names=tuple(name.strip() for name in args.names.split(",") if name.strip()),
+        names=args.names,
         label_count=args.label_count,
         class_embeddings=args.class_embeddings,
         clip=args.clip,
     )
     check_options(args.system, options)
+    path = find_checkpoint(args.checkpoint)
+    checkpoint = open_checkpoint(path)
+    check_system(checkpoint, args.system, path)
     try:
-        found = CONVERT[args.system](checkpoint, path, options)
+        converted = CONVERT[args.system](checkpoint, path, options)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"{path}: its weights or its configuration lack or misstate {error}; name the configuration with --config"
+            f"{path}: its weights or its configuration lack or misstate {error}; name the configuration with `config`"
         ) from error
-    check_parts(found)
-    card = write(found, args.out, args.overwrite)
-    return "\n".join([describe(args.out, card), *(f"note: {note}" for note in found.notes)])
+    check_parts(converted)
+    card = write(converted, args.out, args.overwrite)
+    return "\n".join([describe(args.out, card), *(f"note: {note}" for note in converted.notes)])
 
 
-def check_options(system: str, options: Any) -> None:
-    """Refuse options of another system.
+def check_options(system: str, options: Options) -> None:
+    """Refuse options that the system does not have, and options that exclude or need each other.
 
     Raises:
-        ValueError: naming them.
+        ValueError: the options, and what to do.
     """
-    own = {
-        "vae": ("diffinfinite-image", "diffinfinite-labels"),
-        "label_count": ("diffinfinite-labels",),
-        "class_embeddings": ("feature-aligned",),
-        "clip": ("feature-aligned",),
-    }
-    for name, systems in own.items():
-        if getattr(options, name) is not None and system not in systems:
-            raise ValueError(f"--{name.replace('_', '-')} is an option of {' and '.join(systems)}, not of {system}")
+    for name, systems in SYSTEMS_OF_OPTION.items():
+        if getattr(options, name) not in (None, ()) and system not in systems:
+            raise ValueError(f"`{name}` is an option of {' and '.join(systems)}, not of {system}")
     if options.clip is not None and options.class_embeddings is not None:
-        raise ValueError("both --clip and --class-embeddings are given; choose one")
+        raise ValueError("both `clip` and `class_embeddings` are given; choose one")
+    if system == "feature-aligned" and options.names and options.clip is None and options.class_embeddings is None:
+        raise ValueError("`names` are those of a table of classes; pass `class_embeddings` or `clip` too")
 
 
 def check_place(out: Path, overwrite: bool) -> None:
-    """Refuse to replace what is there, unless it is a model folder and that was asked for.
+    """Refuse a place that is taken, unless by a model folder that may be overwritten.
 
     Raises:
-        ValueError: naming it.
+        ValueError: the place, and what to do.
     """
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: {out.absolute().parent} is not there; make it first")
+        raise ValueError(f"`out` {out}: {out.absolute().parent} is not there; make it first")
     if not out.exists():
         return
     if not overwrite:
-        raise ValueError(f"--out {out} is there already; choose another place, or pass --overwrite")
+        raise ValueError(f"`out` {out} is there already; choose another place, or pass `overwrite`")
     if not (out / "model_index.json").is_file():
-        raise ValueError(f"--out {out} is no model folder and is not replaced; choose another place")
+        raise ValueError(f"`out` {out} is no model folder and is not replaced; choose another place")
 
 
-def check_parts(found: Any) -> None:
-    """Refuse weights that are not those of the networks that the settings describe.
+def check_parts(converted: Converted) -> None:
+    """Refuse weights that are not those of the networks that the settings describe, and a patch that does not halve.
 
     Raises:
-        ValueError: naming the first that differ.
+        ValueError: the first weight that differs, or the patch.
     """
     from engine.models.folder import check_fit
 
-    for name, part in found.parts.items():
+    for name, part in converted.parts.items():
         if part.source is None:
             try:
                 check_fit(part.config, part.tensors)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-    divisor, patch = divisor_of(found.parts["unet"].config), found.card["patch_size"]
+    divisor, patch = divisor_of(converted.parts["unet"].config), converted.card["patch_size"]
     if patch % divisor:
         raise ValueError(
-            f"windows of {patch} cannot be halved as the network does; pass --patch, a multiple of {divisor}"
+            f"windows of {patch} cannot be halved as the network does; pass `patch`, a multiple of {divisor}"
         )
 
 
-def write(found: Any, out: Path, overwrite: bool) -> ModelCard:
-    """Write a model folder beside its place, and move it there when it is whole."""
+def write(converted: Converted, out: Path, overwrite: bool) -> ModelCard:
+    """Write a model folder beside its place, and move it there when it is whole; return its card."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         temporary.mkdir()
-        for name, part in found.parts.items():
+        for name, part in converted.parts.items():
             write_part(part, temporary / name)
-        write_json(temporary / "scheduler" / "scheduler_config.json", found.scheduler)
-        write_json(temporary / "card.json", found.card)
-        write_json(temporary / "model_index.json", index_of(found))
-        if found.classes is not None:
-            write_classes(found.classes, temporary / "embedder" / CLASSES)
+        (temporary / "scheduler").mkdir()
+        write_json(temporary / "scheduler" / "scheduler_config.json", converted.scheduler)
+        write_json(temporary / "card.json", converted.card)
+        write_json(temporary / "model_index.json", index_of(converted))
+        if converted.classes is not None:
+            write_classes(converted.classes, temporary / "embedder" / CLASSES)
         card = read_card(str(temporary))
         move(temporary, out, overwrite)
         return card
@@ -164,7 +183,7 @@ def write(found: Any, out: Path, overwrite: bool) -> ModelCard:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_part(part: Any, folder: Path) -> None:
+def write_part(part: Part, folder: Path) -> None:
     from engine.models.folder import save_tensors
 
     if part.source is None:
@@ -175,31 +194,26 @@ def write_part(part: Any, folder: Path) -> None:
         shutil.copyfile(part.source / name, folder / name)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def write_classes(classes: Any, path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"embeddings": classes}, path)
 
 
-def index_of(found: Any) -> dict[str, Any]:
-    """``model_index.json``: the class of each part, and where it is from."""
+def index_of(converted: Converted) -> dict[str, Any]:
+    """The content of ``model_index.json``: library and class of each part."""
     from engine.models.folder import CLASSES as own
 
     def entry(config: dict[str, Any]) -> list[str]:
         name = config["_class_name"]
         return ["slidefield" if name in own else "diffusers", name]
 
-    parts = {name: entry(part.config) for name, part in found.parts.items()}
-    return {"_class_name": OURS, **parts, "scheduler": ["diffusers", found.scheduler["_class_name"]]}
+    parts = {name: entry(part.config) for name, part in converted.parts.items()}
+    return {"_class_name": OURS, **parts, "scheduler": ["diffusers", converted.scheduler["_class_name"]]}
 
 
 def move(temporary: Path, out: Path, overwrite: bool) -> None:
-    """Put a whole folder in its place; what was there goes when that is done."""
+    """Rename a whole folder into its place; a folder that was there is deleted after that."""
     check_place(out, overwrite)
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():
@@ -209,10 +223,10 @@ def move(temporary: Path, out: Path, overwrite: bool) -> None:
 
 
 def describe(out: Path, card: ModelCard) -> str:
-    """One line on a model folder."""
+    """One line that describes a model folder."""
     unit = "pixels" if card.factor == 1 else f"latents ({card.patch * card.factor} px)"
     line = f"wrote {out}: {card.role} model, condition {card.condition}, windows of {card.patch} x {card.patch} {unit}"
-    return line if card.decodes else f"{line}; latents only: pass --vae DIR for an autoencoder that decodes them"
+    return line if card.decodes else f"{line}; latents only: pass `vae` DIR for an autoencoder that decodes them"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Published checkpoints: found, opened without running anything in them, and told apart.
+"""Finds a published checkpoint, opens it without running anything in it, and recognises its system.
 
-A checkpoint is a pickle. It is opened as tensors and plain values alone; whatever else is in it is refused.
+A checkpoint is a pickle. It is opened as tensors and plain values alone; anything else in it is refused.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from torch import Tensor
 from engine.models.files import check_safetensors
 
 SUFFIXES = (".pt", ".ckpt", ".pth", ".bin", ".safetensors")
-
-
-# What the keys of each system's checkpoint look like, its own first.
+# A pattern that a key of each system's checkpoint begins with. The first that matches counts: keys of
+# diffinfinite-labels match the pattern of diffinfinite-image too.
 SIGNS = {
     "diffinfinite-labels": r"(ema/ema_model\.model|model/model)\.null_classes_emb",
     "diffinfinite-image": r"(ema/ema_model\.model|model/model)\.(classes_emb\.|.*fn\.fn\.to_kv\.)",
@@ -37,31 +36,33 @@ OTHERS = {
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file: itself, or the only (or the last) one in a folder or its ``checkpoints``.
+    """The checkpoint that a path names: the file itself, or ``last.ckpt`` or the only file of a folder.
+
+    A folder's own files go before those of ``checkpoints`` in it.
 
     Raises:
-        ValueError: not there, or several.
+        ValueError: there is no checkpoint, or several.
     """
     if path.is_file():
         return path
     if not path.exists():
         raise ValueError(f"{path} is not there; pass a checkpoint file, or the folder that holds it")
     for folder in (path, path / "checkpoints"):
-        found = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES and p.is_file())
-        if (folder / "last.ckpt") in found:
+        files = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES and p.is_file())
+        if (folder / "last.ckpt") in files:
             return folder / "last.ckpt"
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"{folder} holds {len(found)} checkpoints ({found[0].name}, ...); name one of them")
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise ValueError(f"{folder} holds {len(files)} checkpoints ({files[0].name}, ...); name one of them")
     raise ValueError(f"{path} holds no checkpoint ({', '.join(SUFFIXES)}); name the file")
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds: tensors and plain values, mapped from the file where its format allows.
+    """Open a checkpoint: its tensors and plain values by key, mapped from the file where its format allows.
 
     Raises:
-        ValueError: truncated, no checkpoint, or with anything else in it.
+        ValueError: the file is truncated, is no checkpoint, or holds anything else.
     """
     import torch
 
@@ -76,25 +77,25 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has {path.stat().st_size} bytes and no end: truncated; copy it again")
     try:
         with warnings.catch_warnings(action="ignore"):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(refusal(path, str(error))) from None
-    except Exception as error:  # whatever a damaged pickle brings about
+    except Exception as error:  # a damaged pickle may raise anything
         line = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{path} is no checkpoint of torch, or is damaged ({line or 'empty'}); copy it again"
         ) from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not named weights; save a model's state_dict()")
-    return found
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not named weights; save a model's state_dict()")
+    return checkpoint
 
 
 def refusal(path: Path, message: str) -> str:
-    """Why a pickle was not opened, in one line, from torch's many."""
+    """One line that says why a pickle was not opened, made from torch's many."""
     asked = re.search(r"safe_globals\(\[([^\]]+)\]\)|GLOBAL ([\w.]+)", message)
     if asked is None:
-        found = re.search(r"Unsupported \w+ \w+", message)
-        why = found[0].lower() if found else "its instructions are not torch's"
+        unsupported = re.search(r"Unsupported \w+ \w+", message)
+        why = unsupported[0].lower() if unsupported else "its instructions are not torch's"
         return (
             f"{path} is no checkpoint of torch, or holds more than tensors and plain values ({why}); it was not opened"
         )
@@ -106,17 +107,17 @@ def refusal(path: Path, message: str) -> str:
 
 def names_in(checkpoint: Mapping[str, Any]) -> list[str]:
     """The names of all tensors, ``group/name`` for those in a group."""
-    found = []
+    names = []
     for key, value in checkpoint.items():
         if isinstance(value, Mapping):
-            found += [f"{key}/{name}" for name, inner in value.items() if isinstance(inner, Tensor)]
+            names += [f"{key}/{name}" for name, inner in value.items() if isinstance(inner, Tensor)]
         elif isinstance(value, Tensor):
-            found.append(key)
-    return found
+            names.append(key)
+    return names
 
 
 def recognise(checkpoint: Mapping[str, Any]) -> str | None:
-    """The system that a checkpoint is of, by its names; None: none of those that are converted."""
+    """The system that a checkpoint's names are typical of; None: no system that is converted."""
     names = names_in(checkpoint)
     return next((system for system, sign in SIGNS.items() if any(re.match(sign, name) for name in names)), None)
 
@@ -125,7 +126,7 @@ def check_system(checkpoint: Mapping[str, Any], system: str, path: Path) -> None
     """Refuse a checkpoint of another system.
 
     Raises:
-        ValueError: saying which it looks like.
+        ValueError: what it looks like instead.
     """
     looks = recognise(checkpoint)
     if looks == system:
@@ -142,53 +143,53 @@ def check_system(checkpoint: Mapping[str, Any], system: str, path: Path) -> None
 
 
 def below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
+    """The tensors whose names begin with ``prefix``, which is cut off."""
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix) and isinstance(v, Tensor)}
 
 
 def find_config(given: Path | None, checkpoint: Path, places: Sequence[str]) -> Path | None:
-    """The configuration: what was given, or the last file of the first pattern that finds any beside the checkpoint.
+    """The configuration file: ``given``, or the last file of the first pattern that matches any beside the checkpoint.
 
     Raises:
-        ValueError: what was given is not there.
+        ValueError: ``given`` is no file.
     """
     if given is not None:
         if not given.is_file():
-            raise ValueError(f"--config {given} is not there")
+            raise ValueError(f"`config` {given} is not there")
         return given
     folder = checkpoint.resolve().parent
     for place in places:
         start, pattern = (folder.parent, place[3:]) if place.startswith("../") else (folder, place)
-        if found := sorted(start.glob(pattern)):
-            return found[-1]
+        if files := sorted(start.glob(pattern)):
+            return files[-1]
     return None
 
 
 def need_config(given: Path | None, checkpoint: Path, places: Sequence[str]) -> Path:
-    """The same, where there is nothing to do without.
+    """The configuration file of a system that cannot be converted without one; see ``find_config``.
 
     Raises:
         ValueError: there is none.
     """
     path = find_config(given, checkpoint, places)
     if path is None:
-        raise ValueError(f"no {' nor '.join(places)} beside {checkpoint}; name the configuration with --config")
+        raise ValueError(f"no {' nor '.join(places)} beside {checkpoint}; name the configuration with `config`")
     return path
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Settings in JSON or YAML.
+    """Read settings in JSON or YAML.
 
     Raises:
-        ValueError: unreadable, or no keys and values.
+        ValueError: the file cannot be read, or holds no keys and values.
     """
     import yaml
 
     try:
         text = path.read_text()
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no keys and values")
-    return found
+    return settings

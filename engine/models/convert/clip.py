@@ -12,23 +12,23 @@ def text_embeddings(folder: Path, names: Sequence[str]) -> np.ndarray:
     """The projected embedding of each name, not normalised: float32 (names, width).
 
     Raises:
-        ValueError: no names, no such folder, or transformers is not installed.
+        ValueError: there are no names, the folder is no CLIP, or transformers is not installed.
     """
     if not names:
-        raise ValueError(f"--clip {folder} embeds the names of classes; pass them with --names A,B,...")
+        raise ValueError(f"`clip` {folder} embeds the names of classes; pass them with `names` A,B,...")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"--clip {folder} holds no config.json; pass a folder of CLIP with its tokenizer")
+        raise ValueError(f"`clip` {folder} holds no config.json; pass a folder of CLIP with its tokenizer")
     try:
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
         from transformers.utils import logging
     except ImportError:
         raise ValueError(
-            "--clip needs transformers, which is not installed: pip install transformers, "
-            "or compute the table elsewhere and pass it with --class-embeddings"
+            "`clip` needs transformers, which is not installed: pip install 'slidefield[models]', "
+            "or compute the table elsewhere and pass it with `class_embeddings`"
         ) from None
     import torch
 
-    logging.set_verbosity_error()  # of the vision tower, which is left out
+    logging.set_verbosity_error()  # else it warns of the vision tower, which is left out
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tower = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()

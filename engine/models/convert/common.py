@@ -1,4 +1,4 @@
-"""What the conversions share: the options, the parts of a model folder before it is written, and its tables."""
+"""Values and helpers that the conversions share: the options, and a model folder before it is written."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import numpy as np
 from torch import Tensor
 
 from engine.diffusion.schedule import betas
-from engine.models.card import color
+from engine.models.card import colored
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a checkpoint.
+    """Facts that the command line adds to a checkpoint; None where it says nothing.
 
     Args:
-        config: the system's configuration, where it does not lie beside the checkpoint.
-        vae: folder of the autoencoder that DiffInfinite's checkpoints do not carry.
-        patch: side of a window, in latents.
-        names: of the labels or classes.
-        label_count: labels that a label model's maps tell apart.
-        class_embeddings, clip: of feature-aligned diffusion, a table (K, 512), or a folder of CLIP that computes it.
+        config: File of the system's configuration, where it does not lie beside the checkpoint.
+        vae: Folder of the autoencoder, which DiffInfinite's checkpoints do not contain.
+        patch: Side of a window, in latents.
+        pixel_size_um: Micrometres per pixel.
+        names: Names of the labels or classes, from 0.
+        label_count: Number of labels in a label model's maps.
+        class_embeddings: File of the table (K, 512) of class embeddings, for feature-aligned diffusion.
+        clip: Folder of CLIP, which computes that table from the names.
     """
 
     config: Path | None = None
@@ -38,7 +40,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """A network: its settings, and its weights or the folder that they are copied from."""
+    """A network of a model folder.
+
+    Args:
+        config: Content of its ``config.json``.
+        tensors: Weights by name.
+        source: Folder that both are copied from instead.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -50,8 +58,11 @@ class Converted:
     """A model folder before it is written.
 
     Args:
-        notes: what was taken for granted, to be said.
-        classes: embeddings (K, D) of the classes.
+        parts: Networks by name.
+        scheduler: Content of ``scheduler_config.json``.
+        card: Content of ``card.json``.
+        notes: Sentences for the user on what was taken for granted.
+        classes: Embeddings of the classes, (K, D).
     """
 
     parts: dict[str, Part]
@@ -62,7 +73,7 @@ class Converted:
 
 
 def schedule_of(table: Tensor | None, kind: str, steps: int, start: float, end: float) -> dict[str, Any]:
-    """A schedule's settings by name, unless the checkpoint's own table is another one."""
+    """Settings of a schedule of the named kind, or of the checkpoint's own table of betas where that differs."""
     named = {"num_train_timesteps": steps, "beta_schedule": kind}
     if kind != "squaredcos_cap_v2":
         named |= {"beta_start": start, "beta_end": end}
@@ -74,21 +85,22 @@ def schedule_of(table: Tensor | None, kind: str, steps: int, start: float, end: 
 
 
 def latents_defaults(patch: int, steps: int, eta: float, guidance: float) -> dict[str, Any]:
+    """The card's ``defaults`` for a model of latents."""
     job = {"steps": steps, "solver": "ddim", "eta": eta, "guidance": guidance, "batch_size": 8}
     return {**job, "decode_overlap": max(patch // 4, 1)}
 
 
 def named(options: Options, count: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The labels' names and colours.
+    """The card's ``labels``: the names of the options, or else ``names``, with their colours.
 
     Raises:
-        ValueError: names were given, but another number of them.
+        ValueError: the options name another number of labels than ``count``.
     """
     if options.names and len(options.names) != count:
         raise ValueError(
-            f"--names: {len(options.names)} names ({', '.join(options.names)}) for {count} labels or classes"
+            f"`names`: {len(options.names)} names ({', '.join(options.names)}) for {count} labels or classes"
         )
-    return [{"name": name, "color": list(color(i))} for i, name in enumerate(options.names or names)]
+    return colored(options.names or names)
 
 
 def numbered(word: str, count: int) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """DiffInfinite's checkpoints (Aversa et al. 2023, arXiv:2306.13384): the image model and the label model.
 
-Neither carries its autoencoder, that of Stable Diffusion 2. Sizes are read from the weights.
+Neither contains its autoencoder, which is that of Stable Diffusion 2. Sizes are read from the weights.
 """
 
 from __future__ import annotations
@@ -33,16 +33,14 @@ LABELS = {
     ),
 }
 SUBTYPES = ("adenocarcinoma", "squamous cell carcinoma")
-
-
-# What the label model's normalised latents are multiplied by, for so many labels.
+# Factor of each channel of the label model's normalised latents before they are decoded, by the number of labels.
 LABEL_LATENTS_STD = {5: [40.0, 36.0, 48.0, 32.0], 10: [46.0, 36.0, 55.0, 36.0]}
 OBJECTIVES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def convert_image(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
-    """DiffInfinite's image model: latents over 50 of an autoencoder that gives pixels in [0, 1]."""
+    """Convert the image model: latents, divided by 50, of an autoencoder that gives pixels in [0, 1]."""
     tensors, settings, notes = weights_of(checkpoint, path, options)
     patch = int(settings.get("image_size", 512)) // 8
     unet = {"_class_name": "MaskUNet", **settings["unet"]}
@@ -60,13 +58,13 @@ def convert_image(checkpoint: Mapping[str, Any], path: Path, options: Options) -
 
 
 def convert_labels(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
-    """DiffInfinite's label model: label maps as pictures, four pixels of the image for one of theirs."""
+    """Convert the label model: label maps as pictures, one of whose pixels is four of the image's along a side."""
     tensors, settings, notes = weights_of(checkpoint, path, options)
     unet = {"_class_name": "LabelUNet", **settings["unet"]}
     classes, patch = unet["num_classes"], int(settings.get("mask_size", 128)) // 8
     count = options.label_count or settings.get("num_labels")
     if count is None:
-        count, notes = 5, (*notes, "neither --label-count nor the configuration says how many labels: taken as 5")
+        count, notes = 5, (*notes, "neither `label_count` nor the configuration says how many labels: taken as 5")
     if count not in LABEL_LATENTS_STD:
         raise ValueError(f"label maps of {count} labels: the scales of their latents are published for 5 and 10 alone")
     card = {
@@ -86,7 +84,11 @@ def convert_labels(checkpoint: Mapping[str, Any], path: Path, options: Options) 
 def weights_of(
     checkpoint: Mapping[str, Any], path: Path, options: Options
 ) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
-    """Weights, settings (``unet`` and the rest) and notes of one of DiffInfinite's models."""
+    """Averaged weights, settings (those of the network under ``unet``) and notes of one of DiffInfinite's models.
+
+    Raises:
+        ValueError: there are no averaged weights, or the configuration contradicts them.
+    """
     ema = checkpoint.get("ema")
     tensors = below(ema, "ema_model.model.") if isinstance(ema, Mapping) else {}
     if not tensors:
@@ -96,28 +98,28 @@ def weights_of(
         )
     config = find_config(options.config, path, ("config.json", "config.yaml", "config.yml"))
     said, settings = settings_of(config)
-    found = sizes(tensors)
-    for key, value in found.items():
+    measured = sizes(tensors)
+    for key, value in measured.items():
         if said.get(key, value) != value:
             raise ValueError(f"{config}: {key} is {said[key]!r} but the weights of {path} say {value!r}")
     notes: tuple[str, ...] = ()
     if "resnet_block_groups" not in said:
         notes = ("no configuration says resnet_block_groups: taken as 8, as their code does; they published 2",)
-    unet = {**found, "resnet_block_groups": int(said.get("resnet_block_groups", 8))}
+    unet = {**measured, "resnet_block_groups": int(said.get("resnet_block_groups", 8))}
     return tensors, {**settings, "unet": unet}, notes
 
 
 def settings_of(config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of the network, and the other settings: of config.json, or of their YAML (unet, dm)."""
+    """The arguments of the network, and the other settings, from config.json or from their YAML (unet, dm)."""
     said = read_config(config) if config else {}
     unet = dict(said.pop("unet", {}))
     settings = {**said.pop("dm", {}), **said}
-    settings.pop("image_size", None)  # of latents or of pixels; that of their YAML's unet is of pixels
+    settings.pop("image_size", None)  # may count latents or pixels; their YAML's unet has one that counts pixels
     return unet, {**settings, **{key: unet[key] for key in ("image_size",) if key in unet}}
 
 
 def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the weights say of the network."""
+    """The arguments of the network that its weights imply."""
     dim = tensors["init_conv.weight"].shape[0]
     levels = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("downs."))
     blocks = len({key.split(".")[2] for key in tensors if re.match(r"downs\.0\.\d+\.block1\.", key)})
@@ -132,7 +134,7 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def card_of(options: Options, patch: int, pixel_size_um: float) -> dict[str, Any]:
-    """What both models' cards say; their latents are of Stable Diffusion's autoencoder."""
+    """The part of card.json that both models share; their latents are those of Stable Diffusion's autoencoder."""
     return {
         "space": "latents",
         "patch_size": options.patch or patch,
@@ -143,7 +145,7 @@ def card_of(options: Options, patch: int, pixel_size_um: float) -> dict[str, Any
 
 
 def scheduler(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Its schedule: the betas in the checkpoint, by name where they have one."""
+    """The schedule of the checkpoint's betas, by name where they have one."""
     table = checkpoint["ema"].get("ema_model.betas")
     steps = int(settings.get("timesteps", 1000))
     noise = schedule_of(table, BETAS[settings.get("beta_schedule", "cosine")], steps, 0.1 / steps, 20 / steps)
@@ -160,26 +162,26 @@ def scheduler(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
 
 
 def named_autoencoder(options: Options, channels: int) -> dict[str, Part]:
-    """The autoencoder in ``--vae``: a diffusers folder, or a pipeline that has one.
+    """The autoencoder in the options' ``vae``, a folder of diffusers or of a pipeline that contains one.
 
     Raises:
-        ValueError: none there, or its latents are others.
+        ValueError: there is none, or the model was trained on other latents.
     """
     if options.vae is None:
         return {}
     folders = [folder for folder in (options.vae, options.vae / "vae") if (folder / "config.json").is_file()]
     configs = [(folder, read_json(folder / "config.json")) for folder in folders]
-    found = [
+    autoencoders = [
         (folder, config) for folder, config in configs if config.get("_class_name") in ("AutoencoderKL", "VQModel")
     ]
-    if not found:
-        raise ValueError(f"--vae {options.vae} holds no diffusers autoencoder (config.json of an AutoencoderKL)")
-    folder, config = found[0]
+    if not autoencoders:
+        raise ValueError(f"`vae` {options.vae} holds no diffusers autoencoder (config.json of an AutoencoderKL)")
+    folder, config = autoencoders[0]
     check_safetensors(folder / WEIGHTS)
     sizes = autoencoder_sizes(config)
     if (sizes["channels"], sizes["factor"]) != (channels, 8):
         raise ValueError(
-            f"--vae {folder}: its latents have {sizes['channels']} channels and {sizes['factor']} pixels a side, "
+            f"`vae` {folder}: its latents have {sizes['channels']} channels and {sizes['factor']} pixels a side, "
             f"but the checkpoint's model was trained on {channels} and 8"
         )
     return {"vae": Part(config, source=folder)}

@@ -13,7 +13,7 @@ from engine.models.convert.common import Converted, Options, Part, named, number
 
 
 def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
-    """Feature-aligned diffusion: grey pixels in [0, 1], one token from the embedding of the class's name."""
+    """Convert a checkpoint: grey pixels in [0, 1], and one token from the embedding of the class's name."""
     config = need_config(options.config, path, ("unet_config.json", "config.json", "unet/config.json"))
     said = {k: v for k, v in read_config(config).items() if not k.startswith("_")}
     state = checkpoint.get("model_state_dict", checkpoint)
@@ -55,17 +55,17 @@ def scheduler() -> dict[str, Any]:
 
 
 def class_table(options: Options, width: int) -> np.ndarray | None:
-    """Embeddings (K, width) of the classes: given, or computed from their names.
+    """Embeddings (K, width) of the classes, read from a file or computed from their names; None without either.
 
     Raises:
-        ValueError: of another width, or CLIP without names.
+        ValueError: the embeddings have another width or are not finite.
     """
     if options.clip is not None:
         from engine.models.convert.clip import text_embeddings
 
-        table, source = text_embeddings(options.clip, options.names), f"--clip {options.clip}"
+        table, source = text_embeddings(options.clip, options.names), f"`clip` {options.clip}"
     elif options.class_embeddings is not None:
-        table, source = read_table(options.class_embeddings), f"--class-embeddings {options.class_embeddings}"
+        table, source = read_table(options.class_embeddings), f"`class_embeddings` {options.class_embeddings}"
     else:
         return None
     if table.ndim != 2 or table.shape[1] != width or not np.isfinite(table).all():
@@ -77,4 +77,4 @@ def read_table(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"--class-embeddings {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"`class_embeddings` {path} cannot be read: {' '.join(str(error).split())}") from None

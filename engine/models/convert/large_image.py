@@ -19,7 +19,7 @@ BETAS = {"linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sqrt_linear"
 
 
 def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
-    """Large-Image-Diffusion: a latent-diffusion project whose tokens come from embeddings of a patch and its region."""
+    """Convert a checkpoint of a latent-diffusion project whose conditioner embeds a patch and its region."""
     places = ("../configs/*-project.yaml", "configs/*-project.yaml", "../configs/*.yaml", "configs/*.yaml")
     config = need_config(options.config, path, places)
     params = read_config(config)["model"]["params"]
@@ -47,7 +47,7 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
 
 
 def patch_embedder(tensors: dict[str, Tensor], config: Mapping[str, Any], path: Path) -> Part:
-    """The conditioner: one linear layer for the patch's embedding, and one for the region's where it has it."""
+    """The conditioner: a linear layer for the patch's embedding, and one for the region's where there is one."""
     patch, region = tensors.get("patch_fc.weight"), tensors.get("region_fc.weight")
     if patch is None:
         raise ValueError(f"{path}: its conditioner is {config.get('target')}, not one of patch embeddings (patch_fc)")
@@ -62,13 +62,13 @@ def patch_embedder(tensors: dict[str, Tensor], config: Mapping[str, Any], path: 
 
 
 def scheduler(params: Mapping[str, Any], state: Mapping[str, Any], config: Path) -> dict[str, Any]:
-    """Its schedule. Its network is told the number of the timestep, which counts from 1."""
+    """The schedule. Timesteps count from 1 for this network."""
     kind, steps = BETAS[params.get("beta_schedule", "linear")], int(params.get("timesteps", 1000))
     start, end = float(params.get("linear_start", 1e-4)), float(params.get("linear_end", 2e-2))
     noise = schedule_of(state.get("betas"), kind, steps, start, end)
     if "trained_betas" in noise:
         raise ValueError(
-            f"{config}: its timesteps and betas are not those of the checkpoint; name its own with --config"
+            f"{config}: its timesteps and betas are not those of the checkpoint; name its own with `config`"
         )
     return {
         "_class_name": "DDIMScheduler",

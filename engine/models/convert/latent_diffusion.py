@@ -20,9 +20,7 @@ RESNET = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-
-
-# Settings of the U-Net that would change what it computes and that diffusers' has not, with the value that does not.
+# Settings that diffusers' U-Net does not have, each with the value at which that makes no difference.
 UNET_PLAIN = {
     "resblock_updown": False,
     "conv_resample": True,
@@ -56,8 +54,12 @@ VQ_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "pr
 def refuse_unlike(settings: Settings, plain: Settings, what: str) -> None:
     """Refuse settings that diffusers' network does not have.
 
+    Args:
+        settings: Settings of the checkpoint.
+        plain: Settings that diffusers' network does not have, each with the value at which that makes no difference.
+        what: Name of the settings, for the error.
     Raises:
-        ValueError: naming the setting.
+        ValueError: a setting has another value.
     """
     for key, value in plain.items():
         if settings.get(key, value) not in (value, None):
@@ -65,10 +67,10 @@ def refuse_unlike(settings: Settings, plain: Settings, what: str) -> None:
 
 
 def unet_config(settings: Settings) -> dict[str, Any]:
-    """diffusers' settings for those of ``unet_config.params``.
+    """diffusers' settings of the U-Net, from those of ``unet_config.params``.
 
     Raises:
-        ValueError: a setting that diffusers' network does not have.
+        ValueError: diffusers' network does not have a setting.
     """
     if not settings.get("use_spatial_transformer"):
         raise ValueError("unet_config: use_spatial_transformer is not set; only U-Nets that read tokens are converted")
@@ -119,10 +121,10 @@ def heads(settings: Settings, widths: list[int]) -> list[int]:
 
 
 def unet_tensors(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, Tensor]:
-    """The U-Net's weights in diffusers' names.
+    """The U-Net's weights under diffusers' names.
 
     Raises:
-        ValueError: a weight that has no place there.
+        ValueError: a weight has no place in diffusers' network.
     """
     layers = settings["num_res_blocks"]
     blocks = unet_blocks(layers if isinstance(layers, list) else [layers] * len(settings["channel_mult"]))
@@ -130,7 +132,11 @@ def unet_tensors(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str,
 
 
 def unet_blocks(layers: list[int]) -> dict[str, str]:
-    """Theirs -> diffusers' names of the blocks, for so many residual blocks a level."""
+    """diffusers' name of each block, by its name in the checkpoint.
+
+    Args:
+        layers: Number of residual blocks of each level.
+    """
     names = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
@@ -161,7 +167,7 @@ def unet_blocks(layers: list[int]) -> dict[str, str]:
 
 
 def renamed(key: str, blocks: Mapping[str, str]) -> str:
-    """One name, by the longest block that it begins with.
+    """diffusers' name of a weight, from the longest block name that it begins with.
 
     >>> renamed("out.2.bias", unet_blocks([1, 1]))
     'conv_out.bias'
@@ -180,12 +186,13 @@ def renamed(key: str, blocks: Mapping[str, str]) -> str:
 
 
 def vq_config(params: Settings, scale: float) -> dict[str, Any]:
-    """diffusers' settings for those of ``first_stage_config.params``.
+    """diffusers' settings of the autoencoder.
 
     Args:
-        scale: what latents are multiplied by for the U-Net.
+        params: Content of ``first_stage_config.params``.
+        scale: Factor of the latents that the U-Net works on.
     Raises:
-        ValueError: a setting that diffusers' network does not have.
+        ValueError: diffusers' network does not have a setting.
     """
     settings = params["ddconfig"]
     refuse_unlike(settings, VQ_PLAIN, "first_stage_config")
@@ -214,8 +221,8 @@ def vq_config(params: Settings, scale: float) -> dict[str, Any]:
 
 
 def vq_tensors(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """The autoencoder's weights in diffusers' names; 1 x 1 convolutions of attention become matrices."""
-    found = {}
+    """The autoencoder's weights under diffusers' names; attention's 1 x 1 convolutions become matrices."""
+    renamed = {}
     for key, tensor in tensors.items():
         name = key
         for pattern, replacement in VQ_NAMES:
@@ -224,5 +231,5 @@ def vq_tensors(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
         if (match := re.fullmatch(r"(.*\.attentions\.\d+\.)(\w+)(\.\w+)", name)) is not None:
             name = match[1] + VQ_ATTENTION[match[2]] + match[3]
             tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
-        found[name] = tensor
-    return found
+        renamed[name] = tensor
+    return renamed

@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.models.convert.checkpoint import below, need_config, read_config
 from engine.models.convert.common import Converted, Options, Part, schedule_of
 
-# Of their parser, where args.json leaves one out.
+# Defaults of the system's own command line, for arguments that args.json leaves out.
 DEFAULTS: dict[str, Any] = {
     "num_res_blocks": 2,
     "num_heads": 4,
@@ -33,7 +33,7 @@ BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
-    """The nuclei network: pixels, conditioned on a semantic map."""
+    """Convert a checkpoint: a network of pixels that is conditioned on a semantic map."""
     config = need_config(options.config, path, ("args.json", "config.json"))
     said = {**DEFAULTS, **read_config(config)}
     tensors = below(checkpoint, "")
@@ -55,7 +55,7 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
 
 
 def network(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's settings: channels from the weights, the rest from their command line."""
+    """The network's settings: channels from the weights, all others from the arguments of its training."""
     side, multiples = int(said["image_size"]), said["channel_mult"]
     if multiples == "" and side not in MULTIPLES:
         raise ValueError(f"args.json: channel_mult is empty and has no default for image_size {side}")
@@ -73,7 +73,7 @@ def network(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str,
 
 
 def numbers(said: Any) -> list[Any]:
-    """Numbers by commas, or as they are.
+    """Numbers, given in one text with commas or as a list.
 
     >>> numbers("1,2,2"), numbers([0.5, 1])
     ([1, 2, 2], [0.5, 1])

@@ -1,4 +1,4 @@
-"""The published systems, one file each: a checkpoint of theirs as the parts of a model folder."""
+"""The function of each published system that turns its checkpoint into the parts of a model folder."""
 
 from __future__ import annotations
 

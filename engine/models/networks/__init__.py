@@ -1,1 +1,1 @@
-"""The network architectures, under their published parameter names."""
+"""Architectures of networks, with the parameter names under which their weights were published."""

@@ -1,4 +1,4 @@
-"""The embedded autoencoder: convolutions only, so that a window decodes to the same pixels wherever it lies.
+"""The embedded autoencoder, made of convolutions alone: a window decodes to the same pixels wherever it lies.
 
 Shape suffixes: B batch, c image channels, C latent channels, h w pixels, H W latents.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), without normalisation; starts as the identity."""
+    """x + conv(silu(conv(silu(x)))) without normalisation; before training it is the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ConvBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours, then a convolution: leaves no lattice, as a pixel shuffle does."""
+    """Nearest neighbours, then a convolution; unlike a pixel shuffle, they leave no lattice."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -46,13 +46,13 @@ class PatchAutoencoder(nn.Module):
     the same pixels as the whole canvas would.
 
     Args:
-        in_channels: of the image.
-        latent_channels: of the latents.
-        channels: features at 1/2, 1/4, ... of the image's size.
-        blocks: residual blocks at each of those sizes, in encoder and decoder.
-        latent_bound: latents are soft-limited to +- this, ``bound * tanh(h / bound)``.
-        latents_mean, latents_std: per channel; measured by the trainer. ``encode`` and ``decode`` speak
-            normalised latents, (z - mean) / std.
+        in_channels: Number of channels of the image.
+        latent_channels: Number of channels of the latents.
+        channels: Number of features at 1/2, 1/4, ... of the image's size.
+        blocks: Number of residual blocks at each of those sizes, in encoder and decoder.
+        latent_bound: Bound of the latents, ``bound * tanh(h / bound)``.
+        latents_mean: Mean of each channel of the latents, which the trainer measures.
+        latents_std: Their std. ``encode`` gives and ``decode`` takes normalised latents, (z - mean) / std.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class PatchAutoencoder(nn.Module):
 
     @property
     def margin(self) -> int:
-        """Latents on each side that a decoded pixel depends on, rounded up."""
+        """Number of latents on each side that a decoded pixel depends on, rounded up."""
         reach, scale = 1.0, 1.0
         for index, count in enumerate(reversed(self.config["blocks"])):
             reach += 2 * count * scale

@@ -1,4 +1,4 @@
-"""From embeddings of a patch and its region to the tokens that a network's cross-attention reads."""
+"""The layers that turn embeddings of a patch and its region into tokens for a network's cross-attention."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 
 class Embedder(nn.Module):
-    """One linear layer a token.
+    """One linear layer for each token.
 
     Args:
-        patch_width, region_width: of the embeddings; without a region there is one token.
-        width: of the tokens.
-        normalize: embeddings are divided by their length first; zeros, the null, stay zeros.
+        patch_width: Length of a patch's embedding.
+        width: Length of a token.
+        region_width: Length of a region's embedding; 0: there is no region, and one token.
+        normalize: Whether embeddings are divided by their norm first; zeros, the null, stay zeros.
     """
 
     def __init__(self, patch_width: int, width: int, region_width: int = 0, normalize: bool = False) -> None:
@@ -31,7 +32,7 @@ class Embedder(nn.Module):
             self.region_fc = nn.Linear(region_width, width)
 
     def forward(self, patch_BD: Tensor, region_BD: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 or 2, width); a region that is not given is zero."""
+        """Tokens (B, 1 or 2, width); without ``region_BD`` the region's embedding is zero."""
         tokens = [self.patch_fc(self.normalized(patch_BD))]
         if self.config["region_width"]:
             if region_BD is None:

@@ -1,6 +1,6 @@
-"""DiffInfinite's networks (Aversa et al. 2023, arXiv:2306.13384), in their published parameter names.
+"""DiffInfinite's networks (Aversa et al. 2023, arXiv:2306.13384), under their published parameter names.
 
-``MaskUNet`` makes images from label maps, ``LabelUNet`` label maps from a class.
+``MaskUNet`` makes images from label maps, and ``LabelUNet`` makes label maps from a class.
 
 Shape suffixes: B batch, C channels, H W latents, N = H W, h heads, d channels a head.
 """
@@ -74,9 +74,9 @@ class ResnetBlock(nn.Module):
 class MaskAttention(nn.Module):
     """Attention whose query is the 0/1 map of one label and whose keys and values are the features.
 
-    The query is the same vector at every labelled position and zero at every other, so there are two
-    answers only: softmax attention for the labelled, the plain mean of the values for the rest. Both
-    cost O(N); no N x N matrix is made.
+    The query is the same vector at every labelled position and zero at every other. So there are only two results:
+    softmax attention at labelled positions, and the mean of the values elsewhere. Both cost O(N), and no N x N matrix
+    is made.
     """
 
     def __init__(self, channels: int, heads: int = 4, head_channels: int = 32) -> None:
@@ -100,8 +100,8 @@ class MaskAttention(nn.Module):
 class LinearAttention(nn.Module):
     """Attention whose softmaxes are taken before the products (Shen et al. 2021, arXiv:1812.01243).
 
-    Between its softmaxes everything is linear and is multiplied from the small side: the values and the heads'
-    answers are never made, only two matrices a window.
+    Between its softmaxes everything is linear, so the small matrices are multiplied first: two matrices a window
+    replace the values and the heads' results, which have N columns.
     """
 
     def __init__(self, channels: int, heads: int = 4, head_channels: int = 32) -> None:
@@ -181,15 +181,18 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class UNet(nn.Module):
-    """What the two networks share: everything but the attention and what it is told.
+    """The part that both networks share: all but the attention and the condition.
 
     Args:
-        dim: features at full size; ``dim * dim_mults`` further down.
-        num_classes: rows of the table of classes.
-        channels: of the input and the output.
-        attention: the layer of a level, from its features.
-        middle: the same for the middle.
-        attention_from: the first level that has attention, counted from full size; the published networks' is 0.
+        dim: Number of features at full size; the levels below have ``dim * dim_mults``.
+        num_classes: Number of rows of the table of classes.
+        dim_mults: Factors of ``dim``, one for each level.
+        channels: Number of channels of the input and the output.
+        resnet_block_groups: Number of groups of the group normalisation.
+        block_per_layer: Number of residual blocks of each level.
+        attention: Function that makes the attention layer of a level from its number of features.
+        middle: The same function for the middle.
+        attention_from: First level that has attention, counted from full size; 0 in the published networks.
     """
 
     def __init__(
@@ -248,13 +251,20 @@ class UNet(nn.Module):
 
     @property
     def divisor(self) -> int:
-        """Sides of a window must be multiples of this."""
+        """The number that the sides of a window must be multiples of."""
         return int(2 ** (len(self.config["dim_mults"]) - 1))
 
     def evaluate(
         self, x_BCHW: Tensor, t_B: Tensor, class_BC: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]
     ) -> Tensor:
-        """One evaluation, given the embedding of the class and what calls an attention layer on its features."""
+        """Evaluate the network.
+
+        Args:
+            x_BCHW: Noisy windows.
+            t_B: Timesteps of the model.
+            class_BC: Embedding of each window's class.
+            attend: Function that applies an attention layer to features.
+        """
         time = self.time_mlp[1:](self.time_mlp[0](t_B).to(x_BCHW.dtype))
         embedding = torch.cat([time, self.classes_mlp(class_BC)], -1)
         x = self.init_conv(x_BCHW)
@@ -282,9 +292,12 @@ class MaskUNet(UNet):
     """The U-Net of DiffInfinite's image model, for windows with one label each besides unknown.
 
     Args:
-        dim: features at full size; ``dim * dim_mults`` further down.
-        num_classes: labels, 0 (unknown, the null of guidance) included.
-        channels: of the latents.
+        dim: Number of features at full size; the levels below have ``dim * dim_mults``.
+        num_classes: Number of labels, with 0: unknown, the null of guidance.
+        dim_mults: Factors of ``dim``, one for each level.
+        channels: Number of channels of the latents.
+        resnet_block_groups: Number of groups of the group normalisation.
+        block_per_layer: Number of residual blocks of each level.
     """
 
     def __init__(
@@ -300,12 +313,13 @@ class MaskUNet(UNet):
         super().__init__(*sizes, MaskAttention, MaskAttention)
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor, mask_B1HW: Tensor) -> Tensor:
-        """One evaluation.
+        """Evaluate the network.
 
         Args:
-            t_B: timesteps of the model.
-            label_B: the label of each window; 0 for the null.
-            mask_B1HW: 1 where the window has that label, else 0; zero throughout for the null.
+            x_BCHW: Noisy windows.
+            t_B: Timesteps of the model.
+            label_B: Label of each window; 0 for the null.
+            mask_B1HW: Mask, 1 where the window has that label, else 0; zero throughout for the null.
         Returns:
             The network's output (B, C, H, W), in the model's prediction type.
         """
@@ -324,11 +338,14 @@ class LabelUNet(UNet):
     """The U-Net of DiffInfinite's label model: label maps as images, one class for a window.
 
     Args:
-        dim: features at full size; ``dim * dim_mults`` further down.
-        num_classes: what may be asked for; the null of guidance is not one of them.
-        channels: of the latents, or of the labels' own channels.
-        attention_from: the first level that has attention, counted from full size. The published network has it
-            at all (0); at full size it takes half of the time.
+        dim: Number of features at full size; the levels below have ``dim * dim_mults``.
+        num_classes: Number of classes, without the null of guidance.
+        dim_mults: Factors of ``dim``, one for each level.
+        channels: Number of channels of the latents, or of labels where each label is a channel.
+        resnet_block_groups: Number of groups of the group normalisation.
+        block_per_layer: Number of residual blocks of each level.
+        attention_from: First level that has attention, counted from full size. It is 0 in the published network;
+            attention at full size takes half of the time.
     """
 
     def __init__(
@@ -347,11 +364,12 @@ class LabelUNet(UNet):
         self.null_classes_emb = nn.Parameter(torch.randn(dim))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor) -> Tensor:
-        """One evaluation.
+        """Evaluate the network.
 
         Args:
-            t_B: timesteps of the model.
-            label_B: the class of each window, 0 ... num_classes - 1; -1 for the null.
+            x_BCHW: Noisy windows.
+            t_B: Timesteps of the model.
+            label_B: Class of each window, 0 ... num_classes - 1; -1 for the null.
         Returns:
             The network's output (B, C, H, W), in the model's prediction type.
         """

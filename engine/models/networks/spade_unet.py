@@ -56,11 +56,15 @@ class SpadeNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, each after normalisation; time enters between them. May halve or double the size.
+    """Two convolutions, each after normalisation; time enters between them. The size may be halved or doubled.
 
     Args:
-        embedding: width of the embedding of time.
-        scale_shift: time scales and shifts what was normalised; else it is added before.
+        inputs: Number of features that are read.
+        outputs: Number of features that are made.
+        embedding: Length of the embedding of time.
+        scale_shift: Whether time scales and shifts the normalised features; else it is added before.
+        dropout: Share of features that training sets to 0.
+        resize: Function that changes the size between normalisation and convolution.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ class ResBlock(nn.Module):
 
 
 class SpadeBlock(ResBlock):
-    """The same with the map in both normalisations."""
+    """A ``ResBlock`` whose two normalisations read the map."""
 
     def __init__(
         self,
@@ -131,7 +135,10 @@ class Attention(nn.Module):
     """Softmax attention between all positions.
 
     Args:
-        heads_first: the features of ``qkv`` are (head, query key value, d); else (query key value, head, d).
+        channels: Number of features.
+        heads: Number of heads.
+        heads_first: Whether the features of ``qkv`` are in the order (head, query key value, d) rather than
+            (query key value, head, d).
     """
 
     def __init__(self, channels: int, heads: int, heads_first: bool) -> None:
@@ -171,7 +178,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Layers one after the other."""
+    """Layers that are applied one after the other."""
 
     def forward(self, x: Tensor, time: Tensor, map_BKHW: Tensor) -> Tensor:
         for layer in self:
@@ -183,14 +190,20 @@ class SpadeUNet(nn.Module):
     """A U-Net whose middle and decoder read a semantic map.
 
     Args:
-        map_channels: K, of the map.
-        out_channels: ``channels``, or twice as many where the variance is learned.
-        model_channels: features at full size are ``model_channels * channel_mult[0]``, and so on further down.
-        attention_factors: there is attention where the size is divided by one of these.
-        num_head_channels: d; overrides the numbers of heads unless -1.
-        num_heads_upsample: heads of the decoder; -1: as elsewhere.
-        resblock_updown: residual blocks change the size; else convolutions do.
-        use_new_attention_order: see ``Attention``: heads second.
+        map_channels: Number K of channels of the map.
+        channels: Number C of channels of the pixels.
+        out_channels: Number of channels of the output: C, or 2 C where the variance is learned.
+        model_channels: Number that ``channel_mult`` multiplies.
+        channel_mult: Factors of the features, one for each level from full size down.
+        num_res_blocks: Number of residual blocks of each level.
+        attention_factors: Factors by which the size is divided on the levels that have attention.
+        num_heads: Number of heads.
+        num_head_channels: Number d of channels of a head, which decides how many heads there are; -1: it does not.
+        num_heads_upsample: Number of heads of the decoder; -1: ``num_heads``.
+        use_scale_shift_norm: Whether time scales and shifts; see ``ResBlock``.
+        resblock_updown: Whether residual blocks change the size; else convolutions do.
+        use_new_attention_order: Whether query, key and value come before the heads; see ``Attention``.
+        dropout: Share of features that training sets to 0.
     """
 
     def __init__(
@@ -236,7 +249,7 @@ class SpadeUNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
 
     def add_encoder(self, width: int) -> list[int]:
-        """Append the input blocks; returns the features of each, the first convolution included."""
+        """Append the input blocks; return the number of features of each, the first convolution included."""
         c, features = self.config, [width]
         for level, mult in enumerate(c["channel_mult"]):
             outer = int(mult * c["model_channels"])
@@ -251,7 +264,7 @@ class SpadeUNet(nn.Module):
         return features
 
     def add_decoder(self, features: list[int]) -> int:
-        """Append the output blocks, which take the encoder's features from the last; returns the middle's."""
+        """Append the output blocks, which take the encoder's features last first; return the middle's features."""
         c, middle = self.config, features[-1]
         heads, width = "num_heads" if c["num_heads_upsample"] == -1 else "num_heads_upsample", middle
         for level, mult in reversed(list(enumerate(c["channel_mult"]))):
@@ -276,7 +289,7 @@ class SpadeUNet(nn.Module):
         return kind(inputs, outputs, 4 * c["model_channels"], c["use_scale_shift_norm"], c["dropout"], resize, **extra)
 
     def attention(self, level: int, width: int, heads: str) -> list[nn.Module]:
-        """The attention of a level, if it has any."""
+        """The attention of a level: one layer, or none."""
         if 2**level not in self.config["attention_factors"]:
             return []
         return [Attention(width, self.heads(width, heads), not self.config["use_new_attention_order"])]
@@ -287,17 +300,18 @@ class SpadeUNet(nn.Module):
 
     @property
     def divisor(self) -> int:
-        """Sides of a window must be multiples of this."""
+        """The number that the sides of a window must be multiples of."""
         return int(2 ** (len(self.config["channel_mult"]) - 1))
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, map_BKHW: Tensor) -> Tensor:
-        """One evaluation.
+        """Evaluate the network.
 
         Args:
-            t_B: timesteps of the model.
-            map_BKHW: the semantic map, at the size of ``x_BCHW``; zeros are the null.
+            x_BCHW: Noisy windows.
+            t_B: Timesteps of the model.
+            map_BKHW: Semantic map, at the size of ``x_BCHW``; zeros are the null.
         Returns:
-            (B, out_channels, H, W); channels after the first C say where the variance lies.
+            (B, out_channels, H, W); channels C to 2 C, where there are any, are the variance prediction.
         """
         frequencies = timestep_embedding(t_B, self.config["model_channels"])
         time = self.time_embed(frequencies.to(x_BCHW.dtype))
