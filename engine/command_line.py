@@ -28,6 +28,15 @@ def positive(kind: type):
     return convert
 
 
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The names in a text, for argparse.
+
+    >>> comma_separated("tumour stroma, necrosis,")
+    ('tumour stroma', 'necrosis')
+    """
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def describe(error: BaseException) -> str:
     """One line for a user: what the error says, with the file it is about."""
     if isinstance(error, OSError) and error.strerror:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.command_line import Parser, positive
+from engine.command_line import Parser, comma_separated, positive
 from engine.distributed.launch import launched_rank, run_main
 from engine.distributed.ranks import Ranks
 
@@ -28,59 +28,62 @@ LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="python -m engine.train", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="network", required=True)
+    add_own_options = {"autoencoder": autoencoder_options, "image": image_options, "labels": labels_options}
     for name, defaults in DEFAULTS.items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-        sub.add_argument("--data", type=Path, required=True, help="folder of images and *_mask.png label maps")
-        sub.add_argument("--out", type=Path, required=True, help="model folder")
-        sub.add_argument("--steps", type=positive(int), default=defaults["steps"])
-        sub.add_argument("--minutes", type=float, default=0.0, help="stop earlier after this long (0: no limit)")
-        sub.add_argument(
-            "--batch-size", type=positive(int), default=defaults["batch_size"], help="patches a step, over all ranks"
-        )
-        sub.add_argument("--lr", type=positive(float), default=defaults["lr"])
-        sub.add_argument("--every", type=positive(int), default=250, help="steps between checkpoints and pictures")
-        sub.add_argument("--seed", type=int, default=0)
-        sub.add_argument("--resume", choices=("auto", "never"), default="auto")
-        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        sub.add_argument(
-            "--threads",
-            type=int,
-            choices=range(1025),
-            metavar="N",
-            default=0,
-            help="CPU threads a rank (0: the cores, shared evenly)",
-        )
-        if name == "autoencoder":
-            sub.add_argument("--crop", type=positive(int), default=128, help="side of a patch, px")
-            sub.add_argument("--latent-channels", type=positive(int), default=8)
-            sub.add_argument(
-                "--decoder-alone", action="store_true", help="train the decoder on; latents stay as they are"
-            )
-            continue
-        sub.add_argument("--dim", type=positive(int), default=defaults["dim"], help="number of features at full size")
-        sub.add_argument(
-            "--dim-mults",
-            type=whole_numbers,
-            default=defaults["dim_mults"],
-            help="factors of --dim, one for each level from full size down",
-        )
-        sub.add_argument("--pixel-size", type=positive(float), default=0.5, help="um per pixel of the images")
-        if name == "image":
-            sub.add_argument(
-                "--window", type=positive(int), default=defaults["window"], help="side of a window, latents"
-            )
-            sub.add_argument("--drop", type=share, default=0.2, help="share of windows trained without their label")
-            sub.add_argument("--labels", type=names, default="", help="names of the labels, 0 first, by commas")
-        else:
-            sub.add_argument(
-                "--window", type=positive(int), default=defaults["window"], help="side of a window, label pixels"
-            )
-            sub.add_argument(
-                "--scale", type=positive(int), default=8, help="image pixels per label pixel, along a side"
-            )
-            sub.add_argument("--drop", type=share, default=0.1, help="share of windows trained without their class")
-            sub.add_argument("--labels", type=names, default=LABELS, help="names of all labels, 0 first, by commas")
+        run_options(sub)
+        add_own_options[name](sub)
+        sub.set_defaults(**defaults)
     return top
+
+
+def run_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that every training has."""
+    add = sub.add_argument
+    add("--data", type=Path, required=True, help="folder of images and *_mask.png label maps")
+    add("--out", type=Path, required=True, help="model folder")
+    add("--steps", type=positive(int), help="optimiser steps in all")
+    add("--minutes", type=float, default=0.0, help="stop earlier after this long (0: no limit)")
+    add("--batch-size", type=positive(int), help="patches a step, over all ranks")
+    add("--lr", type=positive(float), help="peak learning rate")
+    add("--every", type=positive(int), default=250, help="steps between checkpoints and pictures")
+    add("--seed", type=int, default=0)
+    add("--resume", choices=("auto", "never"), default="auto")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    threads = "CPU threads a rank (0: the cores, shared evenly)"
+    add("--threads", type=int, choices=range(1025), metavar="N", default=0, help=threads)
+
+
+def autoencoder_options(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument
+    add("--crop", type=positive(int), default=128, help="side of a patch, px")
+    add("--latent-channels", type=positive(int), default=8)
+    add("--decoder-alone", action="store_true", help="train the decoder on; latents stay as they are")
+
+
+def image_options(sub: argparse.ArgumentParser) -> None:
+    diffusion_options(sub)
+    add = sub.add_argument
+    add("--window", type=positive(int), help="side of a window, latents")
+    add("--drop", type=share, default=0.2, help="share of windows trained without their label")
+    add("--labels", type=comma_separated, default="", help="names of the labels, 0 first, by commas")
+
+
+def labels_options(sub: argparse.ArgumentParser) -> None:
+    diffusion_options(sub)
+    add = sub.add_argument
+    add("--window", type=positive(int), help="side of a window, label pixels")
+    add("--scale", type=positive(int), default=8, help="image pixels per label pixel, along a side")
+    add("--drop", type=share, default=0.1, help="share of windows trained without their class")
+    add("--labels", type=comma_separated, default=LABELS, help="names of all labels, 0 first, by commas")
+
+
+def diffusion_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that both diffusion networks have."""
+    add = sub.add_argument
+    add("--dim", type=positive(int), help="number of features at full size")
+    add("--dim-mults", type=whole_numbers, help="factors of --dim, one for each level from full size down")
+    add("--pixel-size", type=positive(float), default=0.5, help="micrometres per pixel of the images")
 
 
 def share(text: str) -> float:
@@ -88,10 +91,6 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share, 0 to 1")
     return value
-
-
-def names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def whole_numbers(text: str) -> list[int]:

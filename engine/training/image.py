@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def train(
     drop: float,
     resume: bool,
     device: str,
-    names: list[str],
+    names: Sequence[str],
     pixel_size_um: float,
     **config,
 ) -> None:

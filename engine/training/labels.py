@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -215,7 +216,7 @@ def train(
     window: int,
     scale: int,
     drop: float,
-    names: list[str],
+    names: Sequence[str],
     pixel_size_um: float,
     resume: bool,
     device: str,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.command_line import Parser, as_flags, positive, print_error
+from engine.command_line import Parser, as_flags, comma_separated, positive, print_error
 from engine.models.card import ModelCard, divisor_of, read_card
 from engine.models.files import CLASSES, OURS, WEIGHTS
 from engine.storage.files import write_json
@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
         help="side of a window, in latents (in pixels, for a model of pixels)",
     )
     top.add_argument("--pixel-size", type=positive(float), metavar="UM", help="micrometres per pixel")
-    top.add_argument("--names", type=names, default=(), metavar="A,B,...", help="names of labels or classes, from 0")
+    top.add_argument(
+        "--names", type=comma_separated, default=(), metavar="A,B,...", help="names of labels or classes, from 0"
+    )
     top.add_argument("--vae", type=Path, metavar="DIR", help="diffinfinite: autoencoder of Stable Diffusion 2")
     top.add_argument(
         "--label-count", type=positive(int), metavar="N", help="diffinfinite-labels: number of labels in its maps"
@@ -57,10 +59,6 @@ def parser() -> argparse.ArgumentParser:
         "--clip", type=Path, metavar="DIR", help="feature-aligned: CLIP, which computes that table from --names"
     )
     return top
-
-
-def names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
