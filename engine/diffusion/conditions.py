@@ -17,7 +17,7 @@ from engine.planning.cover import LARGEST_LABEL, Cover
 from engine.planning.geometry import Window
 
 BITS = np.uint64(1) << np.arange(LARGEST_LABEL + 1, dtype=np.uint64)
-Inputs = dict[str, np.ndarray]  # what a network is given beside latents and timestep, batch first
+ModelInputs = dict[str, np.ndarray]  # what a network is given beside latents and timestep, batch first
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Condition:
         """The keys of a label's evaluation and of its null; None: there is none."""
         return 1, None
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         """What the network is given for each (window, key)."""
         return {}
 
@@ -95,7 +95,7 @@ class LabelMap(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return label or None, 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         maps = [
             self.crop(window) == key if key and self.labels is not None else np.full(window.shape, bool(key))
             for window, key in asked
@@ -118,7 +118,7 @@ class ClassMap(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return label + 1, 0 if self.has_null else None
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         classes = np.array([key - 1 for _, key in asked])
         if self.table is None:
             return {"label": classes}
@@ -149,7 +149,7 @@ class EmbeddingGrid(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return 1, 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         assert self.grid is not None
         found = {"embedding": np.stack([self.read(self.grid, window) * np.float32(key) for window, key in asked])}
         if self.region is not None:
@@ -211,7 +211,7 @@ class SemanticMap(Condition):
     def network(self, key: int) -> int:
         return key // 2 if self.styles > 1 else 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         assert self.read is not None
         known: dict[Window, np.ndarray] = {}
         for window in {window for window, key in asked if key % 2}:
