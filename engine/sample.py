@@ -27,6 +27,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     job, options = ranks.agree(lambda: parse(arguments))
 
     ranks.catch_signals()
+    from engine.pipeline.dry_run import plan_summary
     from engine.pipeline.prepare import prepare  # numpy and zarr: not in the way of --help or of wrong arguments
     from engine.pipeline.preview import picture_of, preview
     from engine.storage.output import Output
@@ -34,7 +35,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
     if options.dry_run:
-        say(ranks, lambda: json.dumps(prepared.plan_summary()))
+        say(ranks, lambda: json.dumps(plan_summary(prepared)))
         return 0
     if prepared.state == "finished":
         ranks.on_root(lambda: Output(Path(options.out)).tidy())  # a kill may have come between the two

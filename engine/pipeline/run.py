@@ -25,16 +25,17 @@ from engine.pipeline.checkpointer import CheckpointManager
 from engine.pipeline.control import StatusReduction
 from engine.pipeline.decode import ShardWriter, decode_canvas, write_pixels
 from engine.pipeline.inpaint import Inpainting
+from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
 from engine.pipeline.outputs import (
     ImageWriter,
     build_pyramids,
     copy_inputs,
+    label_array_reader,
     open_output,
     sign,
-    stored_reader,
-    write_stored,
+    write_label_array,
 )
-from engine.pipeline.prepare import Prepared
+from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress, clock, log_line
 from engine.pipeline.sampler import sample
 from engine.planning.geometry import Window
@@ -60,13 +61,14 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
     if prepared.job.compile:
         ranks.agree(lambda: check_compiles(device, ranks.local_size))
     output = open_output(ranks, prepared, device)
+    prepared = copy_inputs(ranks, prepared, output)
     if (
         prepared.label_stage is not None
         and prepared.label_stage.state != "finished"
         and not run(ranks, prepared.label_stage, load)
     ):
         return False
-    prepared = write_stored(ranks, copy_inputs(ranks, prepared, output), output)
+    prepared = write_label_array(ranks, prepared, output)
     models = ranks.agree(lambda: (load or load_models)(prepared, device))
     whole = Run(ranks, prepared, output, device, models)
     if not whole.draw_all():
@@ -165,7 +167,9 @@ class Run:
         first = checkpoints.restore()
         planner = Planner(
             ranks,
-            lambda level, shares: prepared.part(ranks.rank, level, shares, sampling_round.images, sampling_round.index),
+            lambda level, shares: rank_plan(
+                prepared, ranks.rank, level, shares, sampling_round.images, sampling_round.index
+            ),
         )
         progress = self.begin_progress(planner, first, remaining, sampling_round)
         ended = self.run_levels(canvas, checkpoints, planner, progress, first, sampling_round)
@@ -224,7 +228,7 @@ class Run:
 
     def denoiser(self) -> Denoiser:
         prepared, job = self.prepared, self.prepared.job
-        condition = condition_of(prepared.inputs, job, prepared.card, prepared.frames, stored_reader(self.output))
+        condition = condition_of(prepared.inputs, job, prepared.card, prepared.frames, label_array_reader(self.output))
         networks = [network_of(model) for model in self.models]
         size, dtype = int(job.batch_size or 1), getattr(torch, job.dtype)
         schedule, guided = prepared.card.schedule, prepared.guided_levels
@@ -253,7 +257,7 @@ class Run:
             ended = write_pixels(canvas, remaining, shard_writer, status.cast, after_round)
         else:
             remaining = self.leave_empty(writer, remaining)
-            cover, pixels = self.prepared.decode_covers(sampling_round.images)
+            cover, pixels = decode_covers(self.prepared, sampling_round.images)
             ended = decode_canvas(
                 canvas,
                 lambda latents: decode(latents * card.latents_gain),
@@ -277,7 +281,7 @@ class Run:
         if self.prepared.inputs.roi is None:
             return remaining
         mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
-        empty = {shard for shard in mine if self.prepared.empty(shard)}
+        empty = {shard for shard in mine if outside_region(self.prepared, shard)}
         ranks.agree(lambda: writer.leave_white(sorted(empty)))
         others = ranks.allgather([shard for shard in mine if shard not in empty])
         return np.array([shard for part in others for shard in part], np.int64)
@@ -332,7 +336,7 @@ class Run:
         decodes = np.zeros(1, np.int64)
         mine = partition_evenly(len(remaining), ranks.size, ranks.rank)
         if prepared.card.factor > 1 and mine:
-            cover, _ = prepared.decode_covers(sampling_round.images)
+            cover, _ = decode_covers(prepared, sampling_round.images)
             decodes += len(mine) * len(cover.overlapping(prepared.ownership.shard(int(remaining[mine[0]]))))
         ranks.allreduce_array(decodes)
         work = f"about {evaluations} evaluations, {int(decodes[0])} decodes, {ranks.size} ranks on {self.device}"
