@@ -182,7 +182,8 @@ class Ranks:
         if self.size == 1:
             return value
         self.barrier()
-        return self.comm.bcast(value, root=root)
+        sent = self.comm.bcast(value, root=root)
+        return value if self.rank == root else sent  # the root's own, with what it holds open and does not send
 
     def allgather(self, value: T) -> list[T]:
         """Every rank's value, on every rank, in order of rank. Collective."""

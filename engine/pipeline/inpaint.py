@@ -12,8 +12,9 @@ from torch import Tensor
 from engine.distributed.canvas import Canvas, Known, Shards
 from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
-from engine.inputs.masks import latents_with_any, read_known, read_mask
-from engine.pipeline.prepare import Prepared
+from engine.inputs.masks import latents_with_any
+from engine.pipeline.level_plans import decode_covers
+from engine.pipeline.prepared import Prepared
 from engine.planning.cover import Lattice, Taper
 from engine.planning.geometry import Window
 from engine.planning.ownership import DecodeRounds
@@ -27,8 +28,8 @@ class Inpainting:
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
-        self.image = read_known(prepared.job, prepared.card)
-        self.mask = read_mask(prepared.job)
+        self.image = prepared.inputs.files["image"].array
+        self.mask = prepared.inputs.files["mask"].array
 
     def known(self, canvas: Canvas, encode: Callable[[Tensor], Tensor] | None) -> Known:
         """What is known of this rank's shards of a canvas. Collective.
@@ -56,7 +57,7 @@ class Inpainting:
         The ranks share the windows as they do when they decode: in each round those around every rank's next shard.
         """
         ownership, ranks, factor = canvas.ownership, canvas.ranks, self.prepared.card.factor
-        cover, pixels = self.prepared.decode_covers()
+        cover, pixels = decode_covers(self.prepared)
         assert isinstance(cover, Lattice)
         assert isinstance(pixels, Lattice)
         weighted = replace(cover, taper=latent_taper(pixels.taper, factor))

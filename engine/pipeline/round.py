@@ -22,8 +22,9 @@ from engine.pipeline.checkpointer import CheckpointManager
 from engine.pipeline.control import StatusReduction
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
 from engine.pipeline.inpaint import Inpainting
-from engine.pipeline.outputs import ImageWriter, stored_reader
-from engine.pipeline.prepare import Prepared
+from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
+from engine.pipeline.outputs import ImageWriter, label_array_reader
+from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.pipeline.sampler import sample
 from engine.planning.ownership import DecodeRounds, partition_evenly
@@ -112,7 +113,7 @@ class Round:
     def part(self, level: int) -> Planning[Plan]:
         """This rank's part of the plan of a level."""
         chosen = self.sampling_round
-        return self.prepared.part(self.ranks.rank, level, self.balance.run_ends, chosen.images, chosen.index)
+        return rank_plan(self.prepared, self.ranks.rank, level, self.balance.run_ends, chosen.images, chosen.index)
 
     def sample_levels(self, first: int) -> bool:
         """Sample the levels from ``first`` on; whether it came to the end. Collective."""
@@ -123,7 +124,7 @@ class Round:
     def make_denoiser(self) -> Denoiser:
         """The model as the loop takes it, with the job's condition."""
         shared, prepared, job = self.shared, self.prepared, self.prepared.job
-        stored = stored_reader(shared.output)
+        stored = label_array_reader(shared.output)
         return Denoiser(
             [network_of(model) for model in shared.models],
             condition_of(prepared.inputs, job, prepared.card, prepared.frames, stored),
@@ -184,7 +185,7 @@ class Round:
         if model_decode is None:
             ended = write_pixels(self.canvas, remaining, shard_writer, status.start, after_round)
         else:
-            cover, pixels = prepared.decode_covers(self.sampling_round.images)
+            cover, pixels = decode_covers(prepared, self.sampling_round.images)
             decoder = Decoder(
                 lambda latents: model_decode(latents * card.latents_gain),
                 cover,
@@ -205,7 +206,7 @@ class Round:
         if self.prepared.inputs.roi is None:
             return remaining
         mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
-        empty = {shard for shard in mine if self.prepared.empty(shard)}
+        empty = {shard for shard in mine if outside_region(self.prepared, shard)}
         ranks.agree(lambda: writer.leave_white(sorted(empty)))
         others = ranks.allgather([shard for shard in mine if shard not in empty])
         return np.array([shard for part in others for shard in part], np.int64)
@@ -230,7 +231,7 @@ class Round:
         decodes = np.zeros(1, np.int64)
         mine = partition_evenly(len(remaining), ranks.size, ranks.rank)
         if prepared.card.factor > 1 and mine:
-            cover, _ = prepared.decode_covers(self.sampling_round.images)
+            cover, _ = decode_covers(prepared, self.sampling_round.images)
             first_shard = prepared.ownership.shard(int(remaining[mine[0]]))
             decodes += len(mine) * len(cover.overlapping(first_shard))
         ranks.allreduce_array(decodes)

@@ -13,8 +13,8 @@ from engine.distributed.ranks import Ranks
 from engine.models.folder import Model, check_folder, device_of, load_model
 from engine.models.optimize import check_compiles
 from engine.pipeline.accept import MOST_ROUNDS, accepting
-from engine.pipeline.outputs import build_pyramids, copy_inputs, open_output, sign, write_stored
-from engine.pipeline.prepare import Prepared
+from engine.pipeline.outputs import build_pyramids, copy_inputs, open_output, sign, write_label_array
+from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import clock, log_line
 from engine.pipeline.round import Round, Shared
 from engine.planning.geometry import Window
@@ -38,10 +38,11 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
     if prepared.job.compile:
         ranks.agree(lambda: check_compiles(device, ranks.local_size))
     output = open_output(ranks, prepared, device)
+    prepared = copy_inputs(ranks, prepared, output)
     stage = prepared.label_stage
     if stage is not None and stage.state != "finished" and not run(ranks, stage, load):
         return False
-    prepared = write_stored(ranks, copy_inputs(ranks, prepared, output), output)
+    prepared = write_label_array(ranks, prepared, output)
     models = ranks.agree(lambda: (load or load_models)(prepared, device))
     rounds = Rounds(Shared(ranks, prepared, output, device, models))
     if not rounds.run():
