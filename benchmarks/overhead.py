@@ -39,7 +39,8 @@ from engine.models.files import EMBEDDED
 from engine.models.folder import Model, Network, device_of, load_model, save_part
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.mask_unet import MaskUNet
-from engine.pipeline.prepare import Prepared, prepare
+from engine.pipeline.prepare import prepare
+from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import run
 from engine.training.diffusion import colored, write_folder
 from engine.training.image import PARTS, SCHEDULER

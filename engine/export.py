@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from engine.command_line import print_error
+from engine.inputs.maps import box_of
 from engine.inputs.nuclei import channel_count
-from engine.inputs.nuclei_scan import scan_stack
+from engine.inputs.nuclei_scan import scan_nuclei
 from engine.planning.geometry import Window
 from engine.storage.files import bands
 from engine.storage.output import Output, state_of
@@ -220,7 +221,7 @@ def condition_of(provenance: Mapping[str, Any], instances: np.ndarray) -> np.nda
     channels = tuple(part for part in channels if part != "color" or colors)
     if not instances.any():
         return np.zeros((shape[0], channel_count(channels), *shape[1:]), np.float32)
-    nuclei = scan_stack(lambda first, last: instances[first:last], shape, colors=colors, border="keep")  # type: ignore[arg-type]
+    nuclei = scan_nuclei(partial(box_of, instances), shape[1:], len(instances), colors=colors, border="keep")  # type: ignore[arg-type]
     box = Window(0, 0, *shape[1:])
 
     def maps(index: int, ids: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     import json
 
     from engine.distributed.ranks import STOPPED
+    from engine.pipeline.dry_run import plan_summary
     from engine.pipeline.prepare import prepare  # zarr, for which wrong arguments do not wait
     from engine.pipeline.preview import picture_of, preview
     from engine.storage.output import Output
@@ -46,7 +47,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
     if options.dry_run:
-        say(ranks, lambda: json.dumps(prepared.plan_summary()))
+        say(ranks, lambda: json.dumps(plan_summary(prepared)))
         return 0
     if prepared.state == "finished":
         ranks.on_root(lambda: Output(Path(options.out)).tidy())  # a kill may have come between the two

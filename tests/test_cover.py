@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from engine.planning.cover import StackedCover, random, shifted, strided, window_weights, windows_of
 from engine.planning.decode_cover import decode_cover, pixel_cover
 from engine.planning.geometry import Window
+from engine.planning.streams import Stream
 
 sides = st.integers(16, 90)
 levels = st.integers(0, 10_000)
@@ -122,3 +123,15 @@ def test_decoding_covers_every_pixel_and_neighbours_weights_add_up_to_one_inside
 def test_a_large_canvas_needs_one_window_a_patch_area():
     shape = (8192, 8192)
     assert len(shifted(shape, 32, 0, 5)) <= 1.02 * (8192 / 32) ** 2
+
+
+def test_images_and_rounds_have_covers_of_their_own_as_they_always_had():
+    """The offsets of (seed, level, image, round) are written down: another number here is another image."""
+    offsets = {
+        (image, turn): [axis.offset for axis in (cover.rows, cover.columns)]
+        for image in (0, 5)
+        for turn in (0, 2)
+        for cover in [shifted((999, 999), 64, 2**63 - 1, 49, image, turn)]
+    }
+    assert offsets == {(0, 0): [23, 6], (0, 2): [37, 27], (5, 0): [41, 57], (5, 2): [8, 42]}
+    assert Stream(1, 49, 2).noise_level == 49 + 2 * 2**20

@@ -1,10 +1,14 @@
+import threading
+
 import numpy as np
+import pytest
 import torch
 
 from engine.distributed.canvas import Canvas
 from engine.distributed.launch import world
 from engine.models.networks.autoencoder import PatchAutoencoder
-from engine.pipeline.decode import ShardWriter, decode_canvas, to_uint8
+from engine.pipeline.background_task import BackgroundTask
+from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, to_uint8
 from engine.planning.decode_cover import decode_cover, pixel_cover
 from engine.planning.ownership import DecodeRounds, Ownership
 
@@ -19,19 +23,11 @@ def decoded(latents, network, overlap, patch=24):
     canvas.x = {shard: latents[:, w.y0 : w.y1, w.x0 : w.x1] for shard, w in boxes.items()}
     fused = {}
     shard_writer = ShardWriter(canvas.ranks, fused.__setitem__)
-    assert decode_canvas(
-        canvas,
-        network.decode,
-        cover=cover,
-        pixels=pixel_cover(cover, network.factor, overlap),
-        factor=network.factor,
-        channels=3,
-        rounds=DecodeRounds(range(ownership.count), 1),
-        shard_writer=shard_writer,
-        before_round=lambda windows: None,
-        after_round=lambda: False,
-    )
-    shard_writer.empty()
+    pixels = pixel_cover(cover, network.factor, overlap)
+    decoder = Decoder(network.decode, cover, pixels, network.factor, channels=3)
+    rounds = DecodeRounds(range(ownership.count), 1)
+    assert decode_canvas(canvas, decoder, rounds, shard_writer, lambda windows: None, lambda: False)
+    shard_writer.finish()
     shard_writer.check()
     whole = torch.zeros(3, *(n * network.factor for n in shape))
     for shard, pixels in fused.items():
@@ -69,3 +65,23 @@ def test_pixels_are_rounded_to_the_nearest_and_clipped():
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 1 / 127.5 - 1, 1.4 / 127.5 - 1]).view(1, 1, -1)
     assert to_uint8(values).ravel().tolist() == [0, 0, 128, 255, 255, 1, 1]
     assert to_uint8(values).dtype == np.uint8
+
+
+def test_what_goes_wrong_in_a_thread_is_kept_and_raised_where_it_is_asked_for():
+    task, gate, done = BackgroundTask(world(), "test"), threading.Event(), []
+
+    def fails():
+        gate.wait(30)
+        raise OSError(28, "No space left on device", "shard")
+
+    task.check()
+    task.start(fails)
+    assert not task.done()
+    task.check()  # nothing is known yet
+    gate.set()
+    task.start(lambda: done.append(1))  # waits, and does not raise: one rank alone must not leave
+    task.wait()
+    assert done == [1]
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            task.check()

@@ -26,12 +26,12 @@ def estimates(network, labels, guidance, batch_size=5, windows=None, dtype=torch
 
     (plan,) = run_in_lockstep([plan_level(0, cover, Ownership(labels.shape, (64, 64), 1), ask)])
     if windows is not None:
-        order = np.array([plan.ids.tolist().index(index) for index in windows])
-        plan = replace(plan, ids=plan.ids[order], label_bits=plan.label_bits[order])
+        order = np.array([plan.window_ids.tolist().index(index) for index in windows])
+        plan = replace(plan, window_ids=plan.window_ids[order], label_bits=plan.label_bits[order])
     x = torch.randn(len(cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    denoise = Denoiser([network], condition, SCHEDULE, batch_size, dtype)
+    denoise = Denoiser([network], condition, SCHEDULE, [500], batch_size, dtype=dtype)
     given = Given(plan, x)
-    denoise(plan, given, 500)
+    denoise(plan, given, 0)
     return given.found, denoise, plan
 
 
@@ -41,12 +41,12 @@ class Given:
     def __init__(self, plan, x):
         self.plan, self.x, self.found = plan, x, {}
 
-    def read(self, places, batch, dtype):
-        places = [*places, *places[-1:] * (batch - len(places))]
-        return self.x[self.plan.ids[places]].to(dtype).contiguous(memory_format=torch.channels_last)
+    def read(self, slots, batch, dtype):
+        slots = [*slots, *slots[-1:] * (batch - len(slots))]
+        return self.x[self.plan.window_ids[slots]].to(dtype).contiguous(memory_format=torch.channels_last)
 
-    def put(self, place, estimate):
-        self.found[int(self.plan.ids[place])] = estimate
+    def put(self, slot, estimate):
+        self.found[int(self.plan.window_ids[slot])] = estimate
 
 
 class Recorder(torch.nn.Module):

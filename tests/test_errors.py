@@ -264,8 +264,7 @@ def test_two_runs_do_not_write_to_one_output(place):
     assert "being written by another run" in done.stderr
 
 
-def test_help_and_version_are_printed_once():
+def test_help_costs_no_torch_and_is_printed_once():
     done = launch_alone(3, "--help")
     assert done.returncode == 0
     assert done.stdout.count("at most 2048 px a side") == 1
-    assert launch_alone(3, "--version").stdout.count("slidefield") == 1

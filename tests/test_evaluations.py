@@ -7,6 +7,11 @@ import pytest
 import zarr
 from launching import launch, lines_of, refused, sha
 
+from engine.diffusion.latent_map import LatentMap
+from engine.pipeline.level_plans import windows_touching
+from engine.planning.cover import cover_of, windows_of
+from engine.planning.geometry import Frames, Window
+
 pytestmark = pytest.mark.runs
 SIZE = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--preview", "none", "--steps", 4, "--labels", "example")
 
@@ -47,6 +52,27 @@ def test_what_lies_outside_the_region_costs_nothing_and_is_white(tiny_model, tmp
     image = zarr.open(tmp_path / "1.zarr")["0"][:]
     assert (image[:, mask == 0] == 255).all()
     assert (image[:, mask == 1] != 255).mean() > 0.5
+
+
+@pytest.mark.parametrize("cover", ["shifted", "random", "strided"])
+def test_the_windows_touching_a_region_are_those_used_at_any_of_its_latents(cover):
+    region = np.zeros((70, 90), np.uint8)
+    region[20:31, 40:42] = region[60, 5] = 1
+    windows = cover_of(cover, region.shape, 16, seed=3, level=1, stride=11, weights="hann")
+    ids = windows.overlapping(Window(0, 0, *region.shape))
+    used = {}  # window -> where its estimate is used, latent by latent
+    for index, (y0, x0, y1, x1) in zip(ids.tolist(), windows.core(ids).tolist(), strict=True):
+        weight = windows.weight(index, Window(y0, x0, y1, x1))
+        used[index] = np.zeros(region.shape, bool)
+        used[index][y0:y1, x0:x1] = True if weight is None else weight > 0
+    expected = [bool((used[index] & (region > 0)).any()) for index in ids.tolist()]
+    whole = LatentMap(Frames(region.shape, 1, 16), lambda image, box, step: region[box.y0 : box.y1, box.x0 : box.x1])
+    assert windows_touching(whole, windows, ids).tolist() == expected
+    assert 0 < sum(expected) < len(ids)
+    if cover == "random":
+        boxes = windows_of(windows, ids)
+        inside = [region[y0:y1, x0:x1].any() for y0, x0, y1, x1 in boxes.tolist()]
+        assert sum(inside) > sum(expected), "a window that covers the region where others are used does not touch it"
 
 
 def test_guidance_in_some_levels_costs_only_there(tiny_model, tmp_path):

@@ -91,7 +91,8 @@ def test_a_set_of_nuclei_becomes_the_folders_of_the_nuclei_system(tmp_path):
         condition = np.load(folder / f"cond/{name}.npy")
         assert (shown == np.rint((condition + 1) * 127.5).transpose(1, 2, 0)).all()
     read = lambda box: instances[0][box.y0 : box.y1, box.x0 : box.x1]  # noqa: E731
-    condition = scan_nuclei(read, (20, 24), border="keep").maps(read, Window(0, 0, 20, 24), ("hv", "edges"))
+    table = scan_nuclei(lambda image, box: read(box), (20, 24), border="keep")
+    condition = table.maps(read, Window(0, 0, 20, 24), ("hv", "edges"))
     np.testing.assert_array_equal(np.load(folder / "cond/000000.npy"), condition)
     assert not np.load(folder / "cond/000002.npy").any()
     facts = json.loads((folder / "export.json").read_text())

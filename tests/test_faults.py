@@ -33,17 +33,15 @@ def run(network, shape, patch, levels, cover=shifted, channels=1, side=64):
     ownership = Ownership(shape, (side, side), 1)
     canvas = Canvas(world(), ownership, channels, seed=3)
     canvas.start()
-    condition, ran = Condition(), []
+    ran = []
 
-    def part(level, shares):
-        return plan_level(0, cover(shape, patch, 3, level), ownership, asked_once, shares)
+    def part(level):
+        return plan_level(0, cover(shape, patch, 3, level), ownership, asked_once)
 
     timesteps = SCHEDULE.levels(levels)
-    table = ddim([SCHEDULE.alpha_bar[t] for t in timesteps], 1.0)
-    denoise = Denoiser([network], condition, SCHEDULE, batch_size=4)
-    planner = Planner(canvas.ranks, part)
-    sample(canvas, planner, denoise, SCHEDULE, timesteps, table, 0, lambda *_: None, lambda done, _: ran.append(done))
-    planner.end()
+    steps = ddim([SCHEDULE.alpha_bar[t] for t in timesteps], 1.0)
+    denoise = Denoiser([network], Condition(), SCHEDULE, timesteps, batch_size=4)
+    sample(canvas, Planner(canvas.ranks, part, levels), denoise, steps, on_level=lambda level, _: ran.append(level))
     return canvas, ran
 
 
@@ -66,7 +64,7 @@ def test_a_canvas_of_more_than_2_to_the_24_latents_ends():
         cover = shifted(ownership.shape, 64, 0, level)
         parts = run_in_lockstep([plan_level(rank, cover, ownership, asked_once) for rank in range(8)])
         fused = [
-            part.estimate_recvs.areas.sum() + part.estimate_sends[part.dest_rank == part.rank].areas.sum()
+            part.estimate_recvs.areas.sum() + part.estimate_sends[part.estimate_sends.peer == part.rank].areas.sum()
             for part in parts
         ]
         assert sum(fused) == 5000 * 5000
@@ -83,10 +81,11 @@ def test_a_position_has_one_noise_at_the_first_level_whatever_window_reads_it(co
     windows = cover(shape, 12, 1, level)
     (plan,) = run_in_lockstep([plan_level(0, windows, ownership, asked_once)])
     exchange = Exchange(canvas, plan, 2)
+    exchange.start()
     field = standard_normal(level, "initial", 0, (0, 0, *shape), 2)
-    for place in range(len(plan)):
-        w = plan.box(place)
-        assert torch.equal(exchange.read([place], 1, torch.float32)[0], field[:, w.y0 : w.y1, w.x0 : w.x1])
+    for slot in range(len(plan)):
+        w = plan.box(slot)
+        assert torch.equal(exchange.read([slot], 1, torch.float32)[0], field[:, w.y0 : w.y1, w.x0 : w.x1])
 
 
 def test_offsets_are_seeded_and_the_two_axes_are_not_drawn_alike():

@@ -28,13 +28,13 @@ from engine.distributed.launch import world
 from engine.distributed.planner import Planner
 from engine.models.card import ModelCard, read_card
 from engine.models.folder import Model, load_model
-from engine.pipeline.decode import ShardWriter, decode_canvas
-from engine.pipeline.run import network_of
+from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas
+from engine.pipeline.round import network_of
 from engine.pipeline.sampler import sample
 from engine.planning.cover import Cover, RandomCover, StackedCover, shifted, strided
 from engine.planning.decode_cover import gaussian_pixel_cover
 from engine.planning.ownership import DecodeRounds, Ownership
-from engine.planning.plan import Ask, plan_level, run_in_lockstep
+from engine.planning.plan import Ask, Plan, Planning, plan_level, run_in_lockstep
 from kernels.step import predicted_std
 
 pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("golden")]
@@ -225,12 +225,12 @@ def trajectory(
     ownership = Ownership(start.shape[1:], (13, 21), 1)
     canvas = Canvas(world(), ownership, len(start), 0)
     canvas.x = shards_of(start, ownership)
-    denoise = Denoiser([network_of(golden.model)], condition, golden.card.schedule, batch_size=3)
+    denoise = Denoiser([network_of(golden.model)], condition, golden.card.schedule, timesteps, batch_size=3)
 
-    planner = Planner(world(), lambda level, _: plan_level(0, cover(level), ownership, asking(condition, cover(level))))
-    schedule = golden.card.schedule
-    assert sample(canvas, planner, denoise, schedule, np.array(timesteps), table, 0, lambda *_: None, lambda *_: False)
-    planner.end()
+    def part(level: int) -> Planning[Plan]:
+        return plan_level(0, cover(level), ownership, asking(condition, cover(level)))
+
+    assert sample(canvas, Planner(world(), part, len(table)), denoise, table)
     whole = torch.empty(start.shape)
     for shard, w in enumerate(map(ownership.shard, range(ownership.count))):
         whole[:, w.y0 : w.y1, w.x0 : w.x1] = canvas.x[shard]
@@ -315,19 +315,10 @@ def test_large_image_diffusions_large_image(golden):
         image[w.y0 : w.y1, w.x0 : w.x1] = levels.permute(1, 2, 0).numpy()
 
     shard_writer = ShardWriter(world(), write)
-    decode_canvas(
-        canvas,
-        golden.model.decode,
-        cover=cover,
-        pixels=gaussian_pixel_cover(cover, factor),
-        factor=factor,
-        channels=3,
-        rounds=DecodeRounds(range(ownership.count), 1),
-        shard_writer=shard_writer,
-        before_round=lambda windows: None,
-        after_round=lambda: False,
-    )
-    shard_writer.empty()
+    decoder = Decoder(golden.model.decode, cover, gaussian_pixel_cover(cover, factor), factor, channels=3)
+    rounds = DecodeRounds(range(ownership.count), 1)
+    decode_canvas(canvas, decoder, rounds, shard_writer, lambda windows: None, lambda: False)
+    shard_writer.finish()
     shard_writer.check()
     difference = image.astype(int) - io["pano_image"][0]
     golden.check(torch.from_numpy(image)[None], "pano_image", DECODE)
@@ -341,14 +332,15 @@ def test_the_nuclei_systems_ancestral_step(golden):
         x, y = io["x"][index : index + 1], on_canvas(io["y"][index : index + 1])
         condition = semantic(y, float(io["guidance_s"]))
         cover = one_window_each(x)(0)
-        denoise = Denoiser([network_of(golden.model)], condition, schedule, batch_size=2)
+        denoise = Denoiser([network_of(golden.model)], condition, schedule, [t], batch_size=2)
         ownership = Ownership(x.shape[2:], x.shape[2:], 1)
         canvas = Canvas(world(), ownership, x.shape[1], 0)
         canvas.x = {0: torch.from_numpy(x[0])}
         (plan,) = run_in_lockstep([plan_level(0, cover, ownership, asking(condition, cover))])
         exchange = Exchange(canvas, plan, 2 * x.shape[1])
-        denoise(plan, exchange, t)
-        out = exchange.own[0]
+        exchange.start()
+        denoise(plan, exchange, 0)
+        out = exchange.estimates[0]
         clipped = out[: len(x[0])].clamp(-1, 1)
         now, after = schedule.alpha_bar[t], schedule.alpha_bar[t - 1] if t else 1.0
         step = ddpm([now, after], schedule.variance)[0]

@@ -433,6 +433,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
 
 def test_the_version_stands_in_one_place():
     assert python("-m", "engine.sample", "--version").stdout == f"slidefield {engine.__version__}\n"
+    assert not python("-m", "engine.sample", "--version", PMI_RANK="1").stdout  # rank 0 says it for all
     assert engine.__version__ not in (ROOT / "setup.py").read_text()
     named = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert named.stdout.split()[-1:] == [engine.__version__], named.stderr

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from launching import ROOT
 from PIL import Image
 
-from engine.inputs.label_cleanup import clean_box, clean_labels, majority_box, nearest_box, source_index
+from engine.inputs.input_file import integer_file
+from engine.inputs.label_cleanup import clean_box, clean_labels, majority_box
+from engine.inputs.maps import MapFile
 from engine.inputs.nuclei import edges
+from engine.inputs.resize import nearest_box, nearest_index
 from engine.planning.geometry import Window, grid
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -67,7 +70,7 @@ def test_lines_are_brought_to_size_as_pillow_does(source, target):
     """Odd to even, as cleaned maps are: else a middle can lie on an edge, where Pillow's sum of steps decides."""
     line = Image.fromarray(np.arange(source, dtype=np.int32)[None])
     expected = np.asarray(line.resize((target, 1), Image.Resampling.NEAREST))[0]
-    assert source_index(0, target, source, target).tolist() == expected.tolist()
+    assert nearest_index(0, target, source, target).tolist() == expected.tolist()
 
 
 @given(st.integers(6, 70), st.integers(6, 70), st.integers(1, 150), st.integers(1, 150), st.data())
@@ -95,6 +98,24 @@ def test_a_box_brought_to_size_is_that_crop_of_the_whole():
     assert np.array_equal(whole, np.kron(values, np.ones((8, 8), int)))
     part = nearest_box(Recorded(values), values.shape, (104, 136), Window(11, 30, 60, 77))
     assert np.array_equal(part, whole[11:60, 30:77])
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 7), st.integers(1, 5))
+def test_a_map_enlarged_by_a_whole_number_repeats_its_pixels(h, w, times, step):
+    values = np.arange(h * w).reshape(h, w)
+    box = Window(times // 2, 0, h * times, w * times)
+    enlarged = nearest_box(Recorded(values), values.shape, (h * times, w * times), box, step)
+    assert (enlarged == values.repeat(times, 0).repeat(times, 1)[times // 2 :][::step, ::step]).all()
+
+
+@pytest.mark.parametrize("size", [(22, 26), (21, 30), (8, 4), (11, 13)])
+def test_a_label_map_in_a_file_is_resized_by_the_centres_of_pixels_as_pillow_does(tmp_path, size):
+    labels = np.arange(11 * 13, dtype=np.uint8).reshape(11, 13)
+    np.save(tmp_path / "l.npy", labels)
+    expected = np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+    resized = MapFile(integer_file(str(tmp_path / "l.npy"), "`labels`"), size)
+    assert (resized.read(0, Window(0, 0, *size), 1) == expected).all()
+    assert (resized.read(0, Window(3, 1, *size), 2) == expected[3::2, 1::2]).all()
 
 
 def test_a_map_too_small_to_clean_is_refused():

@@ -15,10 +15,12 @@ from launching import ROOT, environment, launch, mpiexec, sha
 from PIL import Image
 
 from engine.diffusion.latent_map import KEPT, SIDE, LatentMap
+from engine.inputs.input_file import integer_file
 from engine.inputs.labels import example_of_image, uniform_labels
 from engine.inputs.maps import MapFile
 from engine.inputs.masks import roi_map
-from engine.job import SampleJob
+from engine.job import RunOptions, SampleJob
+from engine.pipeline.prepare import prepare
 from engine.planning.geometry import Frames, Window, grid
 
 FRAMES = {
@@ -57,7 +59,8 @@ def sources(frames, folder):
         np.save(folder / "resized.npy", small)
         files += ["l.png", "resized.npy"]
     for name in files:
-        yield MapFile(folder / name, "--labels", frames.size, frames.count is not None, 5, tuple("abcde")).read
+        file = integer_file(folder / name, "`labels`", frames.count is not None)
+        yield MapFile(file, frames.size, 5, tuple("abcde")).read
     yield partial(uniform_labels, (1, 3, 0))
     yield partial(example_of_image, frames.size[0])
 
@@ -83,7 +86,7 @@ def test_a_region_read_by_box_holds_the_latents_with_any_wanted_pixel(tmp_path, 
     np.save(tmp_path / "roi.npy", mask)
     padded = np.pad(mask, [(0, n * 8 - m) for n, m in zip(frames.shape, size, strict=True)])
     expected = padded.reshape(frames.shape[0], 8, frames.shape[1], 8).any((1, 3))
-    roi = roi_map(SampleJob(size=size, roi=str(tmp_path / "roi.npy")), frames)
+    roi = roi_map(integer_file(tmp_path / "roi.npy", "`roi`"), frames)
     assert (roi[:, :] == expected).all()
     assert (roi[5:16, 9:30] == expected[5:16, 9:30]).all()
 
@@ -92,7 +95,7 @@ def test_a_rank_holds_a_few_blocks_of_a_map_however_large(tmp_path):
     side = 40_000
     np.lib.format.open_memmap(tmp_path / "l.npy", mode="w+", dtype=np.uint8, shape=(side, side)).flush()  # all holes
     frames = Frames((side, side), 1, 64)
-    labels = LatentMap(frames, MapFile(tmp_path / "l.npy", "--labels", frames.size, known=5).read)
+    labels = LatentMap(frames, MapFile(integer_file(tmp_path / "l.npy", "`labels`"), frames.size, 5).read)
     assert len(pickle.dumps(labels)) < 1000
     tracemalloc.start()
     for y in range(0, side, SIDE):  # more blocks than are kept
@@ -110,7 +113,7 @@ def test_a_value_that_the_model_does_not_know_is_named_where_it_lies(tmp_path):
     labels = np.zeros((3, 40, 50), np.int64)
     labels[2, 33, 7] = -1
     np.save(tmp_path / "l.npy", labels)
-    file = MapFile(tmp_path / "l.npy", "--labels", (80, 100), True, 2, ("a", "b"))
+    file = MapFile(integer_file(tmp_path / "l.npy", "`labels`", stack=True), (80, 100), 2, ("a", "b"))
     file.read(1, Window(0, 0, 80, 100), 1)
     with pytest.raises(ValueError, match=r"l\.npy, map 2, has value -1 at row 33, column 7; the model knows 0 a, 1 b"):
         file.read(2, Window(60, 10, 80, 100), 1)
@@ -173,12 +176,12 @@ def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_m
     script = tmp_path / "run.py"
     script.write_text(
         "import pathlib, sys, engine.pipeline.run, engine.sample\n"
-        "write = engine.pipeline.run.write_stored\n"
+        "write = engine.pipeline.run.write_label_array\n"
         "def then_remove(ranks, *rest):\n"
         "    found = write(ranks, *rest)\n"
         "    ranks.on_root(lambda: [path.unlink() for path in pathlib.Path(sys.argv[1]).glob('*.png')])\n"
         "    return found\n"
-        "engine.pipeline.run.write_stored = then_remove\n"
+        "engine.pipeline.run.write_label_array = then_remove\n"
         "sys.exit(engine.sample.main(sys.argv[2:]))\n"
     )
     line = [mpiexec(), "-n", 2, sys.executable, script, tmp_path, *arguments, "--out", tmp_path / "o.zarr"]
@@ -189,9 +192,6 @@ def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_m
 
 
 def test_a_job_with_a_huge_label_map_is_sent_as_a_few_bytes(tiny_model, tmp_path):
-    from engine.job import RunOptions
-    from engine.pipeline.prepare import prepare
-
     np.save(tmp_path / "l.npy", np.zeros((1000, 1544), np.uint8))
     Image.fromarray(np.zeros((1000, 1544), np.uint8)).save(tmp_path / "l.png")
     sizes = []
@@ -199,6 +199,41 @@ def test_a_job_with_a_huge_label_map_is_sent_as_a_few_bytes(tiny_model, tmp_path
         job = SampleJob(model=str(tiny_model), size=(1000, 1544), labels=str(tmp_path / name))
         prepared = prepare(job, RunOptions(out=str(tmp_path / "o.zarr"), preview="none"), 2, 2)
         sizes.append(len(pickle.dumps(prepared)))
-        assert "array" not in vars(prepared.inputs.labels.read.__self__), "the file was closed"
+        assert "array" not in vars(prepared.inputs.labels.read.__self__.file), "the file was closed"
     assert max(sizes) < 20_000, json.dumps(sizes)
-    assert Path(prepared.inputs.labels.read.__self__.path).name == "l.png"
+    assert Path(prepared.inputs.labels.read.__self__.file.path).name == "l.png"
+
+
+COUNTING = """
+import sys
+import engine.sample, engine.storage.readers
+from mpi4py import MPI
+
+opened, open_array = [], engine.storage.readers._open_array
+
+def counted(path, color):
+    opened.append(path.name)
+    return open_array(path, color)
+
+engine.storage.readers._open_array = counted
+status = engine.sample.main(sys.argv[1:])
+for names in MPI.COMM_WORLD.gather(opened) or ():
+    print("opened", *sorted(names))
+sys.exit(status)
+"""
+
+
+def test_what_can_only_be_read_whole_is_read_once_and_by_rank_0_alone(tiny_model, tmp_path):
+    mask = np.zeros((130, 310), np.uint8)
+    mask[20:90, 100:200] = 1
+    for name, data in (("mask", mask), ("known", np.dstack([mask] * 3))):
+        Image.fromarray(data).save(tmp_path / f"{name}.png")
+    (tmp_path / "run.py").write_text(COUNTING)
+    arguments = ["--model", tiny_model, "--size", "130x310", "--steps", 2, "--preview", "none", "--shard", 128]
+    arguments += ["--chunk", 64, "--image", tmp_path / "known.png", "--mask", tmp_path / "mask.png"]
+    line = [mpiexec(), "-n", 2, sys.executable, tmp_path / "run.py", *arguments, "--out", tmp_path / "o.zarr"]
+    done = subprocess.run(list(map(str, line)), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("opened")]
+    assert [[name for name in of_rank if name.endswith(".png")] for of_rank in names] == [["known.png", "mask.png"], []]
+    assert all({"image", "mask"} <= set(of_rank) for of_rank in names), "then the copies are read"

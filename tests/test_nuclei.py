@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.inputs.nuclei import MOST, channel_count, edges, published_channels
-from engine.inputs.nuclei_scan import scan_nuclei, scan_stack
+from engine.inputs.nuclei_scan import scan_nuclei
 from engine.planning.geometry import Window
 
 
@@ -21,8 +21,48 @@ def reader(array):
     return read
 
 
-def scan(instances, **settings):
-    return scan_nuclei(reader(instances), instances.shape, **{"border": "keep", **settings})
+def stack_reader(stack):
+    """The boxes of each array of a stack."""
+    return lambda image, box: reader(stack[image])(box)
+
+
+def scan(instances, image=None, **settings):
+    pixels = None if image is None else lambda _, box: image(box)
+    return scan_nuclei(lambda _, box: reader(instances)(box), instances.shape, pixels=pixels, **KEEP | settings)
+
+
+def scan_stack(stack, images=None, **settings):
+    pixels = None if images is None else stack_reader(images)
+    return scan_nuclei(stack_reader(stack), stack.shape[1:], len(stack), pixels=pixels, **KEEP | settings)
+
+
+KEEP = {"border": "keep"}
+
+
+def rows_of(nuclei):
+    """The table's rows of nuclei that are not dropped."""
+    return nuclei.table[(nuclei.table["key"] & np.uint64(MOST) > 0) & ~nuclei.dropped]
+
+
+def ids_of(nuclei):
+    """Ascending ids; in a stack image by image."""
+    return (rows_of(nuclei)["key"] & np.uint64(MOST)).tolist()
+
+
+def boxes_of(nuclei):
+    """(y0, x0, y1, x1) of each nucleus, half-open."""
+    return np.stack([rows_of(nuclei)[name] for name in ("y0", "x0", "y1", "x1")], 1).tolist()
+
+
+def centres_of(nuclei):
+    """(y, x) of each centre of mass within the box, counted from 0 and rounded half up."""
+    rows = rows_of(nuclei)
+    means = [rows[f"sum_{axis}"] / rows["area"] - rows[f"{axis}0"] for axis in "yx"]
+    return np.floor(np.stack(means, 1) + 0.5).astype(int).tolist()
+
+
+def mean_colors_of(nuclei):
+    return rows_of(nuclei)["color"] / rows_of(nuclei)["area"][:, None]
 
 
 def whole(instances):
@@ -60,7 +100,6 @@ def looped_distances(instances, identity):
         "area": len(pixels),
         "box": [y0, x0, y1, x1],
         "centre": [centre_y, centre_x],
-        "extent": [how(v[axis] for v in along.values()) for axis in (1, 0) for how in (min, max)],
     }
     if y1 - y0 < 2 or x1 - x0 < 2:
         return dict.fromkeys(pixels, (0.0, 0.0)), row
@@ -112,12 +151,11 @@ SMALL = np.array(
 def test_the_table_of_two_nuclei_by_hand():
     found = scan(SMALL, border="refuse")
     assert len(found) == 2
-    assert found.ids.tolist() == [7, 9]
-    assert found.areas.tolist() == [9, 2]
-    assert found.boxes.tolist() == [[1, 1, 4, 5], [4, 3, 5, 5]]
+    assert ids_of(found) == [7, 9]
+    assert rows_of(found)["area"].tolist() == [9, 2]
+    assert boxes_of(found) == [[1, 1, 4, 5], [4, 3, 5, 5]]
     # Of 7: rows 4 x 0, 4 x 1, 1 x 2 = 6 / 9 -> 1; columns 3 x 0, 2 x 1, 2 x 2, 2 x 3 = 12 / 9 -> 1. Of 9: 0.5 -> 1.
-    assert found.centres.tolist() == [[1, 1], [0, 1]]
-    assert found.extents.tolist() == [[0, 2, 0, 3], [1, 1, 0, 1]]
+    assert centres_of(found) == [[1, 1], [0, 1]]
 
 
 def test_the_maps_of_two_nuclei_by_hand():
@@ -169,11 +207,6 @@ def test_a_canvas_without_any_background_has_maps_too():
     np.testing.assert_array_equal(found, looped_maps(full, image))
 
 
-def test_small_nuclei_have_no_distances_where_that_is_asked_for():
-    assert scan(SMALL, least_area=9).maps(reader(SMALL), whole(SMALL), ("hv",)).any()
-    assert not scan(SMALL, least_area=10).maps(reader(SMALL), whole(SMALL), ("hv",)).any()
-
-
 # ---- against the loops --------------------------------------------------------------------------
 
 
@@ -182,14 +215,13 @@ def test_small_nuclei_have_no_distances_where_that_is_asked_for():
 def test_table_and_maps_are_those_of_loops_over_nuclei_and_pixels(seed):
     instances, image = random_map(seed), random_image(seed)
     found = scan(instances, image=reader(image))
-    assert found.ids.tolist() == sorted(set(instances.ravel().tolist()) - {0})
-    rows = [looped_distances(instances, identity)[1] for identity in found.ids]
-    assert found.areas.tolist() == [row["area"] for row in rows]
-    assert found.boxes.tolist() == [row["box"] for row in rows]
-    assert found.centres.tolist() == [row["centre"] for row in rows]
-    assert found.extents.tolist() == [row["extent"] for row in rows]
-    means = [[image[c][instances == identity].mean() for c in range(3)] for identity in found.ids]
-    np.testing.assert_allclose(found.mean_colors, means, rtol=1e-12)
+    assert ids_of(found) == sorted(set(instances.ravel().tolist()) - {0})
+    rows = [looped_distances(instances, identity)[1] for identity in ids_of(found)]
+    assert rows_of(found)["area"].tolist() == [row["area"] for row in rows]
+    assert boxes_of(found) == [row["box"] for row in rows]
+    assert centres_of(found) == [row["centre"] for row in rows]
+    means = [[image[c][instances == identity].mean() for c in range(3)] for identity in ids_of(found)]
+    np.testing.assert_allclose(mean_colors_of(found), means, rtol=1e-12)
     maps = found.maps(reader(instances), whole(instances), ("hv", "color", "edges", "mask"))
     assert maps.dtype == np.float32
     np.testing.assert_array_equal(maps, looped_maps(instances, image))
@@ -205,8 +237,7 @@ def test_the_maps_of_a_window_are_that_crop_of_the_whole_canvas(seed, y, x, heig
     all_of_it = found.maps(reader(instances), Window(-around, -around, 40 + around, 50 + around))
     window = Window(y, x, y + height, x + width)
     crop = all_of_it[:, y + around :, x + around :][:, :height, :width]
-    for table in (found, found.within(window)):
-        np.testing.assert_array_equal(table.maps(reader(instances), window), crop)
+    np.testing.assert_array_equal(found.maps(reader(instances), window), crop)
 
 
 @settings(max_examples=40)
@@ -222,7 +253,7 @@ def test_a_nucleus_in_two_places_is_one():
     instances = np.zeros((4, 12), int)
     instances[1:3, 1:3] = instances[1:3, 9:11] = 5
     found = scan(instances)
-    assert found.boxes.tolist() == [[1, 1, 3, 11]]
+    assert boxes_of(found) == [[1, 1, 3, 11]]
     horizontal = found.maps(reader(instances), whole(instances), ("hv",))[0]
     assert horizontal[1].tolist() == [0, -1, -np.float32(0.75), 0, 0, 0, 0, 0, 0, np.float32(0.8), 1, 0]
 
@@ -233,7 +264,7 @@ def test_images_of_a_stack_do_not_mix_even_where_ids_repeat(seed, side):
     stack = np.stack([np.minimum(random_map(seed + i, 12, 20), 3) for i in range(6)])
     stack[2] = 0
     image = np.stack([random_image(seed + i, 12, 20) for i in range(6)])
-    found = scan_stack(lambda a, b: stack[a:b], stack.shape, image=lambda a, b: image[a:b], border="keep", side=side)
+    found = scan_stack(stack, image, side=side)
     assert len(found) == sum(len(np.unique(ids[ids > 0])) for ids in stack)
     for index, ids in enumerate(stack):
         if index == 2:
@@ -273,7 +304,7 @@ def test_a_nucleus_cut_by_the_border_is_refused_and_named(box, where):
         scan(instances, border="refuse", side=5)
     stack = np.stack([bordered(), instances])
     with pytest.raises(ValueError, match=f"nucleus 17 of image 1 is cut by the border at {where}; "):
-        scan_stack(lambda a, b: stack[a:b], stack.shape)
+        scan_stack(stack, border="refuse")
     instances[9, 11] = 20
     with pytest.raises(ValueError, match=r" to \d+ \(and 1 more\); "):
         scan(instances, border="refuse")
@@ -286,24 +317,22 @@ def test_dropped_nuclei_are_background_in_every_map():
     image = random_image(0, *cut.shape)
     clean = bordered()
     found = scan(cut, image=reader(image), border="drop")
-    assert found.dropped_ids.tolist() == [17, 18]
-    assert found.ids.tolist() == [3]
+    assert found.table["key"][found.dropped].tolist() == [17, 18]
+    assert ids_of(found) == [3]
     assert (found.without_dropped(cut) == clean).all()
     assert found.without_dropped(cut).dtype == cut.dtype
     channels = ("hv", "color", "edges", "mask")
     expected = scan(clean, image=reader(image)).maps(reader(clean), whole(clean), channels)
     np.testing.assert_array_equal(found.maps(reader(cut), whole(cut), channels), expected)
     stack = np.stack([clean, cut])
-    both = scan_stack(
-        lambda a, b: stack[a:b], stack.shape, image=lambda a, b: np.stack([image] * 2)[a:b], border="drop"
-    )
+    both = scan_stack(stack, np.stack([image] * 2), border="drop")
     np.testing.assert_array_equal(both.image(1).maps(reader(cut), whole(cut), channels), expected)
 
 
 def test_kept_nuclei_are_taken_as_they_are():
     cut = bordered()
     cut[0:2, 3:10] = 17
-    assert scan(cut, border="keep").ids.tolist() == [3, 17]
+    assert ids_of(scan(cut, border="keep")) == [3, 17]
 
 
 # ---- refusals -----------------------------------------------------------------------------------
@@ -322,18 +351,16 @@ def test_kept_nuclei_are_taken_as_they_are():
 )
 def test_what_is_no_instance_map_is_refused(instances, message):
     with pytest.raises(ValueError, match=message):
-        scan_nuclei(lambda box: instances, instances.shape)
+        scan_nuclei(lambda image, box: instances, instances.shape)
 
 
 def test_what_does_not_fit_together_is_refused():
-    with pytest.raises(ValueError, match=r"has shape \(4, 4\); a stack needs three dimensions"):
-        scan_stack(lambda a, b: SMALL, (4, 4))
     with pytest.raises(ValueError, match="nothing but background"):
-        scan_stack(lambda a, b: np.zeros((b - a, 4, 4), int), (9, 4, 4))
+        scan_stack(np.zeros((9, 4, 4), int))
     with pytest.raises(ValueError, match=r"an image of uint8 \(3, 5, 6\) where the map has \(3, 6, 6\)"):
         scan(SMALL, image=lambda box: np.zeros((3, 5, 6), np.uint8))
     with pytest.raises(ValueError, match=r"a part of shape \(5, 5\) where it should have \(6, 6\)"):
-        scan_nuclei(lambda box: SMALL[:5, :5], (6, 6))
+        scan_nuclei(lambda image, box: SMALL[:5, :5], (6, 6))
     with pytest.raises(ValueError, match="`border_nuclei` shrink: choose from refuse, keep, drop"):
         scan(SMALL, border="shrink")
     with pytest.raises(ValueError, match="no nucleus that is not cut by the border"):

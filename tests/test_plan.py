@@ -1,4 +1,9 @@
+import doctest
+import importlib
+
 import numpy as np
+import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -8,13 +13,20 @@ from engine.planning.decode_cover import decode_cover
 from engine.planning.ownership import (
     DecodeRounds,
     Ownership,
-    Pieces,
-    bounding_pieces,
+    bounding_boxes,
     cut_by_shards,
     partition_by_cost,
     partition_evenly,
 )
-from engine.planning.plan import plan_decode, plan_level, run_in_lockstep
+from engine.planning.plan import (
+    EstimatePieces,
+    HaloPieces,
+    pack_requests,
+    plan_decode,
+    plan_level,
+    run_in_lockstep,
+    unpack_requests,
+)
 
 sides = st.integers(16, 120)
 shards = st.sampled_from([16, 24, 40])
@@ -26,26 +38,18 @@ def once(ids):
     return np.ones(len(ids), np.uint64), np.ones(len(ids), np.int64)
 
 
-def plans(cover, ownership, ask=once, shares=None):
-    return run_in_lockstep([plan_level(rank, cover, ownership, ask, shares) for rank in range(ownership.size)])
+def plans(cover, ownership, ask=once):
+    return run_in_lockstep([plan_level(rank, cover, ownership, ask) for rank in range(ownership.size)])
 
 
 def fused(plan):
     """The (window, shard, box) that a rank fuses."""
-    own = np.nonzero(plan.dest_rank == plan.rank)[0]
-    here = [
-        (
-            int(plan.ids[plan.estimate_sends.key[row]]),
-            int(plan.estimate_sends.shard[row]),
-            plan.estimate_sends.window(row),
-        )
-        for row in own
+    here = plan.estimate_sends[plan.estimate_sends.peer == plan.rank]
+    return [
+        (int(pieces.window_id[row]), int(pieces.shard[row]), pieces.window(row))
+        for pieces in (here, plan.estimate_recvs)
+        for row in range(len(pieces))
     ]
-    there = [
-        (int(plan.estimate_recvs.key[row]), int(plan.estimate_recvs.shard[row]), plan.estimate_recvs.window(row))
-        for row in range(len(plan.estimate_recvs))
-    ]
-    return here + there
 
 
 @given(sides, sides, shards, ranks)
@@ -71,27 +75,27 @@ def test_each_window_is_evaluated_once_and_its_estimate_reaches_every_latent_tha
     }[kind]()
     ownership = Ownership((h, w), (side, side), size)
     found = plans(cover, ownership)
-    assert sorted(i for plan in found for i in plan.ids.tolist()) == list(range(len(cover)))
+    assert sorted(i for plan in found for i in plan.window_ids.tolist()) == list(range(len(cover)))
     area = np.zeros(len(cover), int)
     for plan in found:
         assert plan.windows == plan.evaluations == len(cover)
-        for item, shard, box in fused(plan):
+        for window_id, shard, box in fused(plan):
             assert shard in plan.shards
             assert box & ownership.shard(shard) == box
-            area[item] += box.area
+            area[window_id] += box.area
     keep = cover.core(np.arange(len(cover)))
     assert area.tolist() == ((keep[:, 2] - keep[:, 0]) * (keep[:, 3] - keep[:, 1])).tolist()
-    for plan in found:  # what a rank owns and is sent holds all its windows, and each lies in its tile
+    for plan in found:  # what a rank owns and is sent holds all its windows, and each lies in its block
         held = np.zeros((h, w), bool)
         for box in [
             *map(ownership.shard, ownership.owned(plan.rank)),
             *map(plan.halo_recvs.window, range(len(plan.halo_recvs))),
         ]:
             held[box.y0 : box.y1, box.x0 : box.x1] = True
-        for (y0, x0, y1, x1), tile in zip(windows_of(cover, plan.ids).tolist(), plan.block, strict=True):
+        for (y0, x0, y1, x1), block in zip(windows_of(cover, plan.window_ids).tolist(), plan.block, strict=True):
             assert held[y0:y1, x0:x1].all()
-            assert (plan.blocks[tile, :2] <= (y0, x0)).all()
-            assert (plan.blocks[tile, 2:] >= (y1, x1)).all()
+            assert (plan.blocks[block, :2] <= (y0, x0)).all()
+            assert (plan.blocks[block, 2:] >= (y1, x1)).all()
 
 
 @settings(deadline=None)
@@ -100,16 +104,38 @@ def test_what_one_rank_is_told_to_send_another_expects_in_the_same_order(h, w, s
     found = plans(shifted((h, w), 16, 0, level), Ownership((h, w), (side, side), size))
     for one in found:
         for other in found:
-            given, got = (
-                one.halo_sends[one.halo_sends.key == other.rank],
-                other.halo_recvs[other.halo_recvs.key == one.rank],
-            )
+            given = one.halo_sends[one.halo_sends.peer == other.rank]
+            got = other.halo_recvs[other.halo_recvs.peer == one.rank]
             assert given.shard.tolist() == got.shard.tolist()
             assert given.box.tolist() == got.box.tolist()
-            sent = one.estimate_sends[one.dest_rank == other.rank] if one is not other else one.estimate_sends[:0]
-            taken = other.estimate_recvs[other.source_rank == one.rank]
-            assert one.ids[sent.key].tolist() == taken.key.tolist()
+            own = one is other  # what stays is in no message
+            sent = one.estimate_sends[one.estimate_sends.peer == other.rank][: 0 if own else None]
+            taken = other.estimate_recvs[other.estimate_recvs.peer == one.rank]
+            assert sent.window_id.tolist() == taken.window_id.tolist()
+            assert sent.shard.tolist() == taken.shard.tolist()
             assert sent.box.tolist() == taken.box.tolist()
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 99))
+def test_requests_are_unpacked_as_they_were_packed(halos, estimates, seed):
+    draw = np.random.default_rng(seed).integers
+    halo = HaloPieces(shard=draw(0, 9, halos), box=draw(0, 99, (halos, 4)), peer=np.full(halos, 3))
+    sent = EstimatePieces(
+        shard=draw(0, 9, estimates),
+        box=draw(0, 99, (estimates, 4)),
+        window_id=draw(0, 2**40, estimates),
+        peer=np.full(estimates, 3),
+    )
+    message = pack_requests(halo, sent)
+    assert len(message) == 1 + 5 * halos + 6 * estimates
+    of_one = unpack_requests({7: message})
+    of_two = unpack_requests({7: message, 8: message})
+    for packed, one, two in zip((halo, sent), of_one, of_two, strict=True):
+        assert one.peer.tolist() == [7] * len(packed)
+        assert two.peer.tolist() == [7] * len(packed) + [8] * len(packed)
+        for column in set(vars(packed)) - {"peer"}:
+            assert getattr(one, column).tolist() == getattr(packed, column).tolist()
+            assert getattr(two, column).tolist() == 2 * getattr(packed, column).tolist()
 
 
 @settings(deadline=None)
@@ -117,15 +143,16 @@ def test_what_one_rank_is_told_to_send_another_expects_in_the_same_order(h, w, s
 def test_windows_that_others_have_a_part_in_are_evaluated_between_those_that_are_one_ranks_own(size, level):
     ownership = Ownership((120, 120), (40, 40), size)
     for plan in plans(shifted((120, 120), 16, 0, level), ownership):
-        crossing = set(plan.estimate_sends.key[plan.dest_rank != plan.rank].tolist())
+        sends = plan.estimate_sends
+        crossing = set(np.nonzero(np.isin(plan.window_ids, sends.window_id[sends.peer != plan.rank]))[0].tolist())
         crossing |= {
-            place
-            for place, box in enumerate(windows_of(plan.cover, plan.ids))
+            slot
+            for slot, box in enumerate(windows_of(plan.cover, plan.window_ids))
             if (ownership.owner(cut_by_shards(box[None], ownership).shard) != plan.rank).any()
         }
         alone = len(plan) - len(crossing)
         assert crossing == set(range(alone // 2, alone // 2 + len(crossing)))
-        assert {int(plan.block[place]) for place in crossing} == set(np.nonzero(plan.needs_halo)[0].tolist())
+        assert {int(plan.block[slot]) for slot in crossing} == set(np.nonzero(plan.needs_halo)[0].tolist())
 
 
 def test_a_rank_plans_what_it_owns_whatever_the_canvas_and_the_number_of_ranks():
@@ -159,8 +186,8 @@ def test_a_level_is_dealt_to_within_one_window_however_its_line_is_cut(costs, si
 
 @given(st.lists(st.floats(0.2, 5), min_size=2, max_size=8))
 def test_ranks_of_different_speed_are_dealt_work_in_proportion(speeds):
-    shares = np.cumsum(speeds) / np.sum(speeds)
-    rank = partition_by_cost(np.ones(1000, np.int64), 0, 1000, len(speeds), shares)
+    run_ends = np.cumsum(speeds) / np.sum(speeds)
+    rank = partition_by_cost(np.ones(1000, np.int64), 0, 1000, len(speeds), run_ends)
     done = np.bincount(rank, minlength=len(speeds))
     np.testing.assert_allclose(done, 1000 * np.array(speeds) / np.sum(speeds), atol=1.01)
 
@@ -204,7 +231,7 @@ def test_a_decode_round_covers_its_shards_and_decodes_no_window_twice(h, w, side
     rounds = DecodeRounds(range(ownership.count) if whole else np.arange(0, ownership.count, 2), size)
     for turn in range(len(rounds)):
         found = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn) for rank in range(size)])
-        decoded = [index for plan in found for index in plan.ids.tolist()]
+        decoded = [index for plan in found for index in plan.window_ids.tolist()]
         assert len(decoded) == len(set(decoded))
         for plan in found:
             for shard in plan.shards:
@@ -216,16 +243,17 @@ def test_a_decode_round_covers_its_shards_and_decodes_no_window_twice(h, w, side
                 assert held.sum() == held[box.y0 : box.y1, box.x0 : box.x1].sum() == box.area
 
 
-def test_bounding_pieces_hold_all_pieces_of_a_reader_in_a_shard():
+def test_a_bounding_box_holds_all_that_a_reader_reads_of_a_shard():
     ownership = Ownership((64, 64), (32, 32), 2)
     boxes = np.array([[0, 0, 16, 16], [10, 20, 26, 36], [40, 40, 56, 56]])
     cut = cut_by_shards(boxes, ownership)
-    found = bounding_pieces(Pieces(np.array([0, 0, 1])[cut.key], cut.shard, cut.box))
-    assert {(int(r), int(s), tuple(b)) for r, s, b in zip(found.key, found.shard, found.box.tolist(), strict=True)} == {
+    readers = np.array([0, 0, 1])[cut.parent]
+    groups, around = bounding_boxes(np.stack([readers, cut.shard], 1), cut.box)
+    assert [(*group, tuple(box)) for group, box in zip(groups.tolist(), around.tolist(), strict=True)] == [
         (0, 0, (0, 0, 26, 32)),
         (0, 1, (10, 32, 26, 36)),
         (1, 3, (40, 40, 56, 56)),
-    }
+    ]
 
 
 def test_a_canvas_of_more_than_two_to_the_24_latents_is_planned_and_every_latent_counted():
@@ -237,3 +265,11 @@ def test_a_canvas_of_more_than_two_to_the_24_latents_is_planned_and_every_latent
 
 def test_dealing_is_contiguous_and_even():
     assert [list(partition_evenly(10, 4, rank)) for rank in range(4)] == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize("room", ["planning", "diffusion", "distributed", "pipeline"])
+def test_the_examples_in_the_docstrings_come_true(room):
+    for path in sorted((ROOT / "engine" / room).glob("[!_]*.py")):
+        module = importlib.import_module(f"engine.{room}.{path.stem}")
+        failed, _ = doctest.testmod(module)
+        assert not failed, path

@@ -1,8 +1,8 @@
-"""What a window is asked for, by position, and what it costs to ask.
+"""Conditions: what each window is asked for, and how many evaluations that takes.
 
-Every latent has a label: of a label map, a class, a style, or 0 throughout. A label is asked for by one evaluation
-under its key, and guided by another under the key of its null. Keys are small integers that a condition gives out; a
-window is evaluated once for every key that is needed where its estimate is used.
+Every latent has a label: a label map's, its class, its style, or 0 throughout. A label takes one evaluation of the
+network, and if it is guided another one without it, its *null*. A condition names these evaluations by small integers,
+*keys*; a window is evaluated once for every key that its core needs.
 """
 
 from __future__ import annotations
@@ -18,47 +18,48 @@ from engine.planning.geometry import Window
 from engine.planning.names import LARGEST_LABEL
 
 BITS = np.uint64(1) << np.arange(LARGEST_LABEL + 1, dtype=np.uint64)
-Inputs = dict[str, np.ndarray]  # what a network is given beside latents and timestep, batch first
+ModelInputs = dict[str, np.ndarray]  # what a network is given beside latents and timestep, batch first
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What all conditions share; alone, of a model that is asked for nothing.
+    """What all conditions share; by itself it is the condition of a model that takes none.
 
     Args:
-        guidance: weight w in null + w (cond - null); 1 is off.
-        labels: unsigned integers (H, W), below 64, sliced by box; None: 0 throughout.
+        guidance: Weight w in null + w (cond - null); 1 is off.
+        labels: Label of every latent, unsigned integers (H, W) below 64, sliced by box; None: 0 throughout.
     """
 
     guidance: float = 1.0
     labels: np.ndarray | LatentMap | None = None
 
     def keys(self, label: int) -> tuple[int | None, int | None]:
-        """The keys of a label's evaluation and of its null; None: there is none."""
+        """The keys of a label's evaluation and of its null's; None: there is no such evaluation."""
         return 1, None
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
-        """What the network is given for each (window, key)."""
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
+        """The network's inputs for each (window, key), batch first."""
         return {}
 
     def network(self, key: int) -> int:
-        """Which of the model's networks answers a key."""
+        """Index of the network that evaluates a key."""
         return 0
 
-    def label_bits(self, cover: Cover, ids: np.ndarray) -> np.ndarray:
-        """uint64 (n,): bit k is set where label k occurs where a window is used."""
+    def label_bits(self, cover: Cover, window_ids: np.ndarray) -> np.ndarray:
+        """uint64 (n,): the labels of windows; bit k is set if label k occurs where the window's estimate is used."""
         if self.labels is None:
-            return np.ones(len(ids), np.uint64)
-        found = np.empty(len(ids), np.uint64)
-        for n, (index, box) in enumerate(zip(ids.tolist(), cover.core(ids).tolist(), strict=True)):
-            kept = Window(*box)
-            part, weight = self.crop(kept), cover.weight(index, kept)
-            counts = np.bincount((part if weight is None else part[weight > 0]).ravel(), minlength=LARGEST_LABEL + 1)
-            found[n] = np.bitwise_or.reduce(BITS[counts > 0])
-        return found
+            return np.ones(len(window_ids), np.uint64)
+        bits = np.empty(len(window_ids), np.uint64)
+        for n, (window_id, box) in enumerate(zip(window_ids.tolist(), cover.core(window_ids).tolist(), strict=True)):
+            core = Window(*box)
+            labels, weight = self.crop(core), cover.weight(window_id, core)
+            used = labels if weight is None else labels[weight > 0]
+            counts = np.bincount(used.ravel(), minlength=LARGEST_LABEL + 1)
+            bits[n] = np.bitwise_or.reduce(BITS[counts > 0])
+        return bits
 
     def requests(self, label_bits: int) -> list[int]:
-        """The keys of the evaluations of a window whose labels are the bits of ``label_bits``, in order.
+        """The keys of a window's evaluations, in order, from its labels as bits.
 
         >>> LabelMap(2.0).requests(0b1011), LabelMap(1.0).requests(0b1010)
         ([0, 1, 3], [1, 3])
@@ -69,34 +70,36 @@ class Condition:
         return sorted(key for key in needed if key is not None)
 
     def unguided(self) -> Condition:
-        """The same without guidance, and so without the nulls that only it needs."""
+        """The same condition without guidance, and so without the nulls that only guidance needs."""
         return replace(self, guidance=1.0)
 
     def costs(self, label_bits: np.ndarray) -> np.ndarray:
-        """int64 (windows,): how many evaluations each window takes."""
-        known, inverse = np.unique(label_bits, return_inverse=True)
-        return np.array([len(self.requests(int(p))) for p in known], np.int64)[inverse]
+        """int64 (windows,): number of evaluations of each window."""
+        distinct, inverse = np.unique(label_bits, return_inverse=True)
+        return np.array([len(self.requests(int(bits))) for bits in distinct], np.int64)[inverse]
 
     def crop(self, window: Window) -> np.ndarray:
+        """The labels of a window."""
         assert self.labels is not None
         return self.labels[window.y0 : window.y1, window.x0 : window.x1]
 
 
 def labels_of(label_bits: int) -> Iterable[int]:
+    """The labels whose bits are set, in order."""
     return (k for k in range(LARGEST_LABEL + 1) if label_bits >> k & 1)
 
 
 @dataclass(frozen=True)
 class LabelMap(Condition):
-    """A label for every latent, read by the network as a map of 0 and 1 (DiffInfinite's image model).
+    """A label for every latent, given to the network as a number and a map of where it lies (DiffInfinite's model).
 
-    Label 0 is unknown: it asks for nothing, is never guided and costs nothing more; it is the null of all others.
+    Label 0 is unknown: it is the null of all others, and is never guided.
     """
 
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return label or None, 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         maps = [
             self.crop(window) == key if key and self.labels is not None else np.full(window.shape, bool(key))
             for window, key in asked
@@ -109,8 +112,8 @@ class ClassMap(Condition):
     """A class for every latent, given to the network as a number or as an embedding.
 
     Args:
-        has_null: whether the model was trained without a class too.
-        table: float32 (classes, D), the embeddings; None: the network is given the number, -1 for the null.
+        has_null: Whether the model was also trained without a class.
+        table: float32 (classes, D), the classes' embeddings; None: the network is given the number, -1 for the null.
     """
 
     has_null: bool = True
@@ -119,26 +122,26 @@ class ClassMap(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return label + 1, 0 if self.has_null else None
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         classes = np.array([key - 1 for _, key in asked])
         if self.table is None:
             return {"label": classes}
-        return {"embedding": np.where(classes[:, None] < 0, np.float32(0), self.table[classes])}  # zero is the null
+        return {"embedding": np.where(classes[:, None] < 0, np.float32(0), self.table[classes])}  # the null is zero
 
 
 @dataclass(frozen=True)
 class EmbeddingGrid(Condition):
-    """Embeddings on a grid, one per ``pitch`` latents; a window is asked for what lies at its place between them.
+    """Embeddings on a grid, one per ``pitch`` latents; a window's embedding is interpolated between them.
 
-    Spherical interpolation along x, then along y (Graikos et al. 2024, arXiv:2312.07330); the grid's edge repeats.
+    Interpolation is spherical, along x, then along y (Graikos et al. 2024, arXiv:2312.07330); the grid's edge repeats.
 
     Args:
-        grid: float32 (h, w, D); of independent images (images, D).
-        region: the like, of a second token; None: zero.
-        pitch: latents per embedding.
-        at: ``centre``: an embedding belongs to the middle of its cell, and a window is asked for at its middle;
-            ``corner``: both at their top-left corner, as published. The same where the pitch is the window's side.
-        rows: height of one image, where there are several below one another.
+        grid: Embeddings, float32 (h, w, D); of independent images (images, D).
+        region: Embeddings of a second token, likewise; None: zero.
+        pitch: Latents per embedding.
+        at: Positions of embeddings and windows: ``centre``, the middles of cell and window; ``corner``, their top left
+            corners, as published. It makes no difference where the pitch is the window's side.
+        rows: Height of one image, in latents, where there are several below one another.
     """
 
     grid: np.ndarray | None = None
@@ -150,12 +153,13 @@ class EmbeddingGrid(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return 1, 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         assert self.grid is not None
-        found = {"embedding": np.stack([self.read(self.grid, window) * np.float32(key) for window, key in asked])}
-        if self.region is not None:
-            found["region"] = np.stack([self.read(self.region, window) * np.float32(key) for window, key in asked])
-        return found
+        grids = {"embedding": self.grid} if self.region is None else {"embedding": self.grid, "region": self.region}
+        return {
+            name: np.stack([self.read(grid, window) * np.float32(key) for window, key in asked])  # key 0: the null
+            for name, grid in grids.items()
+        }
 
     def read(self, grid: np.ndarray, window: Window) -> np.ndarray:
         """float32 (D,): the embedding of a window."""
@@ -169,14 +173,14 @@ class EmbeddingGrid(Condition):
 
 
 def _between(position: float, count: int) -> tuple[int, int, float]:
-    """The two places of a line that a position lies between, and how far."""
+    """The two cells of an axis that a position lies between, and how far it is from the first."""
     position = min(max(position, 0.0), float(count - 1))
     low = min(int(position), count - 1)
     return low, min(low + 1, count - 1), position - low
 
 
 def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
-    """Spherical interpolation from ``a`` to ``b``; linear where they point nearly the same or the opposite way.
+    """Spherical interpolation from ``a`` to ``b``; linear where they have nearly the same or opposite directions.
 
     >>> slerp(np.array([1.0, 0.0]), np.array([0.0, 1.0]), 0.5).round(3).tolist()
     [0.707, 0.707]
@@ -193,13 +197,13 @@ def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SemanticMap(Condition):
-    """A map of several channels at the canvas's resolution, given to the network whole; its null is zero.
+    """A map of several channels at the canvas's resolution, given to the network as it is; its null is zero.
 
     Args:
-        labels: of styles: which network makes which latents; None: the first makes all.
-        read: from a window to float32 (K, p, p).
-        styles: how many networks there are.
-        channels: K.
+        labels: Style of every latent, the index of the network that makes it; None: the first network makes all.
+        read: Reads the map in a window, float32 (K, p, p).
+        channels: Number of channels K.
+        styles: Number of networks.
     """
 
     read: Callable[[Window], np.ndarray] | None = None
@@ -212,10 +216,8 @@ class SemanticMap(Condition):
     def network(self, key: int) -> int:
         return key // 2 if self.styles > 1 else 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> Inputs:
+    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
         assert self.read is not None
-        known: dict[Window, np.ndarray] = {}
-        for window in {window for window, key in asked if key % 2}:
-            known[window] = self.read(window)
-        maps = [known[w] if key % 2 else np.zeros((self.channels, *w.shape), np.float32) for w, key in asked]
+        read = {window: self.read(window) for window in {window for window, key in asked if key % 2}}
+        maps = [read[w] if key % 2 else np.zeros((self.channels, *w.shape), np.float32) for w, key in asked]
         return {"map": np.stack(maps)}

@@ -1,7 +1,8 @@
-"""Windows -> evaluations -> micro-batches of one fixed shape -> guidance -> estimates of the clean canvas."""
+"""Windows -> evaluations -> micro-batches of one fixed shape -> guidance -> estimates of the clean latents."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -16,28 +17,37 @@ from engine.planning.geometry import Window
 from engine.planning.plan import Plan
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # latents, timesteps, inputs -> output
-Request = tuple[int, int]  # (place of a window in the plan, key)
+Request = tuple[int, int]  # (slot of a window in the plan, key)
 
 
 class Windows(Protocol):
     """Where windows come from and their estimates go to; they are named by their slots in the plan."""
 
     def read(self, slots: Sequence[int], batch: int, dtype: torch.dtype) -> Tensor:
-        """Their latents (batch, C, p, p), channels last; slots beyond the last repeat it."""
+        """The latents (batch, C, p, p) of windows, channels last; those beyond the slots repeat the last."""
 
     def put(self, slot: int, estimate: Tensor) -> None:
-        """Take the estimate of one."""
+        """Take the estimate of the window in a slot."""
+
+
+def nothing(done: float) -> None:
+    """A callback that does nothing."""
 
 
 class Denoiser:
-    """The estimates of one rank's windows.
+    """Estimates the clean latents of one rank's windows.
 
-    Every micro-batch has ``batch_size`` slots and is padded: on one kind of device a window's bits depend on the
+    Every micro-batch has ``batch_size`` entries and is padded: on one kind of device a window's bits depend on the
     shape of its batch, not on its place in it or on what lies beside it.
 
     Args:
-        networks: of the model; more than one where there are styles.
-        guided_levels: None: all.
+        networks: The model's network; several where the condition has styles.
+        condition: What the windows are asked for.
+        timesteps: The model's timestep at each level.
+        batch_size: Entries of a micro-batch.
+        dtype: Type that the networks compute in.
+        guided_levels: Levels that are guided; None: all.
+        on_batch: Called after every micro-batch with the part of the level's work that is done, up to 1.
     """
 
     def __init__(
@@ -45,67 +55,65 @@ class Denoiser:
         networks: Sequence[Network],
         condition: Condition,
         schedule: Schedule,
+        timesteps: Sequence[int] | np.ndarray,
         batch_size: int,
+        *,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         guided_levels: range | None = None,
+        on_batch: Callable[[float], None] = nothing,
     ) -> None:
-        self.networks, self.condition, self.schedule = networks, condition, schedule
-        self.batch_size, self.dtype, self.device, self.guided_levels = batch_size, dtype, device, guided_levels
-        self.always = condition
-        self.evaluations = 0
+        self.networks, self.schedule, self.timesteps = networks, schedule, timesteps
+        self.guided, self.unguided, self.guided_levels = condition, condition.unguided(), guided_levels
+        self.batch_size, self.dtype, self.device, self.on_batch = batch_size, dtype, device, on_batch
+        self.evaluations = 0  # since the start
 
-    def __call__(
-        self,
-        plan: Plan,
-        windows: Windows,
-        t: int,
-        level: int = 0,
-        between: Callable[[int, float], None] = lambda level, done: None,
-    ) -> None:
-        """Estimates (C, p, p) in float32 of this rank's windows at timestep ``t``, in the plan's order. Local.
+    def condition(self, level: int) -> Condition:
+        """What windows are asked for at a level."""
+        return self.guided if self.guided_levels is None or level in self.guided_levels else self.unguided
 
-        Where the model learned its variance, its word on it follows as C more channels.
+    def __call__(self, plan: Plan, windows: Windows, level: int) -> None:
+        """Put float32 estimates (C, p, p) of this rank's windows, in the plan's order. Local.
+
+        Where the model learned its variance, C more channels follow with the network's prediction of it.
 
         Args:
-            windows: gives the latents and takes the estimates.
-            between: called after every micro-batch with the level and the part of the work that is done.
+            windows: Gives the latents and takes the estimates.
         """
-        guided = self.guided_levels is None or level in self.guided_levels
-        self.condition = self.always if guided else self.always.unguided()
-        requests = [(w, key) for w in range(len(plan)) for key in self.condition.requests(int(plan.label_bits[w]))]
-        requests.sort(key=lambda request: self.condition.network(request[1]))  # a micro-batch is of one network
-        boxes = [Window(*box) for box in windows_of(plan.cover, plan.ids).tolist()]
-        outputs: dict[int, dict[int, Tensor]] = {}
-        last = {window: index for index, (window, _) in enumerate(requests)}
+        condition, t = self.condition(level), int(self.timesteps[level])
         from_x, from_output = self.schedule.to_denoised(self.schedule.alpha_bar[t])
+        requests = [(slot, key) for slot in range(len(plan)) for key in condition.requests(int(plan.label_bits[slot]))]
+        requests.sort(key=lambda request: condition.network(request[1]))  # a micro-batch is of one network
+        last = {slot: index for index, (slot, _) in enumerate(requests)}
+        boxes = [Window(*box) for box in windows_of(plan.cover, plan.window_ids).tolist()]
+        outputs: dict[int, dict[int, Tensor]] = {}  # of windows with keys still to come
         done = 0
-        for batch in self.batches(requests):
-            x = windows.read([window for window, _ in batch], self.batch_size, self.dtype)
-            answers = self.evaluate([(boxes[window], key) for window, key in batch], x, t)
-            if self.dtype != torch.float32:
-                x = windows.read([window for window, _ in batch], self.batch_size, torch.float32)
-            for slot, (window, key) in enumerate(batch):
-                outputs.setdefault(window, {})[key] = answers[slot]
-                if last[window] == done + slot:
-                    channels = x.shape[1]
-                    out = combine(
-                        self.condition, boxes[window], int(plan.label_bits[window]), outputs.pop(window), channels
-                    )
-                    estimate = x[slot] * from_x + out[:channels] * from_output
-                    whole = torch.cat([estimate, out[channels:]]) if len(out) > channels else estimate
-                    windows.put(window, whole)
+        for batch in self.batches(condition, requests):
+            slots = [slot for slot, _ in batch]
+            x = windows.read(slots, self.batch_size, self.dtype)
+            answers = self.evaluate(condition, [(boxes[slot], key) for slot, key in batch], x, t)
+            if self.dtype != torch.float32:  # half precision is the network's alone
+                x = windows.read(slots, self.batch_size, torch.float32)
+            channels = x.shape[1]
+            for entry, (slot, key) in enumerate(batch):
+                outputs.setdefault(slot, {})[key] = answers[entry]
+                if last[slot] == done + entry:
+                    bits = int(plan.label_bits[slot])
+                    output = combine(condition, boxes[slot], bits, outputs.pop(slot), channels)
+                    estimate = x[entry] * from_x + output[:channels] * from_output
+                    variance = output[channels:]
+                    windows.put(slot, torch.cat([estimate, variance]) if len(variance) else estimate)
             done += len(batch)
-            between(level, done / len(requests))
+            self.on_batch(done / len(requests))
         if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)  # what the level took is known here, and whose turn it is to wait
+            torch.cuda.synchronize(self.device)  # the time of the level is known here, and not in whatever waits next
 
-    def evaluate(self, asked: list[tuple[Window, int]], x: Tensor, t: int) -> Tensor:
-        """The network's output (B, C, p, p) for one micro-batch, in float32; padding included."""
+    def evaluate(self, condition: Condition, asked: list[tuple[Window, int]], x: Tensor, t: int) -> Tensor:
+        """float32 (B, C, p, p): the network's output for one micro-batch, padding included."""
         padded = asked + [asked[-1]] * (self.batch_size - len(asked))
-        given = self.condition.inputs(padded)
+        given = condition.inputs(padded)
         with torch.inference_mode():
-            out = self.networks[self.condition.network(asked[0][1])](
+            out = self.networks[condition.network(asked[0][1])](
                 x,
                 torch.full((self.batch_size,), t, device=self.device),
                 {name: self.to_device(value) for name, value in given.items()},
@@ -114,44 +122,38 @@ class Denoiser:
         return out.float()
 
     def to_device(self, value: np.ndarray) -> Tensor:
+        """An input of the network on its device, and in its type if it holds no integers."""
         tensor = torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
-    def batches(self, requests: list[Request]) -> Iterator[list[Request]]:
+    def batches(self, condition: Condition, requests: list[Request]) -> Iterator[list[Request]]:
         """Runs of at most ``batch_size`` requests to one network."""
-        start = 0
-        while start < len(requests):
-            network = self.condition.network(requests[start][1])
-            stop = start
-            while (
-                stop < len(requests)
-                and stop - start < self.batch_size
-                and self.condition.network(requests[stop][1]) == network
-            ):
-                stop += 1
-            yield requests[start:stop]
-            start = stop
+        for _, run in itertools.groupby(requests, lambda request: condition.network(request[1])):
+            of_network = list(run)
+            for start in range(0, len(of_network), self.batch_size):
+                yield of_network[start : start + self.batch_size]
 
 
 def combine(condition: Condition, window: Window, label_bits: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
     """Each latent's output under its own label: null + w (cond - null).
 
     Args:
-        present: the labels of the window, as bits.
-        outputs: (C, p, p) of every key; of the channels beyond the first ``channels`` there is no guidance.
+        label_bits: Labels of the window, as bits.
+        outputs: The network's output (C, p, p) for every key.
+        channels: Channels that are guided; those beyond are a prediction of the variance, which is not.
     """
-    found = list(labels_of(label_bits))
-    answers = [guided(condition, label, outputs, channels) for label in found]
-    out = answers[0]
-    if len(found) > 1:
-        labels = torch.from_numpy(np.ascontiguousarray(condition.crop(window))).to(out.device)
-        for label, answer in zip(found[1:], answers[1:], strict=True):
-            out = torch.where(labels == label, answer, out)
-    return out
+    labels = list(labels_of(label_bits))
+    answers = [guided(condition, label, outputs, channels) for label in labels]
+    output = answers[0]
+    if len(labels) > 1:
+        label_map = torch.from_numpy(np.ascontiguousarray(condition.crop(window))).to(output.device)
+        for label, answer in zip(labels[1:], answers[1:], strict=True):
+            output = torch.where(label_map == label, answer, output)
+    return output
 
 
 def guided(condition: Condition, label: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
-    """The output of a whole window under one label."""
+    """The output of a whole window under one label, guided."""
     cond, null = condition.keys(label)
     if cond is None:
         assert null is not None

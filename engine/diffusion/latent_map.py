@@ -1,30 +1,31 @@
-"""A value for every latent of the canvas, read where it is asked for: no rank holds the map of the whole canvas."""
+"""A value for every latent of the canvas, read box by box: no rank holds the map of the whole canvas."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from engine.diffusion.boxes import ReadImageBox, ReadSteps, in_blocks
 from engine.planning.geometry import Frames, Window
 
-SIDE = 256  # of a block, latents
-KEPT = 256  # blocks kept, of 64 KiB each
-ReadSteps = Callable[[int, Window, int], np.ndarray]  # (image, box in px, px per latent) -> a value for each latent
+SIDE = 256  # latents; side of the blocks that are kept
+KEPT = 256  # number of blocks that are kept, of 64 KiB each
 
 
 @dataclass(frozen=True)
 class LatentMap:
     """uint8 (H, W) of the canvas, sliced by box: ``labels[y0:y1, x0:x1]`` is an array.
 
-    What was read is kept in blocks for a while, and not sent to other ranks.
+    Blocks that were read are kept for a while, and not sent to other ranks.
 
     Args:
-        read: from a box of an image, which begins at a latent's corner, to the values of its latents.
-        repeats: an image smaller than a window is padded with the values of its edge; else with 0.
+        frames: The images on the canvas.
+        read: Function of (image, box in px, px per latent) that returns a value for each latent; the box begins at a
+            latent's corner.
+        repeats: Whether an image smaller than a window is padded with the values of its edge, and not with 0.
     """
 
     frames: Frames
@@ -37,47 +38,39 @@ class LatentMap:
 
     @property
     def nbytes(self) -> int:
-        """The most that is kept."""
+        """The most bytes that are kept."""
         return min(KEPT * SIDE**2, self.shape[0] * self.shape[1])
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         (y0, y1, _), (x0, x1, _) = (part.indices(n) for part, n in zip(index, self.shape, strict=True))
-        box = Window(y0, x0, y1, x1)
-        found = np.empty(box.shape, np.uint8)
-        for y in range(y0 - y0 % SIDE, y1, SIDE):
-            for x in range(x0 - x0 % SIDE, x1, SIDE):
-                place = Window(y, x, y + SIDE, x + SIDE)
-                common = box & place
-                found[common.within(box)] = self.block(y, x)[common.within(place)]
-        return found
+        return self.read_canvas(0, Window(y0, x0, y1, x1))
 
     @cached_property
-    def block(self) -> Callable[[int, int], np.ndarray]:
-        """The block at a position, from those kept or read now."""
-        return lru_cache(maxsize=KEPT)(self.read_block)
+    def read_canvas(self) -> ReadImageBox:
+        """A reader of boxes of the canvas, taken as one image."""
+        return in_blocks(lambda _, box: self.read_block(box), self.shape, np.uint8, SIDE, KEPT)
 
-    def read_block(self, y: int, x: int) -> np.ndarray:
-        """uint8 (h, w), of one image after another."""
-        canvas = Window(y, x, y + SIDE, x + SIDE) & Window(0, 0, *self.shape)
+    def read_block(self, box: Window) -> np.ndarray:
+        """uint8 (h, w): the values of a box of the canvas, from each image that it meets."""
         height = self.frames.frame[0]
         parts = []
-        for image in range(canvas.y0 // height, (canvas.y1 - 1) // height + 1):
+        for image in range(box.y0 // height, (box.y1 - 1) // height + 1):
             top = image * height
-            rows = max(canvas.y0 - top, 0), min(canvas.y1 - top, height)
-            parts.append(self.read_frame(image, Window(rows[0], canvas.x0, rows[1], canvas.x1)))
+            rows = max(box.y0 - top, 0), min(box.y1 - top, height)
+            parts.append(self.read_frame(image, Window(rows[0], box.x0, rows[1], box.x1)))
         return np.concatenate(parts)
 
     def read_frame(self, image: int, box: Window) -> np.ndarray:
-        """A box of an image's frame, which may reach beyond the image."""
+        """uint8 (h, w): the values of a box of an image's frame, which may reach beyond the image."""
         (height, width), factor = self.frames.size, self.frames.factor
         last = -(-height // factor) - 1, -(-width // factor) - 1
         inner = Window(min(box.y0, last[0]), min(box.x0, last[1]), min(box.y1, last[0] + 1), min(box.x1, last[1] + 1))
         part = self.read(image, inner.scaled(factor) & Window(0, 0, height, width), factor)
         rows, columns = np.arange(box.y0, box.y1), np.arange(box.x0, box.x1)
-        found = part[np.minimum(rows, last[0]) - inner.y0][:, np.minimum(columns, last[1]) - inner.x0]
+        values = part[np.minimum(rows, last[0]) - inner.y0][:, np.minimum(columns, last[1]) - inner.x0]
         if not self.repeats:
-            found = found * ((rows <= last[0])[:, None] & (columns <= last[1]))
-        return found.astype(np.uint8)
+            values = values * ((rows <= last[0])[:, None] & (columns <= last[1]))
+        return values.astype(np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LatentMap, (self.frames, self.read, self.repeats)

@@ -1,4 +1,4 @@
-"""Noise schedules: betas, alpha_bar, timesteps, and what a network's output says of the clean canvas.
+"""Noise schedules: betas, alpha_bar, timesteps, and the estimate of the clean canvas from a network's output.
 
 All tables are float64. Names and values of the settings are those of a diffusers ``scheduler_config.json``.
 """
@@ -34,16 +34,16 @@ def betas(kind: str, timesteps: int, start: float = 1e-4, end: float = 0.02) -> 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A model's diffusion: its alpha_bar, and how its output is to be read.
+    """A model's diffusion: its alpha_bar, and what its output means.
 
     Args:
-        alpha_bar: cumulative product of 1 - beta, one for each of the model's timesteps.
-        prediction: ``epsilon``, ``sample`` or ``v_prediction``.
-        clip: the fused estimate of the clean canvas is clipped to +- this; None leaves it.
-        rederive_noise: after clipping, whether the noise is computed again from the clipped estimate.
-        spacing: how the levels of a run are taken from the timesteps.
-        steps_offset: added to the timesteps of ``leading``.
-        variance: of the ancestral step: that of the posterior, beta, or between the two as the network says.
+        alpha_bar: Cumulative product of 1 - beta at each of the model's timesteps.
+        prediction: What the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
+        clip: The fused estimate of the clean canvas is clipped to +- this; None: it is not clipped.
+        rederive_noise: Whether the noise is computed again from the clipped estimate.
+        spacing: How a run's levels are chosen from the timesteps.
+        steps_offset: Number added to the timesteps of ``leading``.
+        variance: Variance of the ancestral step: the posterior's, beta, or between the two as the network predicts.
     """
 
     alpha_bar: tuple[float, ...]
@@ -88,16 +88,16 @@ class Schedule:
 
     @property
     def timesteps(self) -> int:
-        """How many the model was trained with."""
+        """Number of timesteps that the model was trained with."""
         return len(self.alpha_bar)
 
     def levels(self, steps: int) -> np.ndarray:
         """The timesteps of a run, noisiest first.
 
         Args:
-            steps: 1 up to the model's timesteps.
+            steps: Number of levels, 1 up to the model's timesteps.
         Raises:
-            ValueError: ``steps`` outside that range.
+            ValueError: ``steps`` is outside that range.
 
         >>> Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing="trailing").levels(4).tolist()
         [999, 749, 499, 249]
@@ -111,6 +111,10 @@ class Schedule:
             return np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
         leading = (np.arange(steps) * (total // steps))[::-1].astype(np.int64)
         return leading + min(self.steps_offset, total - 1 - int(leading[0]))  # with all steps there is no room
+
+    def output_channels(self, channels: int) -> int:
+        """Number of channels of the network's output, for a canvas of so many: a learned variance doubles them."""
+        return channels * (2 if self.variance == "learned_range" else 1)
 
     def to_denoised(self, alpha_bar: float) -> tuple[float, float]:
         """(a, b) with denoised = a x + b output at a level, whatever the network predicts.

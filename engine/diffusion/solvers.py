@@ -4,7 +4,7 @@
 
 ``denoised`` is the fused estimate of the clean canvas, ``clipped`` the same after the model's clipping (equal
 where it does not clip) and ``denoised_prev`` that of the level before. Tables are float64. Where the model learned its
-variance, d is worked out for every latent from what the network says.
+variance, d is computed for every latent from the network's prediction of it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class Step:
     """The coefficients of one level; see the head of this file.
 
     Args:
-        log_variance: of the noise, least and most, where the model learned where between the two it lies; d is then
-            that of the least, and not used.
+        log_variance: Least and most log-variance of the noise, of a model that predicts where between the two it lies;
+            d is then that of the least, and not used.
+        keeps: Whether the level's estimate is kept, because the next level reads it as ``denoised_prev``.
     """
 
     a: float
@@ -32,14 +33,15 @@ class Step:
     d: float = 0.0
     e: float = 0.0
     log_variance: tuple[float, float] | None = None
+    keeps: bool = False
 
 
 def ddim(alpha_bar: Sequence[float], eta: float, rederive_noise: bool = False) -> list[Step]:
     """Song et al. 2021, arXiv:2010.02502, eq. 12, for any eta >= 0; the last level goes to alpha_bar 1.
 
     Args:
-        alpha_bar: of the levels, noisiest first.
-        rederive_noise: take the noise from the clipped estimate rather than from the estimate itself.
+        alpha_bar: alpha_bar of each level, noisiest first.
+        rederive_noise: Take the noise from the clipped estimate rather than from the estimate itself.
     """
     table = []
     for now, after in _pairs(alpha_bar):
@@ -56,8 +58,9 @@ def ddpm(alpha_bar: Sequence[float], variance: str = "fixed_small") -> list[Step
     """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, eq. 7), respaced.
 
     Args:
-        variance: ``fixed_small``: of the posterior; ``fixed_large``: beta; ``learned_range``: between the two, as the
-            network says for every latent (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        variance: Variance of the noise. ``fixed_small`` is that of the posterior, ``fixed_large`` is beta;
+            ``learned_range`` lies between the two where the network predicts it for every latent (Nichol & Dhariwal
+            2021, arXiv:2102.09672, eq. 15).
     """
     table = []
     for now, after in _pairs(alpha_bar):
@@ -75,16 +78,18 @@ def ddpm(alpha_bar: Sequence[float], variance: str = "fixed_small") -> list[Step
 
 
 def dpmpp2m(alpha_bar: Sequence[float]) -> list[Step]:
-    """DPM-Solver++ 2M, midpoint (Lu et al. 2022, arXiv:2211.01095, alg. 2); first and last level of first order."""
+    """DPM-Solver++ 2M, midpoint (Lu et al. 2022, arXiv:2211.01095, alg. 2); first order at the first and last level."""
     table: list[Step] = []
     h_before = 0.0
     for now, after in _pairs(alpha_bar):
-        if after == 1.0:  # the noise ends: the update tends to the estimate itself
+        if after == 1.0:  # no noise is left: the update tends to the estimate itself
             table.append(_step(0.0, 1.0))
             break
         h = _log_snr(after) - _log_snr(now)
         gain = -np.sqrt(after) * np.expm1(-h)
         extra = h / (2 * h_before) if table else 0.0
+        if table:  # the midpoint reads the estimate of the level before
+            table[-1] = replace(table[-1], keeps=True)
         table.append(_step(np.sqrt((1 - after) / (1 - now)), gain * (1 + extra), c=-gain * extra))
         h_before = h
     return table
@@ -93,7 +98,7 @@ def dpmpp2m(alpha_bar: Sequence[float]) -> list[Step]:
 def euler(alpha_bar: Sequence[float]) -> list[Step]:
     """Euler's method on the probability flow of x / sqrt(alpha_bar) over sigma (Karras et al. 2022, alg. 1).
 
-    The same update as DDIM with eta 0, noise re-derived.
+    In exact arithmetic it is DDIM with eta 0 and re-derived noise; the coefficients differ in their last digits.
     """
     table = []
     for now, after in _pairs(alpha_bar):
@@ -102,20 +107,15 @@ def euler(alpha_bar: Sequence[float]) -> list[Step]:
     return table
 
 
-def needs_previous(table: Sequence[Step], level: int) -> bool:
-    """Whether a level reads the estimate of the one before; false beyond the last."""
-    return level < len(table) and table[level].c != 0
-
-
 def steps_of(
     solver: str, alpha_bar: Sequence[float], eta: float, rederive_noise: bool, variance: str = "fixed_small"
 ) -> list[Step]:
     """The table of a solver by its name.
 
     Args:
-        variance: of ddpm.
+        variance: Variance of the noise of ddpm.
     Raises:
-        ValueError: an unknown solver, or an eta that it has no use for.
+        ValueError: The solver is unknown, or has no use for eta.
     """
     if solver == "ddim":
         return ddim(alpha_bar, eta, rederive_noise)
@@ -131,6 +131,7 @@ def steps_of(
 
 
 def _pairs(alpha_bar: Sequence[float]) -> list[tuple[float, float]]:
+    """alpha_bar before and after each level; after the last it is 1."""
     return list(zip(alpha_bar, [*alpha_bar[1:], 1.0], strict=True))
 
 

@@ -1,9 +1,12 @@
 """The distributed canvas: each rank holds its shards; windows are gathered from it and estimates fused into it.
 
-Shape suffixes: C channels, h w latents of a shard or box, p p of a window.
+Shape suffixes: C channels, h w latents of a shard.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,12 +14,29 @@ from torch import Tensor
 from engine.diffusion.solvers import Step
 from engine.distributed.ranks import Ranks
 from engine.planning.ownership import Ownership
+from engine.planning.streams import Stream
 from kernels.noise import draw
 from kernels.step import level_step
 from kernels.values import Field, Update
 
-Shards = dict[int, Tensor]  # shard index -> float32 (C, h, w)
-LATENTS, ESTIMATES = 1, 2  # tags
+Shards = dict[int, Tensor]  # shard -> float32 (C, h, w)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the clean canvas before it is sampled (in-painting), on this rank's shards.
+
+    Args:
+        latents: The known latents of each shard.
+        unknown: bool (h, w) of each shard, true where latents are to be sampled.
+        alpha_bar: alpha_bar of each level; at the end of the run it is 1.
+        gain: The card's ``latents_gain``: at the end known latents are divided by it, for decoding multiplies by it.
+    """
+
+    latents: Shards
+    unknown: Shards
+    alpha_bar: Sequence[float]
+    gain: float = 1.0
 
 
 class Canvas:
@@ -25,7 +45,7 @@ class Canvas:
     Tensors are replaced, never changed: a checkpoint may still be written from them.
 
     Args:
-        round_index: of rejection sampling: later rounds have noise of their own at the same positions.
+        round_index: Round of rejection sampling: later rounds have noise of their own at the same positions.
     """
 
     def __init__(
@@ -35,19 +55,17 @@ class Canvas:
         self.round_index = round_index
         self.x: Shards = {}
         self.previous: Shards = {}
-        self.known: Shards = {}
-        self.known_gain = 1.0  # that the decoder will multiply by; what is known needs none
-        self.unknown: dict[int, Tensor] = {}
+        self.known: Known | None = None
 
     def start(self) -> None:
-        """Unit normal noise: a function of seed and position alone. Local."""
+        """Fill the canvas with unit normal noise, a function of seed and position alone. Local."""
         self.x = {s: self.noise("initial", 0, s) for s in self.ownership.owned(self.ranks.rank)}
 
     def check(self) -> None:
         """Local.
 
         Raises:
-            ValueError: a value that is no number, or infinite.
+            ValueError: A value is not a number, or infinite.
         """
         if not self.finite():
             raise ValueError(
@@ -56,34 +74,41 @@ class Canvas:
             )
 
     def finite(self) -> bool:
+        """Whether all values are finite numbers. Local."""
         return all(bool(torch.isfinite(x).all()) for x in self.x.values())
 
     def field(self, purpose: str, level: int, shard: int) -> Field:
-        """The noise of a shard."""
+        """The noise of a level, seen from the corner of a shard on."""
         w = self.ownership.shard(shard)
-        return Field(self.seed, purpose, level + (self.round_index << 20), w.y0, w.x0)
+        return Field(self.seed, purpose, Stream(self.seed, level, self.round_index).noise_level, w.y0, w.x0)
 
     def noise(self, purpose: str, level: int, shard: int) -> Tensor:
+        """float32 (C, h, w): the noise of a shard."""
         return draw(self.field(purpose, level, shard), self.channels, *self.ownership.shard(shard).shape, self.device)
 
-    def hold_known(self, level: int, alpha_bar: float) -> None:
-        """Put what is known of the clean canvas back, noised to a level, outside the mask of in-painting. Local."""
-        for shard, known in self.known.items():
-            noised = known * alpha_bar**0.5 if alpha_bar < 1 else known / self.known_gain
+    def hold_known(self, level: int) -> None:
+        """Put back what is known, as noisy as the canvas is before ``level``; nothing where nothing is known. Local."""
+        if self.known is None:
+            return
+        alpha_bar = self.known.alpha_bar[level] if level < len(self.known.alpha_bar) else 1.0
+        for shard, known in self.known.latents.items():
+            noised = known * alpha_bar**0.5 if alpha_bar < 1 else known / self.known.gain
             if alpha_bar < 1:
                 noised = noised + self.noise("known", level, shard) * (1 - alpha_bar) ** 0.5
-            self.x[shard] = torch.where(self.unknown[shard], self.x[shard], noised)
+            self.x[shard] = torch.where(self.known.unknown[shard], self.x[shard], noised)
 
-    def step(self, denoised: Shards, coefficients: Step, level: int, clip: float | None, keep: bool) -> None:
-        """One solver step on the owned shards, with noise drawn by position. Local.
+    def step(self, denoised: Shards, step: Step, level: int, clip: float | None) -> None:
+        """One solver step on the owned shards, with noise drawn by position; then what is known is put back. Local.
 
         Args:
-            denoised: the fused estimates; what follows the canvas's channels speaks of the noise's variance.
-            keep: hold on to ``denoised`` as the next level's history.
+            denoised: The fused estimates; channels beyond the canvas's are the network's prediction of the variance.
+            clip: Bound of the estimates, +- this; None: there is none.
         """
-        c = coefficients
-        for shard, fused in denoised.items():
-            noise = self.field("step", level, shard) if c.d or c.log_variance else None
-            update = Update((c.a, c.b, c.c, c.d, c.e), clip, c.log_variance, noise)
-            self.x[shard] = level_step(self.x[shard], fused, self.previous.get(shard), update)
-        self.previous = {shard: fused[: self.channels] for shard, fused in denoised.items()} if keep else {}
+        with self.ranks.timer("fuse"):
+            for shard, fused in denoised.items():
+                noise = self.field("step", level, shard) if step.d or step.log_variance else None
+                update = Update((step.a, step.b, step.c, step.d, step.e), clip, step.log_variance, noise)
+                self.x[shard] = level_step(self.x[shard], fused, self.previous.get(shard), update)
+            kept = denoised if step.keeps else {}
+            self.previous = {shard: fused[: self.channels] for shard, fused in kept.items()}
+            self.hold_known(level + 1)

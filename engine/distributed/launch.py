@@ -11,7 +11,7 @@ from engine.distributed.ranks import AgreedError, Ranks
 
 
 def world() -> Ranks:
-    """All ranks that were started together.
+    """The ranks that were started together.
 
     Raises:
         ValueError: Slurm started several tasks, but each is alone.
@@ -22,7 +22,7 @@ def world() -> Ranks:
     tasks = int(os.environ.get("SLURM_NTASKS", "1") or 1)
     if ranks.size == 1 and tasks > 1:
         if os.environ.get("SLURM_PROCID", "0") != "0":
-            raise SystemExit(1)  # one line is enough: task 0 says it
+            raise SystemExit(1)  # task 0 prints the one line
         raise ValueError(
             f"SLURM_NTASKS is {tasks} but this process is alone: MPI was not joined to Slurm; "
             "start with srun --mpi=pmi2 (or --mpi=pmix, see srun --mpi=list) or with mpiexec; "
@@ -32,11 +32,11 @@ def world() -> Ranks:
 
 
 def run_main(main: Callable[[Ranks], int]) -> int:
-    """Run a program on all ranks: agreed errors are printed once by rank 0; any other end of one rank ends all.
+    """Run a program on all ranks. Rank 0 prints an agreed error once; any other error of one rank ends all of them.
 
     Returns:
-        The exit status: what ``main`` returns, 1 on an agreed error. ``sys.exit`` inside ``main`` counts as a failure
-        of that rank where there are others.
+        The exit status: what ``main`` returns, or 1 after an agreed error. ``sys.exit`` inside ``main`` counts as an
+        error of that rank, if there are others.
     """
     try:
         ranks = world()
@@ -50,7 +50,6 @@ def run_main(main: Callable[[Ranks], int]) -> int:
     except AgreedError as error:
         if ranks.rank == 0:
             print_error(error)
-        ranks.drain()
         ranks.barrier()
         return 1
     except BaseException as error:

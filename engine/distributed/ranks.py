@@ -1,4 +1,4 @@
-"""The only importer of mpi4py: agreement, polite waiting, the end of all when one rank fails."""
+"""The ranks of a run: what they agree on, how they wait, what goes on in the background, how all end together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,22 +19,38 @@ from engine.command_line import describe
 from engine.distributed.timing import Timer
 
 T = TypeVar("T")
-MOVING = 0.005  # seconds between two looks at messages while a rank computes
-LONGEST_PAUSE = 0.002  # seconds between two looks while it waits
+POLL_WHILE_COMPUTING = 0.005  # seconds between two looks at messages while a rank computes
+LONGEST_PAUSE = 0.002  # seconds between two looks at messages while a rank waits
+DRAIN = 5.0  # seconds that ranks that leave together spend on bringing their messages to an end
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 
 
 class AgreedError(Exception):
-    """An error that every rank knows of: all leave together and rank 0 says why."""
+    """An error that every rank knows of: all raise it together, and rank 0 prints it."""
+
+
+class Message(Protocol):
+    """A message on its way."""
+
+    def advance(self) -> bool:
+        """Go on with it; whether it has left. Local."""
 
 
 class Ranks:
-    """A communicator, with the verbs this project needs. All waiting is polite: polled, with a sleep between."""
+    """A communicator, with the verbs this project needs. All waiting is polite: polled, with a sleep in between.
+
+    Attributes:
+        plan_comm, status_comm: Communicators of their own for plans and for status sums, whose collectives go on beside
+            those of ``comm``, in orders of their own.
+        stop_requested: Whether this rank was asked to stop, see ``catch_signals``.
+        timer: Where this rank's time goes.
+        device: Device that this rank computes on.
+    """
 
     def __init__(self, comm: Any) -> None:
         from mpi4py import MPI
 
-        self.comm = comm
+        self.mpi, self.comm = MPI, comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED) if self.size > 1 else comm
@@ -42,68 +58,102 @@ class Ranks:
         self.local_size: int = node.Get_size()
         if node is not comm:
             node.Free()
+        self.plan_comm, self.status_comm = comm.Dup(), comm.Dup()
+        self.plan_lock = threading.RLock()  # held by the thread that goes on with a plan
+        self.tags_used = 0
         self.stop_requested = False
         self.timer = Timer()
         self.device = "cpu"
-        self.mpi = MPI
-        self.planning, self.voting = comm.Dup(), comm.Dup()  # their collectives have orders of their own
-        self.posted = 0
-        self.unsent: list[Any] = []  # messages that are kept until they have left
-        self.background: Callable[[], bool] | None = None  # goes on a little; whether it has come to its end
-        self.lock = threading.RLock()  # of the messages that two threads move on
-        self.planning_lock = threading.RLock()
-        self.busy_now = threading.Event()
-        self.mover: threading.Thread | None = None
-        self.problem: BaseException | None = None  # of the thread that moves messages
+        # What goes on in the background, and the thread that keeps it going while this rank computes.
+        self.unsent: list[Message] = []
+        self.unsent_lock = threading.RLock()
+        self.in_background: Callable[[], bool] | None = None
+        self.computing_now = threading.Event()
+        self.thread: threading.Thread | None = None
+        self.thread_problem: BaseException | None = None
 
-    # ---- waiting and agreeing -------------------------------------------------------------------
+    # ---- the background -------------------------------------------------------------------------
 
-    def progress(self) -> None:
-        """Move what goes on in the background: messages on their way, and ``background``. Local; cheap."""
-        self.comm.Iprobe()  # MPI moves messages only while it is called
-        with self.lock:
-            self.unsent = [sending for sending in self.unsent if not sending.moved()]
-        if (background := self.background) is not None:
-            background()
+    def carry(self, message: Message) -> None:
+        """Keep a message, and go on with it until it has left. Local."""
+        with self.unsent_lock:
+            if not message.advance():
+                self.unsent.append(message)
 
     @contextmanager
-    def progress_in_background(self) -> Iterator[None]:
-        """While this rank computes, a thread moves its messages on, where the MPI library lets two threads call it."""
-        if self.size == 1 or self.mpi.Query_thread() < self.mpi.THREAD_MULTIPLE:
-            yield
-            return
-        if self.mover is None:
-            self.mover = threading.Thread(target=self._move, daemon=True)
-            self.mover.start()
-        self.busy_now.set()
+    def background(self, advance: Callable[[], bool]) -> Iterator[None]:
+        """While this lasts, ``advance`` is called again and again beside other work; only one can be at a time.
+
+        Where it ends, what was begun is brought to its end: no message is left behind. Collective.
+
+        Args:
+            advance: Goes on a little without waiting; returns whether there is nothing left to do.
+        """
+        if self.in_background is not None:
+            raise RuntimeError("something goes on in the background already: end it before this begins")
+        self.in_background = advance
         try:
             yield
+            self.wait_until(advance)
+        except AgreedError:  # all ranks leave together
+            end = time.monotonic() + DRAIN
+            while not advance() and time.monotonic() < end:
+                time.sleep(1e-3)
+            raise
         finally:
-            self.busy_now.clear()
-        if self.problem is not None:
-            raise self.problem
+            self.in_background = None
 
-    def _move(self) -> None:
+    def progress(self) -> None:
+        """Go on with what is in the background: messages on their way, and ``advance``. Local; cheap."""
+        self.comm.Iprobe()  # MPI moves messages only while it is called
+        with self.unsent_lock:
+            self.unsent = [message for message in self.unsent if not message.advance()]
+        if (advance := self.in_background) is not None:
+            advance()
+
+    @contextmanager
+    def computing(self, kind: str) -> Iterator[None]:
+        """Time of this kind, see ``Timer``, in which a thread goes on with the background while this rank computes.
+
+        There is no thread where the MPI library does not let two threads call it.
+        """
+        with self.timer(kind):
+            if self.size == 1 or self.mpi.Query_thread() < self.mpi.THREAD_MULTIPLE:
+                yield
+                return
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._progress_while_computing, daemon=True)
+                self.thread.start()
+            self.computing_now.set()
+            try:
+                yield
+            finally:
+                self.computing_now.clear()
+            if self.thread_problem is not None:
+                raise self.thread_problem
+
+    def _progress_while_computing(self) -> None:
         if self.device.startswith("cuda"):
             import torch
 
             torch.cuda.set_device(self.device)
-        while self.busy_now.wait():
+        while self.computing_now.wait():
             try:
                 self.progress()
             except BaseException as error:
-                self.problem = error
+                self.thread_problem = error
                 return
-            time.sleep(MOVING)
+            time.sleep(POLL_WHILE_COMPUTING)
 
-    def drain(self) -> None:
-        """After an error that all know of: bring what goes on in the background to its end. Collective."""
-        end = time.monotonic() + 5
-        while self.background is not None and not self.background() and time.monotonic() < end:
-            time.sleep(1e-3)
+    def next_tag(self) -> int:
+        """A tag of ``plan_comm`` that no exchange under way has: all ranks take theirs in one order. Local."""
+        self.tags_used += 1
+        return self.tags_used % 16384  # MPI allows 32767 at least
+
+    # ---- waiting and agreeing -------------------------------------------------------------------
 
     def wait_until(self, done: Callable[[], bool]) -> None:
-        """Wait without burning a core: sleeps of 0.1 ms growing to 2 ms between polls."""
+        """Wait without burning a core: sleeps of 0.1 ms growing to 2 ms between polls. Local."""
         self.progress()
         if done():
             return
@@ -115,10 +165,11 @@ class Ranks:
                 self.progress()
 
     def wait(self, requests: list) -> None:
+        """Wait for MPI requests. Local."""
         self.wait_until(lambda: self.mpi.Request.Testall(requests))
 
     def flush(self) -> None:
-        """Wait until everything that this rank sent has left. Local; the receivers must be at it."""
+        """Wait until everything that this rank sent has left. Local; its receivers must receive meanwhile."""
         self.wait_until(lambda: not self.unsent)
 
     def barrier(self) -> None:
@@ -131,7 +182,8 @@ class Ranks:
         if self.size == 1:
             return value
         self.barrier()
-        return self.comm.bcast(value, root=root)
+        sent = self.comm.bcast(value, root=root)
+        return value if self.rank == root else sent  # the root's own, with what it holds open and does not send
 
     def allgather(self, value: T) -> list[T]:
         """Every rank's value, on every rank, in order of rank. Collective."""
@@ -141,22 +193,22 @@ class Ranks:
         return self.comm.allgather(value)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank. Collective."""
+        """Whether the flag is set on any rank. Collective."""
         return self.allreduce(float(flag)) > 0
 
     def allreduce(self, value: float) -> float:
         """The sum over the ranks. Collective."""
-        found = np.array([value])
+        total = np.array([value])
         if self.size > 1:
-            self.wait([self.comm.Iallreduce(self.mpi.IN_PLACE, found)])
-        return float(found[0])
+            self.wait([self.comm.Iallreduce(self.mpi.IN_PLACE, total)])
+        return float(total[0])
 
     def allgather_float(self, value: float) -> np.ndarray:
         """float64 (ranks,): every rank's value. Collective."""
-        found = np.full(self.size, value)
+        values = np.full(self.size, value)
         if self.size > 1:
-            self.wait([self.comm.Iallgather(np.array([value]), found)])
-        return found
+            self.wait([self.comm.Iallgather(np.array([value]), values)])
+        return values
 
     def allreduce_array(self, array: np.ndarray) -> None:
         """Sum an array over the ranks, in place. Collective."""
@@ -167,7 +219,7 @@ class Ranks:
     def agree(self, work: Callable[[], T]) -> T:
         """Run local work that may fail; if it fails on any rank, all raise the same ``AgreedError``. Collective.
 
-        Only errors of the user's and the machine's making are caught (ValueError, OSError, MemoryError).
+        Errors that the user or the machine caused are caught (ValueError, OSError, MemoryError), and no others.
         """
         result, problem = None, ""
         try:
@@ -180,12 +232,12 @@ class Ranks:
         return result  # type: ignore[return-value]
 
     def on_root(self, work: Callable[[], T]) -> T:
-        """Run work on rank 0 and share its result; its error becomes everybody's. Collective."""
+        """Run work on rank 0 and send its result to all; if it fails, all raise ``AgreedError``. Collective."""
         return self.bcast(self.agree(lambda: work() if self.rank == 0 else None))  # type: ignore[return-value]
 
     @cached_property
     def gpu_aware(self) -> bool:
-        """Whether the MPI library says that it takes a GPU's memory."""
+        """Whether the MPI library says that it can send from and receive into a GPU's memory."""
         try:
             return bool(ctypes.CDLL(self.mpi.__file__).MPIX_Query_cuda_support() == 1)
         except (AttributeError, OSError):
@@ -194,7 +246,7 @@ class Ranks:
     # ---- ends -----------------------------------------------------------------------------------
 
     def catch_signals(self) -> None:
-        """USR1 and TERM ask for a checkpoint and a stop; the flag goes into every level's votes."""
+        """From now on USR1 and TERM set ``stop_requested``: every level's status carries it to all ranks. Local."""
 
         def on_signal(number: int, frame: object) -> None:
             self.stop_requested = True

@@ -12,9 +12,9 @@ KINDS = ("plan", "evaluate", "decode", "exchange", "fuse", "store", "wait", "oth
 class Timer:
     """Seconds of each kind of work; nested work counts for the innermost kind alone.
 
-    plan: who does what; evaluate: the network; decode: the autoencoder; exchange: packing and posting messages;
-    fuse: weighted means and the solver's step; store: checkpoints, shards, pyramids; wait: for other ranks, or for
-    a message; other: the rest.
+    ``plan`` works out who does what, ``evaluate`` runs the network, ``decode`` the autoencoder, ``exchange`` packs and
+    starts messages, ``fuse`` averages estimates and takes the solver's step, ``store`` writes checkpoints, shards and
+    pyramids, ``wait`` waits for other ranks or for a message; ``other`` is the rest.
 
     >>> timer = Timer()
     >>> with timer("evaluate"):
@@ -28,7 +28,7 @@ class Timer:
         self.kind, self.mark = "other", time.perf_counter()
 
     def switch(self, kind: str) -> str:
-        """From now on time is of this kind; returns what it was before."""
+        """Count time as this kind from now on; returns the kind before."""
         now, before = time.perf_counter(), self.kind
         self.seconds[before] += now - self.mark
         self.kind, self.mark = kind, now

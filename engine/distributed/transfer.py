@@ -1,4 +1,4 @@
-"""Latents and estimates on their way between ranks."""
+"""Latents and estimates on their way between ranks: float32, many pieces in one message."""
 
 from __future__ import annotations
 
@@ -14,51 +14,65 @@ from engine.distributed.ranks import Ranks
 LARGEST_MESSAGE = 2**28  # elements: MPI counts are 32-bit integers on many sites
 
 
-class SendBuffer:
-    """Pieces of float32 on their way to a rank, in one message; it keeps them until they have left."""
+class Outgoing:
+    """A message to a rank. It keeps its buffer until the message has left.
+
+    Args:
+        pieces: Tensors of one device; they are copied by ``start``.
+    """
 
     def __init__(self, ranks: Ranks, target: int, tag: int, pieces: Sequence[Tensor]) -> None:
-        self.ranks, self.target, self.tag = ranks, target, tag
-        self.buffer, self.ready = pack(pieces, ranks.gpu_aware)
+        self.ranks, self.target, self.tag, self.pieces = ranks, target, tag, pieces
+        self.buffer = torch.empty(0)
+        self.packed: Callable[[], bool] = lambda: False
         self.requests: list | None = None
-        with ranks.lock:
-            if not self.moved():
-                ranks.unsent.append(self)
 
-    def moved(self) -> bool:
-        """Send it, if its pieces are there; whether it has left. Local."""
+    def start(self) -> None:
+        """Pack the pieces, and begin to send them; ``ranks`` goes on with it. Local."""
+        self.buffer, self.packed = pack(self.pieces, self.ranks.gpu_aware)
+        self.pieces = ()
+        self.ranks.carry(self)
+
+    def advance(self) -> bool:
+        """Send the message, if it is packed; whether it has left. Local."""
         if self.requests is None:
-            if not self.ready():
+            if not self.packed():
                 return False
             comm = self.ranks.comm
             self.requests = [comm.Isend(part, dest=self.target, tag=self.tag) for part in parts_of(self.buffer)]
         return bool(self.ranks.mpi.Request.Testall(self.requests))
 
 
-class ReceiveBuffer:
-    """A message that is expected from a rank.
+class Incoming:
+    """A message from a rank.
 
     Args:
-        count: float32 values.
-        device: where they are needed; they arrive there if the MPI library can, else in host memory.
+        count: Number of float32 values.
+        device: Device that they are needed on; they arrive there if the MPI library can, else in host memory.
     """
 
     def __init__(self, ranks: Ranks, source: int, tag: int, count: int, device: str) -> None:
-        self.ranks, self.device = ranks, device
-        self.buffer = allocate_buffer(count, device, ranks.gpu_aware)
-        self.found: Tensor | None = None
-        self.requests = [ranks.comm.Irecv(part, source=source, tag=tag) for part in parts_of(self.buffer)]
+        self.ranks, self.source, self.tag, self.count, self.device = ranks, source, tag, count, device
+        self.buffer = torch.empty(0)
+        self.requests: list = []
+        self.values: Tensor | None = None
+
+    def start(self) -> None:
+        """Begin to receive. Local."""
+        self.buffer = allocate_buffer(self.count, self.device, self.ranks.gpu_aware)
+        comm = self.ranks.comm
+        self.requests = [comm.Irecv(part, source=self.source, tag=self.tag) for part in parts_of(self.buffer)]
 
     def tensor(self) -> Tensor:
         """float32 (count,) on the device; waits for it."""
-        if self.found is None:
+        if self.values is None:
             self.ranks.wait(self.requests)
-            self.found = self.buffer.to(self.device, non_blocking=True)
-        return self.found
+            self.values = self.buffer.to(self.device, non_blocking=True)
+        return self.values
 
 
 def parts_of(buffer: Tensor) -> list[Any]:
-    """What MPI is given of a buffer: host memory as arrays, a GPU's as it is."""
+    """A buffer as MPI takes it, in messages it can count: host memory as arrays, a GPU's memory as it is."""
     whole = buffer.numpy() if buffer.device.type == "cpu" else buffer
     return [whole[i : i + LARGEST_MESSAGE] for i in range(0, len(buffer), LARGEST_MESSAGE)]
 
@@ -67,14 +81,18 @@ def allocate_buffer(count: int, device: str, gpu_aware: bool) -> Tensor:
     """float32 (count,) for a message: in host memory, page-locked where a GPU copies from it, or on the GPU."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu and gpu_aware:
-        found = torch.empty(count, device=device)
-        torch.cuda.current_stream(found.device).synchronize()  # MPI writes beside what still uses this memory
-        return found
+        buffer = torch.empty(count, device=device)
+        # MPI writes outside of the stream: what is still to be done with this memory must be done before.
+        torch.cuda.current_stream(buffer.device).synchronize()
+        return buffer
     return torch.empty(count, pin_memory=on_gpu)
 
 
 def pack(pieces: Sequence[Tensor], gpu_aware: bool) -> tuple[Tensor, Callable[[], bool]]:
-    """Pieces one after another, and whether they are all there: a GPU copies them beside its other work."""
+    """The pieces one after another in a buffer, and a function that says whether they are all there.
+
+    A GPU copies them on a stream of its own, beside its other work.
+    """
     device = pieces[0].device
     if device.type != "cuda":
         return torch.cat([piece.reshape(-1) for piece in pieces]), lambda: True
@@ -94,4 +112,5 @@ def pack(pieces: Sequence[Tensor], gpu_aware: bool) -> tuple[Tensor, Callable[[]
 
 @cache
 def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that copies to and from messages, one a device."""
     return torch.cuda.Stream(device)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 
+from engine.diffusion.boxes import ReadImageBox
 from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
-from engine.inputs.semantic import in_frame_reader, read_condition, styles_of
-from engine.inputs.values import Inputs, Read
+from engine.inputs.semantic import read_condition, semantic_reader, styles_of
+from engine.inputs.values import Inputs
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Frames
 
 
 def condition_of(
-    inputs: Inputs, job: SampleJob, card: ModelCard, frames: Frames, stored: Read | None = None
+    inputs: Inputs, job: SampleJob, card: ModelCard, frames: Frames, read_instances: ReadImageBox | None = None
 ) -> Condition:
     """What the windows of the canvas are asked for.
 
     Args:
-        stored: reads what is stored beside the images; needed only to evaluate, not to plan.
+        read_instances: Reader of the instance map that is stored beside the images; needed only to evaluate windows
+            of a model of nuclei, not to plan.
     """
     weight = float(job.guidance or 0)
     if card.condition == "label-map":
@@ -30,6 +32,6 @@ def condition_of(
         rows = None if job.count is None else frames.frame[0]
         return EmbeddingGrid(weight, None, inputs.grid, inputs.region, pitch, str(job.interpolation), rows)
     if card.condition == "semantic":
-        read = partial(read_condition, in_frame_reader(inputs, job, card, stored), frames)
+        read = partial(read_condition, semantic_reader(inputs, job, card, read_instances), frames)
         return SemanticMap(weight, inputs.labels, read, card.semantic_channels, len(styles_of(job)))
     return Condition(weight)

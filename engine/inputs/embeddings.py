@@ -15,8 +15,12 @@ from engine.storage.readers import read_array
 
 
 def read_embeddings(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
-    """Embeddings on a grid over the canvas, or one for every image of a set."""
-    hashes, found = {}, {}
+    """The embeddings that a job names, and those of the larger region around each.
+
+    Raises:
+        ValueError: embeddings of another extractor or number, or such as the model has no token for.
+    """
+    hashes, grids = {}, {}
     for option, width in (("embeddings", card.embedding_width), ("region_embeddings", card.region_width)):
         value = getattr(job, option)
         if value is None:
@@ -25,13 +29,19 @@ def read_embeddings(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
         if not width:
             raise ValueError(f"{name} {value} is given but the model has no such token; leave it out")
         array = np.asarray(read_array(Path(value), name))
-        found[option] = on_grid(array, job, card, frames, f"{name} {value}", width)
-        hashes[f"{option}_hash"] = digest_of(found[option])
-    return Inputs(hashes, None, grid=found["embeddings"], region=found.get("region_embeddings"))
+        grids[option] = on_grid(array, job, card, frames, f"{name} {value}", width)
+        hashes[f"{option}_hash"] = digest_of(grids[option])
+    return Inputs(hashes, None, grid=grids["embeddings"], region=grids.get("region_embeddings"))
 
 
 def on_grid(array: np.ndarray, job: SampleJob, card: ModelCard, frames: Frames, what: str, width: int) -> np.ndarray:
-    """float32 (rows, columns, width), or (images, width) of a set."""
+    """float32 (rows, columns, width), or (images, width) of a set.
+
+    Args:
+        array: Embeddings as the file has them: (rows, columns, width), or a list (n, width) in that order.
+        what: Name of the file, for messages.
+        width: Numbers of an embedding that the model takes.
+    """
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise ValueError(f"{what} holds {array.dtype}; embeddings are finite floating-point numbers")
     if array.shape[-1] != width:

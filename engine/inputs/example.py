@@ -13,8 +13,9 @@ def example_labels(box: Window, step: int = 1, seed: int = 8) -> np.ndarray:
     A pure function of position on the unbounded plane, made of smooth noise.
 
     Args:
-        box: in pixels of 0.5 um.
-        step: only every ``step``-th row and column.
+        box: Box in pixels of 0.5 um.
+        step: Distance of the rows and columns that are wanted, from the box's corner.
+        seed: Seed of the noise that tissue is drawn from.
     Returns:
         uint8 (height / step, width / step): 0 unknown, 1 carcinoma, 2 necrosis, 3 tumour stroma, 4 other.
     """
@@ -28,7 +29,7 @@ def example_labels(box: Window, step: int = 1, seed: int = 8) -> np.ndarray:
 
 
 def _smooth_noise(box: Window, step: int, period: int, seed: int) -> np.ndarray:
-    """float32 (height, width): normal values on a lattice of ``period``, smoothly interpolated; unit-ish spread."""
+    """float32 (height, width): normal values on a lattice of ``period`` px, smoothly interpolated; std about 1."""
     y = np.arange(box.y0, box.y1, step)
     x = np.arange(box.x0, box.x1, step)
     rows = np.arange(y[0] // period, y[-1] // period + 2)

@@ -1,4 +1,4 @@
-"""Label maps and classes: from a file, one label throughout, or drawn."""
+"""Label maps and classes: from a file, one label throughout, or the drawn example."""
 
 from __future__ import annotations
 
@@ -8,24 +8,51 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.diffusion.latent_map import LatentMap
 from engine.inputs.example import example_labels
-from engine.inputs.maps import MapFile, check_size
-from engine.inputs.values import LabelSource
+from engine.inputs.input_file import integer_file
+from engine.inputs.maps import MapFile, check_size, digest_of
+from engine.inputs.values import Inputs, LabelSource
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.files import CLASSES
 from engine.planning.geometry import Frames, Window, grid
 from engine.planning.names import LARGEST_LABEL
+from engine.storage.layout import LabelArray
 from engine.storage.readers import read_array
 
-READ_SIDE = 2048  # px of a label map read at once
+READ_SIDE = 2048  # px; side of the boxes that a whole label map is read in
+
+
+def read_labels(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
+    """The label map or the classes, and the embeddings of the classes where the model takes those.
+
+    Where a label model samples the map, there are no labels yet.
+    """
+    table, hashes = None, {}
+    if card.condition == "class" and card.embedding_width:
+        table = read_class_table(job, card)
+        hashes["embeddings_hash"] = digest_of(table)
+    known = label_count(card, table)
+    entries = tuple(zip(card.labels, card.colors, strict=True)) if known == len(card.labels) else ()
+    label_array = LabelArray("tissue" if card.condition == "label-map" else "classes", "uint8", entries)
+    if job.label_model:
+        return Inputs({}, label_array)
+    source = label_source(job, card, known)
+    hashes["labels_hash"] = labels_digest(source, frames)
+    return Inputs(hashes, label_array, LatentMap(frames, source.read), table=table)
+
+
+def label_count(card: ModelCard, table: np.ndarray | None) -> int:
+    """Number of labels that the model knows: as many as the table has class embeddings, where it has a table."""
+    return len(card.labels) if table is None else len(table)
 
 
 def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
-    """Where the label map comes from: a file, labels throughout, or the drawn example.
+    """Where the label map comes from: a file, one label throughout each image, or the drawn example.
 
     Args:
-        known: how many labels the model has; other values are refused where they are read.
+        known: Number of labels that the model knows; other values are refused where they are read.
     Raises:
         ValueError: a file that is no label map of this size.
     """
@@ -41,24 +68,24 @@ def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
                 f"`labels` example draws 5 labels but the model knows {known}; pass a label map, or `label` N"
             )
         return LabelSource(partial(example_of_image, job.size[0]), "example")
-    path = Path(str(job.labels))
-    file = MapFile(path, "`labels`", job.size, job.count is not None, known, card.labels)
-    check_size(file.array.shape, job, f"label map {path}", "; or `resize_labels` nearest", job.resize_labels)
-    return LabelSource(file.read, "")
+    file = integer_file(str(job.labels), "`labels`", stack=job.count is not None)
+    check_size(file.array.shape, job, f"label map {file.path}", "; or `resize_labels` nearest", job.resize_labels)
+    return LabelSource(MapFile(file, job.size, known, card.labels).read, "")
 
 
 def uniform_labels(labels: tuple[int, ...], image: int, box: Window, step: int) -> np.ndarray:
+    """One label throughout each image; the images take the labels in turn."""
     return np.full((-(-box.height // step), -(-box.width // step)), labels[image % len(labels)], np.uint8)
 
 
 def example_of_image(height: int, image: int, box: Window, step: int) -> np.ndarray:
-    """The drawn example; the images of a set lie below one another in it."""
+    """A box of the drawn example; the images of a set, ``height`` px high, lie below one another in it."""
     rows = image * (-(-height // step) * step)
     return example_labels(Window(box.y0 + rows, box.x0, box.y1 + rows, box.x1), step)
 
 
 def labels_digest(source: LabelSource, frames: Frames) -> str:
-    """A hash of the whole map, read once in boxes, all of whose values are looked at then."""
+    """A hash of the whole map, read once in boxes, so that every value of it has been checked after this."""
     total = hashlib.sha256(f"{source.identity} {frames.size[0]}x{frames.size[1]}".encode())
     for image in range(frames.images if not source.identity else 0):
         for box in grid(frames.size, READ_SIDE):
@@ -67,7 +94,11 @@ def labels_digest(source: LabelSource, frames: Frames) -> str:
 
 
 def read_class_table(job: SampleJob, card: ModelCard) -> np.ndarray:
-    """float32 (classes, D): the embeddings of the classes, from the job or the model folder."""
+    """float32 (classes, D): the embedding of each class, from the job's file or the model folder.
+
+    Raises:
+        ValueError: no embeddings, or a table of another shape or kind.
+    """
     kept = card.folder / "embedder" / CLASSES
     if job.embeddings is None and kept.exists():
         from safetensors.numpy import load_file

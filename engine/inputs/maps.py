@@ -5,70 +5,71 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 
+from engine.inputs.input_file import InputFile
+from engine.inputs.resize import nearest_box, nearest_index
 from engine.job import SampleJob
 from engine.planning.geometry import Window
-from engine.storage.readers import read_integers
 
-READ_BYTES = 2**27  # of a file read at once
+READ_BYTES = 2**27  # bytes of a file that are read at once
 
 
 @dataclass(frozen=True)
 class MapFile:
-    """A map of the canvas in a file, or a stack of one an image; opened where it is first read, and sent as its name.
+    """A map of the canvas in a file, or a stack of one map an image.
 
     Args:
-        option: of the command line, for messages.
-        size: of the canvas: a map of another size is read at the nearest pixels.
-        stack: whether it may be a stack.
-        known: values from 0 on that there are; None: any will do.
-        names: of the values, for messages.
+        file: The file, of integers (h, w) or (images, h, w).
+        size: Height and width of an image, px; a map of another size is resized by nearest neighbours.
+        known: Number of the values 0, 1, ... that the model knows; None: any value will do.
+        names: Name of each known value, for messages.
     """
 
-    path: Path
-    option: str
+    file: InputFile
     size: tuple[int, int]
-    stack: bool = False
     known: int | None = None
     names: tuple[str, ...] = ()
 
-    @cached_property
-    def array(self) -> np.ndarray:
-        return read_integers(self.path, self.option, self.stack)
-
     def read(self, image: int, box: Window, step: int) -> np.ndarray:
-        """Every ``step``-th value of a box of an image.
+        """Every ``step``-th value of a box of an image, from the box's corner.
 
         Raises:
-            ValueError: a value that there is not.
+            ValueError: a value that the model does not know.
         """
-        height, width = self.array.shape[-2:]
-        rows = np.arange(box.y0, box.y1, step) * height // self.size[0]
-        columns = np.arange(box.x0, box.x1, step) * width // self.size[1]
-        of_image = () if self.array.ndim == 2 else (image,)
-        part = self.array[(*of_image, slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))]
-        values = np.asarray(part)[np.ix_(rows - rows[0], columns - columns[0])]
+        array = self.file.array
+        height, width = array.shape[-2:]
+        values = nearest_box(partial(box_of, array, image), (height, width), self.size, box, step)
         if self.known is not None and (wrong := (values < 0) | (values >= self.known)).any():
             row, column = (int(v[0]) for v in np.nonzero(wrong))
-            which = f", map {image}," if self.array.ndim > 2 else ""
+            y = nearest_index(box.y0, box.y1, height, self.size[0], step)[row]
+            x = nearest_index(box.x0, box.x1, width, self.size[1], step)[column]
+            which = f", map {image}," if array.ndim > 2 else ""
             listed = ", ".join(f"{i} {name}" for i, name in enumerate(self.names))
             raise ValueError(
-                f"{self.option} {self.path}{which} has value {int(values[row, column])} at row {rows[row]}, "
-                f"column {columns[column]}; the model knows {listed}"
+                f"{self.file}{which} has value {int(values[row, column])} at row {y}, column {x}; "
+                f"the model knows {listed}"
             )
         return values
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return MapFile, (self.path, self.option, self.size, self.stack, self.known, self.names)
+
+def box_of(array: np.ndarray, image: int, box: Window) -> np.ndarray:
+    """A box (height, width) of a map, whichever image it is for, or of one map of a stack."""
+    of_image = () if array.ndim == 2 else (image,)
+    return np.asarray(array[(*of_image, slice(box.y0, box.y1), slice(box.x0, box.x1))])
 
 
 def check_size(shape: tuple[int, ...], job: SampleJob, what: str, way: str = "", resize: str | None = None) -> None:
-    """Refuse a map of another size than the canvas, or a stack of another length than the set."""
+    """Refuse a map of another size than the canvas, or a stack of another length than the set.
+
+    Args:
+        shape: Shape of the map, (h, w), or of the stack, (images, h, w).
+        what: Name of the map, for messages.
+        way: Another way out than a canvas of the map's size, for messages.
+        resize: How a map of another size is resized; None: it is refused.
+    """
     height, width = shape[-2:]
     if (height, width) != job.size and resize is None:
         raise ValueError(
@@ -83,7 +84,7 @@ def digest_of(array: np.ndarray, dtype: type | np.dtype | None = None) -> str:
     """sha256 of an array's shape, type and bytes, read in bands.
 
     Args:
-        dtype: that its values are taken in; None: its own.
+        dtype: Type that the values are converted to; None: their own.
     """
     total = hashlib.sha256(f"{array.shape} {np.dtype(dtype or array.dtype)}".encode())
     for band in bands_of(array):

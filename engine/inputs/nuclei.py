@@ -15,20 +15,17 @@ from functools import cached_property
 
 import numpy as np
 
+from engine.diffusion.boxes import ReadBox
 from engine.planning.geometry import Window
 
-Read = Callable[[Window], np.ndarray]
-ReadStack = Callable[[int, int], np.ndarray]  # images first to last (without)
-ReadBox = Callable[[int, Window], np.ndarray]  # a box of an image
 Color = tuple[float, float, float]
 PARTS = {"hv": 2, "color": 3, "edges": 1, "mask": 1}
 PUBLISHED = {2: ("hv",), 3: ("hv", "edges"), 5: ("hv", "color"), 6: ("hv", "color", "edges")}
 BORDERS = ("refuse", "keep", "drop")
 FAR = 2**40  # beyond any canvas
-MOST = 2**32 - 1  # the largest id; what is above it in a key is the number of the image
+MOST = 2**32 - 1  # the largest id: the lower 32 bits of a key are the id, the upper 32 the number of the image
 
-
-# A row: of one nucleus, or (id 0) of an image's background. Boxes are half-open, positions those of the canvas.
+# A row of the table: one nucleus, or (id 0) an image's background. Boxes are half-open; positions are the image's, px.
 ROW = np.dtype(
     [("key", np.uint64), *((name, np.int64) for name in ("area", "y0", "x0", "y1", "x1", "sum_y", "sum_x"))]
     + [("color", np.int64, (3,))]
@@ -69,16 +66,15 @@ def channel_count(channels: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Nuclei:
-    """The table of a map's nuclei, and the maps of its windows.
+    """The table of the nuclei of a map or of a stack of maps, and the condition maps that are made from it.
 
     Args:
-        shape: of the canvas, or of every image of a stack; px.
+        shape: Height and width of the map, or of every map of a stack, px.
         table: ``ROW`` (n,), by ascending key; the background of every image is a row of its own, of id 0.
-        dropped: bool (n,): to be treated as background.
-        colors: of all nuclei and of all background, 0..255; None: their means in the image.
-        colored: whether ``table`` has the sums of an image's colours.
-        least_area: px; smaller nuclei have horizontal and vertical maps of 0 (HoVer-Net's training: 30).
-        name: of the map, for messages.
+        dropped: bool (n,), whether a row's nucleus is treated as background.
+        colors: Colour of all nuclei and of all background, 0..255; None: their means in an image.
+        colored: Whether ``table`` has the sums of an image's colours.
+        name: Name of the map, for messages.
     """
 
     shape: tuple[int, int]
@@ -86,69 +82,23 @@ class Nuclei:
     dropped: np.ndarray
     colors: tuple[Color, Color] | None = None
     colored: bool = False
-    least_area: int = 0
     name: str = "the instance map"
 
     def __len__(self) -> int:
-        return len(self._nuclei)
-
-    @cached_property
-    def _nuclei(self) -> np.ndarray:
-        return self.table[(self.table["key"] & np.uint64(MOST) > 0) & ~self.dropped]
-
-    @property
-    def ids(self) -> np.ndarray:
-        """uint32 (n,), ascending; in a stack image by image."""
-        return (self._nuclei["key"] & np.uint64(MOST)).astype(np.uint32)
-
-    @property
-    def areas(self) -> np.ndarray:
-        """int64 (n,), px."""
-        return self._nuclei["area"]
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """int64 (n, 4): y0, x0, y1, x1; half-open, in the canvas."""
-        return np.stack([self._nuclei[name] for name in ("y0", "x0", "y1", "x1")], axis=1)
-
-    @property
-    def centres(self) -> np.ndarray:
-        """int64 (n, 2): y, x of the centre of mass within the box, counted from 0 and rounded half up."""
-        return np.stack([_centre(self._nuclei, axis) for axis in "yx"], axis=1)
-
-    @property
-    def extents(self) -> np.ndarray:
-        """int64 (n, 4): least and greatest y, then x, of a nucleus, counted from 1 in its box, less the centre's."""
-        return np.stack([_reach(self._nuclei, axis)[side] for axis in "yx" for side in (0, 1)], axis=1)
-
-    @property
-    def mean_colors(self) -> np.ndarray:
-        """float64 (n, 3), 0..255: of each nucleus, in the image that was given with the map."""
-        return _mean_color(self._nuclei)
-
-    @property
-    def dropped_ids(self) -> np.ndarray:
-        """uint32: the nuclei that count as background."""
-        return (self.table["key"][self.dropped] & np.uint64(MOST)).astype(np.uint32)
+        """Number of nuclei that are not dropped."""
+        return int(((self.table["key"] & np.uint64(MOST) > 0) & ~self.dropped).sum())
 
     def image(self, index: int) -> Nuclei:
-        """Those of one image of a stack, by their ids in it."""
+        """The nuclei of one image of a stack, by their ids in it."""
         first, last = np.searchsorted(self.table["key"], np.array([index, index + 1], np.uint64) << np.uint64(32))
         table = self.table[first:last].copy()
         table["key"] &= np.uint64(MOST)
         return replace(self, table=table, dropped=self.dropped[first:last], name=f"{self.name}, image {index}")
 
-    def within(self, window: Window) -> Nuclei:
-        """Those that the maps of ``window`` and of what is inside it can need: what a rank has to be sent."""
-        t = self.table
-        meets = (t["y0"] <= window.y1) & (t["y1"] >= window.y0) & (t["x0"] <= window.x1) & (t["x1"] >= window.x0)
-        some = meets | (t["key"] & np.uint64(MOST) == 0)
-        return replace(self, table=t[some], dropped=self.dropped[some])
-
     # -- maps --
 
-    def maps(self, read: Read, window: Window, channels: Sequence[str] = PUBLISHED[6]) -> np.ndarray:
-        """The condition of one window, equal to that crop of the whole canvas's.
+    def maps(self, read: ReadBox, window: Window, channels: Sequence[str] = PUBLISHED[6]) -> np.ndarray:
+        """The condition maps of one window, equal to that crop of the whole image's.
 
         Horizontal and vertical ("hv"): a pixel's position, counted from 1 in its nucleus's box, less the rounded centre
         of mass; what is negative over the nucleus's least, what is positive over its greatest. 0 in the background and
@@ -156,23 +106,23 @@ class Nuclei:
         brought to [-1, 1]. Edges: 1 where one of the four neighbours has another id. Mask: 1 in nuclei.
 
         Args:
-            read: the instance map; asked for ``window`` and one pixel around it, where the canvas has them.
-            window: px; what it has outside the canvas is background without edges.
-            channels: parts in the order wanted, by default the published one: horizontal, vertical; red, green, blue;
+            read: Reader of the instance map; it is asked for ``window`` and one pixel around it, inside the image.
+            window: Window in px; what of it lies outside the image is background without edges.
+            channels: Parts in the order wanted, by default the published one: horizontal, vertical; red, green, blue;
                 edges.
         Returns:
             float32 (channels, height, width).
         Raises:
             ValueError: an id that the table lacks; colours are wanted but neither an image nor colours were given.
         """
-        assert self.table["key"][-1] <= MOST, "of a stack, image by image"
+        assert self.table["key"][-1] <= MOST, "a stack: take its images one by one"
         held = Window(window.y0 - 1, window.x0 - 1, window.y1 + 1, window.x1 + 1) & Window(0, 0, *self.shape)
         inner = window & held
-        found = np.zeros((channel_count(channels), *window.shape), np.float32)
+        maps = np.zeros((channel_count(channels), *window.shape), np.float32)
         if "color" in channels:
-            found[_slice(channels, "color")] = self._row_colors[0][:, None, None]
+            maps[_slice(channels, "color")] = self._row_colors[0][:, None, None]
         if not inner:
-            return found
+            return maps
         around = self._rows_of(read(held), held)
         rows = around[inner.within(held)]
         parts: dict[str, Callable[[], np.ndarray]] = {
@@ -182,17 +132,18 @@ class Nuclei:
             "mask": lambda: (rows > 0)[None],
         }
         for part in channels:
-            found[(_slice(channels, part), *inner.within(window))] = parts[part]()
-        return found
+            maps[(_slice(channels, part), *inner.within(window))] = parts[part]()
+        return maps
 
     def without_dropped(self, instances: np.ndarray) -> np.ndarray:
-        """The map, or a part of it, with background where dropped nuclei are."""
-        return np.where(np.isin(instances, self.dropped_ids), instances.dtype.type(0), instances)
+        """An instance map, or a part of it, with background where dropped nuclei are."""
+        dropped_ids = (self.table["key"][self.dropped] & np.uint64(MOST)).astype(np.uint32)
+        return np.where(np.isin(instances, dropped_ids), instances.dtype.type(0), instances)
 
     def _rows_of(self, instances: np.ndarray, box: Window) -> np.ndarray:
         """int64 (h, w): the table's row of every pixel; dropped nuclei have the background's, 0."""
-        _check(instances, self.name, box.shape)
-        starts = _run_starts(instances)
+        check_ids(instances, self.name, box.shape)
+        starts = run_starts(instances)
         ids = instances.ravel()[starts].astype(np.uint64)
         rows = np.minimum(np.searchsorted(self.table["key"], ids), len(self.table) - 1)
         wrong = self.table["key"][rows] != ids
@@ -216,42 +167,42 @@ class Nuclei:
     def _scales(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each axis, by row: where the map is 0 (int64), and what divides its negatives and positives (float32)."""
         t = self.table
-        flat = (t["y1"] - t["y0"] < 2) | (t["x1"] - t["x0"] < 2) | (t["area"] < self.least_area)
-        flat[0] = True
-        found = {}
+        flat = (t["y1"] - t["y0"] < 2) | (t["x1"] - t["x0"] < 2)
+        flat[0] = True  # the background
+        scales = {}
         for axis in "yx":
             least, greatest = (np.where(flat, np.inf, np.abs(v)).astype(np.float32) for v in _reach(self.table, axis))
-            found[axis] = (self.table[f"{axis}0"] + _centre(self.table, axis) - 1, least, greatest)
-        return found
+            scales[axis] = (self.table[f"{axis}0"] + _centre(self.table, axis) - 1, least, greatest)
+        return scales
 
     @cached_property
     def _row_colors(self) -> np.ndarray:
-        """float32 (n, 3), -1..1: by row."""
+        """float32 (n, 3), -1..1: the colour of every row."""
         if self.colors is not None:
-            found = np.repeat([self.colors[0]], len(self.table), axis=0)
-            found[0] = self.colors[1]
+            colors = np.repeat([self.colors[0]], len(self.table), axis=0)
+            colors[0] = self.colors[1]
         elif self.colored:
-            found = _mean_color(self.table)
+            colors = self.table["color"] / np.maximum(self.table["area"], 1)[:, None]
         else:
             raise ValueError(
                 f"the model takes a colour map, and {self.name} has no colours; "
                 "give an image of the same size, or the colours of nuclei and background"
             )
-        return (found / 127.5 - 1).astype(np.float32)
+        return (colors / 127.5 - 1).astype(np.float32)
 
 
 def edges(instances: np.ndarray) -> np.ndarray:
-    """bool (h, w): where one of the four neighbours is another; both sides of the line.
+    """bool (h, w): where one of the four neighbours has another value; both sides of the line between them.
 
     >>> edges(np.array([[1, 1, 2, 2]])).astype(int).tolist()
     [[0, 1, 1, 0]]
     """
-    found = np.zeros(instances.shape, bool)
+    lines = np.zeros(instances.shape, bool)
     for a, b in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
         differ = instances[a] != instances[b]
-        found[a] |= differ
-        found[b] |= differ
-    return found
+        lines[a] |= differ
+        lines[b] |= differ
+    return lines
 
 
 def _slice(channels: Sequence[str], part: str) -> slice:
@@ -271,11 +222,8 @@ def _reach(rows: np.ndarray, axis: str) -> tuple[np.ndarray, np.ndarray]:
     return 1 - centre, rows[f"{axis}1"] - rows[f"{axis}0"] - centre
 
 
-def _mean_color(rows: np.ndarray) -> np.ndarray:
-    return rows["color"] / np.maximum(rows["area"], 1)[:, None]
-
-
-def _check(ids: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
+def check_ids(ids: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
+    """Refuse a part of an instance map that has another shape, or numbers that are no ids."""
     if ids.dtype == bool:
         raise ValueError(f"{name} holds bool, a mask of all nuclei; number them 1, 2, ...")
     if ids.dtype.kind not in "ui":
@@ -288,7 +236,7 @@ def _check(ids: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has id {int(ids.max())}; ids are {MOST} at the most: renumber the nuclei")
 
 
-def _run_starts(ids: np.ndarray) -> np.ndarray:
+def run_starts(ids: np.ndarray) -> np.ndarray:
     """int64: flat index of the first pixel of every run of one id within a row."""
     first = np.ones(ids.shape, bool)
     np.not_equal(ids[:, 1:], ids[:, :-1], out=first[:, 1:])

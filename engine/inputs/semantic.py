@@ -7,63 +7,43 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.diffusion.boxes import ReadImageBox
 from engine.diffusion.latent_map import LatentMap
+from engine.inputs.input_file import InputFile, integer_file
 from engine.inputs.labels import labels_digest, uniform_labels
-from engine.inputs.maps import MapFile, bands_of, check_size, digest_of
+from engine.inputs.maps import MapFile, bands_of, box_of, check_size, digest_of
 from engine.inputs.nuclei import Nuclei, published_channels
-from engine.inputs.nuclei_scan import scan_nuclei, scan_stack
-from engine.inputs.values import Inputs, LabelSource, Read
+from engine.inputs.nuclei_scan import check_colors, scan_nuclei
+from engine.inputs.values import Inputs, LabelSource
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Frames, Window
 from engine.storage.layout import LabelArray
-from engine.storage.readers import read_array, read_integers, read_picture, reads_in_boxes
+from engine.storage.readers import read_array, read_picture, reads_in_boxes
 
 
 def read_semantic(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
-    """The table of the nuclei, or the check of a map given whole; and the map of styles."""
-    labels, hashes = read_styles(job, frames)
-    if job.map is not None:
-        array = read_map(job, card)
-        if array.dtype.kind == "f" and not all(np.isfinite(band).all() for band in bands_of(array)):
-            raise ValueError(f"`map` {job.map} holds values that are not finite; mend the map")
-        return Inputs({**hashes, "map_hash": digest_of(array)}, None, labels)
-    published_channels(card.semantic_channels)
-    path = Path(str(job.instances))
-    instances = read_integers(path, "`instances`", stack=job.count is not None)
-    check_size(instances.shape, job, f"instance map {path}")
-    colors = None if job.colors else (to_color(job.nucleus_color), to_color(job.background_color))
-    name = f"`instances` {path}"
-    if instances.ndim == 3:
-        picture = read_array(Path(job.colors), "`colors`", color=True) if job.colors else None
-        nuclei = scan_stack(
-            lambda first, last: np.asarray(instances[first:last]),
-            instances.shape,  # type: ignore[arg-type]
-            image=picture if picture is None else lambda first, last: np.asarray(picture[first:last]),
-            colors=colors,
-            border=job.border_nuclei,
-            name=name,
-        )
-    else:
-        shown = read_picture(Path(job.colors), "`colors`", 3, job.size) if job.colors else None
-        nuclei = scan_nuclei(
-            lambda box: np.asarray(instances[box.y0 : box.y1, box.x0 : box.x1]),
-            job.size,
-            image=shown if shown is None else lambda box: np.asarray(shown[:, box.y0 : box.y1, box.x0 : box.x1]),
-            colors=colors,
-            border=job.border_nuclei,
-            name=name,
-        )
-    hashes |= {"instances_hash": digest_of(instances, np.uint32), "nuclei_hash": digest_of(nuclei.table)}
-    return Inputs(hashes, LabelArray("nuclei", "uint32"), labels, nuclei=nuclei)
+    """The semantic map that is given whole, or the nuclei that it is made from; and the map of styles.
+
+    Raises:
+        ValueError: a map of another size or kind, or nuclei that are cut by the border.
+    """
+    inputs = add_styles(Inputs(), job, frames)
+    return add_map(inputs, job, card) if job.map is not None else add_nuclei(inputs, job, card)
 
 
-def to_color(color: tuple[int, ...]) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in color)
-    return red, green, blue
+# ---- a map that is given whole ----------------------------------------------------------------------
 
 
-def read_map(job: SampleJob, card: ModelCard) -> np.ndarray:
+def add_map(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
+    """The inputs with the hash of the map, which every rank reads in boxes."""
+    array = open_map(job, card)
+    if array.dtype.kind == "f" and not all(np.isfinite(band).all() for band in bands_of(array)):
+        raise ValueError(f"`map` {job.map} holds values that are not finite; mend the map")
+    return inputs.adding({"map_hash": digest_of(array)}, {})
+
+
+def open_map(job: SampleJob, card: ModelCard) -> np.ndarray:
     """A semantic map (K, h, w), or a stack of them, read where it is sliced."""
     path = Path(str(job.map))
     array = read_array(path, "`map`")
@@ -82,70 +62,136 @@ def read_map(job: SampleJob, card: ModelCard) -> np.ndarray:
     return array
 
 
-def read_styles(job: SampleJob, frames: Frames) -> tuple[LatentMap | None, dict[str, str]]:
-    """Which style is asked for at the latents, and the hash of that."""
-    source = style_source(job)
-    if source is None:
-        return None, {}
-    return LatentMap(frames, source.read), {"style_map_hash": labels_digest(source, frames)}
+# ---- nuclei -----------------------------------------------------------------------------------------
 
 
-def style_source(job: SampleJob) -> LabelSource | None:
-    """Where the map of styles comes from; None: the first throughout."""
-    styles = styles_of(job)
-    if job.style_map is None and (len(styles) == 1 or job.count is None):
-        if len(styles) > 1:
-            raise ValueError(f"`style` {job.style} names {len(styles)} styles; pass `style_map` FILE, or one style")
-        return None
-    if job.style_map is None:
-        return LabelSource(partial(uniform_labels, tuple(range(len(styles)))), f"{len(styles)} styles in turn")
-    file = MapFile(Path(job.style_map), "`style_map`", job.size, job.count is not None, len(styles), tuple(styles))
-    check_size(file.array.shape, job, f"`style_map` {job.style_map}")
-    return LabelSource(file.read, "")
+def add_nuclei(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
+    """The inputs with the table of the nuclei of the instance map, which is stored beside the image."""
+    published_channels(card.semantic_channels)  # refuses a model whose channels nuclei cannot fill
+    file = integer_file(str(job.instances), "`instances`", stack=job.count is not None)
+    instances = file.array
+    check_size(instances.shape, job, f"instance map {file.path}")
+    nuclei = scan_nuclei(
+        partial(box_of, instances),
+        job.size,
+        images=1 if instances.ndim == 2 else len(instances),
+        pixels=color_reader(job, instances.shape) if job.colors else None,
+        colors=None if job.colors else (rgb(job.nucleus_color), rgb(job.background_color)),
+        border=job.border_nuclei,
+        name=str(file),
+    )
+    hashes = {"instances_hash": digest_of(instances, np.uint32), "nuclei_hash": digest_of(nuclei.table)}
+    return inputs.adding(hashes, {}, label_array=LabelArray("nuclei", "uint32"), nuclei=nuclei)
 
 
-def styles_of(job: SampleJob) -> list[str]:
-    """The model folders whose networks are used; the model's own where no style is named."""
-    return [name for name in (job.style or "").split(",") if name] or [job.model]
+def color_reader(job: SampleJob, shape: tuple[int, ...]) -> ReadImageBox:
+    """A reader of the image, uint8 (3, h, w), that nuclei and background take their mean colours from.
+
+    Args:
+        shape: Shape of the instance map, (h, w), or of the stack, (images, h, w).
+    """
+    path, option = Path(str(job.colors)), "`colors`"
+    if len(shape) == 2:
+        picture = read_picture(path, option, 3, job.size)
+        return lambda image, box: np.asarray(picture[:, box.y0 : box.y1, box.x0 : box.x1])
+    pictures = read_array(path, option, color=True)
+    check_colors(pictures, (shape[0], 3, *shape[1:]))
+    return lambda image, box: np.asarray(pictures[image, :, box.y0 : box.y1, box.x0 : box.x1])
 
 
-def read_condition(of_image: Read, frames: Frames, window: Window) -> np.ndarray:
-    """float32 (K, p, p): the semantic map of a window of the canvas."""
-    image = window.y0 // frames.frame[0]
-    rows = image * frames.frame[0]
-    return of_image(image, Window(window.y0 - rows, window.x0, window.y1 - rows, window.x1))
-
-
-def in_frame_reader(inputs: Inputs, job: SampleJob, card: ModelCard, stored: Read | None) -> Read:
-    """A function from a box of an image, which may reach beyond it, to its semantic map."""
-    if inputs.nuclei is None:
-        array = read_map(job, card)
-
-        def given(image: int, window: Window) -> np.ndarray:
-            found = np.zeros((card.semantic_channels, *window.shape), np.float32)
-            inner = window & Window(0, 0, *job.size)
-            of_image = array if array.ndim == 3 else array[image]
-            found[(slice(None), *inner.within(window))] = of_image[:, inner.y0 : inner.y1, inner.x0 : inner.x1]
-            return found
-
-        return given
-    nuclei, channels = inputs.nuclei, published_channels(card.semantic_channels)
-    alike = not nuclei.table["key"][-1] >> np.uint64(32)  # one map for all images
-    table = lru_cache(maxsize=64)(lambda image: nuclei if alike else nuclei.image(image))
-
-    def made(image: int, window: Window) -> np.ndarray:
-        assert stored is not None
-        return table(image).maps(partial(stored, image), window, channels)
-
-    return made
+def rgb(color: tuple[int, ...]) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in color)
+    return red, green, blue
 
 
 def instance_source(job: SampleJob, nuclei: Nuclei) -> LabelSource:
     """The instance map as it is stored beside the images: without the nuclei that are dropped."""
-    file = MapFile(Path(str(job.instances)), "`instances`", job.size, job.count is not None)
+    file = integer_file(str(job.instances), "`instances`", stack=job.count is not None)
+    instances = MapFile(file, job.size)
 
     def read(image: int, box: Window, step: int) -> np.ndarray:
         of_image = nuclei if file.array.ndim == 2 else nuclei.image(image)
-        return of_image.without_dropped(file.read(image, box, step))
+        return of_image.without_dropped(instances.read(image, box, step))
 
     return LabelSource(read, "")
+
+
+# ---- styles -----------------------------------------------------------------------------------------
+
+
+def add_styles(inputs: Inputs, job: SampleJob, frames: Frames) -> Inputs:
+    """The inputs with the style of each latent, where a job names several.
+
+    Raises:
+        ValueError: several styles for one image without a map of them.
+    """
+    styles = styles_of(job)
+    if job.style_map is not None:
+        file = integer_file(job.style_map, "`style_map`", stack=job.count is not None)
+        check_size(file.array.shape, job, str(file))
+        source, files = LabelSource(style_map(file, job).read, ""), {"style_map": file}
+    elif len(styles) == 1:
+        return inputs
+    elif job.count is None:
+        raise ValueError(f"`style` {job.style} names {len(styles)} styles; pass `style_map` FILE, or one style")
+    else:
+        in_turn = partial(uniform_labels, tuple(range(len(styles))))
+        source, files = LabelSource(in_turn, f"{len(styles)} styles in turn"), {}
+    hashes = {"style_map_hash": labels_digest(source, frames)}
+    return inputs.adding(hashes, files, labels=LatentMap(frames, source.read))
+
+
+def style_map(file: InputFile, job: SampleJob) -> MapFile:
+    """The map of which style is asked for where."""
+    styles = styles_of(job)
+    return MapFile(file, job.size, len(styles), tuple(styles))
+
+
+def styles_of(job: SampleJob) -> list[str]:
+    """The model folders whose networks are used: the model's own where no style is named."""
+    return [name for name in (job.style or "").split(",") if name] or [job.model]
+
+
+# ---- the condition of a window ----------------------------------------------------------------------
+
+
+def read_condition(read: ReadImageBox, frames: Frames, window: Window) -> np.ndarray:
+    """float32 (K, p, p): the semantic map of a window of the canvas.
+
+    Args:
+        read: Reader of the semantic map of an image, see ``semantic_reader``.
+    """
+    image = window.y0 // frames.frame[0]
+    rows = image * frames.frame[0]
+    return read(image, Window(window.y0 - rows, window.x0, window.y1 - rows, window.x1))
+
+
+def semantic_reader(
+    inputs: Inputs, job: SampleJob, card: ModelCard, read_instances: ReadImageBox | None
+) -> ReadImageBox:
+    """A reader of float32 (K, h, w), the semantic map of a box of an image, which may reach beyond the image.
+
+    Args:
+        read_instances: Reader of the instance map that is stored beside the images; needed where the map is made from
+            nuclei and is read.
+    """
+    if inputs.nuclei is None:
+        return partial(given_map, open_map(job, card), job.size)
+    nuclei, channels = inputs.nuclei, published_channels(card.semantic_channels)
+    one_for_all = not nuclei.table["key"][-1] >> np.uint64(32)
+    of_image = lru_cache(maxsize=64)(lambda image: nuclei if one_for_all else nuclei.image(image))
+
+    def made(image: int, window: Window) -> np.ndarray:
+        assert read_instances is not None
+        return of_image(image).maps(partial(read_instances, image), window, channels)
+
+    return made
+
+
+def given_map(array: np.ndarray, size: tuple[int, int], image: int, window: Window) -> np.ndarray:
+    """float32 (K, h, w): a box of a semantic map (K, H, W), or of one of a stack; 0 beyond its edge."""
+    values = np.zeros((array.shape[-3], *window.shape), np.float32)
+    inner = window & Window(0, 0, *size)
+    of_image = array if array.ndim == 3 else array[image]
+    values[(slice(None), *inner.within(window))] = of_image[:, inner.y0 : inner.y1, inner.x0 : inner.x1]
+    return values

@@ -1,57 +1,67 @@
-"""What a job's files hold, as plain values that rank 0 sends to all."""
+"""The values that a job's files hold, as rank 0 sends them to all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.diffusion.latent_map import LatentMap, ReadSteps
+from engine.diffusion.boxes import ReadSteps
+from engine.diffusion.latent_map import LatentMap
+from engine.inputs.input_file import InputFile
 from engine.inputs.nuclei import Nuclei
-from engine.planning.geometry import Window
 from engine.storage.layout import LabelArray
-
-Read = Callable[[int, Window], np.ndarray]  # a box of an image of the job
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the files hold: plain values, sent from rank 0 to all.
+    """Everything that a job's files hold: plain values, sent from rank 0 to all.
 
     Args:
-        hashes: of the files' contents, by what they are.
-        stored: what is stored beside the image; None: nothing.
-        labels: of the latents of the canvas; None: 0 throughout, or not known yet.
-        grid, region: embeddings.
-        table: of the classes.
-        nuclei: of the instance map.
+        hashes: Hash of each file's contents, by a name that says what they are; together they tell two jobs apart.
+        label_array: The array of labels, classes or nuclei that is stored beside the image; None: there is none.
+        labels: The label, class or style of each latent; None: 0 throughout, or still to be sampled.
+        grid, region: Embeddings, and those of the larger region around; None: the model takes none.
+        table: float32 (classes, D), the embedding of each class; None: the model takes its number.
+        nuclei: The nuclei of the instance map.
         roi: 1 at the latents of the region of interest; None: everywhere.
+        files: The files that are read during the run too, by the job's field: image, mask, roi, style_map.
     """
 
     hashes: dict[str, str] = field(default_factory=dict)
-    stored: LabelArray | None = None
+    label_array: LabelArray | None = None
     labels: LatentMap | None = None
     grid: np.ndarray | None = None
     region: np.ndarray | None = None
     table: np.ndarray | None = None
     nuclei: Nuclei | None = None
     roi: LatentMap | None = None
+    files: dict[str, InputFile] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
+        """The most bytes that a rank holds of them, files that are still to be read left out."""
         nuclei = None if self.nuclei is None else self.nuclei.table
         held = (self.labels, self.grid, self.region, self.table, nuclei, self.roi)
         return sum(array.nbytes for array in held if array is not None)
+
+    def adding(self, hashes: dict[str, str], files: dict[str, InputFile], **fields: Any) -> Inputs:
+        """The same with more hashes, more files and other fields."""
+        return replace(self, hashes=self.hashes | hashes, files=self.files | files, **fields)
+
+    def unread(self) -> Inputs:
+        """The same without the blocks of maps that were kept while planning, and with the label map's file closed."""
+        return replace(self, labels=deepcopy(self.labels), roi=deepcopy(self.roi))
 
 
 class LabelSource(NamedTuple):
     """The label map of the images at full size: plain values.
 
     Args:
-        read: (image, box, step) -> every ``step``-th label of a box, from its corner.
-        identity: what tells it from another map, without reading it; empty: its content does.
+        read: Reader of every ``step``-th label of a box of an image, from the box's corner.
+        identity: Text that tells the map from another without reading it; empty: its contents do.
     """
 
     read: ReadSteps

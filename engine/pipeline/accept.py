@@ -1,8 +1,8 @@
-"""Which images of a set are kept; those that are not are drawn again, with other noise.
+"""Rejection sampling of a set: images that a rule does not accept are sampled again, with other noise.
 
-A rule is the mean brightness of each class, 0 to 1: an image darker than its class's mean less 0.1 is drawn again, as
-the feature-aligned system does; or ``module:function``, a function of an image uint8 (c, h, w) and its label that
-says whether it is kept. Such a filter must be a function of its arguments alone: every resumed run asks it anew.
+A rule is one of two. The mean brightness of each class, 0 to 1: an image is accepted if it is at most 0.1 darker than
+its class's mean, as in the feature-aligned system. Or ``module:function``: a function of an image uint8 (c, h, w) and
+its label that says whether it is accepted. It must depend on its arguments alone: a resumed run calls it again.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-MOST_ROUNDS = 20  # then the last round's images are kept, whatever it is
-TOLERANCE = 0.1
-Accept = Callable[[np.ndarray, int], bool]
+MOST_ROUNDS = 20  # the images of the last round are kept without being accepted
+TOLERANCE = 0.1  # brightness that an image may lack of its class's mean
+Accept = Callable[[np.ndarray, int], bool]  # (image, label) -> whether it is accepted
 
 
 def accepting(rule: str) -> Accept:
     """The function that a rule names.
 
     Raises:
-        ValueError: a rule that is neither.
+        ValueError: The rule is neither of the two, or its function cannot be imported.
 
     >>> grey = np.full((1, 2, 2), 120, np.uint8)
     >>> accepting("0.5")(grey, 0), accepting("0.9,0.5")(grey, 0)
@@ -48,22 +48,27 @@ def accepting(rule: str) -> Accept:
 
 
 def imported(rule: str) -> Accept:
+    """The function that ``module:function`` names.
+
+    Raises:
+        ValueError: It cannot be imported, or is no function.
+    """
     module, _, name = rule.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        accept = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"`accept` {rule} cannot be imported ({error}); put the module on PYTHONPATH") from None
-    if not callable(found):
+    if not callable(accept):
         raise ValueError(f"`accept` {rule} is not a function; name one that takes an image and its label")
-    return found
+    return accept
 
 
 def check_accept(rule: str | None, classes: int, uniform: bool) -> None:
     """Refuse a rule that cannot be followed, before work starts.
 
     Args:
-        classes: of the model.
-        uniform: whether every image has one class.
+        classes: Number of the model's classes.
+        uniform: Whether every image has one class throughout.
     """
     if rule is None:
         return

@@ -3,72 +3,75 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
 from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.ranks import Ranks
+from engine.pipeline.background_task import BackgroundTask
 from engine.storage.checkpoint import CommitMark
 from engine.storage.output import Output
 
 
 class CheckpointManager:
-    """Checkpoints of the canvas: two slots in turn, and a commit mark that names the whole one."""
+    """Checkpoints of the canvas: two slots in turn, and a mark that commits the one that is whole.
+
+    Args:
+        every: Seconds from one checkpoint to the next.
+    """
 
     def __init__(self, ranks: Ranks, output: Output, canvas: Canvas, every: float) -> None:
         self.ranks, self.output, self.canvas, self.every = ranks, output, canvas, every
         self.last = time.monotonic()
-        self.pool = ThreadPoolExecutor(1, "checkpoint")
-        self.writing: Future[None] | None = None
-        self.mark = CommitMark(0, 0, False)  # of the checkpoint that is being written
+        self.task = BackgroundTask(ranks, "checkpoint")
+        self.uncommitted: CommitMark | None = None
         self.slot = 0
 
     def due(self) -> bool:
         """Whether rank 0's clock asks for a checkpoint, and none is being written. Local."""
-        return self.ranks.rank == 0 and self.writing is None and time.monotonic() - self.last >= self.every
+        return self.ranks.rank == 0 and self.uncommitted is None and time.monotonic() - self.last >= self.every
 
     def written(self) -> bool:
-        """Whether this rank's part of a checkpoint is on disk, not yet committed. Local."""
-        return self.writing is not None and self.writing.done()
+        """Whether this rank's part of a checkpoint is on disk, and still to be committed. Local."""
+        return self.uncommitted is not None and self.task.done()
 
-    def raise_problem(self) -> None:
+    def check(self) -> None:
         """Raise what went wrong while this rank's part was written. Local."""
-        if self.written():
-            assert self.writing is not None
-            self.writing.result()
+        self.task.check()
 
     def begin(self, level: int, history: bool) -> None:
-        """Begin to write the canvas before ``level``. Collective; nobody waits, unless for the checkpoint before it.
+        """Begin to write the canvas as it is before ``level``. Collective; waits for the checkpoint before alone.
 
         Args:
-            history: the next level needs the estimate of the last.
+            history: Whether the estimate of the level before is written too.
         """
         self.finish()
-        ownership = self.canvas.ownership
-        shards = [("x", dict(self.canvas.x)), ("previous", dict(self.canvas.previous) if history else {})]
-        self.mark = CommitMark(self.slot, level, history)
+        ownership, mark = self.canvas.ownership, CommitMark(self.slot, level, history)
+        arrays = [("x", dict(self.canvas.x)), ("previous", dict(self.canvas.previous) if history else {})]
 
         def write() -> None:
-            for name, held in shards:
-                for shard, data in held.items():
-                    self.output.checkpoints.write(self.mark.slot, name, ownership.shard(shard), data.cpu().numpy())
+            for name, shards in arrays:
+                for shard, values in shards.items():
+                    self.output.checkpoints.write(mark.slot, name, ownership.shard(shard), values.cpu().numpy())
 
-        self.writing = self.pool.submit(write)
+        self.task.start(write)
+        self.uncommitted = mark
         self.last = time.monotonic()
 
     def commit(self) -> None:
-        """Set the mark: all ranks' shards are on disk. Collective."""
-        self.ranks.on_root(lambda: self.output.checkpoints.commit(self.mark))
-        self.writing, self.slot = None, 1 - self.mark.slot
+        """Set the mark, for all ranks' shards are on disk. Collective."""
+        assert self.uncommitted is not None
+        mark = self.uncommitted
+        self.ranks.on_root(lambda: self.output.checkpoints.commit(mark))
+        self.uncommitted, self.slot = None, 1 - mark.slot
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if there is one, and commit it. Collective."""
-        if self.writing is None:
+        if self.uncommitted is None:
             return
         with self.ranks.timer("store"):
-            self.ranks.wait_until(self.writing.done)
-            self.ranks.agree(self.raise_problem)
+            self.task.wait()
+            self.ranks.agree(self.check)
             self.commit()
 
     def restore(self) -> int:
@@ -84,10 +87,11 @@ class CheckpointManager:
         self.slot = 1 - mark.slot
 
         def read(name: str) -> Shards:
-            return {
-                s: torch.from_numpy(self.output.checkpoints.read(mark.slot, name, ownership.shard(s))).to(canvas.device)
-                for s in ownership.owned(self.ranks.rank)
+            arrays = {
+                shard: self.output.checkpoints.read(mark.slot, name, ownership.shard(shard))
+                for shard in ownership.owned(self.ranks.rank)
             }
+            return {shard: torch.from_numpy(array).to(canvas.device) for shard, array in arrays.items()}
 
         canvas.x = self.ranks.agree(lambda: read("x"))
         if mark.history:

@@ -2,47 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from engine.distributed.balance import SpeedBalance
 from engine.distributed.collectives import PendingSum
-from engine.distributed.planner import Planner
 from engine.distributed.ranks import Ranks
 from engine.pipeline.checkpointer import CheckpointManager
 
 
-class StatusReduction:
-    """Votes are cast in the middle of a level's work, or before a round of decoding, and counted at the end of it, when
-    they have long arrived.
+@dataclass(frozen=True)
+class Status:
+    """How all ranks stand, the same value on every rank.
 
     Args:
-        planner: told of the ranks' speeds; None: nobody deals work by speed.
-        check: raises where this rank's part of the canvas is not in order.
+        stop: Whether a rank was asked to stop.
+        checkpoint_due: Whether it is time to write a checkpoint.
+        checkpoint_written: Whether a checkpoint is on disk, of all ranks, and still to be committed.
+        amount: Sum of the ranks' amounts of work.
+        speeds: Sums for ``SpeedBalance.update``.
+    """
+
+    stop: bool
+    checkpoint_due: bool
+    checkpoint_written: bool
+    amount: int
+    speeds: Sequence[float]
+
+
+class StatusReduction:
+    """A sum over the ranks of how each stands, once a level or round of decoding.
+
+    It is started in the middle of a level's work, or before a round of decoding, and finished at the end of it, when
+    it has long arrived. It only tells: the caller acts on the ``Status``.
+
+    Args:
+        check: Raises where this rank's part of the work is not in order.
+        balance: Tells this rank's speed; None: nobody balances by speed.
     """
 
     def __init__(
         self,
         ranks: Ranks,
         checkpoints: CheckpointManager,
-        planner: Planner | None = None,
-        check: Callable[[], None] | None = None,
+        check: Callable[[], None],
+        balance: SpeedBalance | None = None,
     ) -> None:
-        self.ranks, self.checkpoints, self.planner, self.check = ranks, checkpoints, planner, check
-        self.vote: PendingSum | None = None
+        self.ranks, self.checkpoints, self.check, self.balance = ranks, checkpoints, check, balance
+        self.pending: PendingSum | None = None
         self.problem: Exception | None = None
 
-    def cast(self, amount: int = 0) -> None:
-        """Say how this rank stands, once a level. Collective; nobody waits.
+    def start(self, amount: int = 0) -> None:
+        """Tell how this rank stands; nothing where it has told so already. Collective, once a level; nobody waits.
 
         Args:
-            amount: of anything that is to be summed.
+            amount: Amount of this rank's work, of any kind.
         """
-        if self.vote is not None:
+        if self.pending is not None:
             assert not amount
             return
         try:
-            self.checkpoints.raise_problem()
-            if self.check is not None:
-                self.check()
+            self.checkpoints.check()
+            self.check()
         except (ValueError, OSError, MemoryError) as error:
             self.problem = error
         flags = (
@@ -51,27 +72,25 @@ class StatusReduction:
             self.checkpoints.due(),
             self.checkpoints.written(),
         )
-        paces = self.planner.votes() if self.planner else (0.0, 0.0, 0.0)
-        self.vote = PendingSum(self.ranks, [*map(float, flags), float(amount), *paces])
+        speed = self.balance.terms() if self.balance else ()
+        self.pending = PendingSum(self.ranks, [*map(float, flags), float(amount), *speed])
+        self.pending.start()
 
-    def count(self) -> tuple[bool, bool, int]:
-        """Whether any rank was asked to stop, whether a checkpoint is due, and the sum of the amounts. Collective.
+    def finish(self) -> Status:
+        """How all ranks stand; started now if it was not. Collective.
 
         Raises:
-            AgreedError: a rank had a problem.
+            AgreedError: A rank has a problem.
         """
-        self.cast()
-        assert self.vote is not None
-        problems, stop, due, written, amount, *paces = self.vote.result().tolist()
-        self.vote = None
+        self.start()
+        assert self.pending is not None
+        problems, stop, due, written, amount, *speeds = self.pending.result().tolist()
+        self.pending = None
         if problems:
             self.ranks.agree(self.raise_problem)
-        if written == self.ranks.size:
-            self.checkpoints.commit()
-        if self.planner:
-            self.planner.follow(paces)
-        return stop > 0, due > 0, int(amount)
+        return Status(stop > 0, due > 0, written == self.ranks.size, int(amount), speeds)
 
     def raise_problem(self) -> None:
+        """Raise this rank's problem, if it has one. Local."""
         if self.problem is not None:
             raise self.problem

@@ -1,9 +1,9 @@
-"""Latents -> pixels: window by window with overlap weights, shard by shard, in rounds over all ranks."""
+"""Latents -> pixels: window by window, blended where they overlap; shard by shard, each rank one a round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,16 +13,17 @@ from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
 from engine.distributed.ranks import Ranks
+from engine.pipeline.background_task import BackgroundTask
 from engine.planning.cover import Cover
 from engine.planning.ownership import DecodeRounds
 from engine.planning.plan import plan_decode
 
 
 def to_uint8(pixels: Tensor, black_white: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:
-    """Pixels -> uint8, clipped and rounded to the nearest.
+    """Pixels as uint8, clipped and rounded to the nearest.
 
     Args:
-        black_white: the values that become 0 and 255.
+        black_white: The values that become 0 and 255.
     """
     if black_white != (-1.0, 1.0):
         black, white = black_white
@@ -31,14 +32,14 @@ def to_uint8(pixels: Tensor, black_white: tuple[float, float] = (-1.0, 1.0)) -> 
 
 
 def to_label_levels(pixels: Tensor, count: int) -> np.ndarray:
-    """A decoded label map as uint8 (1, h, w): labels spread over 0 to 255.
+    """A decoded label map as uint8 (1, h, w), with the labels spread evenly over 0 to 255.
 
-    Of a model with one channel a label the label is the largest; of others the mean of the channels' nearest labels,
-    as published.
+    Where there is one channel a label, the largest channel is the label. Else each channel is rounded to the nearest
+    label and the label is the mean of these, rounded, as published.
 
     Args:
         pixels: (c, h, w), about [-1, 1].
-        count: how many labels there are.
+        count: Number of labels.
     """
     most = count - 1
     if len(pixels) == count:
@@ -49,21 +50,17 @@ def to_label_levels(pixels: Tensor, count: int) -> np.ndarray:
 
 
 class ShardWriter:
-    """Writes shards in a thread of its own, while the next are decoded; at most one round waits there.
+    """Writes shards in a thread of its own, while the next are decoded; at most one round's shards wait there.
 
     Args:
-        write: stores one decoded shard (c, h, w).
+        write: Stores one decoded shard (c, h, w).
     """
 
     def __init__(self, ranks: Ranks, write: Callable[[int, Tensor], None]) -> None:
-        self.ranks, self.write = ranks, write
-        self.pool = ThreadPoolExecutor(1, "shards")
-        self.writing: Future[None] | None = None
-        self.problem: BaseException | None = None
+        self.write, self.task = write, BackgroundTask(ranks, "shards")
 
     def put(self, images: Shards) -> None:
         """Hand over decoded shards, when those before are written. Local."""
-        self.empty()
 
         def write() -> None:
             for shard, pixels in images.items():
@@ -74,30 +71,39 @@ class ShardWriter:
                     )
                 self.write(shard, pixels)
 
-        self.writing = self.pool.submit(write)
+        self.task.start(write)
 
-    def empty(self) -> None:
+    def finish(self) -> None:
         """Wait until everything is written, or has failed. Local."""
-        if self.writing is not None:
-            with self.ranks.timer("store"):
-                self.ranks.wait_until(self.writing.done)
-            self.problem = self.problem or self.writing.exception()
-            self.writing = None
+        self.task.wait()
 
     def check(self) -> None:
         """Raise what went wrong in writing. Local."""
-        if self.problem is not None:
-            raise self.problem
+        self.task.check()
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What makes pixels of a canvas's latents.
+
+    Args:
+        decode: From (1, C, p, p) normalised latents to (1, c, factor p, factor p) in [-1, 1].
+        cover: The decoder's windows, in latents.
+        pixels: The same windows in pixels, with their weights.
+        factor: Pixels per latent.
+        channels: Number of channels c of the image.
+    """
+
+    decode: Callable[[Tensor], Tensor]
+    cover: Cover
+    pixels: Cover
+    factor: int
+    channels: int
 
 
 def decode_canvas(
     canvas: Canvas,
-    decode: Callable[[Tensor], Tensor],
-    *,
-    cover: Cover,
-    pixels: Cover,
-    factor: int,
-    channels: int,
+    decoder: Decoder,
     rounds: DecodeRounds,
     shard_writer: ShardWriter,
     before_round: Callable[[int], None],
@@ -106,41 +112,34 @@ def decode_canvas(
     """Decode the remaining shards. Collective.
 
     Args:
-        decode: (1, C, p, p) normalised latents -> (1, c, factor p, factor p) in [-1, 1].
-        cover, pixels: the decoder's windows, in latents, and with their weights in pixels.
-        channels: of the image.
-        shard_writer: takes the decoded shards (c, h, w), each from its one writer.
-        before_round: is told how many windows this rank decodes in the round.
-        after_round: whether to stop here.
+        shard_writer: Takes the decoded shards (c, h, w), each from its one writer.
+        before_round: Called with the number of windows that this rank decodes in the round.
+        after_round: Called after every round; true stops.
     Returns:
         Whether all shards were decoded.
     """
-    ranks, ownership = canvas.ranks, canvas.ownership
-    planner = Planner(ranks, lambda turn, _: plan_decode(ranks.rank, cover, ownership, rounds, turn))
-    kept: dict[int, Tensor] = {}  # windows of the round before: some are of this one too
-    for turn in range(len(rounds)):
-        with ranks.timer("plan"):
+    ranks, ownership, cover = canvas.ranks, canvas.ownership, decoder.cover
+    planner = Planner(ranks, lambda turn: plan_decode(ranks.rank, cover, ownership, rounds, turn), len(rounds))
+    with ranks.background(planner.advance):
+        decoded: dict[int, Tensor] = {}  # window_id -> pixels
+        for turn in range(len(rounds)):
             plan = planner.take(turn)
-        with ranks.timer("exchange"):
-            exchange = Exchange(canvas, plan, channels, scale=factor, device="cpu", turn=turn)
-        if turn + 1 < len(rounds):
+            exchange = Exchange(canvas, plan, decoder.channels, scale=decoder.factor, device="cpu", turn=turn)
+            exchange.start()
             planner.begin(turn + 1)
-        before_round(len(plan))
-        with ranks.timer("decode"), ranks.progress_in_background(), torch.inference_mode():
-            kept = {index: image for index, image in kept.items() if index in plan.ids}
-            for place, index in enumerate(plan.ids.tolist()):
-                latents = exchange.read([place], 1, torch.float32).contiguous()  # always: it takes what others sent
-                if index not in kept:
-                    kept[index] = decode(latents)[0].float().cpu()
-                exchange.put(place, kept[index])
-                ranks.progress()
-        with ranks.timer("fuse"):
-            images = exchange.fuse(pixels)
-        shard_writer.put(images)
-        if after_round() and turn + 1 < len(rounds):
-            planner.end()
-            return False
-    planner.end()
+            before_round(len(plan))
+            with ranks.computing("decode"), torch.inference_mode():
+                # Windows at the edge of a shard are in the next round too: those of the round before are kept.
+                decoded = {window_id: image for window_id, image in decoded.items() if window_id in plan.window_ids}
+                for slot, window_id in enumerate(plan.window_ids.tolist()):
+                    latents = exchange.read([slot], 1, torch.float32).contiguous()  # always: it takes what others sent
+                    if window_id not in decoded:
+                        decoded[window_id] = decoder.decode(latents)[0].float().cpu()
+                    exchange.put(slot, decoded[window_id])
+                    ranks.progress()
+            shard_writer.put(exchange.fuse(decoder.pixels))
+            if after_round():
+                return turn + 1 == len(rounds)
     return True
 
 
@@ -153,13 +152,15 @@ def write_pixels(
 ) -> bool:
     """Write the remaining shards of a canvas of pixels, each by its owner, one a rank and round. Collective.
 
-    Args and returns are those of ``decode_canvas``.
+    Args:
+        remaining: The shards that are still to be written.
+    Other arguments and the result are those of ``decode_canvas``.
     """
     mine = np.intersect1d(np.asarray(remaining), np.asarray(canvas.ownership.owned(canvas.ranks.rank))).tolist()
     rounds = max(canvas.ranks.allgather(len(mine)))
     for turn in range(rounds):
         before_round(0)
         shard_writer.put({shard: canvas.x[shard].float().cpu() for shard in mine[turn : turn + 1]})
-        if after_round() and turn + 1 < rounds:
-            return False
+        if after_round():
+            return turn + 1 == rounds
     return True

@@ -9,91 +9,100 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.distributed.canvas import Canvas
+from engine.distributed.canvas import Canvas, Known, Shards
 from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
-from engine.inputs.masks import latents_with_any, read_known, read_mask
-from engine.pipeline.prepare import Prepared
+from engine.inputs.masks import latents_with_any
+from engine.pipeline.level_plans import decode_covers
+from engine.pipeline.prepared import Prepared
 from engine.planning.cover import Lattice, Taper
 from engine.planning.geometry import Window
 from engine.planning.ownership import DecodeRounds
 from engine.planning.plan import plan_decode
 
-SOFT_PX = 16  # width of the mask's soft edge, inside the mask
+SOFT_PX = 16  # width of the soft edge of the mask, which lies inside it
 
 
 class Inpainting:
-    """The known image and the mask, as this rank needs them."""
+    """The known image and the mask, read box by box."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
-        self.known = read_known(prepared.job, prepared.card)
-        self.mask = read_mask(prepared.job)
+        self.image = prepared.inputs.files["image"].array
+        self.mask = prepared.inputs.files["mask"].array
 
-    def fill(self, canvas: Canvas, encode: Callable[[Tensor], Tensor] | None) -> None:
-        """Give the canvas what is known of it, and the mask of what is not. Collective.
+    def known(self, canvas: Canvas, encode: Callable[[Tensor], Tensor] | None) -> Known:
+        """What is known of this rank's shards of a canvas. Collective.
 
         Args:
-            encode: image (1, c, h, w) in [-1, 1] -> normalised latents; None: they are pixels.
+            encode: From the image (1, c, h, w) in [-1, 1] to normalised latents; None: the canvas holds pixels.
         """
-        ownership, ranks = canvas.ownership, canvas.ranks
+        card, ownership, device = self.prepared.card, canvas.ownership, canvas.device
+        owned = ownership.owned(canvas.ranks.rank)
         if encode is None:
-            canvas.known = {s: self.image(ownership.shard(s)) for s in ownership.owned(ranks.rank)}
+            latents = {s: self.model_pixels(ownership.shard(s)) for s in owned}
         else:
-            self.encode_known(canvas, encode)
-        canvas.known_gain = self.prepared.card.latents_gain if encode else 1.0
-        canvas.known = {s: known.to(canvas.device) for s, known in canvas.known.items()}
-        for shard in ownership.owned(ranks.rank):
-            mask = torch.from_numpy(self.unknown_latents(ownership.shard(shard)))
-            canvas.unknown[shard] = mask.to(canvas.device)
+            latents = self.encoded(canvas, encode)
+        unknown = {s: torch.from_numpy(self.unknown_latents(ownership.shard(s))).to(device) for s in owned}
+        return Known(
+            {s: known.to(device) for s, known in latents.items()},
+            unknown,
+            [card.schedule.alpha_bar[t] for t in self.prepared.timesteps],
+            card.latents_gain if encode else 1.0,
+        )
 
-    def encode_known(self, canvas: Canvas, encode: Callable[[Tensor], Tensor]) -> None:
-        """Encode the known image in the decoder's windows, shared by all ranks. Collective."""
+    def encoded(self, canvas: Canvas, encode: Callable[[Tensor], Tensor]) -> Shards:
+        """The latents of the known image on this rank's shards, encoded in the decoder's windows. Collective.
+
+        The ranks share the windows as they do when they decode: in each round those around every rank's next shard.
+        """
         ownership, ranks, factor = canvas.ownership, canvas.ranks, self.prepared.card.factor
-        cover, pixels = self.prepared.decode_covers()
+        cover, pixels = decode_covers(self.prepared)
         assert isinstance(cover, Lattice)
         assert isinstance(pixels, Lattice)
         weighted = replace(cover, taper=latent_taper(pixels.taper, factor))
         rounds = DecodeRounds(range(ownership.count), ranks.size)  # every shard by its owner
-        planner = Planner(ranks, lambda turn, _: plan_decode(ranks.rank, cover, ownership, rounds, turn))
+        planner = Planner(ranks, lambda turn: plan_decode(ranks.rank, cover, ownership, rounds, turn), len(rounds))
+        latents: Shards = {}
         for turn in range(len(rounds)):
             plan = planner.take(turn)
             exchange = Exchange(canvas, plan, canvas.channels, device="cpu", reads=False, turn=turn)
+            exchange.start()
             with torch.inference_mode():
-                for place in range(len(plan)):
-                    image = self.image(plan.box(place).scaled(factor))
-                    exchange.put(place, encode(image[None])[0].float().cpu())
-            canvas.known |= exchange.fuse(weighted)
-        planner.end()
+                for slot in range(len(plan)):
+                    image = self.model_pixels(plan.box(slot).scaled(factor))
+                    exchange.put(slot, encode(image[None])[0].float().cpu())
+            latents |= exchange.fuse(weighted)
+        return latents
 
-    def image(self, box: Window) -> Tensor:
-        """The known image in a box, as the model has it; beyond its edge the edge is repeated."""
-        part = edge_repeated(self.known, box)
+    def model_pixels(self, box: Window) -> Tensor:
+        """float32 (c, h, w): the known image in a box, in the model's range; beyond its edge the edge is repeated."""
+        part = edge_repeated(self.image, box)
         black, white = self.prepared.card.pixel_range
         return torch.from_numpy(part.astype(np.float32) * ((white - black) / 255) + black)
 
     def unknown_latents(self, shard: Window) -> np.ndarray:
         """bool (h, w): the latents that hold any pixel of the mask; none beyond the image's edge."""
-        found = np.zeros(shard.shape, bool)
+        unknown = np.zeros(shard.shape, bool)
         latents = latents_with_any(self.mask, shard.scaled(self.prepared.card.factor), self.prepared.card.factor)
-        found[: latents.shape[0], : latents.shape[1]] = latents
-        return found
+        unknown[: latents.shape[0], : latents.shape[1]] = latents
+        return unknown
 
     def blend(self, box: Window, image: np.ndarray) -> np.ndarray:
-        """Put the known pixels back outside the mask, exactly, and over its soft edge in part.
+        """A sampled box with the known pixels put back: outside the mask exactly, over its soft edge in part.
 
         Args:
-            image: uint8 (c, h, w), sampled, of the box.
+            image: uint8 (c, h, w), the box as it was sampled.
         """
-        known = np.asarray(self.known[:, box.y0 : box.y1, box.x0 : box.x1])
-        share = self.share(box)
-        mixed = np.round(known * (1 - share) + image * share).astype(np.uint8)
-        return np.where(share == 0, known, np.where(share == 1, image, mixed))
+        known = np.asarray(self.image[:, box.y0 : box.y1, box.x0 : box.x1])
+        opacity = self.opacity(box)
+        mixed = np.round(known * (1 - opacity) + image * opacity).astype(np.uint8)
+        return np.where(opacity == 0, known, np.where(opacity == 1, image, mixed))
 
-    def share(self, box: Window) -> np.ndarray:
-        """float32 (h, w): how much the sampled image counts: 0 outside the mask, rising to 1 inside it.
+    def opacity(self, box: Window) -> np.ndarray:
+        """float32 (h, w): the weight of the sampled image, 0 outside the mask, rising to 1 inside it.
 
-        A function of position: the mean of the mask over a square, less a half, doubled.
+        It is a function of position: 2 m - 1, with m the mean of the mask over a square around the pixel.
         """
         around = Window(box.y0 - SOFT_PX, box.x0 - SOFT_PX, box.y1 + SOFT_PX, box.x1 + SOFT_PX)
         mask = edge_repeated(self.mask, around) != 0
@@ -105,7 +114,7 @@ class Inpainting:
 
 
 def edge_repeated(array: np.ndarray, box: Window) -> np.ndarray:
-    """A box of (..., H, W), which may reach beyond it: there the edge is repeated."""
+    """A box of an array (..., H, W); where it reaches beyond the array the edge is repeated."""
     ends = zip((box.y0, box.x0), (box.y1, box.x1), array.shape[-2:], strict=True)
     rows, columns = (np.clip(np.arange(start, stop), 0, n - 1) for start, stop, n in ends)
     part = np.asarray(array[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
@@ -113,9 +122,9 @@ def edge_repeated(array: np.ndarray, box: Window) -> np.ndarray:
 
 
 def latent_taper(taper: Taper | None, factor: int) -> Taper:
-    """The weights of decoded windows at the middle of each latent."""
+    """The weights of windows in pixels, taken at the middle of each latent."""
     assert taper is not None
-    lines = (taper.base, taper.ramp_in, taper.ramp_out)
-    base, ramp_in, ramp_out = (None if line is None else line[factor // 2 :: factor] for line in lines)
+    sides = (taper.base, taper.ramp_in, taper.ramp_out)
+    base, ramp_in, ramp_out = (None if side is None else side[factor // 2 :: factor] for side in sides)
     assert base is not None
     return Taper(base, ramp_in, ramp_out)

@@ -1,4 +1,4 @@
-"""The hierarchy: a label model samples the label map, at its own scale, and the image is sampled from it.
+"""The label stage: a label model samples the label map, at its own scale, and the image is sampled from that.
 
 Source: DiffInfinite (Aversa et al. 2023, arXiv:2306.13384).
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.inputs.label_cleanup import REACH, clean_box, majority_box
+from engine.inputs.resize import nearest_box
 from engine.inputs.values import LabelSource
 from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard, read_card
@@ -30,30 +31,24 @@ def with_default_labels(job: SampleJob, card: ModelCard) -> SampleJob:
 
 
 def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[SampleJob, RunOptions]:
-    """The job that samples the label map, and where it goes: beside the image's private files, until that is done.
+    """The job that samples the label map, and its options.
 
+    The map is written among the image's private files, and removed with them once the image is finished.
+
+    Args:
+        card: Card of the image model.
     Raises:
         ValueError: no label model, one of other labels, or a prompt that it does not know.
     """
-    name = str(EMBEDDED_LABELS) if job.label_model == "embedded" else str(job.label_model)
-    if job.label_model != "embedded" and not Path(name).is_dir():
-        raise ValueError(f"`label_model` {name} is not there; pass a label model's folder, or 'embedded'")
-    labels = read_card(name)
-    if labels.role != "labels":
-        raise ValueError(f"`label_model` {job.label_model} samples images, not label maps; pass a label model")
-    if labels.label_count != len(card.labels):
-        raise ValueError(
-            f"`label_model` {job.label_model} makes maps of {labels.label_count} labels but the model knows "
-            f"{len(card.labels)}; pass models that were trained on the same labels"
-        )
+    name, labels = label_model_of(job, card)
     size = (-(-job.size[0] // labels.label_scale), -(-job.size[1] // labels.label_scale))
-    side = stage_shard(job, labels)
     if labels.factor > 1 and min(size) < REACH:
         raise ValueError(
             f"`size` {job.size[0]}x{job.size[1]} has a label map of {size[0]} x {size[1]} px, "
             f"too small for its clean-up; choose at least {REACH * labels.label_scale} px a side"
         )
-    made = SampleJob(  # never compiled: a map has too few windows to pay for it
+    side = stage_shard(job, labels)
+    label_job = SampleJob(  # never compiled: a map has too few windows to pay for it
         model=name,
         size=size,
         shard=side,
@@ -67,17 +62,39 @@ def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[S
         threads=job.threads,
     )
     out = str(Path(options.out) / "slidefield" / "labels.zarr")
-    return made, replace(options, out=out, preview="none", overwrite=False, json_log=None)
+    return label_job, replace(options, out=out, preview="none", overwrite=False, json_log=None)
+
+
+def label_model_of(job: SampleJob, card: ModelCard) -> tuple[str, ModelCard]:
+    """The label model's folder and card.
+
+    Raises:
+        ValueError: no label model, or one of other labels than the image model's.
+    """
+    name = str(EMBEDDED_LABELS) if job.label_model == "embedded" else str(job.label_model)
+    if job.label_model != "embedded" and not Path(name).is_dir():
+        raise ValueError(f"`label_model` {name} is not there; pass a label model's folder, or 'embedded'")
+    labels = read_card(name)
+    if labels.role != "labels":
+        raise ValueError(f"`label_model` {job.label_model} samples images, not label maps; pass a label model")
+    if labels.label_count != len(card.labels):
+        raise ValueError(
+            f"`label_model` {job.label_model} makes maps of {labels.label_count} labels but the model knows "
+            f"{len(card.labels)}; pass models that were trained on the same labels"
+        )
+    return name, labels
 
 
 def stage_shard(job: SampleJob, labels: ModelCard) -> int:
-    """Side of the label map's shards, px: of about as much of the image as its own, so that ranks share it."""
+    """Side of the label map's shards, px: each covers about as much of the image as one of the image's, so that the
+    map has enough shards for all ranks.
+    """
     window = labels.patch * labels.factor
     return max(job.shard // labels.label_scale // window, 1) * window
 
 
 def stage_seed(seed: int) -> int:
-    """A seed of its own for the label map, hashed: no sum, which would give stage 2 of one seed to stage 1 of another.
+    """The label map's own seed: a hash, because a sum could give one job's map the noise of another job's image.
 
     >>> stage_seed(0) != stage_seed(1) - 1
     True
@@ -86,7 +103,7 @@ def stage_seed(seed: int) -> int:
 
 
 def prompt_class(prompt: str | None, labels: ModelCard) -> int:
-    """The class that a prompt names, by name or number; by default the first."""
+    """The class that a prompt names, by name or number; without a prompt the first."""
     if prompt is None:
         return 0
     if prompt in labels.labels:
@@ -98,7 +115,12 @@ def prompt_class(prompt: str | None, labels: ModelCard) -> int:
 
 
 def stage_source(stage: Output, card: ModelCard, size: tuple[int, int]) -> LabelSource:
-    """The label map at the image's size, from the label stage's finished output."""
+    """The label map at the image's size, from the label stage's finished output.
+
+    Args:
+        card: Card of the image model, whose labels they are.
+        size: Height and width of the image, px.
+    """
     scale = stage.provenance["label_scale"]
     if stage.provenance["one_hot"]:
         return LabelSource(partial(enlarged, stage, scale, card), "sampled")
@@ -106,26 +128,25 @@ def stage_source(stage: Output, card: ModelCard, size: tuple[int, int]) -> Label
 
 
 def enlarged(stage: Output, scale: int, card: ModelCard, image: int, box: Window, step: int) -> np.ndarray:
-    """A box of the map at the image's size, its specks and holes voted away; nearest.
+    """A box of the map at the image's size, after specks and holes were voted away.
 
-    What one channel a label gave has no boundaries to clean: no label lies between two others.
+    A model with one channel a label has no boundaries to clean: none of its labels lies between two others.
     """
-    rows = np.arange(box.y0, box.y1, step) // scale
-    columns = np.arange(box.x0, box.x1, step) // scale
-    held = Window(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+    size, known = stage.layout.size, len(card.labels)
 
-    def read(window: Window) -> np.ndarray:
-        return np.round(stage.read("0", window)[0] * ((len(card.labels) - 1) / 255))
+    def read_labels(window: Window) -> np.ndarray:
+        return np.round(stage.read("0", window)[0] * ((known - 1) / 255))
 
-    labels = majority_box(read, stage.layout.size, held, len(card.labels))
-    return labels[np.ix_(rows - held.y0, columns - held.x0)]
+    def voted(window: Window) -> np.ndarray:
+        return majority_box(read_labels, size, window, known)
+
+    return nearest_box(voted, size, (size[0] * scale, size[1] * scale), box, step)
 
 
 def cleaned(stage: Output, card: ModelCard, size: tuple[int, int], image: int, box: Window, step: int) -> np.ndarray:
     """A box of the map at the image's size, after the published clean-up."""
 
     def read(window: Window) -> np.ndarray:
-        return (stage.read("0", window)[0] + np.float32(0.5)) / 255  # what the clean-up truncates to the same levels
+        return (stage.read("0", window)[0] + np.float32(0.5)) / 255  # the clean-up truncates this to the stored level
 
-    found = clean_box(read, stage.layout.size, size, box, len(card.labels))
-    return found[::step, ::step].astype(np.uint8)
+    return clean_box(read, stage.layout.size, size, box, len(card.labels), step)

@@ -1,11 +1,11 @@
-"""An output from its creation to its signature: what every rank writes into it, and what it says of its making."""
+"""An output from its creation to its signature: the parts that each rank writes, and the provenance."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,30 @@ import torch
 from torch import Tensor
 
 import engine
+from engine.diffusion.boxes import ReadImageBox, in_blocks
 from engine.diffusion.latent_map import LatentMap
 from engine.distributed.ranks import Ranks
-from engine.inputs.labels import label_source
-from engine.inputs.masks import read_known, read_mask, read_region, roi_map
+from engine.inputs.input_file import InputFile
+from engine.inputs.labels import label_count, label_source
+from engine.inputs.masks import roi_map
 from engine.inputs.nuclei import published_channels
-from engine.inputs.semantic import instance_source, style_source
-from engine.inputs.values import LabelSource, Read
+from engine.inputs.semantic import instance_source, style_map
+from engine.inputs.values import LabelSource
 from engine.pipeline.decode import to_label_levels, to_uint8
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.label_stage import stage_source
-from engine.pipeline.prepare import Prepared
+from engine.pipeline.prepared import Prepared
 from engine.planning.geometry import Window
 from engine.planning.ownership import image_box
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.create import create
 from engine.storage.files import lock, remove
 from engine.storage.output import Output
-from engine.storage.readers import read_integers, reads_in_boxes
+from engine.storage.readers import reads_in_boxes
 from engine.storage.zarr_setup import ZARR_VERSION
 
-WHITE = 255  # of what is not wanted
+WHITE = 255  # value of pixels outside the region of interest
+KEPT = 64  # number of chunks of labels that a rank keeps in memory
 
 
 def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
@@ -66,7 +69,7 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
 
 
 def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
-    """What an output says of its making."""
+    """The facts that an output keeps about how it was made."""
     card = prepared.card
     return {
         "kind": "image" if prepared.job.count is None else "set",
@@ -94,42 +97,39 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
 
 
 def copy_inputs(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
-    """Copy what can only be read whole to where every rank reads it in boxes. Collective.
+    """Copy files that can only be read whole to where every rank reads them by box. Collective.
 
-    Rank 0 reads the files; label and instance maps are not copied, for they are stored beside the image.
+    Rank 0 has each of them in memory from when it was checked, and lets go of it here. Label and instance maps are not
+    among them, because they are stored beside the image.
 
     Returns:
-        The same job, of the copies.
+        The same job, whose inputs are read from the copies.
     """
-    job, card, frames = prepared.job, prepared.card, prepared.frames
-    readers: dict[str, Callable[[], np.ndarray]] = {
-        "image": lambda: read_known(job, card),
-        "mask": lambda: read_mask(job),
-        "roi": lambda: read_region(job),
-        "style_map": lambda: read_integers(Path(str(job.style_map)), "`style_map`", job.count is not None),
-    }
+    inputs = prepared.inputs
 
-    def copy() -> dict[str, str]:
+    def copy() -> dict[str, InputFile]:
         copies = {}
-        for name, read in readers.items():
-            file = getattr(job, name)
-            array = read() if file and Path(file).suffix != ".npy" else None
-            if isinstance(array, np.ndarray):  # a Zarr array is none
-                copies[name] = output.keep_input(name, array)
+        for name, file in inputs.files.items():
+            if file.in_memory:
+                copies[name] = replace(file, path=Path(output.keep_input(name, file.array)))
+            file.close()
         return copies
 
     copies = ranks.on_root(copy)
     if not copies:
         return prepared
-    job = replace(job, **copies)  # type: ignore[arg-type]  # the names of files
-    roi = roi_map(job, frames) if job.roi else None
-    styles = style_source(job) if job.style_map else None
-    labels = LatentMap(frames, styles.read) if styles else prepared.inputs.labels
-    return replace(prepared, job=job, inputs=replace(prepared.inputs, roi=roi, labels=labels))
+    files = {**inputs.files, **copies}
+    roi = roi_map(files["roi"], prepared.frames) if "roi" in files else None
+    styles = style_map(files["style_map"], prepared.job) if "style_map" in files else None
+    labels = LatentMap(prepared.frames, styles.read) if styles else inputs.labels
+    return replace(prepared, inputs=replace(inputs, files=files, roi=roi, labels=labels))
 
 
-def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
-    """Write what is stored beside the image: every rank its part, where each can read the source. Collective.
+# ---- labels, classes or nuclei beside the image -------------------------------------------------
+
+
+def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
+    """Store the labels, classes or nuclei beside the image: each rank its part, where all can read them. Collective.
 
     Returns:
         The same job; a label map that was sampled, or is in a file, is from now on read from the output.
@@ -138,14 +138,14 @@ def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
     if layout.labels is None or layout.label is None:
         return prepared
     name, dtype = layout.labels, layout.label.dtype
-    everywhere = stored_everywhere(prepared)
-    turn, turns = (ranks.rank, ranks.size) if everywhere else (0, 1)
-    mine = shares(output, [name], 0, turn, turns) if everywhere or ranks.rank == 0 else iter(())
+    by_all = every_rank_reads_labels(prepared)
+    turn, turns = (ranks.rank, ranks.size) if by_all else (0, 1)
+    mine = unfinished_shards(output, [name], 0, turn, turns) if by_all or ranks.rank == 0 else iter(())
 
     def write() -> None:
-        source = None
+        source = None  # opened by ranks that have something to write, and by no others
         for _, box in mine:
-            source = source or stored_source(prepared, output)
+            source = source or label_array_source(prepared, output)
             output.write(name, box, labels_in(source, box))
 
     def labels_in(source: LabelSource, box: Window) -> np.ndarray:
@@ -154,17 +154,19 @@ def write_stored(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
     ranks.agree(write)
     if prepared.label_stage is None and prepared.job.labels in (None, "example"):
         return prepared
-    stored = stored_reader(output)
-    assert stored is not None
-    labels = LatentMap(prepared.frames, lambda image, box, step: stored(image, box)[::step, ::step])
+    read = label_array_reader(output)
+    assert read is not None
+    labels = LatentMap(prepared.frames, lambda image, box, step: read(image, box)[::step, ::step])
     return replace(prepared, inputs=replace(prepared.inputs, labels=labels), label_stage=None)
 
 
-def shares(output: Output, finest: Sequence[str], level: int, turn: int, turns: int) -> Iterator[tuple[str, Window]]:
+def unfinished_shards(
+    output: Output, finest: Sequence[str], level: int, turn: int, turns: int
+) -> Iterator[tuple[str, Window]]:
     """Every ``turns``-th shard of a pyramid level, from the ``turn``-th on, that no earlier run finished.
 
     Args:
-        finest: the names of the arrays.
+        finest: Names of the finest arrays of the pyramids.
     Returns:
         (name of the finest array, box).
     """
@@ -176,63 +178,50 @@ def shares(output: Output, finest: Sequence[str], level: int, turn: int, turns: 
             yield finest[array], boxes[index]
 
 
-def stored_everywhere(prepared: Prepared) -> bool:
-    """Whether every rank can read its own part of what is stored, or rank 0 reads a file whole."""
+def every_rank_reads_labels(prepared: Prepared) -> bool:
+    """Whether every rank can read its own part of the label or instance map; if not, rank 0 reads the file whole."""
     file = prepared.job.instances if prepared.inputs.nuclei is not None else prepared.job.labels
     return file in (None, "example") or reads_in_boxes(Path(file))
 
 
-def stored_source(prepared: Prepared, output: Output) -> LabelSource:
-    """Where what is stored beside the image comes from."""
+def label_array_source(prepared: Prepared, output: Output) -> LabelSource:
+    """Where the labels, classes or nuclei that are stored beside the image come from."""
     job, card = prepared.job, prepared.card
     if prepared.label_stage is not None:
         return stage_source(Output(Path(prepared.label_stage.options.out).resolve()), card, job.size)
     if prepared.inputs.nuclei is not None:
         return instance_source(job, prepared.inputs.nuclei)
-    known = len(card.labels) if prepared.inputs.table is None else len(prepared.inputs.table)
-    return label_source(job, card, known)
+    return label_source(job, card, label_count(card, prepared.inputs.table))
 
 
-def stored_reader(output: Output) -> Read | None:
-    """A function from a box of an image to what is stored beside it, read in blocks that are kept for a while."""
-    layout, side = output.layout, output.layout.chunk
+def label_array_reader(output: Output) -> ReadImageBox | None:
+    """A reader of what is stored beside the images, which keeps chunks for a while; None: nothing is."""
+    layout = output.layout
     if layout.labels is None:
         return None
     array = output.array(layout.labels)
-    height, width = layout.size
-
-    @lru_cache(maxsize=64)
-    def block(image: int, row: int, column: int) -> np.ndarray:
-        box = Window(row * side, column * side, (row + 1) * side, (column + 1) * side)
-        return np.asarray(array[layout.index_in(image, box)])
 
     def read(image: int, box: Window) -> np.ndarray:
-        found = np.empty(box.shape, array.dtype)
-        for row in range(box.y0 // side, (box.y1 - 1) // side + 1):
-            for column in range(box.x0 // side, (box.x1 - 1) // side + 1):
-                place = Window(row * side, column * side, (row + 1) * side, (column + 1) * side)
-                common = box & place & Window(0, 0, height, width)
-                found[common.within(box)] = block(image, row, column)[common.within(place)]
-        return found
+        return np.asarray(array[layout.index_in(image, box)])
 
-    return read
+    return in_blocks(read, layout.size, array.dtype, layout.chunk, KEPT)
 
 
 class ImageWriter:
-    """Writes decoded shards, as they belong to one image or to a set; each is called by the shard's one writer.
+    """Writes decoded shards of one image or of a set; the rank that writes a shard calls it with that shard.
 
     Args:
-        inpainting: what of the image is known.
+        inpainting: The known image and the mask; None: everything is sampled.
     """
 
     def __init__(
         self, prepared: Prepared, output: Output, sampling_round: SamplingRound, inpainting: Inpainting | None
     ) -> None:
         self.prepared, self.output, self.sampling_round, self.inpainting = prepared, output, sampling_round, inpainting
-        self.region = read_region(prepared.job) if prepared.job.roi else None
+        self.region = prepared.inputs.files["roi"].array if "roi" in prepared.inputs.files else None
 
     def box(self, shard: int) -> Window:
-        """Where a shard of the canvas lies in the output."""
+        """The box of the output that a shard of the canvas fills."""
         prepared = self.prepared
         window = prepared.ownership.shard(shard)
         if prepared.job.count is None:
@@ -244,13 +233,13 @@ class ImageWriter:
         """The shards of this round that no earlier run finished, in order: the same on every rank. Local.
 
         Returns:
-            int64 (shards,), or a range where that says it.
+            int64 (shards,), or a range where that is enough.
         """
         wanted, layout, images = self.prepared.wanted, self.output.layout, self.sampling_round.images
         done = self.output.earlier.get(layout.image)
         if done is None and images is None:
             return wanted
-        # The shards that are wanted are those of the output, in the same order.
+        # The wanted shards of the canvas are the shards of the output, in the same order.
         left = np.ones(len(wanted), bool) if done is None else done < self.sampling_round.index
         if images is not None:
             left &= np.isin(np.arange(len(wanted)), layout.shards_with(images))
@@ -260,7 +249,7 @@ class ImageWriter:
         """Write one shard.
 
         Args:
-            pixels: (c, h, w), about [-1, 1].
+            pixels: float32 (c, h, w), about [-1, 1].
         """
         prepared, box = self.prepared, self.box(shard)
         card = prepared.card
@@ -288,7 +277,7 @@ class ImageWriter:
             self.output.write(layout.image, box, white)
 
     def images(self, image: np.ndarray, box: Window) -> np.ndarray:
-        """uint8 (images, c, h, w): the images of a shard; those that are not drawn this time as they were."""
+        """uint8 (images, c, h, w): the images of a shard; those that this round does not sample stay as they were."""
         height, width = self.prepared.job.size
         apart = image.reshape(len(image), box.height, -1, image.shape[2]).transpose(1, 0, 2, 3)
         apart = apart[:, :, :height, :width]
@@ -305,11 +294,11 @@ def build_pyramids(ranks: Ranks, output: Output) -> None:
     finest = [name for name in (layout.image, layout.labels) if name]
 
     def build(level: int) -> None:
-        for name, box in shares(output, finest, level, ranks.rank, ranks.size):
+        for name, box in unfinished_shards(output, finest, level, ranks.rank, ranks.size):
             output.halve(name, level, box)
 
     for level in range(1, len(layout.sizes())):
-        ranks.barrier()  # the level below is whole
+        ranks.barrier()  # until the level below is whole
         ranks.agree(partial(build, level))
 
 
@@ -317,7 +306,9 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
     """Declare the output finished. Rank 0 calls this.
 
     Args:
-        rejected: how many images of each round were not accepted; empty where nobody asked.
+        seconds: Seconds of the run, by part and kind of work.
+        size: Number of ranks.
+        rejected: Number of images of each round that were not accepted; empty where all are.
     """
     output.ledger.merge(check=True)
     lost = next(output.ledger.lacking(output.ledger.latest()), None)

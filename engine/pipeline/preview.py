@@ -13,12 +13,12 @@ from engine.planning.geometry import Window
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
-MADE_BY = "slidefield"  # in the picture's Software field: such a picture may be written anew
-MOST = 2048  # px a side
+MADE_BY = "slidefield"  # the Software field of our pictures: a picture that has it may be replaced
+MOST = 2048  # px; longest side of a picture
 
 
 def picture_of(options: RunOptions) -> Path | None:
-    """Where the preview goes; None: nowhere."""
+    """The file that the preview is written to; None: no preview is wanted."""
     if options.preview == "none":
         return None
     return Path(options.preview) if options.preview else Path(options.out).with_suffix(".png")
@@ -45,6 +45,7 @@ def check_preview(options: RunOptions) -> None:
 
 
 def is_ours(picture: Path) -> bool:
+    """Whether a file is a picture that this program wrote."""
     from PIL import Image
 
     try:

@@ -1,4 +1,4 @@
-"""What a run tells: one line on rank 0 with an ETA of the whole job, and a JSON-lines log."""
+"""Progress of a run: one line on rank 0 with the time left for the whole job, and a JSON-lines log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 
 
 class Progress:
-    """One line on rank 0 with an ETA of the whole job, and the JSON-lines log."""
+    """One line on rank 0 with the time left for the whole job, and the JSON-lines log.
+
+    Args:
+        evaluations, decodes: Number of evaluations, and of decoded windows, that are about to be done.
+        log: File that the log is appended to; None: there is none.
+    """
 
     def __init__(self, rank: int, evaluations: int, decodes: int, log: str | None) -> None:
         self.rank, self.start, self.shown = rank, time.monotonic(), 0.0
@@ -21,7 +26,12 @@ class Progress:
         self.log = open(log, "a") if log and rank == 0 else None  # noqa: SIM115 - lives as long as the run
 
     def advance(self, kind: str, amount: int, text: str, **facts: Any) -> None:
-        """Count work done since the last call and show it."""
+        """Count the work that was done since the last call, show it and log it.
+
+        Args:
+            kind: ``evaluation`` or ``decode``.
+            facts: Further entries of the log.
+        """
         now = time.monotonic()
         self.spent[kind] += now - self.mark
         self.mark = now
@@ -32,7 +42,7 @@ class Progress:
             try:
                 self.log.write(json.dumps(record) + "\n")
                 self.log.flush()
-            except OSError as error:  # the log is not worth the run
+            except OSError as error:  # a log is not worth ending a run for
                 print(f"warning: the JSON log ends here: {error.strerror}", file=sys.stderr, flush=True)
                 self.log = None
         if self.rank == 0 and (now - self.shown > (0.2 if sys.stdout.isatty() else 10) or not any(self.left.values())):
@@ -46,12 +56,13 @@ class Progress:
                 )
 
     def eta(self) -> float:
-        """Seconds to go; a decode is taken for three evaluations until one has been seen."""
+        """Seconds to go; until the first decode is done, one is taken to last as long as three evaluations."""
         each = {k: self.spent[k] / self.done[k] for k in self.done if self.done[k]}
         each.setdefault("decode", 3 * each.get("evaluation", 0.0))
         return sum(self.left[k] * each.get(k, 0.0) for k in self.left)
 
     def end(self, text: str) -> None:
+        """Print a last line, if it is not empty, and close the log."""
         if self.rank == 0 and (text or sys.stdout.isatty()):
             print(("\n" if sys.stdout.isatty() else "") + text, flush=True)
         if self.log:

@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from engine.diffusion.denoiser import Denoiser
-from engine.diffusion.schedule import Schedule
-from engine.diffusion.solvers import Step, needs_previous
+from engine.diffusion.solvers import Step
 from engine.distributed.canvas import Canvas
 from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
 from engine.planning.plan import Plan
+
+OnLevel = Callable[[int, Plan], bool | None]
+
+
+def goes_on(level: int, plan: Plan) -> bool:
+    """A callback that never stops the loop."""
+    return False
 
 
 def sample(
     canvas: Canvas,
     planner: Planner,
     denoise: Denoiser,
-    schedule: Schedule,
-    timesteps: np.ndarray,
-    table: list[Step],
-    first: int,
-    between: Callable[[int, float], None],
-    after: Callable[[int, Plan], bool],
+    steps: Sequence[Step],
+    first: int = 0,
+    on_level: OnLevel = goes_on,
 ) -> bool:
     """Denoise the canvas from level ``first`` to the end. Collective.
 
     Args:
-        planner: has begun the plan of the first level.
-        timesteps, table: of the levels.
-        between: called after every micro-batch with the level and the part of its work that is done.
-        after: called after every level with the level to come; true asks to stop there.
+        steps: The solver's step of each level.
+        on_level: Called after every level with the level that comes next and the plan that was followed; true stops.
     Returns:
         Whether the last level was reached.
     """
-    timer = canvas.ranks.timer
-    estimated_channels = canvas.channels * (2 if schedule.variance == "learned_range" else 1)
-    for level in range(first, len(table)):
-        canvas.hold_known(level, schedule.alpha_bar[timesteps[level]])
-        with timer("plan"):
-            plan = planner.take(level)
-        with timer("exchange"):
-            exchange = Exchange(canvas, plan, estimated_channels, turn=level)
-        if level + 1 < len(table):
-            planner.begin(level + 1)
-        with timer("evaluate"), canvas.ranks.progress_in_background():
-            denoise(plan, exchange, int(timesteps[level]), level, between)
-        keeps = needs_previous(table, level + 1)
-        with timer("fuse"):
-            canvas.step(exchange.fuse(), table[level], level, schedule.clip, keeps)
-        if level + 1 == len(table):
-            canvas.hold_known(level + 1, 1.0)
-        if after(level + 1, plan) and level + 1 < len(table):
-            return False
+    schedule = denoise.schedule
+    channels = schedule.output_channels(canvas.channels)
+    canvas.hold_known(first)
+    for level in range(first, len(steps)):
+        plan = planner.take(level)
+        exchange = Exchange(canvas, plan, channels, turn=level)
+        exchange.start()
+        planner.begin(level + 1)
+        with canvas.ranks.computing("evaluate"):
+            denoise(plan, exchange, level)
+        canvas.step(exchange.fuse(), steps[level], level, schedule.clip)
+        if on_level(level + 1, plan):
+            return level + 1 == len(steps)
     return True

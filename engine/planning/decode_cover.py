@@ -1,4 +1,4 @@
-"""The decoder's windows, in latents and, with their weights, in pixels."""
+"""The decoder's windows: boxes in latents, and the same boxes in pixels with the weights they are blended by."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 from engine.planning.cover import Lattice, Taper, strided
 
-TRIM = 0.25  # share of the overlap at a window's border that its neighbour decides alone
+TRIM = 0.25  # outer quarter of the overlap has the least weight, 1e-4: decoders are worst at their border
 
 
 def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Lattice:
-    """The decoder's windows: a lattice in latents, a function of the canvas alone.
+    """The decoder's windows, in latents: a lattice that depends on the canvas alone.
 
     Args:
-        patch: of the model; the decoder's windows have twice its side where the canvas has room.
-        overlap: latents that neighbouring windows share.
+        patch: Side of the model's windows; the decoder's have twice that side where the canvas has room.
+        overlap: Latents that neighbouring windows share.
     """
     side = min(2 * patch, *shape)
     overlap = min(overlap, side // 2)
@@ -24,10 +24,12 @@ def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Lattice:
 
 
 def pixel_cover(cover: Lattice, factor: int, overlap: int) -> Lattice:
-    """The same windows in pixels, with weights that rise smoothly over the overlap, and are 1 at the canvas edge."""
+    """The same windows in pixels, with weights that rise smoothly over the overlap and are 1 at the canvas's edge."""
     ramp = max(min(overlap, cover.patch // 2) * factor, 1)
     s = np.clip(((np.arange(cover.patch * factor) + 0.5) / ramp - TRIM) / (1 - 2 * TRIM), 0, 1)
-    rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(np.float32)  # never zero: a sum of weights divides
+    rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(
+        np.float32
+    )  # never zero: estimates are divided by the sum of their weights
     return scaled(cover, factor, Taper(np.ones_like(rising), rising, rising[::-1]))
 
 
@@ -43,7 +45,7 @@ def gaussian_pixel_cover(cover: Lattice, factor: int) -> Lattice:
 def scaled(cover: Lattice, factor: int, taper: Taper) -> Lattice:
     """A lattice of overlapping windows in units ``factor`` times finer, with new weights."""
     rows, columns = (
-        replace(line, length=line.length * factor, patch=line.patch * factor, stride=line.stride * factor)
-        for line in (cover.rows, cover.columns)
+        replace(axis, length=axis.length * factor, patch=axis.patch * factor, stride=axis.stride * factor)
+        for axis in (cover.rows, cover.columns)
     )
     return Lattice(rows, columns, taper)

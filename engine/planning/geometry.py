@@ -39,7 +39,7 @@ class Window:
         return self.area > 0
 
     def __and__(self, other: Window) -> Window:
-        """The intersection; empty (False) where they do not meet."""
+        """The intersection; it is empty, and False, where the boxes do not overlap."""
         return Window(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
 
     def scaled(self, factor: int) -> Window:
@@ -47,15 +47,19 @@ class Window:
         return Window(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
 
     def within(self, outer: Window) -> tuple[slice, slice]:
-        """Index of this box in an array that holds ``outer``."""
+        """The index of this box in an array that holds ``outer``."""
         return slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)
 
 
 @dataclass(frozen=True)
 class Grid(Sequence[Window]):
-    """The boxes of so many rows and columns that tile a canvas from its corner, row by row, cut at its edge.
+    """Boxes of one size that tile a canvas from its top left corner, row by row; those at its edge are cut off.
 
-    Each is made when it is asked for: a grid takes no more room for a larger canvas.
+    A box is made when it is asked for: a grid takes no more memory for a larger canvas.
+
+    Args:
+        shape: Height and width of the canvas.
+        sides: Rows and columns of a box.
     """
 
     shape: tuple[int, int]
@@ -63,7 +67,7 @@ class Grid(Sequence[Window]):
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many rows and columns of boxes."""
+        """Numbers of boxes below one another and side by side."""
         return -(-self.shape[0] // self.sides[0]), -(-self.shape[1] // self.sides[1])
 
     def __len__(self) -> int:
@@ -75,12 +79,12 @@ class Grid(Sequence[Window]):
         return Window(y, x, min(y + self.sides[0], self.shape[0]), min(x + self.sides[1], self.shape[1]))
 
     def index_of(self, box: Window) -> int:
-        """Which box has the same corner."""
+        """The number of the box with the same corner."""
         return box.y0 // self.sides[0] * self.counts[1] + box.x0 // self.sides[1]
 
 
 def grid(shape: tuple[int, int], side: int | tuple[int, int]) -> Grid:
-    """Boxes of so many rows and columns, or squares.
+    """The grid of boxes with these sides; one number is the side of squares.
 
     >>> [w.shape for w in grid((3, 5), 4)]
     [(3, 4), (3, 1)]
@@ -93,10 +97,10 @@ class Frames:
     """The images of a job on its canvas of latents: one, or several of one size below one another.
 
     Args:
-        size: of an image, px.
-        factor: px per latent.
-        patch: side of the model's windows, in latents: an image has at least as many.
-        count: how many images; None: one large one.
+        size: Height and width of an image, px.
+        factor: Pixels per latent.
+        patch: Side of the model's windows, in latents; a smaller image is padded to it.
+        count: Number of images of a set; None: the job is one large image.
     """
 
     size: tuple[int, int]
@@ -112,21 +116,22 @@ class Frames:
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return self.count or 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the canvas."""
+        """Height and width of the canvas, in latents."""
         return self.images * self.frame[0], self.frame[1]
 
     def shard_sides(self, shard_px: int) -> tuple[int, int]:
-        """Rows and columns of a shard, in latents: as many whole images as a shard has room for, or a square of one."""
+        """Rows and columns of a shard, in latents: a square of one image, or as many whole images of a set as fit."""
         side = shard_px // self.factor
         if self.count is None:
             return side, side
         return self.group(shard_px) * self.frame[0], self.frame[1]
 
     def group(self, shard_px: int) -> int:
-        """Images in a shard: of about the pixels of a square of that side, at most 256 and at least one."""
+        """Number of a set's images in a shard: about as many pixels as the square holds; at least 1 and at most 256."""
         pixels = self.frame[0] * self.frame[1] * self.factor**2
         return max(min(shard_px**2 // pixels, 256, self.images), 1)

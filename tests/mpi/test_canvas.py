@@ -48,10 +48,11 @@ def once(ids):
 
 def exchange_of(canvas, cover):
     """What this rank reads and sends in a level, planned over MPI."""
-    planner = Planner(canvas.ranks, lambda level, _: plan_level(canvas.ranks.rank, cover, canvas.ownership, once))
+    planner = Planner(canvas.ranks, lambda level: plan_level(canvas.ranks.rank, cover, canvas.ownership, once), 1)
     plan = planner.take(0)
-    planner.end()
-    return plan, Exchange(canvas, plan, 3)
+    exchange = Exchange(canvas, plan, 3)
+    exchange.start()
+    return plan, exchange
 
 
 @pytest.mark.parametrize("kind", ["shifted", "random", "strided"])
@@ -59,21 +60,21 @@ def test_a_gathered_window_is_that_crop_of_the_canvas(canvas, kind):
     whole = field(canvas)
     plan, exchange = exchange_of(canvas, cover_of(kind, 2))
     for start in range(0, len(plan), 5):
-        places = list(range(start, min(start + 5, len(plan))))
-        found = exchange.read(places, 5, torch.float32)
-        for place, x in zip([*places, *places[-1:] * (5 - len(places))], found, strict=True):
-            w = plan.box(place)
+        slots = list(range(start, min(start + 5, len(plan))))
+        found = exchange.read(slots, 5, torch.float32)
+        for slot, x in zip([*slots, *slots[-1:] * (5 - len(slots))], found, strict=True):
+            w = plan.box(slot)
             assert torch.equal(x, whole[:, w.y0 : w.y1, w.x0 : w.x1])
-        for place in places:
-            exchange.put(place, found[place - start])
+        for slot in slots:
+            exchange.put(slot, found[slot - start])
     exchange.fuse()  # what others were told to expect is sent, and nothing is left for the next test
 
 
 @pytest.mark.parametrize("kind", ["shifted", "random", "strided"])
 def test_fusing_gathered_windows_gives_the_canvas_back(canvas, ranks, kind):
     plan, exchange = exchange_of(canvas, cover_of(kind, 1))
-    for place in range(len(plan)):
-        exchange.put(place, exchange.read([place], 1, torch.float32)[0])
+    for slot in range(len(plan)):
+        exchange.put(slot, exchange.read([slot], 1, torch.float32)[0])
     fused = exchange.fuse()
     assert set(fused) == set(canvas.ownership.owned(ranks.rank))
     for shard, x in fused.items():
@@ -86,9 +87,9 @@ def test_overlapping_estimates_are_summed_in_one_order_on_any_number_of_ranks(ca
     cover = strided(SHAPE, PATCH, 5, "hann")
     plan, exchange = exchange_of(canvas, cover)
     estimates = {i: standard_normal(i, "step", 0, (0, 0, PATCH, PATCH), 3) for i in range(len(cover))}
-    for place, index in enumerate(plan.ids.tolist()):
-        exchange.read([place], 1, torch.float32)
-        exchange.put(place, estimates[index])
+    for slot, index in enumerate(plan.window_ids.tolist()):
+        exchange.read([slot], 1, torch.float32)
+        exchange.put(slot, estimates[index])
     fused = exchange.fuse()
     total, weight = torch.zeros(3, *SHAPE), torch.zeros(SHAPE)
     for index, box in enumerate(windows_of(cover, np.arange(len(cover))).tolist()):
@@ -103,6 +104,17 @@ def test_overlapping_estimates_are_summed_in_one_order_on_any_number_of_ranks(ca
 
 def test_a_step_adds_one_noise_a_position(canvas):
     before = field(canvas)
-    canvas.step({s: torch.zeros_like(x) for s, x in canvas.x.items()}, Step(a=0.5, b=1.0, d=2.0), 4, None, keep=False)
+    canvas.step({s: torch.zeros_like(x) for s, x in canvas.x.items()}, Step(a=0.5, b=1.0, d=2.0), 4, None)
     expected = before * 0.5 + standard_normal(9, "step", 4, (0, 0, *SHAPE), 3) * 2.0
     torch.testing.assert_close(field(canvas), expected)
+
+
+def test_nothing_is_sent_before_an_exchange_is_started(canvas, ranks):
+    cover = cover_of("shifted", 3)
+    plan = Planner(ranks, lambda level: plan_level(ranks.rank, cover, canvas.ownership, once), 1).take(0)
+    idle = [Exchange(canvas, plan, 3) for _ in range(3)]
+    assert not ranks.unsent
+    assert not any(exchange.halo or exchange.arriving for exchange in idle)
+    ranks.barrier()
+    assert not ranks.comm.Iprobe()
+    ranks.barrier()

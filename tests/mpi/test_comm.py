@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from engine.distributed.balance import SpeedBalance
 from engine.distributed.collectives import PendingSum, PlanTask
 from engine.distributed.planner import Planner
 from engine.distributed.ranks import AgreedError
-from engine.distributed.transfer import ReceiveBuffer, SendBuffer
+from engine.distributed.transfer import Incoming, Outgoing
 from engine.planning.plan import PrefixSumRequest, SparseExchangeRequest, run_in_lockstep
 
 
@@ -15,9 +16,11 @@ def test_pieces_arrive_whole_and_in_order_between_all_pairs(ranks):
 
     others = [rank for rank in range(ranks.size) if rank != ranks.rank]
     expected = {s: torch.cat([piece(s, ranks.rank, i).ravel() for i in range(3)]) for s in others}
-    receiving = {source: ReceiveBuffer(ranks, source, 7, len(expected[source]), "cpu") for source in others}
+    receiving = {source: Incoming(ranks, source, 7, len(expected[source]), "cpu") for source in others}
+    for message in receiving.values():
+        message.start()
     for target in others:
-        SendBuffer(ranks, target, 7, [piece(ranks.rank, target, i) for i in range(3)])
+        Outgoing(ranks, target, 7, [piece(ranks.rank, target, i) for i in range(3)]).start()
     for source in others:
         assert torch.equal(receiving[source].tensor(), expected[source])
     ranks.wait_until(lambda: not ranks.unsent)
@@ -41,24 +44,67 @@ def test_what_plans_ask_is_answered_as_in_one_process(ranks):
         assert {s: m.tolist() for s, m in mine.items()} == {s: m.tolist() for s, m in theirs.items()}
 
 
-def test_votes_are_summed_while_other_things_go_on(ranks):
-    votes = [PendingSum(ranks, [float(ranks.rank), 1.0, turn]) for turn in range(3)]
-    for turn, vote in enumerate(votes):
-        assert vote.result().tolist() == [sum(range(ranks.size)), ranks.size, turn * ranks.size]
+def test_sums_are_made_while_other_things_go_on(ranks):
+    sums = [PendingSum(ranks, [float(ranks.rank), 1.0, turn]) for turn in range(3)]
+    for one in sums:
+        one.start()
+    for turn, one in enumerate(sums):
+        assert one.result().tolist() == [sum_of_ranks(ranks), ranks.size, turn * ranks.size]
+
+
+def sum_of_ranks(ranks):
+    return sum(range(ranks.size))
 
 
 def test_ranks_of_one_speed_are_dealt_equal_work_and_slow_ones_less(ranks):
-    planner = Planner(ranks, lambda level, shares: None)
+    balance = SpeedBalance(ranks)
     for slow, expected in ((1.0, None), (3.0, 1 / (1 + 3 * (ranks.size - 1)))):
-        planner.pace = 0.0
-        planner.measured(slow if ranks.rank == 0 else 1.0, 1)
-        planner.follow(PendingSum(ranks, planner.votes()).result().tolist())
+        balance.seconds_per_evaluation = 0.0
+        balance.measure(slow if ranks.rank == 0 else 1.0, 1)
+        sums = PendingSum(ranks, balance.terms())
+        sums.start()
+        balance.update(sums.result().tolist())
         if expected is None or ranks.size == 1:
-            assert planner.shares is None
+            assert balance.run_ends is None
         else:
-            assert planner.shares[0] == pytest.approx(expected)
-            assert planner.shares[-1] == pytest.approx(1)
-    planner.end()
+            assert balance.run_ends[0] == pytest.approx(expected)
+            assert balance.run_ends[-1] == pytest.approx(1)
+
+
+def test_a_plan_that_was_begun_is_finished_where_the_background_ends(ranks):
+    planner = Planner(ranks, lambda level: asks(ranks.rank, ranks.size), 2)
+    with ranks.background(planner.advance):
+        planner.begin(1)
+        planner.begin(2)  # beyond the last level
+    assert planner.ahead[0] == 1
+    assert planner.ahead[1].done
+    assert ranks.in_background is None
+
+
+def test_nothing_is_replaced_in_the_background_unnoticed(ranks):
+    first, second = (Planner(ranks, lambda level: asks(ranks.rank, ranks.size), 1) for _ in range(2))
+    with ranks.background(first.advance):
+        first.begin(0)
+        with pytest.raises(RuntimeError, match="background already"), ranks.background(second.advance):
+            pass
+        assert ranks.in_background == first.advance
+        first.take(0)
+
+
+def test_after_an_error_of_all_ranks_a_plan_that_was_begun_is_brought_to_its_end(ranks):
+    def fails():
+        raise ValueError("the reason")
+
+    planner = Planner(ranks, lambda level: asks(ranks.rank, ranks.size), 1)
+
+    def begin_and_fail():
+        with ranks.background(planner.advance):
+            planner.begin(0)
+            ranks.agree(fails)
+
+    with pytest.raises(AgreedError, match="the reason"):
+        begin_and_fail()
+    assert planner.ahead[1].done
 
 
 def test_an_error_on_the_last_rank_is_everybodys(ranks):

@@ -1,0 +1,40 @@
+"""Maps of labels brought to another size by nearest neighbours: the one place where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.diffusion.boxes import ReadBox
+from engine.planning.geometry import Window
+
+
+def nearest_index(start: int, stop: int, source: int, target: int, step: int = 1) -> np.ndarray:
+    """int64: the pixel of a line of ``source`` that holds the centre of each pixel of a line of ``target``.
+
+    floor((i + 1/2) source / target) in integers, for every ``step``-th i of [start, stop): Pillow's NEAREST, wherever
+    its sum of steps in float64 is exact.
+
+    >>> nearest_index(0, 5, 2, 5).tolist()
+    [0, 0, 1, 1, 1]
+    """
+    return (2 * np.arange(start, stop, step, dtype=np.int64) + 1) * source // (2 * target)
+
+
+def nearest_box(
+    read: ReadBox, source_shape: tuple[int, int], target_shape: tuple[int, int], box: Window, step: int = 1
+) -> np.ndarray:
+    """Every ``step``-th pixel of a box of a map that is brought to another size. Local.
+
+    Args:
+        read: Reader of the map at its own size; called once, for no more than is needed.
+        source_shape: Height and width of the map.
+        target_shape: Height and width that it is brought to.
+        box: Box of the target, not empty and inside it.
+        step: Distance of the pixels that are wanted, counted from the box's corner.
+    """
+    assert box
+    rows = nearest_index(box.y0, box.y1, source_shape[0], target_shape[0], step)
+    columns = nearest_index(box.x0, box.x1, source_shape[1], target_shape[1], step)
+    y0, x0 = int(rows[0]), int(columns[0])
+    values = read(Window(y0, x0, int(rows[-1]) + 1, int(columns[-1]) + 1))
+    return values[np.ix_(rows - y0, columns - x0)]

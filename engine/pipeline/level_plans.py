@@ -1,0 +1,149 @@
+"""The windows of a job's levels and of its decoder, what each window is asked for, and who does which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from engine.diffusion.conditions import Condition
+from engine.diffusion.latent_map import LatentMap
+from engine.pipeline.prepared import Prepared
+from engine.planning.cover import Cover, StackedCover, cover_of, strided
+from engine.planning.decode_cover import decode_cover, gaussian_pixel_cover, pixel_cover
+from engine.planning.geometry import Window
+from engine.planning.ownership import DecodeRounds
+from engine.planning.plan import Ask, Plan, Planning, plan_decode, plan_level, run_in_lockstep
+
+
+def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = None, round_index: int = 0) -> Cover:
+    """The windows of a level.
+
+    Args:
+        images: Images of a set that are sampled; None: all.
+        round_index: Round of rejection sampling; later rounds have windows of their own.
+    """
+    job, card, frame = prepared.job, prepared.card, prepared.frames.frame
+    stride = job.stride or card.patch
+
+    def of_image(image: int) -> Cover:
+        stream = image + (round_index << 32)  # of random numbers: one for each image and round
+        return cover_of(job.cover, frame, card.patch, job.seed, level, stride=stride, weights=job.weights, image=stream)
+
+    return stacked(prepared, of_image, card.patch, 1, images)
+
+
+def decode_covers(prepared: Prepared, images: Sequence[int] | None = None) -> tuple[Cover, Cover]:
+    """The decoder's windows, in latents and, with their weights, in pixels."""
+    job, card, frame = prepared.job, prepared.card, prepared.frames.frame
+    if job.decode_weights == "gaussian":
+        stride = job.stride or card.patch // 4
+        latents = strided(frame, card.patch, stride, "uniform")
+        pixels = gaussian_pixel_cover(latents, card.factor)
+    else:
+        latents = decode_cover(frame, card.patch, int(job.decode_overlap or 0))
+        pixels = pixel_cover(latents, card.factor, int(job.decode_overlap or 0))
+    return (
+        stacked(prepared, lambda image: latents, latents.patch, 1, images),
+        stacked(prepared, lambda image: pixels, latents.patch, card.factor, images),
+    )
+
+
+def stacked(
+    prepared: Prepared, of_image: Callable[[int], Cover], patch: int, scale: int, images: Sequence[int] | None
+) -> Cover:
+    """The cover of the one image, or the covers of the images of a set, below one another.
+
+    Args:
+        of_image: Function that returns the cover of an image.
+        patch: Side of a window, in latents.
+        scale: Units of the covers in a latent: 1, or the pixels of one.
+        images: Images of a set that have windows; None: all.
+    """
+    if prepared.job.count is None:
+        return of_image(0)
+    chosen = range(prepared.job.count) if images is None else np.array(images)
+    return StackedCover(patch * scale, prepared.frames.frame[0] * scale, of_image, chosen)
+
+
+# ---- what windows are asked for -----------------------------------------------------------------
+
+
+def level_condition(prepared: Prepared, level: int) -> Condition:
+    """The job's condition, without guidance in levels that are not guided."""
+    return prepared.condition if level in prepared.guided_levels else prepared.condition.unguided()
+
+
+def asked(prepared: Prepared, level: int, cover: Cover) -> Ask:
+    """A function from windows to the labels that each is asked for, as bits, and the evaluations that this takes.
+
+    A window outside the region of interest is asked for nothing, and takes no evaluation.
+    """
+    condition, roi = level_condition(prepared, level), prepared.inputs.roi
+
+    def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if roi is None:
+            label_bits = condition.label_bits(cover, ids)
+        else:
+            touching = windows_touching(roi, cover, ids)
+            label_bits = np.zeros(len(ids), np.uint64)
+            label_bits[touching] = condition.label_bits(cover, ids[touching])
+        return label_bits, condition.costs(label_bits)
+
+    return ask
+
+
+def windows_touching(region: LatentMap, cover: Cover, ids: np.ndarray) -> np.ndarray:
+    """bool (n,): whether the estimate of a window is used at any latent of a region.
+
+    Args:
+        region: 1 in the region and 0 elsewhere.
+    """
+    touching = np.empty(len(ids), bool)
+    for n, (index, box) in enumerate(zip(ids.tolist(), cover.core(ids).tolist(), strict=True)):
+        core = Window(*box)
+        inside, weight = region[core.y0 : core.y1, core.x0 : core.x1] > 0, cover.weight(index, core)
+        touching[n] = (inside if weight is None else inside & (weight > 0)).any()
+    return touching
+
+
+def outside_region(prepared: Prepared, shard: int) -> bool:
+    """Whether a shard lies wholly outside the region of interest: nothing of it is decoded."""
+    roi, w = prepared.inputs.roi, prepared.ownership.shard(shard)
+    return roi is not None and not roi[w.y0 : w.y1, w.x0 : w.x1].any()
+
+
+# ---- who does what ------------------------------------------------------------------------------
+
+
+def rank_plan(
+    prepared: Prepared,
+    rank: int,
+    level: int,
+    shares: np.ndarray | None,
+    images: Sequence[int] | None = None,
+    round_index: int = 0,
+) -> Planning[Plan]:
+    """A rank's part of the plan of a level."""
+    cover = level_cover(prepared, level, images, round_index)
+    return plan_level(rank, cover, prepared.ownership, asked(prepared, level, cover), shares)
+
+
+def all_plans(prepared: Prepared, level: int) -> list[Plan]:
+    """Every rank's part of the plan of a level, made in this process."""
+    cover = level_cover(prepared, level)
+    ask = asked(prepared, level, cover)
+    return run_in_lockstep([plan_level(rank, cover, prepared.ownership, ask) for rank in range(prepared.size)])
+
+
+def all_decode_plans(prepared: Prepared) -> Iterator[Plan]:
+    """Every rank's part of every round of decoding the whole image, made in this process."""
+    cover, _ = decode_covers(prepared)
+    shards = prepared.wanted
+    if prepared.inputs.roi is not None:
+        shards = np.array([shard for shard in shards if not outside_region(prepared, int(shard))])
+    rounds = DecodeRounds(shards, prepared.size)
+    for turn in range(len(rounds)):
+        yield from run_in_lockstep(
+            [plan_decode(rank, cover, prepared.ownership, rounds, turn) for rank in range(prepared.size)]
+        )

@@ -1,0 +1,105 @@
+"""The memory model: what one rank is expected to hold at most, term by term.
+
+Every factor is a count of what can be in memory together, or an allowance on the high side; none was fitted to a
+measured run. The terms add up although they are not all at their most at the same time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.pipeline.prepared import Prepared
+from engine.storage.readers import reads_in_boxes
+
+ITEM = 4  # bytes of a float32
+PROCESS_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
+
+
+def memory_bytes(prepared: Prepared) -> int:
+    """Bytes that one rank is expected to hold at most, everything included."""
+    return (
+        PROCESS_BYTES
+        + network_bytes(prepared)
+        + input_bytes(prepared)
+        + canvas_bytes(prepared)
+        + estimate_bytes(prepared)
+        + network_activation_bytes(prepared)
+        + decoder_activation_bytes(prepared)
+        + decoded_bytes(prepared)
+        + random_cover_bytes(prepared)
+    )
+
+
+def network_bytes(prepared: Prepared) -> int:
+    """The weights, in every form they pass through."""
+    copies = 4  # as stored, in float32, as rewritten for inference, and cast; a file may be of half the size of float32
+    files = [file for card in prepared.cards for file in card.folder.rglob("*.safetensors")]
+    return copies * sum(file.stat().st_size for file in files)
+
+
+def input_bytes(prepared: Prepared) -> int:
+    """The inputs, and the files of an in-painting that cannot be read by box: in memory until they are copied."""
+    job = prepared.job
+    whole = [name for name in (job.image, job.mask) if name and not reads_in_boxes(Path(name))]
+    picture = job.size[0] * job.size[1] * prepared.card.image_channels
+    return prepared.inputs.nbytes + len(whole) * picture
+
+
+def shard_shape(prepared: Prepared) -> tuple[int, int]:
+    """Rows and columns of the largest shard, in latents."""
+    rows, columns = (min(a, b) for a, b in zip(prepared.ownership.sides, prepared.ownership.shape, strict=True))
+    return rows, columns
+
+
+def canvas_bytes(prepared: Prepared) -> int:
+    """The latents of the shards that the rank owns, in every form that is held."""
+    rows, columns = shard_shape(prepared)
+    shards = -(-prepared.ownership.count // prepared.size)
+    forms = 4  # x, the history, the fused estimate, and the x that the step makes of them
+    in_checkpoint = 2  # x and the history of the level before, while a checkpoint of them is still written
+    known = 2 * bool(prepared.job.image)  # known latents and the mask of an in-painting
+    return ITEM * prepared.card.channels * (forms + in_checkpoint + known) * shards * rows * columns
+
+
+def estimate_bytes(prepared: Prepared) -> int:
+    """The estimates of a level: those made here, and those that travel and are fused."""
+    card, job = prepared.card, prepared.job
+    uneven = 2  # a rank may have more windows than its share, and of each it holds more than is used
+    copies = 4  # as evaluated, packed to be sent, as received, and laid side by side to be fused
+    used = uneven * estimated_latents(prepared) // prepared.size
+    batch = card.patch**2 * int(job.batch_size or 1)
+    return ITEM * card.channels * copies * (used + batch)
+
+
+def estimated_latents(prepared: Prepared) -> int:
+    """Number of latents in all windows of a level together, about."""
+    job, (height, width) = prepared.job, prepared.ownership.shape
+    windows_per_latent = {"strided": (prepared.card.patch / (job.stride or prepared.card.patch)) ** 2, "random": 2.5}
+    return int(height * width * windows_per_latent.get(job.cover, 1))
+
+
+def network_activation_bytes(prepared: Prepared) -> int:
+    """The activations of one evaluation of a batch of windows."""
+    per_value = 600  # bytes a value of the latents: 150 float32 values in feature maps and skip connections
+    return per_value * prepared.card.channels * prepared.card.patch**2 * int(prepared.job.batch_size or 1)
+
+
+def decoder_activation_bytes(prepared: Prepared) -> int:
+    """The activations of decoding one window."""
+    channels = 64  # feature maps of full size that are alive together
+    side = 2 * prepared.card.patch * prepared.card.factor  # px: a window, doubled for what its layers keep beside them
+    return channels * ITEM * side**2
+
+
+def decoded_bytes(prepared: Prepared) -> int:
+    """The shards of pixels while they are decoded and written."""
+    rows, columns = shard_shape(prepared)
+    copies = 4  # the weighted sum, the windows that go into it, the mean, and the shard that is still written
+    return copies * ITEM * prepared.card.image_channels * rows * columns * prepared.card.factor**2
+
+
+def random_cover_bytes(prepared: Prepared) -> int:
+    """The random cover, which every rank draws for the whole canvas."""
+    order, winner = 8, 4  # bytes a latent: int64, its place in the random order; int32, the window it belongs to
+    height, width = prepared.ownership.shape
+    return (order + winner) * height * width if prepared.job.cover == "random" else 0

@@ -1,0 +1,90 @@
+"""A checked job and the facts that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from engine.diffusion.conditions import Condition
+from engine.inputs.condition import condition_of
+from engine.inputs.values import Inputs
+from engine.job import RunOptions, SampleJob
+from engine.models.card import ModelCard
+from engine.planning.geometry import Frames
+from engine.planning.ownership import Ownership
+from engine.storage.image_layout import ImageLayout
+from engine.storage.layout import Layout
+from engine.storage.set_layout import SetLayout
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked job and the facts it needs: plain values, sent from rank 0 to all.
+
+    Args:
+        cards: Card of the model, or the cards of the networks of its styles; the first gives the geometry.
+        size: Number of ranks that the work is planned for.
+        inputs: The contents of the job's files.
+        identity: The values that another job must share for its bytes to be the same.
+        state: State of the output before the run: absent, unfinished (to be resumed), finished, or replace.
+        label_stage: The run that samples the label map, where a label model does; until it is done ``inputs`` has no
+            labels.
+    """
+
+    job: SampleJob
+    options: RunOptions
+    cards: tuple[ModelCard, ...]
+    size: int
+    inputs: Inputs
+    identity: dict[str, Any]
+    state: str
+    label_stage: Prepared | None = None
+
+    @property
+    def card(self) -> ModelCard:
+        return self.cards[0]
+
+    @cached_property
+    def frames(self) -> Frames:
+        """The images on the canvas of latents."""
+        return Frames(self.job.size, self.card.factor, self.card.patch, self.job.count)
+
+    @cached_property
+    def ownership(self) -> Ownership:
+        """Which rank owns which shard of the canvas."""
+        return Ownership(self.frames.shape, self.frames.shard_sides(self.job.shard), self.size)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The arrays of the output."""
+        job = self.job
+        channels = 1 if self.card.role == "labels" else self.card.image_channels
+        shared = (job.size, channels, job.shard, job.chunk, self.inputs.label_array)
+        if job.count is None:
+            return ImageLayout(*shared)
+        return SetLayout(*shared, count=job.count, group=self.frames.group(job.shard))
+
+    @cached_property
+    def wanted(self) -> range | np.ndarray:
+        """The shards of the canvas that hold pixels of the image, in order: all, unless whole shards are padding."""
+        count, (rows, columns) = self.ownership.count, self.layout.boxes().counts
+        if count == len(self.layout.boxes()):
+            return range(count)
+        return (np.arange(rows)[:, None] * self.ownership.columns + np.arange(columns)).ravel()
+
+    @cached_property
+    def timesteps(self) -> np.ndarray:
+        """The model's timestep of each level, from the noisiest."""
+        return self.card.schedule.levels(self.job.steps)  # type: ignore[arg-type]
+
+    @property
+    def guided_levels(self) -> range:
+        return range(*(self.job.guidance_interval or (0, len(self.timesteps))))
+
+    @cached_property
+    def condition(self) -> Condition:
+        """What each window is asked for, as far as it takes to plan; to evaluate takes the stored instance map too."""
+        return condition_of(self.inputs, self.job, self.card, self.frames)

@@ -1,0 +1,281 @@
+"""One round of sampling: from noise, or from a checkpoint, to written shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.diffusion.denoiser import Denoiser, Network
+from engine.diffusion.solvers import Step, steps_of
+from engine.distributed.balance import SpeedBalance
+from engine.distributed.canvas import Canvas
+from engine.distributed.planner import Planner
+from engine.distributed.ranks import Ranks
+from engine.inputs.condition import condition_of
+from engine.models.folder import Model
+from engine.pipeline.checkpointer import CheckpointManager
+from engine.pipeline.control import StatusReduction
+from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
+from engine.pipeline.inpaint import Inpainting
+from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
+from engine.pipeline.outputs import ImageWriter, label_array_reader
+from engine.pipeline.prepared import Prepared
+from engine.pipeline.progress import Progress
+from engine.pipeline.sampler import sample
+from engine.planning.ownership import DecodeRounds, partition_evenly
+from engine.planning.plan import Plan, Planning
+from engine.storage.checkpoint import SamplingRound
+from engine.storage.output import Output
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the rounds of a run share.
+
+    Args:
+        device: Device that this rank computes on.
+        models: The model, or one model a style.
+    """
+
+    ranks: Ranks
+    prepared: Prepared
+    output: Output
+    device: str
+    models: Sequence[Model]
+
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0. Local."""
+        if self.ranks.rank == 0:
+            with suppress(OSError):  # nobody listens: no reason to end a run
+                print(text, flush=True)
+
+
+class Round:
+    """One round: all that is sampled, or those images of a set that were not accepted in the round before.
+
+    Attributes:
+        spent: Seconds of each kind of work.
+    """
+
+    def __init__(self, shared: Shared, sampling_round: SamplingRound) -> None:
+        ranks, prepared = shared.ranks, shared.prepared
+        self.shared, self.ranks, self.prepared = shared, ranks, prepared
+        self.sampling_round = sampling_round
+        self.spent = {"evaluation": 0.0, "decode": 0.0}
+
+        # The canvas and its checkpoints.
+        shards, seed = prepared.ownership, prepared.job.seed
+        self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index)
+        self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, prepared.options.checkpoint_every)
+
+        # The levels: what each is to do, and how the ranks stand in it.
+        self.steps = steps_of_job(prepared)
+        self.balance = SpeedBalance(ranks)
+        self.planner = Planner(ranks, self.part, len(self.steps))
+        self.status = StatusReduction(ranks, self.checkpoints, self.canvas.check, self.balance)
+        self.measured = 0.0, 0  # seconds of evaluating, and evaluations, at the end of the level before
+
+        # Made by ``run``.
+        self.denoiser: Denoiser
+        self.progress: Progress
+
+    def run(self) -> bool:
+        """Sample and decode what is still to be written; whether it came to the end. Collective."""
+        writer = self.begin_writer()
+        remaining = writer.remaining()
+        if not len(remaining):
+            return True
+        first = self.checkpoints.restore()
+        with self.ranks.background(self.planner.advance):
+            self.progress = self.begin_progress(first, remaining)
+            ended = self.sample_levels(first)
+        ended = ended and self.decode(writer, remaining)
+        self.spent = self.progress.spent
+        out = self.prepared.options.out
+        self.progress.end("" if ended else f"stopped; {out} holds a checkpoint: {self.way_on()}")
+        return ended
+
+    def begin_writer(self) -> ImageWriter:
+        """What writes the image; with in-painting the canvas is told what is known of it. Collective."""
+        ranks, prepared, shared = self.ranks, self.prepared, self.shared
+        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.image else None
+        if inpainting:
+            self.canvas.known = inpainting.known(self.canvas, shared.models[0].encode)
+        return ranks.agree(lambda: ImageWriter(prepared, shared.output, self.sampling_round, inpainting))
+
+    # ---- sampling ---------------------------------------------------------------------------------
+
+    def part(self, level: int) -> Planning[Plan]:
+        """This rank's part of the plan of a level."""
+        chosen = self.sampling_round
+        return rank_plan(self.prepared, self.ranks.rank, level, self.balance.run_ends, chosen.images, chosen.index)
+
+    def sample_levels(self, first: int) -> bool:
+        """Sample the levels from ``first`` on; whether it came to the end. Collective."""
+        self.denoiser = self.ranks.agree(self.make_denoiser)
+        self.measured = self.ranks.timer.seconds["evaluate"], 0
+        return sample(self.canvas, self.planner, self.denoiser, self.steps, first, self.on_level)
+
+    def make_denoiser(self) -> Denoiser:
+        """The model as the loop takes it, with the job's condition."""
+        shared, prepared, job = self.shared, self.prepared, self.prepared.job
+        stored = label_array_reader(shared.output)
+        return Denoiser(
+            [network_of(model) for model in shared.models],
+            condition_of(prepared.inputs, job, prepared.card, prepared.frames, stored),
+            prepared.card.schedule,
+            prepared.timesteps,
+            int(job.batch_size or 1),
+            dtype=getattr(torch, job.dtype),
+            device=shared.device,
+            guided_levels=prepared.guided_levels,
+            on_batch=self.on_batch,
+        )
+
+    def on_batch(self, done: float) -> None:
+        """Go on with messages, and in the middle of the level tell how this rank stands. Local."""
+        self.ranks.progress()
+        if done >= 0.5:
+            self.status.start()
+
+    def on_level(self, level: int, plan: Plan) -> bool:
+        """Learn how all ranks stand before ``level``, and act on it; whether to stop. Collective."""
+        self.measure()
+        status = self.status.finish()
+        if status.checkpoint_written:
+            self.checkpoints.commit()
+        self.balance.update(status.speeds)
+        self.tell(level, plan)
+        last = level == len(self.steps)
+        if status.stop or last:
+            self.ranks.agree(self.canvas.check)
+        if status.stop or status.checkpoint_due or last:
+            self.checkpoints.begin(level, history=self.steps[level - 1].keeps)
+        if status.stop:
+            self.checkpoints.finish()
+        return status.stop
+
+    def measure(self) -> None:
+        """Tell the balance how fast this rank was in the level. Local."""
+        now = self.ranks.timer.seconds["evaluate"], self.denoiser.evaluations
+        self.balance.measure(now[0] - self.measured[0], now[1] - self.measured[1])
+        self.measured = now
+
+    # ---- decoding ---------------------------------------------------------------------------------
+
+    def decode(self, writer: ImageWriter, remaining: range | np.ndarray) -> bool:
+        """Decode and write the remaining shards; whether all are written. Collective."""
+        ranks, prepared, card = self.ranks, self.prepared, self.prepared.card
+        model_decode = self.shared.models[0].decode
+        shard_writer = ShardWriter(ranks, writer)
+        status = StatusReduction(ranks, self.checkpoints, shard_writer.check)
+
+        def after_round() -> bool:
+            how = status.finish()
+            if how.checkpoint_written:
+                self.checkpoints.commit()
+            self.progress.advance("decode", how.amount, "decoding")
+            return how.stop
+
+        if model_decode is None:
+            ended = write_pixels(self.canvas, remaining, shard_writer, status.start, after_round)
+        else:
+            cover, pixels = decode_covers(prepared, self.sampling_round.images)
+            decoder = Decoder(
+                lambda latents: model_decode(latents * card.latents_gain),
+                cover,
+                pixels,
+                card.factor,
+                card.image_channels,
+            )
+            rounds = DecodeRounds(self.leave_empty(writer, remaining), ranks.size)
+            ended = decode_canvas(self.canvas, decoder, rounds, shard_writer, status.start, after_round)
+        shard_writer.finish()
+        ranks.agree(shard_writer.check)
+        self.checkpoints.finish()
+        return ended
+
+    def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
+        """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""
+        ranks = self.ranks
+        if self.prepared.inputs.roi is None:
+            return remaining
+        mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
+        empty = {shard for shard in mine if outside_region(self.prepared, shard)}
+        ranks.agree(lambda: writer.leave_white(sorted(empty)))
+        others = ranks.allgather([shard for shard in mine if shard not in empty])
+        return np.array([shard for part in others for shard in part], np.int64)
+
+    # ---- what it tells ----------------------------------------------------------------------------
+
+    def begin_progress(self, first: int, remaining: range | np.ndarray) -> Progress:
+        """Say what is to be done, and start to count. Collective."""
+        prepared, ranks, levels = self.prepared, self.ranks, len(self.prepared.timesteps)
+        evaluations = self.planner.peek(first).evaluations * (levels - first) if first < levels else 0
+        decodes = self.decodes(remaining)
+        work = f"about {evaluations} evaluations, {decodes} decodes, {ranks.size} ranks on {self.shared.device}"
+        self.shared.say(self.headline() + work + (f", from level {first}" if first else ""))
+        least = prepared.card.patch * prepared.card.factor
+        if min(prepared.job.size) < least:
+            self.shared.say(f"smaller than a window of {least} px: sampled on a padded canvas and cropped")
+        return ranks.agree(lambda: Progress(ranks.rank, evaluations, decodes, prepared.options.json_log))
+
+    def decodes(self, remaining: range | np.ndarray) -> int:
+        """About how many windows all ranks decode: each rank takes its first shard for all of its own. Collective."""
+        prepared, ranks = self.prepared, self.ranks
+        decodes = np.zeros(1, np.int64)
+        mine = partition_evenly(len(remaining), ranks.size, ranks.rank)
+        if prepared.card.factor > 1 and mine:
+            cover, _ = decode_covers(prepared, self.sampling_round.images)
+            first_shard = prepared.ownership.shard(int(remaining[mine[0]]))
+            decodes += len(mine) * len(cover.overlapping(first_shard))
+        ranks.allreduce_array(decodes)
+        return int(decodes[0])
+
+    def headline(self) -> str:
+        """What is sampled, in one line."""
+        job, card, sampling_round = self.prepared.job, self.prepared.card, self.sampling_round
+        count = job.count if sampling_round.images is None else len(sampling_round.images)
+        images = "" if job.count is None else f"{count} images of "
+        again = f"round {sampling_round.index + 1} of " if sampling_round.index else ""
+        what = "label map of " if card.role == "labels" else ""
+        weight = float(job.guidance or 1)
+        guided = "" if weight == 1 else f"guidance {weight:g} (1 is off: omega {weight - 1:g}), "
+        levels = len(self.prepared.timesteps)
+        return f"{again}{images}{what}{job.size[0]} x {job.size[1]} px, {levels} levels, {guided}"
+
+    def tell(self, level: int, plan: Plan) -> None:
+        """Show and log that a level is done. Local."""
+        facts = {"level": level, "t": int(self.prepared.timesteps[level - 1]), "windows": plan.windows}
+        facts |= {"round": self.sampling_round.index} if self.prepared.job.accept else {}
+        self.progress.advance("evaluation", plan.evaluations, f"level {level}/{len(self.steps)}", **facts)
+
+    def way_on(self) -> str:
+        """How a stopped run is continued."""
+        without = ", without `resume` never," if self.prepared.options.resume == "never" else ""
+        return f"the same command{without} goes on from it"
+
+
+def steps_of_job(prepared: Prepared) -> list[Step]:
+    """The solver's step of each level."""
+    job, schedule = prepared.job, prepared.card.schedule
+    alpha_bar = [schedule.alpha_bar[t] for t in prepared.timesteps]
+    return steps_of(str(job.solver), alpha_bar, float(job.eta or 0), schedule.rederive_noise, schedule.variance)
+
+
+def network_of(model: Model) -> Network:
+    """A model's network, with its embedder before it."""
+
+    def answer(x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if "embedding" not in inputs:
+            return model.network(x, t, inputs)
+        embedding = inputs["embedding"]
+        tokens = model.embed(embedding, inputs.get("region")) if model.embed else embedding[:, None]
+        return model.network(x, t, {"tokens": tokens.to(x.dtype)})
+
+    return answer
