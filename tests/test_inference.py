@@ -97,7 +97,8 @@ def test_a_run_of_half_precision_is_near_the_whole_one(dtype, low, high, tiny_mo
 @pytest.fixture(scope="module")
 def smallest_model(tmp_path_factory):
     """A model that compiles in seconds."""
-    from engine.training.diffusion import colored, write_folder
+    from engine.models.card import colored
+    from engine.training.diffusion import write_folder
     from engine.training.image import PARTS, SCHEDULER
 
     folder = tmp_path_factory.mktemp("smallest")

@@ -14,7 +14,8 @@ def make_tiny_model(folder: Path) -> Path:
     from engine.models.folder import save_part
     from engine.models.networks.autoencoder import PatchAutoencoder
     from engine.models.networks.mask_unet import MaskUNet
-    from engine.training.diffusion import colored, write_folder
+    from engine.models.card import colored
+    from engine.training.diffusion import write_folder
     from engine.training.image import PARTS, SCHEDULER
 
     torch.manual_seed(0)
