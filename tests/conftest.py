@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from launching import close_pools, left_behind
 from tiny import make_tiny_model
 
-settings.register_profile("slow machine", deadline=None)
+settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slow machine")
 
 
@@ -20,9 +21,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind():
-    """End the pools of ranks; a process or a file in shared memory that outlives the session is a failure."""
+    """End the pools of ranks; fail where a process outlives the session."""
     yield
     close_pools()
+    if MPI := sys.modules.get("mpi4py.MPI"):
+        MPI.Finalize()  # pytest-xdist ends its workers at once, and MPI would leave a file in shared memory
     assert not left_behind()
 
 
