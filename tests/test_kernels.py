@@ -3,11 +3,10 @@
 Interpreting is decided when triton is imported, so the comparisons run in a process of their own.
 """
 
-import subprocess
 import sys
 
 import pytest
-from launching import ROOT, environment
+from launching import execute
 
 from kernels.device import has_triton, use_triton
 
@@ -17,16 +16,17 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*arguments, **extra):
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=200
-    )
+    done = execute(sys.executable, *arguments, **extra)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 
 
 @pytest.mark.runs
-def test_triton_interpreted_equals_the_oracles():
-    text = run("-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py", TRITON_INTERPRET="1")
+@pytest.mark.parametrize("part", ["step", "not step"])
+def test_triton_interpreted_equals_the_oracles(part):
+    text = run(
+        "-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py", "-k", part, TRITON_INTERPRET="1"
+    )
     assert " passed" in text
     assert "skipped" not in text
 
