@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.realism import density_rows, sliced_wasserstein, spectrum_rows
 from benchmarks.simulate import Canvas, Level, expected_largest, share_of
 
-pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("benchmarks")]
+pytestmark = pytest.mark.runs
 
 
 def bench(name, *arguments):

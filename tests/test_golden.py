@@ -36,7 +36,7 @@ from engine.planning.ownership import DecodeRounds, Ownership
 from engine.planning.plan import Ask, plan_level, run_in_lockstep
 from kernels.step import learned_spread
 
-pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("golden")]
+pytestmark = pytest.mark.runs
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 SYSTEMS = {
     "diffinfinite-image": "diffinfinite-image",
