@@ -112,7 +112,6 @@ def smallest_model(tmp_path_factory):
 
 
 @pytest.mark.runs
-@pytest.mark.xdist_group("compiled")
 def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
     """Two ranks that compile at once, and one that finds their code and makes no other."""
     cache = tmp_path / "cache"
@@ -126,7 +125,6 @@ def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
     assert abs(one - run_of(smallest_model, tmp_path)).max() <= 1
 
 
-@pytest.mark.xdist_group("compiled")
 def test_compiling_is_refused_in_one_line_where_there_is_no_compiler(smallest_model, tmp_path):
     out = tmp_path / "out.zarr"
     done = launch(2, "--model", smallest_model, "--size", "64x64", "--compile", "--out", out, CXX="no-such-compiler")
