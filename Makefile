@@ -15,12 +15,12 @@ sample: $(VENV)/.sample
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python -m engine.sample $(ARGS)
 
 test: $(VENV)/.test lint
-	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not long and not timing"
+	$(PYTEST) -n $(JOBS) -m "not long and not timing"
 	$(PYTEST) -m timing
 	for n in 2 3 4; do OMP_NUM_THREADS=1 $(BIN)/mpiexec -n $$n $(BIN)/python -m pytest tests/mpi || exit 1; done
 
 check: $(VENV)/.test lint
-	$(PYTEST) -n $(JOBS) --dist loadgroup -m "not runs and not long and not timing or smoke"
+	$(PYTEST) -n $(JOBS) -m "not runs and not long and not timing or smoke"
 
 test-long: $(VENV)/.test
 	$(PYTEST) -m long

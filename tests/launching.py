@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, Listener, wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ import engine.verify
 from engine.distributed.ranks import STOPPED
 
 ROOT = Path(__file__).parents[1]
-LONGEST = 300  # seconds until a run counts as hanging: far more than any takes, on a loaded machine too
+LONGEST = 900  # seconds until a run counts as hanging: far more than any takes, on a machine with ten neighbours too
 MARK = {"SLIDEFIELD_TESTS": str(os.getpid())}  # in the environment of every process that this session starts
 
 
@@ -82,12 +83,22 @@ class RankPool:
     def __init__(self, ranks: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slidefield-pool-"))
         self.ended = False
-        with Listener(str(self.folder / "socket")) as listener:
-            line = [mpiexec(), "-n", str(ranks), sys.executable, str(ROOT / "tests" / "rank_pool.py"), listener.address]
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address := str(self.folder / "socket"))
+            listener.listen(ranks)
+            listener.settimeout(1)
+            line = [mpiexec(), "-n", str(ranks), sys.executable, str(ROOT / "tests" / "rank_pool.py"), address]
             self.process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL)
-            connected = [listener.accept() for _ in range(ranks)]
+            connected = [self.accept(listener) for _ in range(ranks)]
         by_rank: dict[int, Connection] = {connection.recv(): connection for connection in connected}
         self.ranks = [by_rank[rank] for rank in range(ranks)]
+
+    def accept(self, listener: socket.socket) -> Connection:
+        """The connection of the next rank that has started."""
+        while self.process.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                return Connection(listener.accept()[0].detach())
+        raise RuntimeError(f"the ranks ended as they started, with status {self.process.returncode}")
 
     def run(self, module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess:
         """One job on all ranks: its exit status, and what all ranks printed, in order of rank."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Client
 from pathlib import Path
 
-from engine.distributed.launch import launched_rank
+from engine.command_line import launched_rank
 
 
 @contextmanager

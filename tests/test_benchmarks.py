@@ -1,31 +1,23 @@
 """Every benchmark runs, tiny."""
 
 import json
-import subprocess
 import sys
 from contextlib import suppress
 from functools import wraps
 
 import numpy as np
 import pytest
-from launching import ROOT, environment, launch
+from launching import execute, launch
 from PIL import Image
 
 from benchmarks.realism import density_rows, sliced_wasserstein, spectrum_rows
 from benchmarks.simulate import Canvas, Level, expected_largest, share_of
 
-pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("benchmarks")]
+pytestmark = pytest.mark.runs
 
 
 def bench(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = execute(sys.executable, "-m", f"benchmarks.{name}", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

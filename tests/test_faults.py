@@ -56,7 +56,7 @@ def test_a_canvas_of_more_than_2_to_the_24_latents_ends():
     """DiffInfinite waits for a float32 mean to equal an integer, which does not come true on some large canvases."""
     shape = (4100, 4100)
     assert shape[0] * shape[1] > 2**24
-    begun = time.monotonic()
+    begun = time.process_time()
     _, ran = run(lambda x, t, given: torch.zeros_like(x), shape, 1024, 2, side=2048)
     assert ran == [1, 2]
     ownership = Ownership((5000, 5000), (256, 256), 8)
@@ -68,7 +68,7 @@ def test_a_canvas_of_more_than_2_to_the_24_latents_ends():
             for part in parts
         ]
         assert sum(fused) == 5000 * 5000
-    assert time.monotonic() - begun < 300, "a hang; not a measure of speed"
+    assert time.process_time() - begun < 300, "a hang; not a measure of speed"
 
 
 @given(st.sampled_from([shifted, random, lambda s, p, seed, level: strided(s, p, 5, "uniform")]), st.integers(0, 99))

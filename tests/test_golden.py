@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, environment
+from launching import ROOT
 
 from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
 from engine.diffusion.denoiser import Denoiser
@@ -27,6 +25,7 @@ from engine.distributed.exchange import Exchange
 from engine.distributed.launch import world
 from engine.distributed.planner import Planner
 from engine.models.card import ModelCard, read_card
+from engine.models.convert.__main__ import main
 from engine.models.folder import Model, load_model
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas
 from engine.pipeline.round import network_of
@@ -37,7 +36,7 @@ from engine.planning.ownership import DecodeRounds, Ownership
 from engine.planning.plan import Ask, Plan, Planning, plan_level, run_in_lockstep
 from kernels.step import predicted_std
 
-pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("golden")]
+pytestmark = pytest.mark.runs
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 SYSTEMS = {
     "diffinfinite-image": "diffinfinite-image",
@@ -95,11 +94,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path],
     def convert(system: str, folder: Path) -> Path:
         if folder not in made:
             out = tmp_path_factory.mktemp("models") / folder.name
-            line = [sys.executable, "-m", "engine.models.convert", SYSTEMS[system], folder, "--out", out]
-            done = subprocess.run(
-                [str(word) for word in line], cwd=ROOT, env=environment(), capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
+            assert main([SYSTEMS[system], str(folder), "--out", str(out)]) == 0
             made[folder] = out
         return made[folder]
 

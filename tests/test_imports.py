@@ -2,38 +2,10 @@ import ast
 import subprocess
 import sys
 
+from draw_architecture import FLOOR, draw, imports, modules, room_of
 from launching import ROOT, environment
 
-# Rooms from the bottom up: a module imports its own room and rooms on lower floors.
-FLOORS = (
-    ("kernels", "engine.planning", "engine.command_line", "engine.settings"),
-    ("engine.diffusion", "engine.storage"),
-    ("engine.models", "engine.distributed"),
-    ("engine.job", "engine.training"),
-    ("engine.options", "engine.inputs"),
-    ("engine.pipeline",),
-    ("engine.sample", "engine.train", "engine.verify", "engine.export"),
-)
-FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for folder in ("engine", "kernels")
-    for path in (ROOT / folder).rglob("*.py")
-}
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def room_of(module):
-    parts = module.split(".")
-    return parts[0] if parts[0] == "kernels" else ".".join(parts[:2])
+MODULES = modules()
 
 
 def rooms_that_import(*packages):
@@ -53,6 +25,10 @@ def test_imports_point_down():
             there = room_of(imported)
             if there in FLOOR and here in FLOOR and there != here:
                 assert FLOOR[there] < FLOOR[here], f"{module} imports {imported}"
+
+
+def test_the_drawing_of_the_architecture_is_current():
+    assert (ROOT / "docs" / "architecture.svg").read_text() == draw(), "run python docs/draw_architecture.py"
 
 
 def test_mpi_zarr_and_h5py_are_imported_in_one_room_each():

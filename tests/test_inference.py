@@ -97,7 +97,8 @@ def test_a_run_of_half_precision_is_near_the_whole_one(dtype, low, high, tiny_mo
 @pytest.fixture(scope="module")
 def smallest_model(tmp_path_factory):
     """A model that compiles in seconds."""
-    from engine.training.diffusion import colored, write_folder
+    from engine.models.card import colored
+    from engine.training.diffusion import write_folder
     from engine.training.image import PARTS, SCHEDULER
 
     folder = tmp_path_factory.mktemp("smallest")
@@ -111,7 +112,6 @@ def smallest_model(tmp_path_factory):
 
 
 @pytest.mark.runs
-@pytest.mark.xdist_group("compiled")
 def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
     """Two ranks that compile at once, and one that finds their code and makes no other."""
     cache = tmp_path / "cache"
@@ -125,7 +125,6 @@ def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
     assert abs(one - run_of(smallest_model, tmp_path)).max() <= 1
 
 
-@pytest.mark.xdist_group("compiled")
 def test_compiling_is_refused_in_one_line_where_there_is_no_compiler(smallest_model, tmp_path):
     out = tmp_path / "out.zarr"
     done = launch(2, "--model", smallest_model, "--size", "64x64", "--compile", "--out", out, CXX="no-such-compiler")

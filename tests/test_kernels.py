@@ -4,12 +4,11 @@ Interpreting is decided when triton is imported, so the comparisons run in a pro
 """
 
 import ast
-import subprocess
 import sys
 from graphlib import TopologicalSorter
 
 import pytest
-from launching import ROOT, environment
+from launching import ROOT, execute
 
 from kernels.device import has_triton, use_triton
 
@@ -20,9 +19,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 
 
 def run(*arguments, **extra):
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=200
-    )
+    done = execute(sys.executable, *arguments, **extra)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -44,8 +41,11 @@ def test_no_kernel_imports_itself_through_another():
 
 @needs_triton
 @pytest.mark.runs
-def test_triton_interpreted_equals_the_oracles():
-    text = run("-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py", TRITON_INTERPRET="1")
+@pytest.mark.parametrize("part", ["step", "not step"])
+def test_triton_interpreted_equals_the_oracles(part):
+    text = run(
+        "-m", "pytest", "-p", "no:cacheprovider", "tests/triton_interpreted.py", "-k", part, TRITON_INTERPRET="1"
+    )
     assert " passed" in text
     assert "skipped" not in text
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from launching import (
 from engine.storage.output import Output
 
 pytestmark = pytest.mark.runs
-SIZE = ("--size", "1000x1544", "--shard", "512", "--chunk", "128", "--preview", "none")
+SIZE = ("--size", "504x776", "--shard", "256", "--chunk", "64", "--preview", "none")
 
 
 @pytest.mark.parametrize(
@@ -149,13 +150,14 @@ def test_a_signal_to_one_rank_leaves_a_checkpoint_and_status_75(tiny_model, tmp_
 
 
 def test_a_rank_that_is_killed_ends_all_within_seconds(tiny_model, tmp_path):
-    log = tmp_path / "log.jsonl"
-    run = Running(3, "--model", tiny_model, *SIZE, "--steps", 300, "--json-log", log, "--out", tmp_path / "out.zarr")
+    log, begun = tmp_path / "log.jsonl", time.monotonic()
+    run = Running(3, "--model", tiny_model, *SIZE, "--steps", 1000, "--json-log", log, "--out", tmp_path / "out.zarr")
     assert run.wait_until(lambda: len(lines_of(log)) >= 1)
     os.kill(ranks_below(run.process.pid)[-1], signal.SIGKILL)
-    before = len(lines_of(log))
-    status, text = run.end(60)  # the run itself would take minutes
+    before, killed = len(lines_of(log)), time.monotonic()
+    status, text = run.end()
     assert status != 0, text
+    assert time.monotonic() - killed < max(15, killed - begun), "on a busy machine, no longer than it took to start"
     assert len(lines_of(log)) <= before + 2, "no level is ended without the rank that is gone"
 
 
@@ -174,7 +176,7 @@ def test_a_rank_that_fails_or_exits_ends_all_with_its_message(tmp_path):
             "    return 0\n"
             "raise SystemExit(run_main(main))\n"
         )
-        done = execute(mpiexec(), "-n", 3, sys.executable, script, seconds=60)  # waiting for rank 1 would be for ever
+        done = execute(mpiexec(), "-n", 3, sys.executable, script)  # to wait for rank 1 would be for ever
         assert done.returncode != 0
         assert said in done.stderr
         assert "rank 1 of 3" in done.stderr
@@ -247,9 +249,9 @@ def test_the_dry_run_counts_what_the_run_does(tiny_model, tmp_path):
     assert [r["evaluations"] for r in levels] == planned["evaluations_per_level"]
     assert [r["windows"] for r in levels] == planned["windows_per_level"]
     assert planned["evaluations"] == sum(planned["evaluations_per_level"])
-    assert planned["latent_shape"] == [4, 125, 193]
+    assert planned["latent_shape"] == [4, 63, 97]
     assert planned["levels"] == 3
-    h, w = -(-125 // 16), -(-193 // 16)
+    h, w = -(-63 // 16), -(-97 // 16)
     assert max(planned["windows_per_level"]) <= (h + 1) * (w + 1)
     share = planned["evaluations_per_rank"]
     assert share["max"] <= planned["evaluations"] / 2 + 8

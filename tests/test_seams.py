@@ -7,7 +7,7 @@ from PIL import Image
 
 from benchmarks.seams import measure, seam_ratio
 
-pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("seams")]
+pytestmark = pytest.mark.runs
 
 
 def test_the_statistic_sees_a_step_and_is_one_without():

@@ -18,7 +18,7 @@ from engine.training.data import Patches, dihedral, find_images
 from engine.training.image import LatentWindows
 from engine.training.labels import LabelWindows, find_maps, one_hot, read_map, shifted_cosine, window_classes
 
-pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("train")]
+pytestmark = pytest.mark.runs
 
 
 @pytest.fixture(scope="module")

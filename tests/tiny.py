@@ -11,10 +11,11 @@ def make_tiny_model(folder: Path) -> Path:
     """A model of random weights: windows of 16 latents, 8 px a latent, 5 labels."""
     import torch
 
+    from engine.models.card import colored
     from engine.models.folder import save_part
     from engine.models.networks.autoencoder import PatchAutoencoder
     from engine.models.networks.mask_unet import MaskUNet
-    from engine.training.diffusion import colored, write_folder
+    from engine.training.diffusion import write_folder
     from engine.training.image import PARTS, SCHEDULER
 
     torch.manual_seed(0)

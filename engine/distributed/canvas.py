@@ -56,6 +56,8 @@ class Canvas:
         self.x: Shards = {}
         self.previous: Shards = {}
         self.known: Known | None = None
+        self.keeps_estimate = False
+        self.estimate: Shards = {}  # of the last level, where it is kept for those who watch
 
     def start(self) -> None:
         """Fill the canvas with unit normal noise, a function of seed and position alone. Local."""
@@ -111,4 +113,6 @@ class Canvas:
                 self.x[shard] = level_step(self.x[shard], fused, self.previous.get(shard), update)
             kept = denoised if step.keeps else {}
             self.previous = {shard: fused[: self.channels] for shard, fused in kept.items()}
+            if self.keeps_estimate:
+                self.estimate = {shard: fused[: self.channels] for shard, fused in denoised.items()}
             self.hold_known(level + 1)

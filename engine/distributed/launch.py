@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from engine.command_line import print_error
 from engine.distributed.ranks import AgreedError, Ranks
@@ -29,6 +31,31 @@ def world() -> Ranks:
             "for one rank on purpose, unset SLURM_NTASKS"
         )
     return ranks
+
+
+def ranks_of(comm: Any = None) -> Ranks:
+    """The ranks of a communicator, made at the first call and kept with it. That call is collective.
+
+    Args:
+        comm: mpi4py communicator; None: all ranks that were started together.
+    Raises:
+        ValueError: as ``world`` does.
+    """
+    from mpi4py import MPI
+
+    whole = MPI.COMM_WORLD if comm is None else comm
+    kept: Any = whole.Get_attr(kept_with())
+    ranks: Ranks = kept or (world() if comm is None else Ranks(comm))
+    whole.Set_attr(kept_with(), ranks)
+    return ranks
+
+
+@cache
+def kept_with() -> int:
+    """The key that a communicator keeps its ``Ranks`` under."""
+    from mpi4py import MPI
+
+    return MPI.Comm.Create_keyval()
 
 
 def run_main(main: Callable[[Ranks], int]) -> int:

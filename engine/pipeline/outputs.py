@@ -79,6 +79,7 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
         "device": device.split(":")[0],
         "levels": len(prepared.timesteps),
         "model_hash": card.hash,
+        "pixel_size_um": card.pixel_size_um,
         **(
             {"condition_channels": published_channels(card.semantic_channels)}
             if prepared.inputs.nuclei is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from engine.job import RunOptions
 from engine.planning.geometry import Window
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MADE_BY = "slidefield"  # the Software field of our pictures: a picture that has it may be replaced
 MOST = 2048  # px; longest side of a picture
@@ -62,15 +66,12 @@ def preview(ranks: Ranks, options: RunOptions) -> None:
 
 def write_preview(options: RunOptions) -> None:
     """A PNG of the finest pyramid level of at most ``MOST`` px a side, reduced further where there is none."""
-    from PIL import Image, PngImagePlugin
+    from PIL import PngImagePlugin
 
     picture = picture_of(options)
     if picture is None:
         return
-    output = Output(Path(options.out))
-    pixels = contact_sheet(output, output.layout) if isinstance(output.layout, SetLayout) else finest(output)
-    image = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
-    image = image.reduce(-(-max(image.size) // MOST))
+    image = thumbnail(Output(Path(options.out)), MOST)
     facts = PngImagePlugin.PngInfo()
     facts.add_text("Software", MADE_BY)
     temporary = picture.with_name(picture.name + ".partial")
@@ -79,18 +80,28 @@ def write_preview(options: RunOptions) -> None:
     print(f"{picture} shows it", flush=True)
 
 
-def finest(output: Output) -> np.ndarray:
-    """uint8 (c, h, w): the finest pyramid level of at most ``MOST`` px a side, or the coarsest."""
+def thumbnail(output: Output, most: int) -> Image.Image:
+    """A picture of at most ``most`` px a side: of an image a level of its pyramid, of a set its first images."""
+    from PIL import Image
+
+    layout = output.layout
+    pixels = contact_sheet(output, layout, most) if isinstance(layout, SetLayout) else finest(output, most)
+    image = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+    return image.reduce(-(-max(image.size) // most))
+
+
+def finest(output: Output, most: int) -> np.ndarray:
+    """uint8 (c, h, w): the finest pyramid level of at most ``most`` px a side, or the coarsest."""
     sizes = output.layout.sizes()
-    level = next((i for i, size in enumerate(sizes) if max(size) <= MOST), len(sizes) - 1)
+    level = next((i for i, size in enumerate(sizes) if max(size) <= most), len(sizes) - 1)
     return output.read(str(level), Window(0, 0, *sizes[level]))
 
 
-def contact_sheet(output: Output, layout: SetLayout) -> np.ndarray:
+def contact_sheet(output: Output, layout: SetLayout, most: int) -> np.ndarray:
     """uint8 (c, h, w): the first images of a set, side by side."""
     (height, width), count = layout.size, layout.count
-    columns = max(min(math.ceil(count**0.5), MOST // width), 1)
-    rows = max(min(-(-count // columns), MOST // height), 1)
+    columns = max(min(math.ceil(count**0.5), most // width), 1)
+    rows = max(min(-(-count // columns), most // height), 1)
     sheet = np.full((layout.channels, rows * height, columns * width), 255, np.uint8)
     for index in range(min(count, rows * columns)):
         row, column = divmod(index, columns)

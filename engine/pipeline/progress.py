@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import suppress
 from typing import Any
+
+from engine.pipeline.watch import View
 
 
 class Progress:
@@ -15,10 +16,11 @@ class Progress:
     Args:
         evaluations, decodes: Number of evaluations, and of decoded windows, that are about to be done.
         log: File that the log is appended to; None: there is none.
+        view: What rank 0 shows.
     """
 
-    def __init__(self, rank: int, evaluations: int, decodes: int, log: str | None) -> None:
-        self.rank, self.start, self.shown = rank, time.monotonic(), 0.0
+    def __init__(self, rank: int, evaluations: int, decodes: int, log: str | None, view: View) -> None:
+        self.rank, self.start, self.view = rank, time.monotonic(), view
         self.left = {"evaluation": evaluations, "decode": decodes}
         self.spent = {"evaluation": 0.0, "decode": 0.0}
         self.done = {"evaluation": 0, "decode": 0}
@@ -45,15 +47,9 @@ class Progress:
             except OSError as error:  # a log is not worth ending a run for
                 print(f"warning: the JSON log ends here: {error.strerror}", file=sys.stderr, flush=True)
                 self.log = None
-        if self.rank == 0 and (now - self.shown > (0.2 if sys.stdout.isatty() else 10) or not any(self.left.values())):
-            self.shown = now
+        if self.rank == 0:
             line = f"{text}  {clock(now - self.start)} gone, {clock(self.eta())} to go"
-            with suppress(OSError):  # nobody listens: no reason to end a run
-                print(
-                    f"\r{line:<78}" if sys.stdout.isatty() else line,
-                    end="" if sys.stdout.isatty() else "\n",
-                    flush=True,
-                )
+            self.view.show(line, sum(self.done.values()), sum(self.done.values()) + sum(self.left.values()))
 
     def eta(self) -> float:
         """Seconds to go; until the first decode is done, one is taken to last as long as three evaluations."""
@@ -62,9 +58,9 @@ class Progress:
         return sum(self.left[k] * each.get(k, 0.0) for k in self.left)
 
     def end(self, text: str) -> None:
-        """Print a last line, if it is not empty, and close the log."""
-        if self.rank == 0 and (text or sys.stdout.isatty()):
-            print(("\n" if sys.stdout.isatty() else "") + text, flush=True)
+        """Close the log, and say a last line."""
+        if self.rank == 0:
+            self.view.end(text)
         if self.log:
             self.log.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +20,14 @@ from engine.models.folder import Model
 from engine.pipeline.checkpointer import CheckpointManager
 from engine.pipeline.control import StatusReduction
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
+from engine.pipeline.estimate import estimated_picture
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
 from engine.pipeline.outputs import ImageWriter, label_array_reader
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.pipeline.sampler import sample
+from engine.pipeline.watch import CallbackFailed, Watch
 from engine.planning.ownership import DecodeRounds, partition_evenly
 from engine.planning.plan import Plan, Planning
 from engine.storage.checkpoint import SamplingRound
@@ -40,6 +41,7 @@ class Shared:
     Args:
         device: Device that this rank computes on.
         models: The model, or one model a style.
+        watch: How the run is watched.
     """
 
     ranks: Ranks
@@ -47,12 +49,12 @@ class Shared:
     output: Output
     device: str
     models: Sequence[Model]
+    watch: Watch
 
     def say(self, text: str) -> None:
-        """Print a line, on rank 0. Local."""
+        """Show a line, on rank 0. Local."""
         if self.ranks.rank == 0:
-            with suppress(OSError):  # nobody listens: no reason to end a run
-                print(text, flush=True)
+            self.watch.view.say(text)
 
 
 class Round:
@@ -71,6 +73,7 @@ class Round:
         # The canvas and its checkpoints.
         shards, seed = prepared.ownership, prepared.job.seed
         self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index)
+        self.canvas.keeps_estimate = shared.watch.on_level is not None
         self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, prepared.options.checkpoint_every)
 
         # The levels: what each is to do, and how the ranks stand in it.
@@ -152,13 +155,33 @@ class Round:
         self.balance.update(status.speeds)
         self.tell(level, plan)
         last = level == len(self.steps)
-        if status.stop or last:
+        stop = self.watched(level) or status.stop
+        if stop or last:
             self.ranks.agree(self.canvas.check)
-        if status.stop or status.checkpoint_due or last:
+        if stop or status.checkpoint_due or last:
             self.checkpoints.begin(level, history=self.steps[level - 1].keeps)
-        if status.stop:
+        if stop:
             self.checkpoints.finish()
-        return status.stop
+        return stop
+
+    def watched(self, level: int) -> bool:
+        """Call whoever watches after a level; whether any rank's callback asks for a stop. Collective.
+
+        Raises:
+            CallbackFailed: a callback raised an error, on this rank or another.
+        """
+        on_level, ranks = self.shared.watch.on_level, self.ranks
+        if on_level is None:
+            return False
+        decode = self.shared.models[0].decode
+        problem: Exception | None = None
+        try:
+            stop = bool(on_level(level, len(self.steps), lambda: estimated_picture(self.canvas, self.prepared, decode)))
+        except Exception as error:  # somebody else's code
+            stop, problem = True, error
+        if ranks.any(problem is not None):
+            raise CallbackFailed(problem or RuntimeError("on_level failed on another rank"))
+        return ranks.any(stop)
 
     def measure(self) -> None:
         """Tell the balance how fast this rank was in the level. Local."""
@@ -223,7 +246,8 @@ class Round:
         least = prepared.card.patch * prepared.card.factor
         if min(prepared.job.size) < least:
             self.shared.say(f"smaller than a window of {least} px: sampled on a padded canvas and cropped")
-        return ranks.agree(lambda: Progress(ranks.rank, evaluations, decodes, prepared.options.json_log))
+        log, view = prepared.options.json_log, self.shared.watch.view
+        return ranks.agree(lambda: Progress(ranks.rank, evaluations, decodes, log, view))
 
     def decodes(self, remaining: range | np.ndarray) -> int:
         """About how many windows all ranks decode: each rank takes its first shard for all of its own. Collective."""

@@ -17,21 +17,23 @@ from engine.pipeline.outputs import build_pyramids, copy_inputs, open_output, si
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import clock, log_line
 from engine.pipeline.round import Round, Shared
+from engine.pipeline.watch import Watch
 from engine.planning.geometry import Window
 from engine.storage.checkpoint import SamplingRound
 
 Load = Callable[[Prepared, str], list[Model]]  # (prepared, device) -> models
 
 
-def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
+def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch | None = None) -> bool:
     """Sample and decode. Collective.
 
     Args:
         load: Makes the networks; None: they are loaded from the model folders.
+        watch: How the run is watched; None: by lines on rank 0.
     Returns:
         Whether the run came to its end; else it was asked to stop, and left a checkpoint.
     """
-    begun = time.monotonic()
+    begun, watch = time.monotonic(), watch or Watch()
     device = common_device(ranks, prepared.job.device)
     torch.set_num_threads(prepared.job.threads)
     ranks.on_root(lambda: check_models(prepared))
@@ -40,11 +42,11 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None) -> bool:
     output = open_output(ranks, prepared, device)
     prepared = copy_inputs(ranks, prepared, output)
     stage = prepared.label_stage
-    if stage is not None and stage.state != "finished" and not run(ranks, stage, load):
+    if stage is not None and stage.state != "finished" and not run(ranks, stage, load, watch.without_callback()):
         return False
     prepared = write_label_array(ranks, prepared, output)
     models = ranks.agree(lambda: (load or load_models)(prepared, device))
-    rounds = Rounds(Shared(ranks, prepared, output, device, models))
+    rounds = Rounds(Shared(ranks, prepared, output, device, models, watch))
     if not rounds.run():
         return False
     with ranks.timer("store"):

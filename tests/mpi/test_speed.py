@@ -13,8 +13,8 @@ from tiny import make_tiny_model
 from engine.options import parse
 from engine.pipeline.prepare import prepare
 from engine.pipeline.run import load_models, run
+from engine.storage.integrity import pixels_sha256
 from engine.storage.output import Output
-from engine.verify import pixels_sha256
 
 SLOWNESS = 4  # times that the slow rank takes for a micro-batch, as itself measures: whatever else the machine does
 

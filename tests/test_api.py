@@ -1,0 +1,242 @@
+"""The Python door: what the command gives, from a notebook."""
+
+import gc
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from launching import ROOT, environment, launch, verify
+from PIL import Image
+
+import engine
+
+OPTIONS = {"size": (130, 301), "shard": 128, "chunk": 64, "steps": 3, "seed": 5, "progress": False}
+FLAGS = ("--size", "130x301", "--shard", 128, "--chunk", 64, "--steps", 3, "--seed", 5, "--preview", "none")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return engine.Pipeline.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return np.random.default_rng(0).integers(0, 5, (13, 31)).astype(np.uint8).repeat(10, 0).repeat(10, 1)[:130, :301]
+
+
+@pytest.fixture(scope="module")
+def image(pipe, labels, tmp_path_factory):
+    return pipe(labels=labels, out=tmp_path_factory.mktemp("api") / "field.zarr", **OPTIONS)
+
+
+def test_a_call_gives_the_bytes_of_the_command(image, labels, tiny_model, tmp_path):
+    np.save(tmp_path / "labels.npy", labels)
+    out = tmp_path / "out.zarr"
+    done = launch(1, "--model", tiny_model, *FLAGS, "--labels", tmp_path / "labels.npy", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert verify(out)[1].endswith(image.verify())
+
+
+def test_an_image_is_read_where_it_is_sliced(image, labels):
+    whole = image[...]
+    assert whole.shape == image.shape == (3, 130, 301)
+    assert whole.dtype == image.dtype == np.uint8
+    assert (image[:, 10:20, 30:40] == whole[:, 10:20, 30:40]).all()
+    assert (np.asarray(image) == whole).all()
+    assert (image.labels[...] == labels).all()
+    assert image.label_names[1] == "carcinoma"
+    assert image.job.seed == image.seed == 5
+    assert image.job.steps == 3
+    assert image.provenance["levels"] == 3
+    assert repr(image) == f"<Image 3 x 130 x 301 uint8, finished, seed 5, {image.path}>"
+
+
+def test_an_image_is_lazy_in_dask_and_in_micrometres_in_xarray(image):
+    pytest.importorskip("xarray")
+    assert (image.to_dask()[:, :5].compute() == image[:, :5]).all()
+    array = image.to_xarray()
+    assert array.dims == ("c", "y", "x")
+    assert array.y.values[:2].tolist() == [0.25, 0.75]
+    assert (array[0, :3, :4].values == image[0, :3, :4]).all()
+
+
+def test_a_notebook_shows_a_picture_of_it(image):
+    with Image.open(io.BytesIO(image._repr_png_())) as picture:
+        assert picture.size == (301, 130)
+        assert (np.asarray(picture.convert("RGB")) == image[...].transpose(1, 2, 0)).all()
+
+
+def test_without_a_place_the_result_lives_as_long_as_the_image(pipe, labels, image):
+    made = pipe(labels=labels, **OPTIONS)
+    path = made.path
+    assert made.verify() == image.verify()
+    assert repr(made).endswith("seed 5, in memory>")
+    part = made.labels
+    assert path.exists()
+    del made
+    gc.collect()
+    assert part.shape == (130, 301)
+    del part
+    gc.collect()
+    assert not path.parent.exists()
+
+
+def test_a_finished_output_is_opened_not_sampled_again(pipe, labels, image):
+    times = {path: path.stat().st_mtime_ns for path in (image.path / "0").rglob("*") if path.is_file()}
+    again = pipe(labels=labels, out=image.path, **OPTIONS)
+    assert again.verify() == engine.open(image.path).verify() == image.verify()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_set_of_images_has_one_more_axis(pipe):
+    images = pipe(size=(128, 128), count=3, label=(0, 1, 2), steps=2, progress=False)
+    assert images.shape == (3, 3, 128, 128)
+    assert images.labels.shape == (3, 128, 128)
+    assert len({image.tobytes() for image in images[...]}) == 3
+    assert Image.open(io.BytesIO(images._repr_png_())).size[0] >= 128
+
+
+def test_networks_are_loaded_once_and_threads_left_as_they_were(tiny_model, labels, monkeypatch):
+    import engine.pipeline.run as run
+
+    loads, load_model = [], run.load_model
+    monkeypatch.setattr(run, "load_model", lambda *given, **named: loads.append(given) or load_model(*given, **named))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pipe = engine.Pipeline(tiny_model)
+        for seed in (0, 1):
+            pipe(labels=labels, **{**OPTIONS, "seed": seed, "steps": 1})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(loads) == 1
+
+
+def test_a_plan_says_what_the_command_says_and_prints_as_a_table(pipe, tiny_model):
+    plan = pipe.plan(size=(512, 768), ranks=4, labels="example", steps=3, speed=10.0)
+    line = [sys.executable, "-m", "engine.sample", "--model", str(tiny_model), "--size", "512x768", "--steps", "3"]
+    line += ["--labels", "example", "--dry-run", "--ranks", "4"]
+    said = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout
+    assert json.loads(json.dumps(plan.facts)) == json.loads(said)
+    assert plan.seconds == plan.facts["evaluations_per_rank"]["max"] / 10
+    table = dict(row.split("  ", 1) for row in repr(plan).splitlines())
+    assert table["image"].strip() == "512 x 768 px"
+    assert f"{plan.evaluations:,}" in table["evaluations"]
+    assert "MiB" in table["memory a rank"]
+
+
+def test_every_level_is_told_and_can_show_the_present_estimate(pipe, labels, image):
+    told, shown = [], []
+
+    def on_level(level, levels, preview):
+        told.append((level, levels))
+        shown.append(preview())
+
+    made = pipe(labels=labels, on_level=on_level, **OPTIONS)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert all(picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 for picture in shown)
+    assert len({picture.tobytes() for picture in shown}) == 3
+    assert made.verify() == image.verify(), "looking changes nothing"
+
+
+def test_a_callback_that_returns_true_stops_and_the_same_call_goes_on(pipe, labels, image, tmp_path):
+    out = tmp_path / "field.zarr"
+    with pytest.raises(engine.Stopped, match=r"holds a checkpoint; the same call goes on"):
+        pipe(labels=labels, out=out, on_level=lambda level, levels, preview: level == 1, **OPTIONS)
+    assert engine.open(out).state == "unfinished"
+    told = []
+    made = pipe(labels=labels, out=out, on_level=lambda level, *_: told.append(level), **OPTIONS)
+    assert told[0] > 1
+    assert made.verify() == image.verify()
+
+
+def test_a_callback_that_fails_ends_the_call_with_its_own_error(pipe, labels):
+    def fails(level, levels, preview):
+        raise RuntimeError("the screen is made of cheese")
+
+    with pytest.raises(RuntimeError, match="made of cheese"):
+        pipe(labels=labels, on_level=fails, **OPTIONS)
+    assert pipe(labels=labels, **OPTIONS).state == "finished", "and the next call is as good as the first"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cover": "diagonal"}, "`cover` is 'diagonal': expected one of shifted, random, strided"),
+        ({"batch_size": 0}, "`batch_size` is 0: expected 1 or more"),
+        ({"size": "100by100"}, "`size` is '100by100': expected HxW"),
+        ({"eta": 0.5, "solver": "dpmpp2m"}, "`eta`|eta is 0.5"),
+        ({"labels": np.zeros((4, 4), np.uint8)}, "4 x 4 px but the canvas is 130 x 301 px; pass `size` 4x4"),
+        ({"labels": np.full((130, 301), 9, np.uint8)}, "value 9 at row 0, column 0"),
+        ({"model": "nowhere"}, "`model` nowhere is not there"),
+    ],
+)
+def test_wrong_values_are_value_errors_that_name_the_field(pipe, tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        pipe(out=tmp_path / "o.zarr", **{**OPTIONS, **options})
+    assert not list(tmp_path.iterdir()), "nothing is left"
+
+
+def test_an_unknown_keyword_is_a_type_error_that_names_the_likely_one(pipe):
+    with pytest.raises(TypeError, match="'stpes' is no option; did you mean 'steps'"):
+        pipe(stpes=3)
+    with pytest.raises(ValueError, match="nowhere is not there"):
+        engine.Pipeline.from_pretrained("nowhere")
+    with pytest.raises(ValueError, match="is not there"):
+        engine.open("nowhere.zarr")
+
+
+def test_damage_is_named(pipe, labels, tmp_path):
+    made = pipe(labels=labels, out=tmp_path / "field.zarr", **OPTIONS)
+    shard = next(path for path in sorted((made.path / "0" / "c").rglob("*")) if path.is_file())
+    shard.unlink()
+    with pytest.raises(engine.Damaged, match="array 0 shard rows 0:128 columns 0:128"):
+        engine.open(made.path).verify()
+
+
+def test_the_door_opens_without_torch():
+    code = "import sys, engine; engine.__version__; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment()).returncode == 0
+
+
+# ---- the loop in memory -------------------------------------------------------------------------
+
+
+def gaussian(schedule, mean=0.3, std=0.5):
+    """The exact estimate of a canvas of independent normal values, as a network that predicts the clean image."""
+    alpha_bar = torch.tensor(schedule.alpha_bar)
+
+    def network(x, t, inputs):
+        a = alpha_bar[t].float()[:, None, None, None]
+        return mean + a.sqrt() * std**2 / (a * std**2 + 1 - a) * (x - a.sqrt() * mean)
+
+    return network
+
+
+@pytest.mark.parametrize("cover", ["shifted", "random", "strided"])
+def test_the_loop_in_memory_samples_a_known_distribution(cover):
+    schedule = engine.Schedule.from_config({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"})
+    latents = engine.sample_latents(
+        gaussian(schedule), schedule, shape=(2, 200, 150), patch=32, cover=cover, solver="ddim", steps=50, seed=3
+    )
+    assert latents.shape == (2, 200, 150)
+    assert abs(float(latents.mean()) - 0.3) < 0.02
+    assert abs(float(latents.std()) - 0.5) < 0.03
+
+
+def test_the_loop_in_memory_refuses_what_cannot_be():
+    schedule = engine.Schedule.from_config({"prediction_type": "sample"})
+    for options, said in (
+        ({"shape": (2, 16, 100)}, "`shape`"),
+        ({"cover": "diagonal"}, "`cover`"),
+        ({"solver": "magic"}, "`solver`"),
+        ({"steps": 0}, "steps is 0"),
+    ):
+        given = {"shape": (2, 64, 64), "patch": 32, **options}
+        with pytest.raises(ValueError, match=said):
+            engine.sample_latents(gaussian(schedule), schedule, **given)
