@@ -328,7 +328,7 @@ class Image(Array):
         )
 
     def __repr__(self) -> str:
-        where = "in memory" if self._place.temporary else str(self.path)
+        where = "in memory" if self._place.holder else str(self.path)
         return f"<Image {' x '.join(map(str, self.shape))} {self.dtype}, {self.state}, seed {self.seed}, {where}>"
 
     def _repr_png_(self) -> bytes:
@@ -360,15 +360,16 @@ class Place:
     """Where an output lies.
 
     Args:
-        temporary: Whether it goes when nobody refers to it any more.
+        holder: Of a temporary place: a file that says that this rank still refers to it. The place goes with the last.
     """
 
     path: Path
-    temporary: bool = False
+    holder: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.temporary:
-            weakref.finalize(self, shutil.rmtree, self.path.parent, ignore_errors=True)
+        if self.holder is not None:
+            self.holder.touch()
+            weakref.finalize(self, let_go, self.holder)
 
     @classmethod
     def choose(cls, ranks: Ranks, out: str | Path | None) -> Place:
@@ -382,7 +383,16 @@ class Place:
         if ranks.any(ranks.local_size != ranks.size):
             raise ValueError("`out` is None but the ranks are on several nodes; name a place that all of them see")
         folder = ranks.on_root(lambda: tempfile.mkdtemp(prefix="slidefield-"))
-        return cls(Path(folder) / "image.zarr", temporary=ranks.rank == 0)
+        place = cls(Path(folder) / "image.zarr", Path(folder) / f"rank-{ranks.rank}.held")
+        ranks.barrier()  # none lets go before all hold on
+        return place
+
+
+def let_go(holder: Path) -> None:
+    """Refer to a temporary place no more; remove it if nobody else does."""
+    holder.unlink(missing_ok=True)
+    if not list(holder.parent.glob("rank-*.held")):
+        shutil.rmtree(holder.parent, ignore_errors=True)
 
 
 def jobs_of(options: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:

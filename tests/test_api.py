@@ -14,6 +14,7 @@ from PIL import Image
 
 import engine
 
+pytestmark = pytest.mark.xdist_group("api")
 OPTIONS = {"size": (130, 301), "shard": 128, "chunk": 64, "steps": 3, "seed": 5, "progress": False}
 FLAGS = ("--size", "130x301", "--shard", 128, "--chunk", 64, "--steps", 3, "--seed", 5, "--preview", "none")
 
@@ -90,6 +91,28 @@ def test_a_finished_output_is_opened_not_sampled_again(pipe, labels, image):
     again = pipe(labels=labels, out=image.path, **OPTIONS)
     assert again.verify() == engine.open(image.path).verify() == image.verify()
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_run_lets_go_of_its_output(image, tiny_model, labels, tmp_path):
+    import fcntl
+
+    def locked(out):
+        with (out / "slidefield" / "lock").open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    assert not locked(image.path)
+    out = tmp_path / "field.zarr"
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        engine.Pipeline(tiny_model)(
+            labels=labels, out=out, on_level=lambda *_: seen.append(locked(out)) or 1 / 0, **OPTIONS
+        )
+    assert seen == [True], "held while it runs"
+    assert not locked(out), "and not after it failed"
 
 
 def test_a_set_of_images_has_one_more_axis(pipe):
@@ -202,6 +225,25 @@ def test_damage_is_named(pipe, labels, tmp_path):
 def test_the_door_opens_without_torch():
     code = "import sys, engine; engine.__version__; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment()).returncode == 0
+
+
+@pytest.mark.runs
+def test_the_notebook_runs_and_keeps_its_pictures(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    kept = nbformat.read(ROOT / "jobs" / "tour.ipynb", 4)
+    pictures = [
+        output for cell in kept.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 3
+    client = nbclient.NotebookClient(kept, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.create_kernel_manager()
+    with client.setup_kernel(env=environment()):
+        for index, cell in enumerate(kept.cells):
+            client.execute_cell(cell, index)
+    again = [
+        output for cell in kept.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(again) == 3
 
 
 # ---- the loop in memory -------------------------------------------------------------------------

@@ -52,20 +52,33 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
             create(path, prepared.layout, prepared.card.pixel_size_um, provenance(prepared, device))
         output = Output(path)
         output.held = lock(path)
-        kind = output.provenance["device"]
-        if kind != device.split(":")[0]:
-            raise ValueError(
-                f"{path} was begun on {kind} and this run is on {device}, whose last digits differ; "
-                f"go on with `device` {kind}, or start anew with `resume` never"
-            )
-        output.sweep()
-        output.ledger.merge(check=True)
+        try:
+            check_device(output, device)
+            output.sweep()
+            output.ledger.merge(check=True)
+        except BaseException:
+            output.close()
+            raise
         return output
 
     made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
     output = ranks.agree(lambda: made or Output(path, ranks.rank))
     output.earlier = ranks.on_root(output.ledger.latest)  # a byte a shard, of arrays that earlier runs wrote to
     return output
+
+
+def check_device(output: Output, device: str) -> None:
+    """Refuse to go on with an output that was begun on another kind of device.
+
+    Raises:
+        ValueError: naming both.
+    """
+    kind = output.provenance["device"]
+    if kind != device.split(":")[0]:
+        raise ValueError(
+            f"{output.path} was begun on {kind} and this run is on {device}, whose last digits differ; "
+            f"go on with `device` {kind}, or start anew with `resume` never"
+        )
 
 
 def provenance(prepared: Prepared, device: str) -> dict[str, Any]:

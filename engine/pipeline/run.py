@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -39,20 +40,20 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     ranks.on_root(lambda: check_models(prepared))
     if prepared.job.compile:
         ranks.agree(lambda: check_compiles(device, ranks.local_size))
-    output = open_output(ranks, prepared, device)
-    prepared = copy_inputs(ranks, prepared, output)
-    stage = prepared.label_stage
-    if stage is not None and stage.state != "finished" and not run(ranks, stage, load, watch.without_callback()):
-        return False
-    prepared = write_label_array(ranks, prepared, output)
-    models = ranks.agree(lambda: (load or load_models)(prepared, device))
-    rounds = Rounds(Shared(ranks, prepared, output, device, models, watch))
-    if not rounds.run():
-        return False
-    with ranks.timer("store"):
-        build_pyramids(ranks, output)
-    seconds = rounds.seconds(time.monotonic() - begun)
-    ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected))
+    with closing(open_output(ranks, prepared, device)) as output:
+        prepared = copy_inputs(ranks, prepared, output)
+        stage = prepared.label_stage
+        if stage is not None and stage.state != "finished" and not run(ranks, stage, load, watch.without_callback()):
+            return False
+        prepared = write_label_array(ranks, prepared, output)
+        models = ranks.agree(lambda: (load or load_models)(prepared, device))
+        rounds = Rounds(Shared(ranks, prepared, output, device, models, watch))
+        if not rounds.run():
+            return False
+        with ranks.timer("store"):
+            build_pyramids(ranks, output)
+        seconds = rounds.seconds(time.monotonic() - begun)
+        ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected))
     rounds.shared.say(f"finished {prepared.options.out} in {clock(seconds['all'])}")
     return True
 

@@ -48,6 +48,12 @@ class Output:
         self.ledger = Ledger(path, self.layout, rank)
         self.checkpoints = Checkpoints(self.private, self.provenance.get("levels", 0))
 
+    def close(self) -> None:
+        """Let go of the lock; whoever is next may write. A process that goes on after a run calls this."""
+        if self.held is not None:
+            self.held.close()
+            self.held = None
+
     # -- shards --
 
     def array(self, name: str) -> zarr.Array:
