@@ -5,18 +5,33 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import launch, verify
+from conftest import ROOT, launch, verify
 from PIL import Image
 from safetensors.torch import load_file
 
-from engine.models.autoencoder import PatchAutoencoder
-from engine.models.card import read_card
+from engine.comm import STOPPED
+from engine.models.autoencoder import PatchAutoencoder, Upsample
+from engine.models.card import read_card, read_json
 from engine.models.diffinfinite import LabelUNet
 from engine.models.folder import load_part
+from engine.models.inference import DoublingConv, prepare_for_inference
 from engine.schedule import Schedule
-from engine.training.data import Patches, dihedral, find_images
-from engine.training.image import LatentWindows
-from engine.training.labels import LabelWindows, find_maps, one_hot, read_map, shifted_cosine, window_classes
+from engine.training.autoencoder import CUT, cut
+from engine.training.data import Patches, dihedral, find_images, hold_out
+from engine.training.diffusion import snr_weights
+from engine.training.image import LatentWindows, turned_corner
+from engine.training.labels import (
+    LabelWindows,
+    find_maps,
+    one_hot,
+    read_map,
+    read_windows,
+    shifted_cosine,
+    window_classes,
+)
+from engine.training.losses import RandomFeatures
+
+EMBEDDED = ROOT / "engine" / "models" / "embedded"
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +236,106 @@ def test_label_maps_smaller_than_a_window_and_folders_without_any_are_refused(ma
     assert done.stderr.count("error: ") == 1
     assert "no label map" in done.stderr
     assert not (tmp_path / "m").exists()
+
+
+def test_an_edge_that_is_repeated_is_decoded_like_the_inside():
+    torch.manual_seed(0)
+    flat = torch.ones(1, 4, 9, 9)
+    for padding, alike in (("zeros", False), ("replicate", True), ("reflect", True)):
+        network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1), padding=padding)
+        for block in network.modules():
+            if isinstance(block, torch.nn.Conv2d):
+                torch.nn.init.normal_(block.weight, std=0.2)
+        with torch.no_grad():
+            pixels = network.decode(flat)
+            assert (float((pixels - pixels[..., 36:37, 36:37]).abs().max()) < 1e-4) == alike
+
+
+def test_autoencoders_from_before_there_was_padding_are_padded_with_zeros():
+    config = read_json(EMBEDDED / "vae" / "config.json")
+    assert "padding" not in config
+    network = load_part(EMBEDDED / "vae")
+    assert network.config["padding"] == "zeros"
+    assert {conv.padding_mode for conv in network.modules() if isinstance(conv, torch.nn.Conv2d)} == {"zeros"}
+
+
+def test_doubling_repeats_edges_as_the_two_layers_did():
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 5, 7)
+    for padding in ("zeros", "replicate", "reflect"):
+        layer = torch.nn.Sequential(Upsample(8, 6, padding))
+        with torch.no_grad():
+            wanted, got = layer(x), prepare_for_inference(layer)(x)
+        assert isinstance(layer[0], DoublingConv) == (padding != "reflect")
+        assert float((wanted - got).abs().max()) < 1e-5
+
+
+def test_what_is_decoded_in_training_is_a_window_of_latents_with_its_pixels():
+    x = torch.arange(64 * 64.0).view(1, 1, 64, 64)
+    corners = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        z, pixels = cut(x[..., ::8, ::8], x, 8)
+        assert z.shape[-2:] == (8 - CUT, 8 - CUT)
+        assert torch.equal(pixels[..., ::8, ::8], z)
+        corners.add(float(z.flatten()[0]))
+    assert len(corners) == (CUT + 1) ** 2
+
+
+def test_random_features_see_detail_and_no_mean_colour():
+    torch.manual_seed(0)
+    features, image = RandomFeatures(), torch.rand(2, 3, 32, 32) - 0.5
+    blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
+    assert float(features(image, image)) == 0
+    assert float(features(image, blurred)) > 5 * float(features(image, image + 0.05))
+
+
+def test_images_held_out_are_evenly_spread_and_their_label_maps_go_with_them(tmp_path):
+    for index in range(16):
+        labels = np.full((96, 96), index % 3, np.uint8)
+        Image.fromarray(labels).convert("RGB").save(tmp_path / f"t{index:02}.png")
+        if index >= 4:
+            Image.fromarray(labels).save(tmp_path / f"t{index:02}_mask.png")
+    kept = hold_out(find_images(tmp_path), 2)
+    assert [path.stem for path in kept] == ["t07", "t13"]
+    assert len(find_maps(tmp_path)) - len(read_windows(tmp_path, 3, 8, 4, 0, held=2).maps) == 2
+    assert hold_out(find_images(tmp_path), 4) == []
+
+
+def test_weights_by_signal_over_noise_are_those_of_the_paper():
+    snr = torch.tensor([0.01, 1.0, 5.0, 100.0])
+    weights = snr_weights(snr / (1 + snr), 5.0)
+    assert torch.allclose(weights * (1 + snr), snr.clamp(max=5.0), rtol=1e-4)
+
+
+def test_windows_asked_for_a_label_hold_it_and_rare_labels_are_drawn_as_often(tmp_path):
+    mask = np.ones((128, 128), np.uint8)
+    mask[-8:, :8] = 2
+    Image.fromarray(np.full((128, 128, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "a_mask.png")
+    network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1))
+    windows = LatentWindows(network, find_images(tmp_path), 8, 0.1, 0, "cpu", balance=1.0)
+    drawn = [windows.window(position) for position in range(400)]
+    counts = np.bincount([label for _, label, _ in drawn], minlength=3) / len(drawn)
+    assert np.allclose(counts, (0.1, 0.45, 0.45), atol=0.08)
+    assert all(bool(marks.any()) == bool(label) for _, label, marks in drawn)
+
+
+def test_a_window_of_a_turned_image_is_found_by_its_corner():
+    image = np.arange(11 * 13).reshape(11, 13)
+    for turn in range(8):
+        y, x = turned_corner((2, 3), image.shape, 5, turn)
+        window = dihedral(image, turn)[y : y + 5, x : x + 5]
+        assert np.array_equal(window, dihedral(image[2:7, 3:8], turn))
+
+
+def test_a_run_leaves_when_its_time_is_over_and_goes_on_alone_in_half_precision(tiles, tmp_path):
+    common = ("autoencoder", "--data", tiles, "--out", tmp_path, "--alone", "--batch-size", 2, "--crop", 32)
+    options = (*common, "--precision", "bfloat16", "--steps", 12, "--threads", 1, "--adversarial-from", 0.2)
+    first = launch(1, *options, "--stop-after", 1e-6, module="engine.train")
+    assert first.returncode == STOPPED, first.stderr
+    assert torch.load(tmp_path / "vae" / "training.pt", weights_only=True)["step"] == 1
+    again = launch(1, *options, module="engine.train")
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 1" in again.stdout
+    assert load_part(tmp_path / "vae").config["padding"] == "replicate"

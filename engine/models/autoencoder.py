@@ -6,20 +6,23 @@ Shape suffixes: B batch, c image channels, C latent channels, h w pixels, H W la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Padding = Literal["zeros", "replicate", "reflect"]
+
 
 class ConvBlock(nn.Module):
     """x + conv(silu(conv(silu(x)))), without normalisation; starts as the identity."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, padding: Padding = "zeros") -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
@@ -30,9 +33,9 @@ class ConvBlock(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbours, then a convolution: leaves no lattice, as a pixel shuffle does."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, padding: Padding = "zeros") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -53,6 +56,8 @@ class PatchAutoencoder(nn.Module):
         latent_bound: latents are soft-limited to +- this, ``bound * tanh(h / bound)``.
         latents_mean, latents_std: per channel; measured by the trainer. ``encode`` and ``decode`` speak
             normalised latents, (z - mean) / std.
+        padding: what convolutions see beyond the edge: ``zeros``, ``replicate`` or ``reflect``. Zeros tell a
+            convolution where the edge is, and it paints something there that is nowhere else.
     """
 
     def __init__(
@@ -64,8 +69,11 @@ class PatchAutoencoder(nn.Module):
         latent_bound: float = 3.0,
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
+        if padding not in get_args(Padding):
+            raise ValueError(f"padding is {padding!r}; known: {', '.join(get_args(Padding))}")
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "latent_channels": latent_channels,
@@ -74,24 +82,26 @@ class PatchAutoencoder(nn.Module):
             "latent_bound": latent_bound,
             "latents_mean": list(latents_mean or [0.0] * latent_channels),
             "latents_std": list(latents_std or [1.0] * latent_channels),
+            "padding": padding,
         }
+        conv = partial(nn.Conv2d, padding=1, padding_mode=padding)
         down: list[nn.Module] = []
         width = in_channels
         for out, count in zip(channels, blocks, strict=True):
-            down += [nn.Conv2d(width, out, 4, stride=2, padding=1)]
-            down += [ConvBlock(out) for _ in range(count)]
+            down += [conv(width, out, 4, stride=2)]
+            down += [ConvBlock(out, padding) for _ in range(count)]
             width = out
-        down += [nn.Conv2d(width, latent_channels, 3, padding=1)]
+        down += [conv(width, latent_channels, 3)]
         self.encoder = nn.Sequential(*down)
 
-        up: list[nn.Module] = [nn.Conv2d(latent_channels, width, 3, padding=1)]
+        up: list[nn.Module] = [conv(latent_channels, width, 3)]
         for index, (out, count) in enumerate(zip(reversed(channels), reversed(blocks), strict=True)):
             if index > 0:
-                up += [Upsample(width, out)]
-            up += [ConvBlock(out) for _ in range(count)]
+                up += [Upsample(width, out, padding)]
+            up += [ConvBlock(out, padding) for _ in range(count)]
             width = out
         last = max(width * 3 // 4, 8)
-        up += [Upsample(width, last), nn.SiLU(), nn.Conv2d(last, in_channels, 3, padding=1)]
+        up += [Upsample(width, last, padding), nn.SiLU(), conv(last, in_channels, 3)]
         self.decoder = nn.Sequential(*up)
 
     @property

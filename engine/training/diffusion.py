@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from engine.solvers import ddim
 from engine.training.loop import LoopSettings, Trainer
 
 COLORS = [[160, 160, 160], [214, 39, 40], [255, 187, 20], [44, 120, 200], [60, 170, 90], [148, 103, 189], [140, 86, 75]]
+B = TypeVar("B")
 Evaluation = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), t (B,)) -> output
 
 
@@ -25,20 +27,43 @@ def colored(names: Sequence[str]) -> list[dict]:
 
 
 def velocity_loss(
-    evaluate: Evaluation, schedule: Schedule, x0: Tensor, t: Tensor, generator: torch.Generator, device: str
+    evaluate: Evaluation,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    generator: torch.Generator,
+    device: str,
+    min_snr: float = 0.0,
 ) -> Tensor:
-    """Mean squared error of the velocity of windows (B, C, h, w) at timesteps (B,)."""
-    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float()[:, None, None, None]
-    noise = torch.randn(x0.shape, generator=generator)
-    x = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
-    velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
-    output = evaluate(x.to(device).contiguous(memory_format=torch.channels_last), t.to(device))
-    return ((output - velocity.to(device)) ** 2).mean()
+    """Mean squared error of the velocity of windows (B, C, h, w) at timesteps (B,).
+
+    Args:
+        min_snr: weigh the error of the denoised windows by min(signal over noise, this) (Hang et al. 2023,
+            arXiv:2303.09556), which is that of the velocity by min(snr, this) / (snr + 1); 0: all alike.
+    """
+    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float().to(device)
+    signal, spread = (value.sqrt()[:, None, None, None] for value in (alpha_bar, 1 - alpha_bar))
+    x0 = x0.to(device)
+    noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(device)
+    x = signal * x0 + spread * noise
+    velocity = signal * noise - spread * x0
+    output = evaluate(x.contiguous(memory_format=torch.channels_last), t.to(device))
+    errors = ((output - velocity) ** 2).mean((1, 2, 3))
+    return (errors * snr_weights(alpha_bar, min_snr)).mean() if min_snr else errors.mean()
+
+
+def snr_weights(alpha_bar: Tensor, most: float) -> Tensor:
+    """min(snr, most) / (snr + 1): what an error of the velocity counts.
+
+    >>> snr_weights(torch.tensor([0.5, 0.9]), 3.0).tolist()
+    [0.5, 0.30000001192092896]
+    """
+    return (alpha_bar / (1 - alpha_bar).clamp(min=1e-9)).clamp(max=most) * (1 - alpha_bar)
 
 
 def spread_evenly(count: int, generator: torch.Generator) -> Tensor:
-    """float32 (count,) in [0, 1): one number from each of ``count`` equal parts."""
-    return (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    """float32 (count,) in [0, 1), on the CPU: one number from each of ``count`` equal parts."""
+    return (torch.arange(count) + torch.rand(count, generator=generator, device=generator.device).cpu()) / count
 
 
 @torch.no_grad()
@@ -70,37 +95,43 @@ def fit(
     folder: Path,
     settings: LoopSettings,
     ranks: Ranks,
-    loss: Callable[[list[int], torch.Generator], Tensor],
+    prepare: Callable[[list[int]], B],
+    loss: Callable[[B, torch.Generator], Tensor],
     save: Callable[[nn.Module], None],
     *,
     resume: bool,
     device: str,
     said: str,
-) -> None:
+) -> bool:
     """Train a network to the end and keep its average in ``folder``. Collective over ``ranks``.
 
     Args:
-        loss: (positions of the windows, a generator seeded for them) -> what is minimised.
+        prepare: positions of the windows -> what the loss is of; called ahead, in a thread of its own.
+        loss: (what was prepared, a generator seeded for it) -> what is minimised.
         save: what rank 0 does with the averaged network at every checkpoint, once its weights are written.
         said: of the data, for the first line.
+    Returns:
+        Whether the training came to its end.
     """
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(network, settings, ranks, folder)
     if resume and trainer.resume() and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
-    generator = torch.Generator()
+    if settings.compile:
+        network.compile()
+    generator = torch.Generator(device)
     if ranks.rank == 0:
         print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {said}", flush=True)
 
-    def losses(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
+    def losses(positions: list[int], batch: B) -> tuple[Tensor, dict[str, Tensor]]:
         generator.manual_seed(settings.seed * 1_000_003 + positions[0])
-        value = loss(positions, generator)
-        return value, {"loss": float(value.detach())}
+        value = loss(batch, generator)
+        return value, {"loss": value.detach()}
 
     def after() -> None:
         if ranks.rank == 0:
             save_part(trainer.ema.network, folder)
             save(trainer.ema.network)
 
-    trainer.run(losses, after)
+    return trainer.run(prepare, losses, after)
