@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,9 +120,10 @@ def add_autoencoder(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--crop", type=positive(int), default=128, help="px")
     sub.add_argument("--latent-channels", type=positive(int), default=16)
     sub.add_argument(
-        "--channels", type=whole_numbers, default=[32, 64, 128], help="features at 1/2, 1/4, ...: one halving each"
+        "--channels", type=whole_numbers, default=[32, 96], help="features at 1/2, 1/4, ...: one halving each"
     )
-    sub.add_argument("--blocks", type=whole_numbers, default=[1, 3, 3], help="residual blocks at each of those sizes")
+    sub.add_argument("--blocks", type=whole_numbers, default=[1, 4], help="residual blocks at each of those sizes")
+    sub.add_argument("--fold", type=positive(int), default=2, help="times so many latents a side are stored as one")
     sub.add_argument(
         "--padding",
         choices=("zeros", "replicate", "reflect"),
@@ -189,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(ranks: Ranks, arguments: list[str]) -> int:
     """Train one network. Collective."""
+    began = time.monotonic()
     args = ranks.agree(lambda: parser().parse_args(arguments))
 
     import os
@@ -201,6 +204,9 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
 
     torch.set_num_threads(args.threads or max(len(os.sched_getaffinity(0)) // ranks.local_size, 1))
     device = ranks.agree(lambda: device_of(args.device, ranks.local_rank))
+    if device != "cpu":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
     settings = LoopSettings(
         args.steps,
         args.minutes,
@@ -210,7 +216,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
         ema=args.ema,
         every=args.every,
         seed=args.seed,
-        stop_after=args.stop_after,
+        deadline=began + 60 * args.stop_after if args.stop_after else 0.0,
         precision=args.precision,
         compile=args.compile,
     )
@@ -224,7 +230,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
         base = DECODER_ALONE if args.decoder_alone else Recipe()
         asked = {} if args.decoder_alone else {field: getattr(args, field) for field in LOSSES}
         common |= {"crop": args.crop, "decoder_alone": args.decoder_alone, "recipe": replace(base, **asked)}
-        common |= {"latent_channels": args.latent_channels, "padding": args.padding}
+        common |= {"latent_channels": args.latent_channels, "padding": args.padding, "fold": args.fold}
         finished = autoencoder.train(
             args.data, args.out, settings, ranks, channels=args.channels, blocks=args.blocks, **common
         )
@@ -249,6 +255,10 @@ def check(args: argparse.Namespace, size: int) -> None:
         if len(args.channels) != len(args.blocks):
             raise ValueError(
                 f"--channels names {len(args.channels)} sizes and --blocks {len(args.blocks)}; name as many"
+            )
+        if args.latent_channels % args.fold**2:
+            raise ValueError(
+                f"--latent-channels {args.latent_channels} is no multiple of {args.fold**2}, the square of --fold"
             )
         return
     divisor = 2 ** (len(args.dim_mults) - 1)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from engine.comm import STOPPED
 from engine.models.autoencoder import PatchAutoencoder, Upsample
-from engine.models.card import read_card, read_json
+from engine.models.card import autoencoder_sizes, read_card, read_json
 from engine.models.diffinfinite import LabelUNet
 from engine.models.folder import load_part
 from engine.models.inference import DoublingConv, prepare_for_inference
@@ -257,6 +257,21 @@ def test_autoencoders_from_before_there_was_padding_are_padded_with_zeros():
     network = load_part(EMBEDDED / "vae")
     assert network.config["padding"] == "zeros"
     assert {conv.padding_mode for conv in network.modules() if isinstance(conv, torch.nn.Conv2d)} == {"zeros"}
+
+
+def test_a_folded_autoencoder_is_a_finer_one_whose_latents_lie_together():
+    torch.manual_seed(0)
+    sizes = {"channels": (8, 8), "blocks": (1, 1), "padding": "replicate"}
+    fine, folded = PatchAutoencoder(latent_channels=4, **sizes), PatchAutoencoder(latent_channels=16, fold=2, **sizes)
+    folded.load_state_dict(fine.state_dict())
+    image = torch.rand(1, 3, 64, 48)
+    with torch.no_grad():
+        z, z_fine = folded.encode(image), fine.encode(image)
+        assert (folded.factor, fine.factor, z.shape) == (8, 4, (1, 16, 8, 6))
+        assert torch.equal(torch.nn.functional.pixel_shuffle(z, 2), z_fine)
+        assert torch.equal(folded.decode(z), fine.decode(z_fine))
+        assert torch.equal(folded.decode(folded.halve(z)), fine.decode(fine.halve(z_fine)))
+    assert autoencoder_sizes({"_class_name": "PatchAutoencoder", **folded.config})["factor"] == 8
 
 
 def test_doubling_repeats_edges_as_the_two_layers_did():

@@ -42,7 +42,7 @@ class Upsample(nn.Module):
 
 
 class PatchAutoencoder(nn.Module):
-    """A deterministic convolutional autoencoder of factor ``2 ** len(channels)``.
+    """A deterministic convolutional autoencoder of factor ``2 ** len(channels) * fold``.
 
     It has no normalisation over space and no attention: every pixel depends on the latents within
     ``margin`` of it and on nothing else. Windows that overlap by twice the margin therefore decode to
@@ -56,6 +56,8 @@ class PatchAutoencoder(nn.Module):
         latent_bound: latents are soft-limited to +- this, ``bound * tanh(h / bound)``.
         latents_mean, latents_std: per channel; measured by the trainer. ``encode`` and ``decode`` speak
             normalised latents, (z - mean) / std.
+        fold: ``fold`` x ``fold`` latents are stored as the channels of one: the network works at a finer pitch than
+            the diffusion network on its latents.
         padding: what convolutions see beyond the edge: ``zeros``, ``replicate`` or ``reflect``. Zeros tell a
             convolution where the edge is, and it paints something there that is nowhere else.
     """
@@ -70,8 +72,11 @@ class PatchAutoencoder(nn.Module):
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
         padding: Padding = "zeros",
+        fold: int = 1,
     ) -> None:
         super().__init__()
+        if latent_channels % fold**2:
+            raise ValueError(f"latent_channels {latent_channels} is no multiple of fold {fold} squared")
         if padding not in get_args(Padding):
             raise ValueError(f"padding is {padding!r}; known: {', '.join(get_args(Padding))}")
         self.config: dict[str, Any] = {
@@ -83,7 +88,9 @@ class PatchAutoencoder(nn.Module):
             "latents_mean": list(latents_mean or [0.0] * latent_channels),
             "latents_std": list(latents_std or [1.0] * latent_channels),
             "padding": padding,
+            "fold": fold,
         }
+        inner = latent_channels // fold**2
         conv = partial(nn.Conv2d, padding=1, padding_mode=padding)
         down: list[nn.Module] = []
         width = in_channels
@@ -91,10 +98,10 @@ class PatchAutoencoder(nn.Module):
             down += [conv(width, out, 4, stride=2)]
             down += [ConvBlock(out, padding) for _ in range(count)]
             width = out
-        down += [conv(width, latent_channels, 3)]
+        down += [conv(width, inner, 3)]
         self.encoder = nn.Sequential(*down)
 
-        up: list[nn.Module] = [conv(latent_channels, width, 3)]
+        up: list[nn.Module] = [conv(inner, width, 3)]
         for index, (out, count) in enumerate(zip(reversed(channels), reversed(blocks), strict=True)):
             if index > 0:
                 up += [Upsample(width, out, padding)]
@@ -107,7 +114,7 @@ class PatchAutoencoder(nn.Module):
     @property
     def factor(self) -> int:
         """Pixels per latent, along a side."""
-        return int(2 ** len(self.config["channels"]))
+        return int(2 ** len(self.config["channels"])) * int(self.config["fold"])
 
     @property
     def margin(self) -> int:
@@ -117,7 +124,7 @@ class PatchAutoencoder(nn.Module):
             reach += 2 * count * scale
             scale /= 2
             reach += scale * (1 if index < len(self.config["blocks"]) - 1 else 2)
-        return int(reach) + 1
+        return int(reach / self.config["fold"]) + 1
 
     def statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = torch.tensor(self.config["latents_mean"], dtype=like.dtype, device=like.device)
@@ -126,7 +133,7 @@ class PatchAutoencoder(nn.Module):
 
     def encode(self, image_Bchw: Tensor) -> Tensor:
         """Image in [-1, 1] -> normalised latents (B, C, H, W)."""
-        h = self.encoder(image_Bchw)
+        h = F.pixel_unshuffle(self.encoder(image_Bchw), self.config["fold"])
         bound = self.config["latent_bound"]
         mean, std = self.statistics(h)
         return (bound * torch.tanh(h / bound) - mean) / std
@@ -134,4 +141,12 @@ class PatchAutoencoder(nn.Module):
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Normalised latents -> image, about [-1, 1] (not clipped)."""
         mean, std = self.statistics(latents_BCHW)
-        return self.decoder(latents_BCHW * std + mean)
+        return self.decoder(F.pixel_shuffle(latents_BCHW * std + mean, self.config["fold"]))
+
+    def halve(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents for an image of half the size: means of 2 x 2, at the pitch at which the network works.
+
+        Of normalised latents only where all channels are normalised alike, as in training. H and W even.
+        """
+        fold = self.config["fold"]
+        return F.pixel_unshuffle(F.avg_pool2d(F.pixel_shuffle(latents_BCHW, fold), 2), fold)

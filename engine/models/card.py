@@ -278,7 +278,7 @@ def autoencoder_sizes(config: Mapping[str, Any]) -> dict[str, int]:
     pixels = int(config.get("in_channels", 3))
     if name == "PatchAutoencoder":
         return {
-            "factor": 2 ** len(config["channels"]),
+            "factor": 2 ** len(config["channels"]) * int(config.get("fold", 1)),
             "channels": int(config["latent_channels"]),
             "image_channels": pixels,
         }

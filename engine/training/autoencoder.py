@@ -96,7 +96,7 @@ class AutoencoderTraining:
         loss, shown = self.reconstruction(x, y)
         loss = loss + w.kl * z.float().square().mean() / 2
         if w.equivariance:
-            small = network.decode(halved(z)).float()
+            small = network.decode(network.halve(z)).float()
             loss = loss + w.equivariance * (small - halved(x)[..., : small.shape[-2], : small.shape[-1]]).abs().mean()
         shown["std"] = z.detach().std()
         if self.trainer.done > w.adversarial_from:

@@ -22,6 +22,7 @@ from engine.comm import Ranks
 B = TypeVar("B")
 T = TypeVar("T")
 AHEAD = 3  # batches
+PROGRESS = ("ema_updates", "step", "seconds", "settings")  # of a saved state: what is no tensor
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class LoopSettings:
         lr: peak learning rate; rises linearly over the first ``warmup`` steps, then falls as a cosine.
         ema: decay of the weight average that is saved.
         every: steps between checkpoints and sample grids.
-        stop_after: leave with a checkpoint after this many minutes of this process (0: no limit); the same command
-            goes on, and the learning rate knows nothing of it.
+        deadline: leave with a checkpoint when ``time.monotonic()`` comes to this (0: no limit); the same command goes
+            on, and the learning rate knows nothing of it.
         precision: ``float32``, or ``bfloat16`` where torch's autocast allows it.
         compile: the network, by ``torch.compile``: a minute or two at the start, steps up to twice as fast on a GPU.
     """
@@ -50,7 +51,7 @@ class LoopSettings:
     ema: float = 0.998
     every: int = 500
     seed: int = 0
-    stop_after: float = 0.0
+    deadline: float = 0.0
     precision: str = "float32"
     compile: bool = False
 
@@ -188,7 +189,7 @@ class Trainer:
         Returns:
             Whether the training came to its end.
         """
-        began, leave = time.monotonic(), False
+        leave = False
         batches = Ahead(lambda step: prepare(self.positions(step)), self.step)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
@@ -211,7 +212,7 @@ class Trainer:
             self.step += 1
             # All ranks must agree when the time is over: rank 0's clock rules.
             now = time.monotonic()
-            over = self.ranks.stop_requested or 0 < self.settings.stop_after <= (now - began) / 60
+            over = self.ranks.stop_requested or 0 < self.settings.deadline <= now
             self.seconds, leave = self.ranks.share((self.seconds + now - start, over))
             figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
             ends = leave or self.done >= 1.0
