@@ -98,6 +98,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "image":
             sub.add_argument("--window", type=positive(int), default=defaults["window"], help="latents")
             sub.add_argument("--drop", type=share, default=0.1, help="share of windows trained without their label")
+            sub.add_argument(
+                "--shifts", type=positive(int), default=4, help="times every turned image is encoded, moved a little"
+            )
             sub.add_argument("--balance", type=share, default=0.5, help="share of windows about a label drawn evenly")
             sub.add_argument(
                 "--min-snr",
@@ -236,7 +239,14 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
         )
     elif args.network == "image":
         finished = image.train(
-            args.data, args.out, settings, ranks, balance=args.balance, min_snr=args.min_snr, **common
+            args.data,
+            args.out,
+            settings,
+            ranks,
+            balance=args.balance,
+            shifts=args.shifts,
+            min_snr=args.min_snr,
+            **common,
         )
     else:
         finished = labels.train(args.data, args.out, settings, ranks, scale=args.scale, **common)

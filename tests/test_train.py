@@ -1,6 +1,7 @@
 """The trainer, on a few drawn tiles: it learns, resumes, and its folder is a model that the front door samples."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from engine.models.diffinfinite import LabelUNet
 from engine.models.folder import load_part
 from engine.models.inference import DoublingConv, prepare_for_inference
 from engine.schedule import Schedule
+from engine.training import pieces
 from engine.training.autoencoder import CUT, cut
 from engine.training.data import Patches, dihedral, find_images, hold_out
 from engine.training.diffusion import snr_weights
@@ -336,6 +338,20 @@ def test_windows_asked_for_a_label_hold_it_and_rare_labels_are_drawn_as_often(tm
     assert all(bool(marks.any()) == bool(label) for _, label, marks in drawn)
 
 
+def test_the_lattice_of_latents_lies_elsewhere_on_a_shifted_image(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1))
+    network.encode = lambda x: x[:, :1, ::8, ::8].expand(-1, 4, -1, -1)
+    windows = LatentWindows(network, find_images(tmp_path), 8, 0.0, 0, "cpu", shifts=4)
+    found = [windows.latents(0, 0, shift) for shift in range(4)]
+    whole = np.asarray(Image.open(tmp_path / "a.png"))[..., 0] / 127.5 - 1
+    assert np.allclose(found[0][0], whole[::8, ::8], atol=1e-6)
+    for moved in found[1:]:
+        places = [(y, x) for y, x in np.ndindex(8, 8) if np.allclose(moved[0][:7, :7], whole[y::8, x::8][:7, :7])]
+        assert len(places) == 1
+
+
 def test_a_window_of_a_turned_image_is_found_by_its_corner():
     image = np.arange(11 * 13).reshape(11, 13)
     for turn in range(8):
@@ -354,3 +370,26 @@ def test_a_run_leaves_when_its_time_is_over_and_goes_on_alone_in_half_precision(
     assert again.returncode == 0, again.stderr
     assert "resumed at step 1" in again.stdout
     assert load_part(tmp_path / "vae").config["padding"] == "replicate"
+
+
+def test_a_training_is_packed_into_small_files_and_goes_on_from_them(trained, tiles, tmp_path, monkeypatch):
+    out, _, _ = trained
+    monkeypatch.setattr(pieces, "PART", 100_000)
+    work, packed, elsewhere = tmp_path / "work", tmp_path / "packed", tmp_path / "elsewhere"
+    shutil.copytree(out, work / "model")
+    packed.mkdir()
+    (packed / pieces.LOG).write_text("kept")
+    (packed / "old.0").write_text("not kept")
+    names = pieces.pack(work, packed)
+    assert {path.name for path in packed.iterdir()} == {*names, pieces.LOG}
+    assert "model-unet.1" in names
+    assert max(path.stat().st_size for path in packed.glob("*.[0-9]")) <= 100_000
+    pieces.unpack(packed, elsewhere)
+    for part in ("unet", "vae"):
+        before, after = load_part(out / part).state_dict(), load_part(elsewhere / "model" / part).state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    step = torch.load(out / "unet" / "training.pt", weights_only=True)["step"]
+    options = ("--window", 8, "--dim", 16, "--dim-mults", "1,2", "--batch-size", 4, "--steps", step + 2, "--alone")
+    done = launch(1, "image", "--data", tiles, "--out", elsewhere / "model", *options, module="engine.train")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {step}" in done.stdout

@@ -40,7 +40,8 @@ class LatentWindows:
     """Windows of the encoded images with one of their labels each.
 
     A window is a function of (seed, position in the run). A share ``balance`` of them hold a position of a label drawn
-    evenly, and are of that label, so that rare labels are seen as often as common ones.
+    evenly, and are of that label, so that rare labels are seen as often as common ones. Every turned image is encoded
+    ``shifts`` times, the latents' lattice lying elsewhere by less than one of them: the same nuclei, other latents.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class LatentWindows:
         seed: int,
         device: str,
         balance: float = 0.5,
+        shifts: int = 1,
     ) -> None:
         self.autoencoder, self.images, self.side, self.drop, self.seed = autoencoder, images, side, drop, seed
-        self.device, self.balance = device, balance
+        self.device, self.balance, self.shifts = device, balance, shifts
         factor = autoencoder.factor
         for path in images:
             if min(read_image(path).shape[:2]) < side * factor:
@@ -67,11 +69,15 @@ class LatentWindows:
         }
         self.holders = {label: holders for label, holders in self.holders.items() if holders}
 
-    @lru_cache(maxsize=4096)  # noqa: B019 - one instance lives as long as the run
-    def latents(self, index: int, turn: int) -> np.ndarray:
-        """float32 (C, H, W) of an image after one of the eight rotations and reflections."""
+    @lru_cache(maxsize=8192)  # noqa: B019 - one instance lives as long as the run
+    def latents(self, index: int, turn: int, shift: int = 0) -> np.ndarray:
+        """float32 (C, H, W) of an image after one of the eight rotations and reflections, moved for ``shift`` > 0."""
         factor = self.autoencoder.factor
         turned = dihedral(whole_latents(read_image(self.images[index]), factor), turn)
+        if shift:
+            rng = np.random.default_rng((self.seed, 5, index, turn, shift))
+            down, right = rng.integers(factor, size=2).tolist()
+            turned = np.pad(turned, ((0, down), (0, right), (0, 0)), "reflect")[down:, right:]
         with torch.no_grad():
             return self.autoencoder.encode(to_tensor([turned]).to(self.device))[0].cpu().contiguous().numpy()
 
@@ -104,7 +110,8 @@ class LatentWindows:
         label = wanted if wanted or not len(present) else int(rng.choice(present))
         if rng.random() < self.drop:
             label = 0
-        return self.latents(index, turn)[(slice(None), *box)], label, (mask == label)[None] & (label > 0)
+        shift = int(rng.integers(self.shifts))
+        return self.latents(index, turn, shift)[(slice(None), *box)], label, (mask == label)[None] & (label > 0)
 
 
 def turned_corner(corner: tuple[int, int], shape: tuple[int, ...], side: int, turn: int) -> tuple[int, int]:
@@ -174,6 +181,19 @@ def sample_grid(
         return image_grid(to_image(autoencoder.decode(x)), 4)
 
 
+@torch.no_grad()
+def judge(
+    network: nn.Module, schedule: Schedule, windows: LatentWindows, device: str, min_snr: float, count: int = 64
+) -> float:
+    """The loss on ``count`` windows, the same at every call: it rises on unseen images where others are memorised."""
+    batches = [stacked([windows.window(p) for p in range(first, first + 16)]) for first in range(0, count, 16)]
+    losses = []
+    for index, batch in enumerate(batches):
+        generator = torch.Generator(device).manual_seed(index)
+        losses.append(float(denoising_loss(network, schedule, batch, generator, device, min_snr)))
+    return float(np.mean(losses))
+
+
 def train(
     data: Path,
     out: Path,
@@ -183,6 +203,7 @@ def train(
     window: int,
     drop: float,
     balance: float,
+    shifts: int,
     min_snr: float,
     held: int,
     resume: bool,
@@ -197,6 +218,7 @@ def train(
         window: side in latents.
         drop: share of the windows trained without their label.
         balance: share of the windows about a label drawn evenly.
+        shifts: places of the latents' lattice on every turned image.
         min_snr: of ``velocity_loss``.
         held: how many images are kept from the training.
         config: ``dim`` and ``dim_mults`` of the network.
@@ -208,7 +230,12 @@ def train(
     images = [path for path in every if path not in kept]
     autoencoder = ranks.agree(lambda: load_autoencoder(out))
     autoencoder.to(device)
-    windows = ranks.agree(lambda: LatentWindows(autoencoder, images, window, drop, settings.seed, device, balance))
+
+    def windows_of(images: list[Path], shifts: int) -> LatentWindows:
+        return LatentWindows(autoencoder, images, window, drop, settings.seed, device, balance, shifts)
+
+    windows = ranks.agree(lambda: windows_of(images, shifts))
+    judged = ranks.agree(lambda: windows_of(kept, 1)) if kept else None
     torch.manual_seed(settings.seed)
     config |= {"num_classes": windows.num_classes, "channels": autoencoder.config["latent_channels"]}
     network = MaskUNet(**config)
@@ -221,6 +248,9 @@ def train(
         return denoising_loss(network, schedule, batch, generator, device, min_snr)
 
     def save(averaged: nn.Module) -> None:
+        seen = judge(averaged, schedule, windows, device, min_snr)
+        unseen = f", {judge(averaged, schedule, judged, device, min_snr):.4f} on images held out" if judged else ""
+        print(f"loss of the average {seen:.4f}{unseen}", flush=True)
         picture = sample_grid(averaged, autoencoder, schedule, window, device)
         Image.fromarray(picture).save(out / "unet" / "samples.png")
         known = [names[i] if i < len(names) else f"label {i}" for i in range(windows.num_classes)]
