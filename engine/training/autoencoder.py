@@ -86,7 +86,7 @@ class AutoencoderTraining:
     def losses(self, positions: list[int], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         network = self.trainer.network
         assert isinstance(network, PatchAutoencoder)
-        x = x.to(self.device).contiguous(memory_format=torch.channels_last)
+        x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         z, x = cut(network.encode(x), x, network.factor)
         w = self.recipe
         if self.renoise is not None and float(torch.rand(())) < w.renoised:

@@ -39,8 +39,7 @@ def paths_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def hold_out(images: Sequence[Path], count: int) -> list[Path]:
     """The images that no network is trained on: ``count`` of those with a label map, evenly spread over their list.
 
-    Of images without any label map, ``count`` of all. None where that is more than a quarter of the images. Of tiles
-    made in pairs, one list after the other as DiffInfinite's, whole pairs are held out.
+    Of images without any label map, ``count`` of all. None where that is more than a quarter of the images.
 
     >>> [str(path) for path in hold_out([Path(f"{i}.png") for i in range(12)], 3)]
     ['2.png', '6.png', '10.png']

@@ -41,15 +41,22 @@ def velocity_loss(
         min_snr: weigh the error of the denoised windows by min(signal over noise, this) (Hang et al. 2023,
             arXiv:2303.09556), which is that of the velocity by min(snr, this) / (snr + 1); 0: all alike.
     """
-    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float().to(device)
+    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float().to(device, non_blocking=True)
     signal, spread = (value.sqrt()[:, None, None, None] for value in (alpha_bar, 1 - alpha_bar))
-    x0 = x0.to(device)
-    noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(device)
+    x0 = x0.to(device, non_blocking=True)
+    noise = noise_like(x0, generator)
     x = signal * x0 + spread * noise
     velocity = signal * noise - spread * x0
     output = evaluate(x.contiguous(memory_format=torch.channels_last), t.to(device))
     errors = ((output - velocity) ** 2).mean((1, 2, 3))
     return (errors * snr_weights(alpha_bar, min_snr)).mean() if min_snr else errors.mean()
+
+
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers drawn where ``x`` lies, from the seed of a generator of the CPU: no GPU is waited for."""
+    if x.device.type != "cpu":
+        generator = torch.Generator(x.device).manual_seed(generator.initial_seed())
+    return torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def snr_weights(alpha_bar: Tensor, most: float) -> Tensor:
@@ -62,8 +69,8 @@ def snr_weights(alpha_bar: Tensor, most: float) -> Tensor:
 
 
 def spread_evenly(count: int, generator: torch.Generator) -> Tensor:
-    """float32 (count,) in [0, 1), on the CPU: one number from each of ``count`` equal parts."""
-    return (torch.arange(count) + torch.rand(count, generator=generator, device=generator.device).cpu()) / count
+    """float32 (count,) in [0, 1): one number from each of ``count`` equal parts."""
+    return (torch.arange(count) + torch.rand(count, generator=generator)) / count
 
 
 @torch.no_grad()
@@ -120,7 +127,7 @@ def fit(
         print(f"resumed at step {trainer.step}", flush=True)
     if settings.compile:
         network.compile()
-    generator = torch.Generator(device)
+    generator = torch.Generator()
     if ranks.rank == 0:
         print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {said}", flush=True)
 

@@ -147,7 +147,7 @@ def timesteps(count: int, total: int, generator: torch.Generator, min_snr: float
     spread = spread_evenly(count, generator)
     if not min_snr:
         curved = torch.sigmoid(-0.3 + 0.9 * torch.special.ndtri(spread.double())).float()
-        uniform = torch.rand(count, generator=generator, device=generator.device).cpu() < UNIFORM_SHARE
+        uniform = torch.rand(count, generator=generator) < UNIFORM_SHARE
         spread = torch.where(uniform, spread, curved)
     return (spread * total).long().clamp(max=total - 1)
 
@@ -189,7 +189,7 @@ def judge(
     batches = [stacked([windows.window(p) for p in range(first, first + 16)]) for first in range(0, count, 16)]
     losses = []
     for index, batch in enumerate(batches):
-        generator = torch.Generator(device).manual_seed(index)
+        generator = torch.Generator().manual_seed(index)
         losses.append(float(denoising_loss(network, schedule, batch, generator, device, min_snr)))
     return float(np.mean(losses))
 

@@ -248,8 +248,8 @@ def train(
 
     def loss(batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         x0, classes = batch
-        dropped = torch.rand(len(classes), generator=generator, device=generator.device).cpu() < drop
-        asked = torch.where(dropped, -1, classes).to(device)
+        dropped = torch.rand(len(classes), generator=generator) < drop
+        asked = torch.where(dropped, -1, classes).to(device, non_blocking=True)
         t = (spread_evenly(len(classes), generator) * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)
         return velocity_loss(lambda x, t: network(x, t, asked), schedule, x0, t, generator, device)
 

@@ -85,6 +85,15 @@ class Ema:
             torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
 
+def pinned(batch: B, pin: bool) -> B:
+    """A tensor or a tuple of them, in memory from which a GPU takes them while it works, if ``pin``."""
+    if not pin:
+        return batch
+    if isinstance(batch, tuple):
+        return type(batch)(pinned(part, pin) for part in batch)
+    return batch.pin_memory()  # type: ignore[attr-defined]
+
+
 class Ahead(Generic[T]):
     """What a function gives for one step after the other, made before it is asked for, in a thread."""
 
@@ -190,7 +199,8 @@ class Trainer:
             Whether the training came to its end.
         """
         leave = False
-        batches = Ahead(lambda step: prepare(self.positions(step)), self.step)
+        pin = self.device.type == "cuda"
+        batches = Ahead(lambda step: pinned(prepare(self.positions(step)), pin), self.step)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
         shown = time.monotonic()

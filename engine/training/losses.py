@@ -77,7 +77,7 @@ class RandomFeatures(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         found = []
         for index, layer in enumerate(self.layers):
-            x = F.leaky_relu(layer(halved(x) if index else x), 0.2)
+            x = F.leaky_relu(layer(halved(x) if index else x), 0.2).float()
             found.append(x * (x.square().sum(1, keepdim=True) + 0.01).rsqrt())
         return found
 
