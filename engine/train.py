@@ -1,18 +1,22 @@
 """``python -m engine.train autoencoder|image|labels --data DIR --out MODEL_DIR``: train a model folder.
 
 The autoencoder is trained first, then the image network on its latents; the network of label maps is a model by itself.
-Each training resumes where it was stopped. Under ``mpiexec -n N`` the ranks share each batch and average gradients.
+Each training resumes where it was stopped. Under ``mpiexec -n N`` the ranks share each batch and average gradients;
+``--alone`` needs no MPI. ``jobs/train-embedded.sh`` trains all three within the minutes it is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, comma_separated, launched_rank, positive
+from engine.training.recipe import DECODER_ALONE, Recipe
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -23,6 +27,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "labels": {"steps": 20000, "batch_size": 8, "lr": 1.5e-3, "window": 64, "dim": 16, "dim_mults": [1, 2, 4, 6]},
 }
 GROUPS = 8  # number of groups of the networks' group normalisation
+LOSSES = {
+    "perceptual": "weight of distances in a fixed random network's features",
+    "equivariance": "weight of half-size latents decoding to the half-size image",
+    "kl": "weight of the latents' divergence from a normal",
+    "lattice": "weight of differences in what recurs with every latent",
+    "adversarial": "weight of a patch discriminator's verdict",
+}
 LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"
 
 
@@ -47,7 +58,16 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, default=0.0, help="stop earlier after this long (0: no limit)")
     add("--batch-size", type=positive(int), help="patches a step, over all ranks")
     add("--lr", type=positive(float), help="peak learning rate")
+    add("--warmup", type=whole, default=100, help="steps to reach --lr, from which it falls as a cosine")
+    add("--ema", type=share, default=0.998, help="decay of the weight average that is saved")
     add("--every", type=positive(int), default=250, help="steps between checkpoints and pictures")
+    stop = "leave with a checkpoint and status 75 after this long; the same command goes on (0: no limit)"
+    add("--stop-after", type=not_negative, default=0.0, metavar="MINUTES", help=stop)
+    held = "images that are never trained on, with their label maps (0: the autoencoder's last four alone)"
+    add("--hold-out", type=whole, default=0, metavar="N", help=held)
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of products, by torch's autocast")
+    add("--compile", action="store_true", help="run the network by torch.compile")
+    add("--alone", action="store_true", help="train in one process, without MPI")
     add("--seed", type=int, default=0)
     add("--resume", choices=("auto", "never"), default="auto")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -59,7 +79,22 @@ def autoencoder_options(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
     add("--crop", type=positive(int), default=128, help="side of a patch, px")
     add("--latent-channels", type=positive(int), default=8)
-    add("--decoder-alone", action="store_true", help="train the decoder on; latents stay as they are")
+    add("--channels", type=whole_numbers, default=[32, 64, 128], help="features at 1/2, 1/4, ...: one halving each")
+    add("--blocks", type=whole_numbers, default=[1, 3, 3], help="residual blocks at each of those sizes")
+    add("--fold", type=positive(int), default=1, help="side of the square of latents that are stored as one")
+    padding = "values that convolutions read beyond the edge"
+    add("--padding", choices=("zeros", "replicate", "reflect"), default="zeros", help=padding)
+    add(
+        "--decoder-alone",
+        action="store_true",
+        help="train the decoder on, by losses of its own; latents stay as they are",
+    )
+    for field, text in LOSSES.items():
+        add(f"--{field}", type=not_negative, default=getattr(Recipe, field), metavar="WEIGHT", help=text)
+    begin = "share of the run after which the discriminator counts"
+    add("--adversarial-from", type=share, default=Recipe.adversarial_from, help=begin)
+    add("--latent-noise", type=not_negative, default=Recipe.latent_noise, help="std of the noise on decoded latents")
+    add("--cut", type=whole, default=Recipe.cut, help="latents by which a decoded window is smaller than its patch")
 
 
 def image_options(sub: argparse.ArgumentParser) -> None:
@@ -67,6 +102,11 @@ def image_options(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
     add("--window", type=positive(int), help="side of a window, latents")
     add("--drop", type=share, default=0.2, help="share of windows trained without their label")
+    add("--balance", type=share, default=0.5, help="share of windows about a label drawn evenly")
+    add("--own-label", type=share, default=0.5, help="share of those trained with that label, not any they hold")
+    add("--shifts", type=positive(int), default=1, help="times each turned image is encoded, moved a little")
+    snr = "bound of the weights min(signal over noise, GAMMA) of timesteps (0: weights alike, middle timesteps oftener)"
+    add("--min-snr", type=not_negative, default=0.0, metavar="GAMMA", help=snr)
     add("--labels", type=comma_separated, default="", help="names of the labels, 0 first, by commas")
 
 
@@ -94,6 +134,20 @@ def share(text: str) -> float:
     return value
 
 
+def whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
 def whole_numbers(text: str) -> list[int]:
     return [positive(int)(part) for part in text.split(",")]
 
@@ -104,41 +158,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launched_rank() == 0:
             parser().parse_args(arguments)
         return 0
+    if "--alone" in arguments:
+        from engine.training.alone import run_alone
+
+        return run_alone(lambda ranks: train(ranks, arguments))
     from engine.distributed.launch import run_main  # numpy, for which --help does not wait
 
     return run_main(lambda ranks: train(ranks, arguments))
 
 
 def train(ranks: Ranks, arguments: list[str]) -> int:
-    """Train one network. Collective."""
+    """Train one network; the exit status. Collective."""
+    began = time.monotonic()
     args = ranks.agree(lambda: parser().parse_args(arguments))
 
     import os
 
     import torch
 
+    from engine.distributed.ranks import STOPPED
     from engine.models.folder import device_of
     from engine.training import autoencoder, image, labels
     from engine.training.loop import LoopSettings
 
     torch.set_num_threads(args.threads or max(len(os.sched_getaffinity(0)) // ranks.local_size, 1))
     device = ranks.agree(lambda: device_of(args.device, ranks.local_rank))
-    settings = LoopSettings(args.steps, args.minutes, args.batch_size, args.lr, every=args.every, seed=args.seed)
-    common = {"resume": args.resume == "auto", "device": device}
+    if device != "cpu":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    same = ("steps", "minutes", "batch_size", "lr", "warmup", "ema", "every", "seed", "precision", "compile")
+    deadline = began + 60 * args.stop_after if args.stop_after else 0.0
+    settings = LoopSettings(**{name: getattr(args, name) for name in same}, deadline=deadline)
+    common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
     ranks.agree(lambda: check(args, ranks.size))
+    ranks.catch_signals()
     if args.network == "autoencoder":
-        channels = {"latent_channels": args.latent_channels}
-        autoencoder.train(
-            args.data, args.out, settings, ranks, crop=args.crop, decoder_alone=args.decoder_alone, **common, **channels
-        )
-        return 0
+        common |= {name: getattr(args, name) for name in ("latent_channels", "channels", "blocks", "padding", "fold")}
+        common |= {"crop": args.crop, "decoder_alone": args.decoder_alone, "recipe": recipe_of(args)}
+        return 0 if autoencoder.train(args.data, args.out, settings, ranks, **common) else STOPPED
     common |= {"window": args.window, "drop": args.drop, "names": args.labels, "pixel_size_um": args.pixel_size}
     common |= {"dim": args.dim, "dim_mults": args.dim_mults}
     if args.network == "image":
-        image.train(args.data, args.out, settings, ranks, **common)
+        common |= {name: getattr(args, name) for name in ("balance", "own_label", "shifts", "min_snr")}
+        finished = image.train(args.data, args.out, settings, ranks, **common)
     else:
-        labels.train(args.data, args.out, settings, ranks, scale=args.scale, **common)
-    return 0
+        finished = labels.train(args.data, args.out, settings, ranks, scale=args.scale, **common)
+    return 0 if finished else STOPPED
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The losses that the options of the autoencoder ask for; the decoder alone has its own."""
+    if args.decoder_alone:
+        return DECODER_ALONE
+    fields = (*LOSSES, "adversarial_from", "latent_noise", "cut")
+    return replace(Recipe(), **{field: getattr(args, field) for field in fields})
 
 
 def check(args: argparse.Namespace, size: int) -> None:
@@ -153,6 +226,14 @@ def check(args: argparse.Namespace, size: int) -> None:
     if args.batch_size < size:
         raise ValueError(f"`batch_size` {args.batch_size} is less than the {size} ranks; choose {size} or more")
     if args.network == "autoencoder":
+        if len(args.channels) != len(args.blocks):
+            raise ValueError(
+                f"`channels` names {len(args.channels)} sizes but `blocks` {len(args.blocks)}; name as many"
+            )
+        if args.latent_channels % args.fold**2:
+            raise ValueError(
+                f"`latent_channels` {args.latent_channels} is no multiple of {args.fold**2}, the square of `fold`"
+            )
         return
     divisor = 2 ** (len(args.dim_mults) - 1)
     if args.window % divisor:

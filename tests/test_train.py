@@ -1,22 +1,40 @@
 """The trainer, on a few drawn tiles: it learns, resumes, and its folder is a model that the front door samples."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from launching import launch, verify
+from launching import ROOT, launch, verify
 from PIL import Image
 from safetensors.torch import load_file
 
 from engine.diffusion.schedule import Schedule
-from engine.models.card import read_card
+from engine.distributed.ranks import STOPPED
+from engine.models.card import autoencoder_sizes, read_card
+from engine.models.files import read_json
 from engine.models.folder import load_part
-from engine.models.networks.autoencoder import PatchAutoencoder
+from engine.models.networks.autoencoder import PatchAutoencoder, Upsample
 from engine.models.networks.mask_unet import LabelUNet
-from engine.training.data import Patches, dihedral, find_images
-from engine.training.image import LatentWindows
-from engine.training.labels import LabelWindows, find_maps, one_hot, read_map, shifted_cosine, window_classes
+from engine.models.optimize import DoublingConv, prepare_for_inference
+from engine.training import pieces
+from engine.training.autoencoder import cut_window
+from engine.training.data import Patches, dihedral, find_images, hold_out
+from engine.training.diffusion import snr_weights
+from engine.training.image import LatentWindows, turned_corner
+from engine.training.labels import (
+    LabelWindows,
+    find_maps,
+    one_hot,
+    read_map,
+    read_windows,
+    shifted_cosine,
+    window_classes,
+)
+from engine.training.losses import RandomFeatures
+
+EMBEDDED = ROOT / "engine" / "models" / "embedded"
 
 pytestmark = pytest.mark.runs
 
@@ -224,3 +242,159 @@ def test_label_maps_smaller_than_a_window_and_folders_without_any_are_refused(ma
     assert done.stderr.count("error: ") == 1
     assert "no label map" in done.stderr
     assert not (tmp_path / "m").exists()
+
+
+def test_an_edge_that_is_repeated_is_decoded_like_the_inside():
+    torch.manual_seed(0)
+    flat = torch.ones(1, 4, 9, 9)
+    for padding, alike in (("zeros", False), ("replicate", True), ("reflect", True)):
+        network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1), padding=padding)
+        for block in network.modules():
+            if isinstance(block, torch.nn.Conv2d):
+                torch.nn.init.normal_(block.weight, std=0.2)
+        with torch.no_grad():
+            pixels = network.decode(flat)
+            assert (float((pixels - pixels[..., 36:37, 36:37]).abs().max()) < 1e-4) == alike
+
+
+def test_autoencoders_from_before_there_was_padding_are_padded_with_zeros():
+    config = read_json(EMBEDDED / "vae" / "config.json")
+    assert "padding" not in config
+    network = load_part(EMBEDDED / "vae")
+    assert not {"padding", "fold"} & set(network.config)
+    assert {conv.padding_mode for conv in network.modules() if isinstance(conv, torch.nn.Conv2d)} == {"zeros"}
+
+
+def test_a_folded_autoencoder_is_a_finer_one_whose_latents_lie_together():
+    torch.manual_seed(0)
+    sizes = {"channels": (8, 8), "blocks": (1, 1), "padding": "replicate"}
+    fine, folded = PatchAutoencoder(latent_channels=4, **sizes), PatchAutoencoder(latent_channels=16, fold=2, **sizes)
+    folded.load_state_dict(fine.state_dict())
+    image = torch.rand(1, 3, 64, 48)
+    with torch.no_grad():
+        z, z_fine = folded.encode(image), fine.encode(image)
+        assert (folded.factor, fine.factor, z.shape) == (8, 4, (1, 16, 8, 6))
+        assert torch.equal(torch.nn.functional.pixel_shuffle(z, 2), z_fine)
+        assert torch.equal(folded.decode(z), fine.decode(z_fine))
+        assert torch.equal(folded.decode(folded.halve(z)), fine.decode(fine.halve(z_fine)))
+    assert autoencoder_sizes({"_class_name": "PatchAutoencoder", **folded.config})["factor"] == 8
+
+
+def test_doubling_repeats_edges_as_the_two_layers_did():
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 5, 7)
+    for padding in ("zeros", "replicate", "reflect"):
+        layer = torch.nn.Sequential(Upsample(8, 6, padding))
+        with torch.no_grad():
+            wanted, got = layer(x), prepare_for_inference(layer)(x)
+        assert isinstance(layer[0], DoublingConv) == (padding != "reflect")
+        assert float((wanted - got).abs().max()) < 1e-5
+
+
+def test_what_is_decoded_in_training_is_a_window_of_latents_with_its_pixels():
+    x = torch.arange(64 * 64.0).view(1, 1, 64, 64)
+    corners = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        z, pixels = cut_window(x[..., ::8, ::8], x, 8, 2)
+        assert z.shape[-2:] == (6, 6)
+        assert torch.equal(pixels[..., ::8, ::8], z)
+        corners.add(float(z.flatten()[0]))
+    assert len(corners) == 3**2
+
+
+def test_random_features_see_detail_and_no_mean_colour():
+    torch.manual_seed(0)
+    features, image = RandomFeatures(), torch.rand(2, 3, 32, 32) - 0.5
+    blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
+    assert float(features(image, image)) == 0
+    assert float(features(image, blurred)) > 5 * float(features(image, image + 0.05))
+
+
+def test_images_held_out_are_evenly_spread_and_their_label_maps_go_with_them(tmp_path):
+    for index in range(16):
+        labels = np.full((96, 96), index % 3, np.uint8)
+        Image.fromarray(labels).convert("RGB").save(tmp_path / f"t{index:02}.png")
+        if index >= 4:
+            Image.fromarray(labels).save(tmp_path / f"t{index:02}_mask.png")
+    kept = hold_out(find_images(tmp_path), 2)
+    assert [path.stem for path in kept] == ["t07", "t13"]
+    assert len(find_maps(tmp_path)) - len(read_windows(tmp_path, 3, 8, 4, 0, held=2).maps) == 2
+    assert hold_out(find_images(tmp_path), 4) == []
+
+
+def test_weights_by_signal_over_noise_are_those_of_the_paper():
+    snr = torch.tensor([0.01, 1.0, 5.0, 100.0])
+    weights = snr_weights(snr / (1 + snr), 5.0)
+    assert torch.allclose(weights * (1 + snr), snr.clamp(max=5.0), rtol=1e-4)
+
+
+def test_windows_asked_for_a_label_hold_it_and_rare_labels_are_drawn_as_often(tmp_path):
+    mask = np.ones((128, 128), np.uint8)
+    mask[-8:, :8] = 2
+    Image.fromarray(np.full((128, 128, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "a_mask.png")
+    network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1))
+    windows = LatentWindows(network, find_images(tmp_path), 8, 0.1, 0, "cpu", balance=1.0, own_label=1.0)
+    drawn = [windows.window(position) for position in range(400)]
+    counts = np.bincount([label for _, label, _ in drawn], minlength=3) / len(drawn)
+    assert np.allclose(counts, (0.1, 0.45, 0.45), atol=0.08)
+    assert all(bool(marks.any()) == bool(label) for _, label, marks in drawn)
+
+
+def test_the_lattice_of_latents_lies_elsewhere_on_a_shifted_image(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1))
+    network.encode = lambda x: x[:, :1, ::8, ::8].expand(-1, 4, -1, -1)
+    windows = LatentWindows(network, find_images(tmp_path), 8, 0.0, 0, "cpu", shifts=4)
+    found = [windows.latents(0, 0, shift) for shift in range(4)]
+    whole = np.asarray(Image.open(tmp_path / "a.png"))[..., 0] / 127.5 - 1
+    assert np.allclose(found[0][0], whole[::8, ::8], atol=1e-6)
+    for moved in found[1:]:
+        places = [(y, x) for y, x in np.ndindex(8, 8) if np.allclose(moved[0][:7, :7], whole[y::8, x::8][:7, :7])]
+        assert len(places) == 1
+
+
+def test_a_window_of_a_turned_image_is_found_by_its_corner():
+    image = np.arange(11 * 13).reshape(11, 13)
+    for turn in range(8):
+        y, x = turned_corner((2, 3), image.shape, 5, turn)
+        window = dihedral(image, turn)[y : y + 5, x : x + 5]
+        assert np.array_equal(window, dihedral(image[2:7, 3:8], turn))
+
+
+def test_a_run_leaves_when_its_time_is_over_and_goes_on_alone_in_half_precision(tiles, tmp_path):
+    common = ("autoencoder", "--data", tiles, "--out", tmp_path, "--alone", "--batch-size", 2, "--crop", 32)
+    options = (*common, "--precision", "bfloat16", "--steps", 12, "--threads", 1, "--adversarial-from", 0.2)
+    options += ("--padding", "replicate", "--perceptual", 0.1, "--equivariance", 0.25, "--kl", 1e-4, "--cut", 1)
+    first = launch(1, *options, "--stop-after", 1e-6, module="engine.train")
+    assert first.returncode == STOPPED, first.stderr
+    assert torch.load(tmp_path / "vae" / "training.pt", weights_only=True)["step"] == 1
+    again = launch(1, *options, module="engine.train")
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 1" in again.stdout
+    assert load_part(tmp_path / "vae").config["padding"] == "replicate"
+
+
+def test_a_training_is_packed_into_small_files_and_goes_on_from_them(trained, tiles, tmp_path, monkeypatch):
+    out, _, _ = trained
+    monkeypatch.setattr(pieces, "PART", 100_000)
+    work, packed, elsewhere = tmp_path / "work", tmp_path / "packed", tmp_path / "elsewhere"
+    shutil.copytree(out, work / "model")
+    packed.mkdir()
+    (packed / pieces.LOG).write_text("kept")
+    (packed / "old.0").write_text("not kept")
+    names = pieces.pack(work, packed)
+    assert {path.name for path in packed.iterdir()} == {*names, pieces.LOG}
+    assert "model-unet.1" in names
+    assert max(path.stat().st_size for path in packed.glob("*.[0-9]")) <= 100_000
+    pieces.unpack(packed, elsewhere)
+    for part in ("unet", "vae"):
+        before, after = load_part(out / part).state_dict(), load_part(elsewhere / "model" / part).state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    step = torch.load(out / "unet" / "training.pt", weights_only=True)["step"]
+    options = ("--window", 8, "--dim", 16, "--dim-mults", "1,2", "--batch-size", 4, "--steps", step + 2, "--alone")
+    done = launch(1, "image", "--data", tiles, "--out", elsewhere / "model", *options, module="engine.train")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {step}" in done.stdout

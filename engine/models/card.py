@@ -162,7 +162,7 @@ def autoencoder_sizes(config: Mapping[str, Any]) -> dict[str, int]:
     name = config.get("_class_name")
     pixels = int(config.get("in_channels", 3))
     if name == "PatchAutoencoder":
-        factor = 2 ** len(config["channels"])
+        factor = 2 ** len(config["channels"]) * int(config.get("fold", 1))
         return {"factor": factor, "channels": int(config["latent_channels"]), "image_channels": pixels}
     blocks = config.get("block_out_channels", (64,))
     channels = int(config.get("latent_channels", 3 if name == "VQModel" else 4))

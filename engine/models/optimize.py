@@ -170,17 +170,20 @@ class DoublingConv(nn.Module):
     """Nearest neighbours at twice the size and a 3 x 3 convolution, as one transposed convolution of 4 x 4.
 
     An output takes 9 products, but some of these read the same latent: their weights are summed, and 4 are left.
+    Doubling a repeated edge repeats the doubled edge, so ``replicate`` pads before; ``reflect`` is not replaced.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         kernel = F.pad(conv.weight, (0, 1, 0, 1)) + F.pad(conv.weight, (1, 0, 0, 1))
         kernel = F.pad(kernel, (0, 0, 0, 1))[:, :, :4] + F.pad(kernel, (0, 0, 1, 0))[:, :, :4]
-        self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, 1, device="meta")
+        self.edges = (1, 1, 1, 1) if conv.padding_mode == "replicate" else None
+        padding = 3 if self.edges else 1
+        self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, padding, device="meta")
         self.conv.weight, self.conv.bias = frozen(kernel.flip(2, 3).transpose(0, 1)), conv.bias
 
     def forward(self, x: Tensor, *others: object) -> Tensor:
-        return self.conv(x)
+        return self.conv(F.pad(x, self.edges, "replicate") if self.edges else x)
 
 
 def doubling(layer: nn.Module) -> nn.Module | None:
@@ -192,7 +195,9 @@ def doubling(layer: nn.Module) -> nn.Module | None:
         conv = layer[1]
     elif type(layer).__name__ == "Upsample2D" and doubles(layer):
         conv = layer.conv  # type: ignore[assignment]
-    return DoublingConv(conv) if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) else None
+    if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (3, 3) or conv.padding_mode not in ("zeros", "replicate"):
+        return None
+    return DoublingConv(conv)
 
 
 def doubles(layer: nn.Module) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,53 +15,23 @@ from engine.distributed.ranks import Ranks
 from engine.models.files import read_json
 from engine.models.folder import load_part, save_part
 from engine.models.networks.autoencoder import PatchAutoencoder
-from engine.training.data import Patches, find_images
+from engine.training.data import Patches, find_images, hold_out, read_image
 from engine.training.diffusion import denoise
 from engine.training.loop import LoopSettings, Trainer, average_gradients, image_grid
 from engine.training.losses import (
     PatchDiscriminator,
+    RandomFeatures,
     gradient_loss,
+    halved,
     hinge,
     lattice_loss,
     multiscale_loss,
     spectrum_loss,
 )
+from engine.training.recipe import Recipe
 
-HELD_OUT = 4  # images at the end of the sorted list that are never trained on, for the figures shown
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Weights of the losses, and what else a training is made of.
-
-    Args:
-        latent_noise: Std of noise on normalised latents, with which the decoder learns to forgive sampling errors.
-        renoised: Share of the batches whose latents are noised and then denoised by the image network, where there
-            is one: the decoder learns to make a crisp picture of latents as the sampler gives them.
-        adversarial_from: Share of the run after which the discriminator counts.
-    """
-
-    pixel: float = 1.0
-    gradient: float = 1.0
-    multiscale: float = 0.5
-    spectrum: float = 0.05
-    lattice: float = 0.0
-    adversarial: float = 0.03
-    adversarial_from: float = 0.3
-    latent_noise: float = 0.1
-    renoised: float = 0.0
-
-
-DECODER_ALONE = Recipe(
-    pixel=0.4,
-    gradient=0.4,
-    multiscale=1.0,
-    spectrum=0.2,
-    lattice=0.2,
-    adversarial=0.06,
-    adversarial_from=0.03,
-    renoised=0.7,
-)
+SHOWN = 4  # images in the picture of reconstructions; as many are held out where no number is asked for
+LARGEST = 1024  # side of the part of an image that is reconstructed for the figures shown, px
 
 
 def to_tensor(patches: list[np.ndarray]) -> Tensor:
@@ -76,9 +45,22 @@ def to_image(x: Tensor) -> np.ndarray:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Decibels, for images in [-1, 1]."""
-    return float(-10 * torch.log10(((a.clamp(-1, 1) - b) ** 2).mean() / 4))
+def decibels(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal over noise of all images in [-1, 1] together."""
+    return -10 * torch.log10(((a.clamp(-1, 1) - b) ** 2).mean() / 4)
+
+
+def cut_window(z: Tensor, x: Tensor, factor: int, less: int) -> tuple[Tensor, Tensor]:
+    """A random window of latents (B, C, H, W) with its image, ``less`` latents smaller along a side.
+
+    What is decoded then ends sometimes where the encoded image ends, sometimes within it, as windows of a canvas do.
+    """
+    if not less or min(z.shape[-2:]) < 4 * less:
+        return z, x
+    top, left = torch.randint(less + 1, (2,)).tolist()
+    h, w = (side - less for side in z.shape[-2:])
+    of_image = x[..., top * factor : (top + h) * factor, left * factor : (left + w) * factor]
+    return z[..., top : top + h, left : left + w], of_image
 
 
 class AutoencoderTraining:
@@ -91,33 +73,52 @@ class AutoencoderTraining:
         self.recipe = recipe
         self.renoise: Callable[[Tensor], Tensor] | None = None
         self.discriminator = PatchDiscriminator().to(device)
+        self.features = RandomFeatures().to(device)
+        assert isinstance(trainer.network, PatchAutoencoder)
+        self.factor = trainer.network.factor
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.99))
         trainer.extra = {"discriminator": self.discriminator, "discriminator_optimizer": self.optimizer}
 
-    def losses(self, positions: list[int]) -> tuple[Tensor, dict[str, float]]:
+    def prepare(self, positions: list[int]) -> Tensor:
+        """The patches (B, 3, h, w), on the CPU."""
+        return to_tensor([self.patches.patch(p)[0] for p in positions])
+
+    def losses(self, positions: list[int], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         network = self.trainer.network
         assert isinstance(network, PatchAutoencoder)
-        x = to_tensor([self.patches.patch(p)[0] for p in positions]).to(self.device)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         w = self.recipe
-        z = network.encode(x)
+        z, x = cut_window(network.encode(x), x, network.factor, w.cut)
         if self.renoise is not None and float(torch.rand(())) < w.renoised:
-            y = network.decode(self.renoise(z))
+            y = network.decode(self.renoise(z)).float()
         else:
-            y = network.decode(z + w.latent_noise * torch.randn_like(z))
-        pixel = (x - y).abs().mean()
-        loss = w.pixel * pixel + w.gradient * gradient_loss(x, y) + w.multiscale * multiscale_loss(x, y)
-        loss = loss + w.spectrum * spectrum_loss(x, y)
-        if w.lattice:
-            loss = loss + w.lattice * lattice_loss(x, y, network.factor)
-        shown = {"L1": float(pixel.detach()), "dB": psnr(y.detach(), x), "std": float(z.detach().std())}
+            y = network.decode(z + w.latent_noise * torch.randn_like(z)).float()
+        loss, shown = self.reconstruction(x, y)
+        if w.kl:
+            loss = loss + w.kl * z.float().square().mean() / 2
+        if w.equivariance:
+            small = network.decode(network.halve(z)).float()
+            loss = loss + w.equivariance * (small - halved(x)[..., : small.shape[-2], : small.shape[-1]]).abs().mean()
+        shown["std"] = z.detach().std()
         if self.trainer.done > w.adversarial_from:
             ramp = min((self.trainer.done - w.adversarial_from) / 0.1, 1.0)
             adversarial, shown["D"] = self.adversarial(x, y)
             loss = loss + ramp * adversarial
         return loss, shown
 
-    def adversarial(self, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    def reconstruction(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far the reconstructions y are from the images x, and figures to show."""
+        w = self.recipe
+        pixel = (x - y).abs().mean()
+        loss = w.pixel * pixel + w.gradient * gradient_loss(x, y) + w.multiscale * multiscale_loss(x, y)
+        loss = loss + w.spectrum * spectrum_loss(x, y)
+        if w.perceptual:
+            loss = loss + w.perceptual * self.features(x, y)
+        if w.lattice:
+            loss = loss + w.lattice * lattice_loss(x, y, self.factor)
+        return loss, {"L1": pixel.detach(), "dB": decibels(y.detach(), x)}
+
+    def adversarial(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Train the discriminator one step, then judge the reconstruction by it."""
         self.optimizer.zero_grad(set_to_none=True)
         d_loss = hinge(self.discriminator(x)[0], self.discriminator(y.detach())[0])
@@ -130,7 +131,7 @@ class AutoencoderTraining:
         verdict, features = self.discriminator(y)
         self.discriminator.requires_grad_(True)
         matching = sum((a - b).abs().mean() / a.abs().mean() for a, b in zip(wanted, features, strict=True))
-        return self.recipe.adversarial * (matching - verdict.mean()), float(d_loss.detach())
+        return self.recipe.adversarial * (matching - verdict.mean()), d_loss.detach()
 
 
 def renoiser(out: Path, device: str, steps: int = 4) -> Callable[[Tensor], Tensor]:
@@ -180,25 +181,32 @@ def train(
     ranks: Ranks,
     *,
     crop: int,
+    held: int,
+    recipe: Recipe,
     decoder_alone: bool,
     resume: bool,
     device: str,
     **config,
-) -> None:
+) -> bool:
     """Train an autoencoder on the images of a folder and write it to ``out/vae``. Collective over ``ranks``.
 
     Args:
+        held: number of images kept from the training, for the figures shown; 0: the last four, of 16 or more.
         decoder_alone: go on from ``out/vae`` with its encoder as it is, for a sharper picture: the latents stay the
             same, so that an image network trained on them stays right.
+        config: of ``PatchAutoencoder``.
+    Returns:
+        Whether it came to its end.
     """
 
-    def inputs() -> tuple[Patches, Patches]:
+    def inputs() -> tuple[Patches, list[Path]]:
         images = find_images(data)
-        held = HELD_OUT if len(images) >= 4 * HELD_OUT else 0
-        patches = Patches(tuple(images[: len(images) - held]), crop, settings.seed)
-        return patches, Patches(tuple(images[-HELD_OUT:]), crop, settings.seed)
+        kept = hold_out(images, held) if held else images[-SHOWN:] if len(images) >= 4 * SHOWN else []
+        patches = Patches(tuple(path for path in images if path not in kept), crop, settings.seed)
+        return patches, kept or images[-SHOWN:]
 
-    patches, shown = ranks.agree(inputs)
+    patches, judged = ranks.agree(inputs)
+    said = f"{len(judged)} images {'of the training' if judged[0] in patches.images else 'held out'}"
     torch.manual_seed(settings.seed)
     network = ranks.agree(lambda: load_autoencoder(out)) if decoder_alone else PatchAutoencoder(**config)
     network.requires_grad_(True)
@@ -207,13 +215,15 @@ def train(
     folder = out / "vae"
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(network, settings, ranks, folder, "decoder-training" if decoder_alone else "training")
-    recipe = DECODER_ALONE if decoder_alone else Recipe()
     training = AutoencoderTraining(trainer, patches, ranks, settings.lr, recipe, device)
     if decoder_alone and (out / "unet" / "config.json").exists():
         training.renoise = ranks.agree(lambda: renoiser(out, device))
     if resume and trainer.resume() and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
-    torch.manual_seed(settings.seed + 1 + ranks.rank + trainer.step * ranks.size)  # latent noise only
+    if settings.compile:
+        network.encoder.compile()
+        network.decoder.compile()
+    torch.manual_seed(settings.seed + 1 + ranks.rank + trainer.step * ranks.size)  # latent noise and cuts only
 
     def after() -> None:
         if ranks.rank:
@@ -222,12 +232,25 @@ def train(
         assert isinstance(averaged, PatchAutoencoder)
         if not decoder_alone:
             measure_latents(averaged, patches, device)
-        x = to_tensor([shown.patch(p)[0] for p in range(HELD_OUT)]).to(device)
-        with torch.no_grad():
-            y = averaged.decode(averaged.encode(x))
-        print(f"step {trainer.step}: {psnr(y, x):.2f} dB on images held out", flush=True)
-        grid = image_grid(np.concatenate([to_image(x), to_image(y)]), HELD_OUT)
-        Image.fromarray(grid).save(folder / "reconstructions.png")
+        found, picture = judge(averaged, judged, device)
+        print(f"step {trainer.step}: {found:.2f} dB on {said}", flush=True)
+        Image.fromarray(picture).save(folder / "reconstructions.png")
         save_part(averaged, folder)
 
-    trainer.run(training.losses, after)
+    return trainer.run(training.prepare, training.losses, after)
+
+
+@torch.no_grad()
+def judge(network: PatchAutoencoder, images: Sequence[Path], device: str) -> tuple[float, np.ndarray]:
+    """Reconstruct whole images: the mean of their decibels; and corners of ``SHOWN`` of them above the same rebuilt."""
+    found, above, below = [], [], []
+    for path in images:
+        image = read_image(path)[-LARGEST:, -LARGEST:]
+        h, w = (side // network.factor * network.factor for side in image.shape[:2])
+        x = to_tensor([image[:h, :w]]).to(device)
+        y = network.decode(network.encode(x))
+        found.append(float(decibels(y, x)))
+        above.append(to_image(x)[:, -256:, -256:])
+        below.append(to_image(y)[:, -256:, -256:])
+    pictures = [picture for picture in above[:SHOWN] + below[:SHOWN] if picture.shape == above[0].shape]
+    return float(np.mean(found)), image_grid(np.concatenate(pictures), min(SHOWN, len(images)))

@@ -5,6 +5,7 @@ A patch is a function of (seed, position in the run) alone: any number of ranks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,14 +25,34 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; `data` is a folder of PNG, JPEG or TIFF images")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(MASK_ENDING)
-    )
+    found = [path for path in paths_below(folder, IMAGE_SUFFIXES) if not path.name.endswith(MASK_ENDING)]
     if not found:
         raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) below {folder}")
     return found
+
+
+def paths_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """All files below a folder with one of the endings, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+
+
+def hold_out(images: Sequence[Path], count: int) -> list[Path]:
+    """The images that no network is trained on: ``count`` of those with a label map, evenly spread over their list.
+
+    Of images without any label map, ``count`` of all. None where that is more than a quarter of the images.
+
+    >>> [str(path) for path in hold_out([Path(f"{i}.png") for i in range(12)], 3)]
+    ['2.png', '6.png', '10.png']
+    """
+    able = [path for path in images if mask_of(path).exists()] or list(images)
+    if not count or len(able) < 4 * count:
+        return []
+    return [able[(2 * i + 1) * len(able) // (2 * count)] for i in range(count)]
+
+
+def mask_of(image: Path) -> Path:
+    """Where the label map of an image would be."""
+    return image.with_name(image.stem + MASK_ENDING)
 
 
 @lru_cache(maxsize=512)
@@ -43,7 +64,7 @@ def read_image(path: Path) -> np.ndarray:
 @lru_cache(maxsize=512)
 def read_mask(path: Path) -> np.ndarray:
     """int64 (h, w) label map beside an image; zeros (unknown) where there is none."""
-    mask = path.with_name(path.stem + MASK_ENDING)
+    mask = mask_of(path)
     if mask.exists():
         return np.asarray(Image.open(mask)).astype(np.int64)
     return np.zeros(read_image(path).shape[:2], np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,50 @@ from engine.models.folder import save_part
 from engine.storage.files import write_json
 from engine.training.loop import LoopSettings, Trainer
 
+B = TypeVar("B")
 Evaluation = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), t (B,)) -> output
 
 
 def velocity_loss(
-    evaluate: Evaluation, schedule: Schedule, x0: Tensor, t: Tensor, generator: torch.Generator, device: str
+    evaluate: Evaluation,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    generator: torch.Generator,
+    device: str,
+    min_snr: float = 0.0,
 ) -> Tensor:
-    """Mean squared error of the velocity of windows (B, C, h, w) at timesteps (B,)."""
-    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float()[:, None, None, None]
-    noise = torch.randn(x0.shape, generator=generator)
-    x = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
-    velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
-    output = evaluate(x.to(device).contiguous(memory_format=torch.channels_last), t.to(device))
-    return ((output - velocity.to(device)) ** 2).mean()
+    """Mean squared error of the velocity of windows (B, C, h, w) at timesteps (B,).
+
+    Args:
+        min_snr: Bound of the weights min(signal over noise, bound) of the denoised windows' errors (Hang et al. 2023,
+            arXiv:2303.09556); the velocity's are min(snr, bound) / (snr + 1). 0: all errors count alike.
+    """
+    alpha_bar = torch.tensor(schedule.alpha_bar)[t].float().to(device, non_blocking=True)
+    signal, spread = (value.sqrt()[:, None, None, None] for value in (alpha_bar, 1 - alpha_bar))
+    x0 = x0.to(device, non_blocking=True)
+    noise = noise_like(x0, generator)
+    x = signal * x0 + spread * noise
+    velocity = signal * noise - spread * x0
+    output = evaluate(x.contiguous(memory_format=torch.channels_last), t.to(device))
+    errors = (output - velocity) ** 2
+    return (errors.mean((1, 2, 3)) * snr_weights(alpha_bar, min_snr)).mean() if min_snr else errors.mean()
+
+
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers drawn where ``x`` lies, from the seed of a generator of the CPU: no GPU is waited for."""
+    if x.device.type != "cpu":
+        generator = torch.Generator(x.device).manual_seed(generator.initial_seed())
+    return torch.randn(x.shape, generator=generator, device=x.device)
+
+
+def snr_weights(alpha_bar: Tensor, most: float) -> Tensor:
+    """min(snr, most) / (snr + 1): what an error of the velocity counts.
+
+    >>> [round(weight, 4) for weight in snr_weights(torch.tensor([0.5, 0.9]), 3.0).tolist()]
+    [0.5, 0.3]
+    """
+    return (alpha_bar / (1 - alpha_bar).clamp(min=1e-9)).clamp(max=most) * (1 - alpha_bar)
 
 
 def spread_evenly(count: int, generator: torch.Generator) -> Tensor:
@@ -63,37 +95,43 @@ def fit(
     folder: Path,
     settings: LoopSettings,
     ranks: Ranks,
-    loss: Callable[[list[int], torch.Generator], Tensor],
+    prepare: Callable[[list[int]], B],
+    loss: Callable[[B, torch.Generator], Tensor],
     save: Callable[[nn.Module], None],
     *,
     resume: bool,
     device: str,
     said: str,
-) -> None:
+) -> bool:
     """Train a network to the end and keep its average in ``folder``. Collective over ``ranks``.
 
     Args:
-        loss: Function of the windows' positions, and a generator seeded for them, that gives the loss.
+        prepare: Function of the windows' positions that gives a batch; it is called ahead, in a thread.
+        loss: Function of a batch, and a generator seeded for it, that gives the loss.
         save: Function that rank 0 calls with the averaged network at every checkpoint, after writing its weights.
         said: Description of the data, which is printed first.
+    Returns:
+        Whether the training came to its end.
     """
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(network, settings, ranks, folder)
     if resume and trainer.resume() and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
+    if settings.compile:
+        network.compile()
     generator = torch.Generator()
     if ranks.rank == 0:
         print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {said}", flush=True)
 
-    def losses(positions: list[int]) -> tuple[Tensor, dict[str, float]]:
+    def losses(positions: list[int], batch: B) -> tuple[Tensor, dict[str, Tensor]]:
         generator.manual_seed(settings.seed * 1_000_003 + positions[0])
-        value = loss(positions, generator)
-        return value, {"loss": float(value.detach())}
+        value = loss(batch, generator)
+        return value, {"loss": value.detach()}
 
     def after() -> None:
         if ranks.rank == 0:
             save_part(trainer.ema.network, folder)
             save(trainer.ema.network)
 
-    trainer.run(losses, after)
+    return trainer.run(prepare, losses, after)

@@ -16,7 +16,7 @@ from engine.diffusion.schedule import Schedule, betas
 from engine.distributed.ranks import Ranks
 from engine.models.card import color, colored
 from engine.models.networks.mask_unet import LabelUNet
-from engine.training.data import dihedral
+from engine.training.data import IMAGE_SUFFIXES, dihedral, hold_out, mask_of, paths_below
 from engine.training.diffusion import denoise, fit, spread_evenly, velocity_loss, write_folder
 from engine.training.loop import LoopSettings, image_grid
 
@@ -55,11 +55,10 @@ def find_maps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; `data` is a folder of label maps (PNG or TIFF, one channel)")
     found = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in MAP_SUFFIXES:
-            with Image.open(path) as image:
-                if len(image.getbands()) == 1:
-                    found.append(path)
+    for path in paths_below(folder, MAP_SUFFIXES):
+        with Image.open(path) as image:
+            if len(image.getbands()) == 1:
+                found.append(path)
     if not found:
         raise ValueError(f"no label map (PNG or TIFF of one channel) below {folder}")
     return found
@@ -179,13 +178,16 @@ def one_hot(labels: np.ndarray, count: int) -> Tensor:
     return torch.from_numpy(np.where(labels[:, None] == channels, 1.0, -1.0).astype(np.float32))
 
 
-def read_windows(data: Path, count: int, side: int, scale: int, seed: int) -> LabelWindows:
-    """The windows of the label maps below a folder.
+def read_windows(data: Path, count: int, side: int, scale: int, seed: int, held: int = 0) -> LabelWindows:
+    """The windows of the label maps below a folder, but for those of ``held`` images.
 
     Raises:
         ValueError: there are none, one is no label map, or is smaller than a window.
     """
     paths = find_maps(data)
+    images = [path for path in paths_below(data, IMAGE_SUFFIXES) if mask_of(path).exists()]
+    kept = [mask_of(path) for path in hold_out(images, held)]
+    paths = [path for path in paths if path not in kept]
     maps = [read_map(path, count) for path in paths]
     for path, labels in zip(paths, maps, strict=True):
         if min(labels.shape) < side * scale:
@@ -218,10 +220,11 @@ def train(
     drop: float,
     names: Sequence[str],
     pixel_size_um: float,
+    held: int,
     resume: bool,
     device: str,
     **config,
-) -> None:
+) -> bool:
     """Train the network of label maps and write the model folder ``out``. Collective over ``ranks``.
 
     Args:
@@ -230,20 +233,26 @@ def train(
         drop: share of the windows trained without their class.
         names: of the labels, 0 first.
         pixel_size_um: of the images that the maps are of.
+        held: number of the images whose label maps are kept from the training, as from that of the other networks.
         config: ``dim`` and ``dim_mults`` of the network.
+    Returns:
+        Whether the training came to its end.
     """
     count = len(names)
-    windows = ranks.agree(lambda: read_windows(data, count, window, scale, settings.seed))
+    windows = ranks.agree(lambda: read_windows(data, count, window, scale, settings.seed, held))
     torch.manual_seed(settings.seed)
     network = LabelUNet(num_classes=count, channels=count, attention_from=1, **config)
     schedule = Schedule.from_config(SCHEDULER)
 
-    def loss(positions: list[int], generator: torch.Generator) -> Tensor:
+    def prepare(positions: list[int]) -> tuple[Tensor, Tensor]:
         labels, classes = zip(*(windows.window(p) for p in positions), strict=True)
-        dropped = torch.rand(len(positions), generator=generator) < drop
-        asked = torch.where(dropped, -1, torch.tensor(classes)).to(device)
-        t = (spread_evenly(len(positions), generator) * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)
-        x0 = one_hot(np.stack(labels), count)
+        return one_hot(np.stack(labels), count), torch.tensor(classes)
+
+    def loss(batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        x0, classes = batch
+        dropped = torch.rand(len(classes), generator=generator) < drop
+        asked = torch.where(dropped, -1, classes).to(device, non_blocking=True)
+        t = (spread_evenly(len(classes), generator) * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)
         return velocity_loss(lambda x, t: network(x, t, asked), schedule, x0, t, generator, device)
 
     def save(averaged: nn.Module) -> None:
@@ -262,4 +271,4 @@ def train(
         write_folder(out, {"unet": ["slidefield", "LabelUNet"]}, SCHEDULER, facts)
 
     said = f"{len(windows.maps)} label maps, windows of {len(windows.classes)} classes"
-    fit(network, out / "unet", settings, ranks, loss, save, resume=resume, device=device, said=said)
+    return fit(network, out / "unet", settings, ranks, prepare, loss, save, resume=resume, device=device, said=said)

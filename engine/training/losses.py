@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +48,44 @@ def lattice_loss(a: Tensor, b: Tensor, period: int) -> Tensor:
             profiles.append(whole / whole.mean())
         total = total + (profiles[0] - profiles[1]).abs().mean()
     return total
+
+
+def halved(x: Tensor) -> Tensor:
+    """Averages of 2 x 2; the last row and column of odd sides are left out."""
+    return F.avg_pool2d(x, 2)
+
+
+class RandomFeatures(nn.Module):
+    """Distance of images in the features of a fixed random network, at 1, 1/2 and 1/4 of their size.
+
+    In LPIPS's manner (Zhang et al. 2018, arXiv:1801.03924): features of unit length, squared differences averaged
+    over places; random filters see edges and texture too (Ulyanov et al. 2018, arXiv:1711.10925), and need no weights
+    of anybody's. The filters have zero mean, so that colour alone is not seen.
+    """
+
+    def __init__(self, widths: Sequence[int] = (24, 32, 48), seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.layers = nn.ModuleList()
+        for inputs, outputs in pairwise((3, *widths)):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate", bias=False)
+            weight = torch.randn(conv.weight.shape, generator=generator)
+            conv.weight.data = (weight - weight.mean((1, 2, 3), keepdim=True)) / (9 * inputs) ** 0.5
+            self.layers.append(conv)
+        self.requires_grad_(False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for index, layer in enumerate(self.layers):
+            x = F.leaky_relu(layer(halved(x) if index else x), 0.2).float()
+            found.append(x * (x.square().sum(1, keepdim=True) + 0.01).rsqrt())
+        return found
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self.features(a)
+        pairs = zip(wanted, self.features(b), strict=True)
+        return torch.stack([(x - y).square().sum(1).mean() for x, y in pairs]).sum()
 
 
 class PatchDiscriminator(nn.Module):
