@@ -3,9 +3,9 @@ import importlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import ROOT
 
 from engine.diffusion.conditions import LabelMap
 from engine.planning.cover import random, shifted, strided, windows_of

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 import zarr
-from conftest import ROOT, environment
+from launching import ROOT, environment
 from zarr import open_array
 
-from engine.pipeline.outputs import shares
+from engine.pipeline.outputs import unfinished_shards
 from engine.planning.geometry import Window
 from engine.storage.checkpoint import CommitMark, SamplingRound
 from engine.storage.create import create
@@ -121,11 +121,11 @@ def test_the_shards_of_a_level_are_shared_out_once_each_and_those_finished_are_l
     for level in (0, 1):
         everything = {(name, box) for name in finest for box in output.layout.boxes(level)}
         for ranks in (1, 2, 5, 40):
-            dealt = [shard for rank in range(ranks) for shard in shares(output, finest, level, rank, ranks)]
+            dealt = [shard for rank in range(ranks) for shard in unfinished_shards(output, finest, level, rank, ranks)]
             assert len(dealt) == len(everything) == len(set(dealt))
             assert set(dealt) == everything
     output.earlier = {"labels/tissue/0": np.array([0, -1, 0, 0, 0, 0], np.int8)}
-    left = [box for name, box in shares(output, finest, 0, 0, 1) if name == finest[1]]
+    left = [box for name, box in unfinished_shards(output, finest, 0, 0, 1) if name == finest[1]]
     assert left == [output.layout.boxes()[1]]
 
 
