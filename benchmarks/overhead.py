@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.report import report
 from engine.distributed.ranks import Ranks
 from engine.job import RunOptions, SampleJob
+from engine.models.card import colored
 from engine.models.files import EMBEDDED
 from engine.models.folder import Model, Network, device_of, load_model, save_part
 from engine.models.networks.autoencoder import PatchAutoencoder
@@ -42,7 +43,7 @@ from engine.models.networks.mask_unet import MaskUNet
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import run
-from engine.training.diffusion import colored, write_folder
+from engine.training.diffusion import write_folder
 from engine.training.image import PARTS, SCHEDULER
 
 LABELS = ["unknown", "carcinoma", "necrosis", "tumour stroma", "other"]
