@@ -14,7 +14,6 @@ Under MPI every call that samples is collective: all ranks of the communicator m
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import numpy as np
 from engine.distributed.launch import ranks_of
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.job import RunOptions, SampleJob
+from engine.options import OPTIONS, divided, nearest
 from engine.pipeline.dry_run import plan_summary
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
@@ -402,17 +402,10 @@ def jobs_of(options: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
         TypeError: a keyword that is no option.
         ValueError: a value out of its range.
     """
-    job, run = ({field.name for field in fields(kind)} for kind in (SampleJob, RunOptions))
     for name in options:
-        if name not in job | run:
-            near = difflib.get_close_matches(name, job | run, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "see python -m engine.sample --help"
-            raise TypeError(f"{name!r} is no option; {hint}")
-    given = {name: value for name, value in options.items() if value is not None}
-    return (
-        SampleJob(**{name: value for name, value in given.items() if name in job}),
-        RunOptions(**{name: value for name, value in given.items() if name in run}),
-    )
+        if name not in OPTIONS:
+            raise TypeError(f"{name!r} is no option; {nearest(name)}")
+    return divided({name: value for name, value in options.items() if value is not None})
 
 
 @contextmanager

@@ -60,7 +60,11 @@ def parse(arguments: list[str] | None) -> tuple[SampleJob, RunOptions]:
     for ways in EITHER:
         if any(name in given for name in ways):  # an option of the one way overrides the file's of another
             values = {name: value for name, value in values.items() if name not in ways}
-    values |= given
+    return divided(values | given)
+
+
+def divided(values: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
+    """Values by field -> job and run options, which check them."""
     return (
         SampleJob(**{k: v for k, v in values.items() if k in JOB_OPTIONS}),
         RunOptions(**{k: v for k, v in values.items() if k in RUN_OPTIONS}),

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from engine.diffusion.conditions import Condition
 from engine.diffusion.denoiser import Denoiser, Network
-from engine.diffusion.names import SOLVERS
 from engine.diffusion.schedule import Schedule
 from engine.diffusion.solvers import steps_of
 from engine.distributed.canvas import Canvas
@@ -73,7 +72,7 @@ def sample_latents(
     >>> latents.shape, float(latents.min()), float(latents.max())
     (torch.Size([1, 20, 30]), 0.5, 0.5)
     """
-    channels, height, width = check(shape, patch, cover, solver, weights)
+    channels, height, width = check(shape, patch, cover, weights)
     ranks, condition = ranks_of(comm), condition or Condition()
     timesteps = schedule.levels(steps)
     alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
@@ -107,13 +106,13 @@ def sample_latents(
     return whole_of(canvas, canvas.x)
 
 
-def check(shape: tuple[int, int, int], patch: int, cover: str, solver: str, weights: str) -> tuple[int, int, int]:
+def check(shape: tuple[int, int, int], patch: int, cover: str, weights: str) -> tuple[int, int, int]:
     """Refuse what cannot be sampled; returns the shape.
 
     Raises:
         ValueError: naming the argument.
     """
-    for name, value, known in (("cover", cover, COVERS), ("solver", solver, SOLVERS), ("weights", weights, WEIGHTS)):
+    for name, value, known in (("cover", cover, COVERS), ("weights", weights, WEIGHTS)):
         if value not in known:
             raise ValueError(f"`{name}` is {value!r}; known: {', '.join(known)}")
     if len(shape) != 3 or min(shape) < 1:

@@ -27,8 +27,17 @@ def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = N
     stride = job.stride or card.patch
 
     def of_image(image: int) -> Cover:
-        stream = image + (round_index << 32)  # of random numbers: one for each image and round
-        return cover_of(job.cover, frame, card.patch, job.seed, level, stride=stride, weights=job.weights, image=stream)
+        return cover_of(
+            job.cover,
+            frame,
+            card.patch,
+            job.seed,
+            level,
+            stride=stride,
+            weights=job.weights,
+            image=image,
+            round_index=round_index,
+        )
 
     return stacked(prepared, of_image, card.patch, 1, images)
 

@@ -63,14 +63,24 @@ class Lines:
             self.say(("\n" if sys.stdout.isatty() else "") + text)
 
 
-class Bar:
-    """A tqdm bar, in a notebook a widget; its lines stay above it."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
+class Silent:
+    """Shows nothing."""
 
     def say(self, text: str) -> None:
         pass
+
+    def show(self, line: str, done: int, total: int) -> None:
+        pass
+
+    def end(self, text: str) -> None:
+        pass
+
+
+class Bar(Silent):
+    """A tqdm bar, in a notebook a widget, and no lines."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
 
     def show(self, line: str, done: int, total: int) -> None:
         if self.bar is None:
@@ -85,19 +95,6 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-class Silent:
-    """Shows nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def show(self, line: str, done: int, total: int) -> None:
-        pass
-
-    def end(self, text: str) -> None:
-        pass
 
 
 @dataclass(frozen=True)
