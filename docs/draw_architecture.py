@@ -18,7 +18,7 @@ FLOORS = (
     ("engine.models", "engine.distributed"),
     ("engine.job", "engine.training"),
     ("engine.options", "engine.inputs"),
-    ("engine.pipeline",),
+    ("engine.pipeline", "engine.exports"),
     ("engine.api", "engine.sample", "engine.train", "engine.verify", "engine.export"),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,7 +9,10 @@ __version__ = "0.1.0"
 
 # The Python API, imported when it is first used: ``--help`` must not wait for torch.
 API = {
-    **dict.fromkeys(("Pipeline", "Image", "Plan", "Damaged", "Stopped", "open"), "engine.api"),
+    "Pipeline": "engine.api.pipeline",
+    "Plan": "engine.api.plan",
+    "Stopped": "engine.api.call",
+    **dict.fromkeys(("Image", "Damaged", "open"), "engine.api.image"),
     **dict.fromkeys(("SampleJob", "RunOptions"), "engine.job"),
     "sample_latents": "engine.pipeline.in_memory",
     "Schedule": "engine.diffusion.schedule",

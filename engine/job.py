@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.diffusion.names import SOLVERS
 from engine.planning.names import COVERS, LARGEST_LABEL, WEIGHTS
 from engine.settings import (
+    FILE,
     FLAG,
     INTERVAL,
     NAME,
@@ -61,14 +62,14 @@ class SampleJob(Checked):
         None, whole(1, 10**7), "number of independent images of that size, sampled as one set", unset="one image"
     )
     seed: int = image_option(0, whole(0), "seed of all noise and of the covers")
-    image: str | None = image_option(None, PATH, "in-painting: the known image")
-    mask: str | None = image_option(None, PATH, "in-painting: mask whose pixels that are not 0 are sampled anew")
+    image: str | None = image_option(None, FILE, "in-painting: the known image")
+    mask: str | None = image_option(None, FILE, "in-painting: mask whose pixels that are not 0 are sampled anew")
     roi: str | None = image_option(
-        None, PATH, "region of interest: mask that is not 0 where the image is wanted; the rest stays white"
+        None, FILE, "region of interest: mask that is not 0 where the image is wanted; the rest stays white"
     )
 
     labels: str | None = condition_option(
-        None, PATH, "label map: PNG, TIFF, .npy or Zarr; 'example' draws one", models=LABEL_MAP + CLASS
+        None, FILE, "label map: PNG, TIFF, .npy or Zarr; 'example' draws one", models=LABEL_MAP + CLASS
     )
     label: int | tuple[int, ...] | None = condition_option(
         None,
@@ -103,10 +104,10 @@ class SampleJob(Checked):
         None, number(0), "guidance weight of the label map", unset="the label model's", metavar="W", models=LABEL_MAP
     )
     embeddings: str | None = condition_option(
-        None, PATH, "embeddings on a grid (.npy, or FILE.h5:/dataset), or one a class", models=CLASS + EMBEDDING
+        None, FILE, "embeddings on a grid (.npy, or FILE.h5:/dataset), or one a class", models=CLASS + EMBEDDING
     )
     region_embeddings: str | None = condition_option(
-        None, PATH, "embeddings of the second token, on the same grid", unset="zero", models=EMBEDDING
+        None, FILE, "embeddings of the second token, on the same grid", unset="zero", models=EMBEDDING
     )
     grid: tuple[int, int] | None = condition_option(
         None, SIZE, "rows and columns of embeddings that are listed one after another", models=EMBEDDING
@@ -127,16 +128,16 @@ class SampleJob(Checked):
         models=EMBEDDING,
     )
     map: str | None = condition_option(
-        None, PATH, "semantic map given whole, channels first: .npy or Zarr", models=SEMANTIC
+        None, FILE, "semantic map given whole, channels first: .npy or Zarr", models=SEMANTIC
     )
     instances: str | None = condition_option(
-        None, PATH, "instance map of nuclei, from which the semantic map is made", models=SEMANTIC
+        None, FILE, "instance map of nuclei, from which the semantic map is made", models=SEMANTIC
     )
     border_nuclei: str = condition_option(
         "refuse", choice("refuse", "keep", "drop"), "what becomes of nuclei that the border cuts", models=SEMANTIC
     )
     colors: str | None = condition_option(
-        None, PATH, "image that nuclei and background take their mean colours from", models=SEMANTIC
+        None, FILE, "image that nuclei and background take their mean colours from", models=SEMANTIC
     )
     nucleus_color: tuple[int, ...] = condition_option(
         (122, 84, 156), RGB, "colour of all nuclei, without `colors`", models=SEMANTIC
@@ -148,7 +149,7 @@ class SampleJob(Checked):
         None, PATH, "model folders whose networks take the place of the model's", metavar="DIR[,DIR]"
     )
     style_map: str | None = condition_option(
-        None, PATH, "map that says which of several styles is where, 0 the first", models=SEMANTIC
+        None, FILE, "map that says which of several styles is where, 0 the first", models=SEMANTIC
     )
 
     steps: int | None = sampling_option(

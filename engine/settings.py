@@ -96,7 +96,7 @@ def option(
 
     Args:
         metavar: Placeholder in the help, where the kind's own says too little.
-        identity: By default true but of paths.
+        identity: By default true but of paths and files.
     """
     declared = {
         "default": default,
@@ -107,7 +107,7 @@ def option(
         "unset": unset,
         "fallback": fallback,
         "models": models,
-        "identity": kind is not PATH if identity is None else identity,
+        "identity": kind not in (PATH, FILE) if identity is None else identity,
     }
     return field(default=default, metadata=declared)
 
@@ -264,7 +264,8 @@ def _size(value: Any) -> tuple[int, int]:
     return int(value[0]), int(value[1])
 
 
-PATH = Kind(_text, "path", "FILE")
+PATH = Kind(_text, "path", "PATH")
+FILE = Kind(_text, "file", "FILE")  # one that is read; Python may give an array in its place
 NAME = Kind(_text, "name", "NAME")
 FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
 SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536", "HxW", "{0[0]}x{0[1]}".format)

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.command_line import print_error
-from engine.distributed.ranks import STOPPED
-from engine.storage.integrity import damage, pixels_sha256
-from engine.storage.output import Output, state_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="python -m engine.verify", description=__doc__)
     top.add_argument("out", type=Path, help="an output of engine.sample")
     path = top.parse_args(arguments).out
+    from engine.distributed.ranks import STOPPED
+    from engine.storage.integrity import damage, pixels_sha256
+    from engine.storage.output import Output, state_of
+
     try:
         if state_of(path) is None:
             raise ValueError(f"{path} is not there")

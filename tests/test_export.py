@@ -9,8 +9,9 @@ import zarr
 from launching import ROOT, environment
 from PIL import Image
 
-import engine.export
-from engine.export import export, main
+import engine.exports.large_image
+from engine.export import main
+from engine.exports.folder import export
 from engine.inputs.nuclei_scan import scan_nuclei
 from engine.planning.geometry import Window
 from engine.storage.create import create
@@ -178,7 +179,7 @@ def test_a_large_image_is_a_tiff_in_tiles_with_the_size_of_a_pixel(tmp_path, cha
 
 
 def test_what_is_too_large_for_png_is_tiff_and_read_in_rows_of_tiles(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.export, "LARGEST_PNG", 149)
+    monkeypatch.setattr(engine.exports.large_image, "LARGEST_PNG", 149)
     asked = []
     original = Output.read
     monkeypatch.setattr(Output, "read", lambda self, name, box: asked.append(box) or original(self, name, box))

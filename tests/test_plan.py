@@ -1,11 +1,6 @@
-import doctest
-import importlib
-
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import ROOT
 
 from engine.diffusion.conditions import LabelMap
 from engine.planning.cover import random, shifted, strided, windows_of
@@ -265,11 +260,3 @@ def test_a_canvas_of_more_than_two_to_the_24_latents_is_planned_and_every_latent
 
 def test_dealing_is_contiguous_and_even():
     assert [list(partition_evenly(10, 4, rank)) for rank in range(4)] == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
-
-
-@pytest.mark.parametrize("room", ["planning", "diffusion", "distributed", "pipeline"])
-def test_the_examples_in_the_docstrings_come_true(room):
-    for path in sorted((ROOT / "engine" / room).glob("[!_]*.py")):
-        module = importlib.import_module(f"engine.{room}.{path.stem}")
-        failed, _ = doctest.testmod(module)
-        assert not failed, path

@@ -26,7 +26,7 @@ from engine.models.networks.embedder import Embedder
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 from engine.models.networks.spade_unet import SpadeUNet
 from engine.models.optimize import compiled, prepare_for_inference
-from engine.storage.files import write_json
+from engine.storage.files import whole_file, write_json
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 Embed = Callable[[Tensor, Tensor | None], Tensor]
@@ -278,10 +278,9 @@ def save_tensors(config: dict[str, Any], tensors: dict[str, Tensor], folder: Pat
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (WEIGHTS + ".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-    write_json(folder / "config.json", config)
-    temporary.rename(folder / WEIGHTS)
+    with whole_file(folder / WEIGHTS) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+        write_json(folder / "config.json", config)
 
 
 def device_of(name: str, local_rank: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from engine.distributed.ranks import Ranks
 from engine.job import RunOptions
 from engine.planning.geometry import Window
+from engine.storage.files import whole_file
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
@@ -74,9 +75,8 @@ def write_preview(options: RunOptions) -> None:
     image = thumbnail(Output(Path(options.out)), MOST)
     facts = PngImagePlugin.PngInfo()
     facts.add_text("Software", MADE_BY)
-    temporary = picture.with_name(picture.name + ".partial")
-    image.save(temporary, format="PNG", pnginfo=facts)
-    temporary.rename(picture)
+    with whole_file(picture) as temporary:
+        image.save(temporary, format="PNG", pnginfo=facts)
     print(f"{picture} shows it", flush=True)
 
 

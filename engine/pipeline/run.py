@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,10 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     """
     begun, watch = time.monotonic(), watch or Watch()
     device = common_device(ranks, prepared.job.device)
-    torch.set_num_threads(prepared.job.threads)
     ranks.on_root(lambda: check_models(prepared))
     if prepared.job.compile:
         ranks.agree(lambda: check_compiles(device, ranks.local_size))
-    with closing(open_output(ranks, prepared, device)) as output:
+    with torch_threads(prepared.job.threads), closing(open_output(ranks, prepared, device)) as output:
         prepared = copy_inputs(ranks, prepared, output)
         stage = prepared.label_stage
         if stage is not None and stage.state != "finished" and not run(ranks, stage, load, watch.without_callback()):
@@ -56,6 +55,17 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
         ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected))
     rounds.shared.say(f"finished {prepared.options.out} in {clock(seconds['all'])}")
     return True
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Have torch use so many CPU threads, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_models(prepared: Prepared) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +17,25 @@ import numpy as np
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all: a file beside it is renamed once it is on disk."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w") as stream:
+    """Write a JSON file whole or not at all."""
+    with whole_file(path) as temporary, temporary.open("w") as stream:
         json.dump(value, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.rename(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path to write a file to, so that it appears under its own name only when it is whole.
+
+    An error leaves the file that was there before as it was.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def file_size(path: Path) -> int:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.planning.geometry import Grid, Window
-from engine.storage.files import file_size
+from engine.storage.files import file_size, whole_file
 from engine.storage.layout import Layout
 
 ROUNDS = range(128)  # what int8 holds
@@ -136,8 +136,7 @@ class Ledger:
             check: Whether to drop lines whose shard has no file any more, or an empty one.
         """
         latest = self.latest()
-        building = self.merged.with_name(self.merged.name + ".partial")
-        with building.open("w") as stream:
+        with whole_file(self.merged) as building, building.open("w") as stream:
             for shard in self:
                 index = self.index_of(shard)
                 if latest[shard.array][index] != shard.round_index:
@@ -147,5 +146,4 @@ class Ledger:
                     stream.write(shard.line())
             stream.flush()
             os.fsync(stream.fileno())
-        building.rename(self.merged)
         shutil.rmtree(self.of_ranks, ignore_errors=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.distributed.ranks import Ranks
+from engine.storage.files import whole_file
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class Trainer:
         return self.settings.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
 
     def save(self) -> None:
-        """Write the state of the run through a temporary file and a rename. Rank 0 writes."""
+        """Write the state of the run, whole or not at all. Rank 0 writes."""
         if self.ranks.rank == 0:
             state = {
                 "network": self.network.state_dict(),
@@ -155,9 +156,8 @@ class Trainer:
                 "extra": {key: value.state_dict() for key, value in self.extra.items()},  # type: ignore[attr-defined]
                 "settings": asdict(self.settings),
             }
-            temporary = self.folder / f"{self.name}.pt.partial"
-            torch.save(state, temporary)
-            temporary.rename(self.folder / f"{self.name}.pt")
+            with whole_file(self.folder / f"{self.name}.pt") as temporary:
+                torch.save(state, temporary)
 
     def resume(self) -> bool:
         """Take up the last saved state, if there is one."""

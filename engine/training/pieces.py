@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load
 
 from engine.models.files import WEIGHTS
+from engine.storage.files import whole_file
 from engine.training.loop import PROGRESS
 
 PART = 15 * 2**20
@@ -76,10 +77,9 @@ def name_of(path: Path, work: Path) -> str:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file through a temporary and a rename."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    temporary.rename(path)
+    """Write a file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,1 @@
+"""An output as files for other programs: folders of PNG and TIFF."""

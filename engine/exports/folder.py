@@ -1,0 +1,78 @@
+"""The folder of an export: it appears at once, when it is complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from engine.exports.image_set import write_set
+from engine.exports.large_image import write_image
+from engine.exports.source import finished_output
+from engine.storage.output import Output
+from engine.storage.set_layout import SetLayout
+
+FORMATS = {"png": ".png", "tiff": ".tif"}
+FOLDERS = ("samples", "labels", "inst_masks", "cond")
+FILES = ("classes.csv", "export.json")
+
+
+def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = False) -> list[str]:
+    """Export an output to a folder, which appears at once when it is complete.
+
+    Args:
+        out: Path of a finished output of engine.sample.
+        folder: Folder to be made; it may be there if it is empty.
+        kind: "png" or "tiff": the format of samples and labels. An image larger than ``LARGEST_PNG`` and labels of
+            more than 8 bits become TIFF anyway.
+        overwrite: Whether to replace an earlier export.
+    Returns:
+        The names of the files and folders in it.
+    Raises:
+        ValueError: the output is unfinished, damaged or none, or the folder holds something.
+    """
+    folder = folder.resolve()
+    output = finished_output(out)
+    check_folder(out, folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
+    try:
+        (building / "new").mkdir()
+        if isinstance(output.layout, SetLayout):
+            write_set(output, output.layout, building / "new", FORMATS[kind])
+        else:
+            write_image(output, building / "new", FORMATS[kind])
+        write_facts(output, building / "new")
+        written = sorted(path.name for path in (building / "new").iterdir())
+        if folder.exists():
+            folder.rename(building / "old")
+        (building / "new").rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return written
+
+
+def check_folder(out: Path, folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds other files than an export's, or the output itself.
+
+    Raises:
+        ValueError: the message names the file.
+    """
+    if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve()):
+        raise ValueError(f"{folder} and {out} lie in one another; choose another DIR")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another DIR")
+    others = sorted({path.name for path in folder.iterdir()} - {*FOLDERS, *FILES})
+    if others and overwrite:
+        raise ValueError(f"{folder} holds {others[0]}, which no export has; remove it yourself, or choose another DIR")
+    if any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is not empty; pass --overwrite to replace an earlier export, or choose another DIR")
+
+
+def write_facts(output: Output, folder: Path) -> None:
+    """Write ``export.json``: the output's path and provenance."""
+    facts = {"source": str(output.path.absolute()), **{k: v for k, v in output.provenance.items() if k != "layout"}}
+    (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,0 +1,32 @@
+"""A set of images as files, read one shard at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.exports.parts import parts_of_set
+from engine.exports.pictures import write_one
+from engine.exports.source import read
+from engine.storage.output import Output
+from engine.storage.set_layout import SetLayout
+
+
+def write_set(output: Output, layout: SetLayout, folder: Path, suffix: str) -> None:
+    """Write the files of a set of images, shard by shard."""
+    digits = max(6, len(str(layout.count - 1)))
+    parts = parts_of_set(output)
+    for part in parts:
+        (folder / part.folder).mkdir()
+    for box in layout.boxes():
+        for part in parts:
+            for index, pixels in enumerate(part.make(read(output, part.array, box)), box.y0):
+                write_one(folder / part.folder / f"{index:0{digits}}", pixels, part.folder, suffix)
+    if layout.label and layout.label.name == "classes":
+        write_classes(output, folder / "classes.csv", digits)
+
+
+def write_classes(output: Output, path: Path, digits: int) -> None:
+    """Write ``classes.csv``: every pixel of an image has its class, so the first is read."""
+    labels = (int(label) for box in output.layout.boxes() for label in read(output, "classes", box)[:, 0, 0])
+    lines = [f"{i:0{digits}},{label}" for i, label in enumerate(labels)]
+    path.write_text("\n".join(["name,class", *lines]) + "\n")

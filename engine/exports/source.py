@@ -1,0 +1,71 @@
+"""The output that is exported: finished, whole, and read with errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.planning.geometry import Window
+from engine.storage.output import Output, state_of
+
+
+def finished_output(path: Path) -> Output:
+    """Open the output at a path.
+
+    Raises:
+        ValueError: there is none, or it is unfinished, or lacks shards, or has channels that no picture has.
+    """
+    try:
+        provenance = state_of(path)
+    except ValueError:
+        raise ValueError(f"{path} is no output of engine.sample; give one") from None
+    if provenance is None:
+        raise ValueError(f"{path} is not there; give an output of engine.sample")
+    output = Output(path)
+    if not output.finished:
+        state = output.provenance["state"]
+        raise ValueError(f"{path} is {state}; give its command again to finish it, then export it")
+    if output.layout.channels not in (1, 3):
+        raise ValueError(f"{path} has {output.layout.channels} channels; PNG and TIFF are written of 1 or 3")
+    check_shards(output)
+    return output
+
+
+def check_shards(output: Output) -> None:
+    """Refuse an output that lacks a shard, which would be exported black."""
+    for name in filter(None, (output.layout.image, output.layout.labels)):
+        for box in output.layout.boxes():
+            if not output.shard_file(name, box).exists():
+                raise ValueError(
+                    f"{output.path} lacks a shard of {name}, {box_text(box)}; "
+                    f"python -m engine.verify {output.path} says what else is missing"
+                )
+
+
+def read(output: Output, name: str, box: Window) -> np.ndarray:
+    """Read a box of an array as ``Output.read`` does; errors point to engine.verify.
+
+    Raises:
+        ValueError: a shard of the box is damaged.
+    """
+    try:
+        return output.read(name, box)
+    except Exception as error:  # codecs raise errors of many kinds
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{output.path}: {name}, {box_text(box)}, cannot be read ({why}); "
+            f"python -m engine.verify {output.path} says what else is damaged"
+        ) from None
+
+
+def box_text(box: Window) -> str:
+    """Name a box, for people."""
+    return f"rows {box.y0}:{box.y1} columns {box.x0}:{box.x1}"
+
+
+def pixel_size_um(output: Output) -> float:
+    """Side of a pixel at full size, micrometres: the last scale in the OME-Zarr metadata."""
+    ome: Any = output.group.attrs["ome"]
+    return float(ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"][-1])
