@@ -69,7 +69,7 @@ def drawn_map(side_px: int) -> np.ndarray:
 
 def row_of(name: str, labels: np.ndarray, draw: bool) -> dict[str, Any]:
     windows, evaluations = ours(labels)
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "map": name,
         "px": f"{labels.shape[0] * FACTOR} x {labels.shape[1] * FACTOR}",
         "ours": round(evaluations, 1),
@@ -80,8 +80,8 @@ def row_of(name: str, labels: np.ndarray, draw: bool) -> dict[str, Any]:
     }
     if draw:
         _, theirs = diffinfinite(labels)
-        found |= {"DiffInfinite": round(theirs, 1), "ours / DiffInfinite": evaluations / theirs}
-    return found
+        row |= {"DiffInfinite": round(theirs, 1), "ours / DiffInfinite": evaluations / theirs}
+    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,20 +44,20 @@ def triton_bytes() -> Iterator[list[int]]:
     """Under TRITON_INTERPRET=1: the bytes that the masks of all loads and stores let through, caches left aside."""
     from triton.runtime.interpreter import interpreter_builder as builder
 
-    found = [0]
+    count = [0]
     load, store = builder.create_masked_load, builder.create_masked_store
 
     def counted_load(ptrs, mask, *rest):
         value = load(ptrs, mask, *rest)
-        found[0] += int(mask.data.sum()) * value.data.itemsize
+        count[0] += int(mask.data.sum()) * value.data.itemsize
         return value
 
     def counted_store(ptrs, value, mask, *rest):
-        found[0] += int(mask.data.sum()) * value.data.itemsize
+        count[0] += int(mask.data.sum()) * value.data.itemsize
         return store(ptrs, value, mask, *rest)
 
     builder.create_masked_load, builder.create_masked_store = counted_load, counted_store
     try:
-        yield found
+        yield count
     finally:
         builder.create_masked_load, builder.create_masked_store = load, store

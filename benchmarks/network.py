@@ -85,14 +85,14 @@ def plain(network: nn.Module) -> nn.Module:
 def cases(size: int, dim: int) -> dict[str, Case]:
     """Networks of every family and their decoders."""
     embedded, decoder = load_part(EMBEDDED / "unet"), load_part(EMBEDDED / "vae")
-    found: dict[str, Case] = {
+    known: dict[str, Case] = {
         f"DiffInfinite, {size} x {size}": (MaskUNet(dim, 6), evaluate, partial(masked, 4, size)),
         "embedded, 32 x 32": (embedded, evaluate, partial(masked, 8, 32)),
         "embedded decoder, 32 x 32": (decoder, DECODE["PatchAutoencoder"], partial(latents, 8, 32)),
         f"nuclei, {size} x {size}": (SpadeUNet(12, model_channels=dim), evaluate, partial(mapped, size)),
     }
     if find_spec("diffusers") is None:
-        return found
+        return known
     import diffusers
 
     widths, half = [dim, 2 * dim, 4 * dim], size // 2
@@ -107,7 +107,7 @@ def cases(size: int, dim: int) -> dict[str, Case]:
     kinds = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
     kl = diffusers.AutoencoderKL(latent_channels=4, block_out_channels=widths, layers_per_block=2, **kinds)
     vq = diffusers.VQModel(latent_channels=3, block_out_channels=widths, layers_per_block=2, **kinds)
-    return found | {
+    return known | {
         f"UNet2DConditionModel, {size} x {size}": (conditional, first, partial(asked, size)),
         f"UNet2DModel, {size} x {size}": (unconditional, first, partial(timed, size)),
         f"AutoencoderKL decoder, {half} x {half}": (kl, DECODE["AutoencoderKL"], partial(latents, 4, half)),
@@ -154,17 +154,17 @@ def order_of(network: nn.Module) -> torch.memory_format:
 def forms(network: nn.Module) -> dict[str, nn.Module]:
     """Plain, as trained, with each rewrite that finds a layer, prepared, and that in the other memory order."""
     layers = list(network.modules())
-    found = {"plain": plain(network), "as trained": deepcopy(network)}
+    made = {"plain": plain(network), "as trained": deepcopy(network)}
     ours = type(network).__name__ in CLASSES or "Autoencoder" in type(network).__name__ or hasattr(network, "quantize")
     for name, rewrite in REWRITES.items() if ours else ():
         if any(rewrite(layer) is not None for layer in layers):
-            found[f"{name}, alone"] = prepare_for_inference(deepcopy(network), rewrites=[rewrite])
-    found["prepared"] = prepare_for_inference(deepcopy(network)) if ours else deepcopy(network)
-    found = {name: form if name == "plain" else place(form, torch.float32, "cpu") for name, form in found.items()}
-    if order_of(found["prepared"]) != torch.channels_last:
-        last: Any = deepcopy(found["prepared"])
-        found["prepared, channels last"] = last.to(memory_format=torch.channels_last)
-    return found
+            made[f"{name}, alone"] = prepare_for_inference(deepcopy(network), rewrites=[rewrite])
+    made["prepared"] = prepare_for_inference(deepcopy(network)) if ours else deepcopy(network)
+    made = {name: form if name == "plain" else place(form, torch.float32, "cpu") for name, form in made.items()}
+    if order_of(made["prepared"]) != torch.channels_last:
+        last: Any = deepcopy(made["prepared"])
+        made["prepared, channels last"] = last.to(memory_format=torch.channels_last)
+    return made
 
 
 def race(entrants: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ def halve(images: np.ndarray) -> np.ndarray:
 
 def descriptors(tiles: np.ndarray, rng: np.random.Generator, levels: int = 4, each: int = 96) -> list[np.ndarray]:
     """7 x 7 patches of every level of the Laplacian pyramid, one row a patch, channels normalised over all patches."""
-    found, images = [], tiles.astype(np.float32)
+    of_levels, images = [], tiles.astype(np.float32)
     for level in range(levels):
         smaller = halve(images)
         band = images - smaller.repeat(2, 1).repeat(2, 2) if level < levels - 1 else images
@@ -85,9 +85,9 @@ def descriptors(tiles: np.ndarray, rng: np.random.Generator, levels: int = 4, ea
             y = rng.integers(0, image.shape[0] - 7, each)
             x = rng.integers(0, image.shape[1] - 7, each)
             patches += [image[a : a + 7, b : b + 7] for a, b in zip(y, x, strict=True)]
-        found.append(np.stack(patches))
+        of_levels.append(np.stack(patches))
         images = smaller
-    return found
+    return of_levels
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0, directions: int = 256) -> float:

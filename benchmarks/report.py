@@ -40,10 +40,10 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], out: str | None, **fact
     print("  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)))
     for line in cells:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)))
-    found = {"benchmark": name, "machine": machine(), **facts, "rows": [dict(row) for row in rows]}
+    content = {"benchmark": name, "machine": machine(), **facts, "rows": [dict(row) for row in rows]}
     if out:
-        Path(out).write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        Path(out).write_text(json.dumps(content, indent=1) + "\n")
+    return content
 
 
 def plot_efficiency(

@@ -44,7 +44,7 @@ from engine.models.card import ModelCard, read_card
 
 TARGETS = {("strong", 8): 0.97, ("strong", 32): 0.92, ("weak", 32): 0.97}  # of the emulated network at 200 ms
 KINDS = ("evaluate", "exchange", "fuse", "store", "wait", "plan", "other")
-FOUND = "found.json"  # what a run leaves for who launched it
+MEASURED = "measured.json"  # what a run leaves for who launched it
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def grid_of(count: int) -> tuple[int, int]:
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
     """Every row of the table, by rising ranks."""
-    found = []
+    cases = []
     for kind in ("strong", "weak"):
         for name in args.networks.split(","):
             real = name == "real"
@@ -105,8 +105,8 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
                 times["spread"] = args.spread if name == "varying" else 0.0
             for ranks in map(int, (args.real_ranks if real else args.ranks).split(",")):
                 count = windows if kind == "strong" else each * ranks
-                found.append(Case(kind, ranks, grid_of(count), args.real_batch if real else 1, **times))
-    return sorted(found, key=lambda case: case.ranks)
+                cases.append(Case(kind, ranks, grid_of(count), args.real_batch if real else 1, **times))
+    return sorted(cases, key=lambda case: case.ranks)
 
 
 # ---- the ranks -------------------------------------------------------------------------------------
@@ -142,8 +142,13 @@ def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> No
     split = {kind: float(np.mean([s[kind] for s in splits])) for kind in KINDS} if splits else None
 
     def leave() -> None:
-        found = {"span": span, "levels": levels_of(log), "seconds": Output(out).provenance["seconds"], "split": split}
-        (folder / FOUND).write_text(json.dumps(found))
+        measured = {
+            "span": span,
+            "levels": levels_of(log),
+            "seconds": Output(out).provenance["seconds"],
+            "split": split,
+        }
+        (folder / MEASURED).write_text(json.dumps(measured))
         shutil.rmtree(out)
 
     ranks.on_root(leave)
@@ -183,8 +188,8 @@ def models(prepared: Any, device: str, case: Case, rank: int, watch: Watch) -> l
     """What the engine is given in place of the networks of the model folders."""
     from engine.pipeline.run import load_models
 
-    found = [emulated(prepared.card, case, rank)] if case.milliseconds else load_models(prepared, device)
-    return [replace(model, network=watch(model.network)) for model in found]
+    loaded = [emulated(prepared.card, case, rank)] if case.milliseconds else load_models(prepared, device)
+    return [replace(model, network=watch(model.network)) for model in loaded]
 
 
 def emulated(card: ModelCard, case: Case, rank: int) -> Any:
@@ -245,7 +250,7 @@ def launch(ranks: int, cases: Sequence[Case], card: ModelCard, args: argparse.Na
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    return [json.loads((folder / f"run-{ranks}-{i}" / FOUND).read_text()) for i in range(1, len(cases))]
+    return [json.loads((folder / f"run-{ranks}-{i}" / MEASURED).read_text()) for i in range(1, len(cases))]
 
 
 def row_of(case: Case, runs: Sequence[dict[str, Any]], card: ModelCard, levels: int) -> dict[str, Any]:
@@ -277,12 +282,12 @@ def row_of(case: Case, runs: Sequence[dict[str, Any]], card: ModelCard, levels: 
 def with_efficiencies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the table: each beside the one of fewest ranks of its kind and network."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
-    found = []
+    compared = []
     for row in sorted(rows, key=lambda row: (row["kind"], row["network"] != "real", row["network"], row["ranks"])):
         one = first.setdefault((row["kind"], row["network"]), row)
         more = row["ranks"] / one["ranks"] if row["kind"] == "strong" else 1.0
         ratio = {name: one[name] / (more * row[name]) for name in ("seconds", "busiest", "job")}
-        found.append(
+        compared.append(
             {
                 name: row[name]
                 for name in ("kind", "network", "ranks", "canvas px", "levels", "micro-batches", "seconds")
@@ -291,7 +296,7 @@ def with_efficiencies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             | {"rest s": row["rest s"], "job": ratio["job"]}
             | {f"{kind} %": row[f"{kind} %"] for kind in KINDS}
         )
-    return found
+    return compared
 
 
 def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
@@ -347,11 +352,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += [row_of(case, runs[i :: len(chosen)], card, args.job_levels) for i, case in enumerate(chosen)]
             print(f"{ranks} ranks: measured", file=sys.stderr, flush=True)
     facts = {name: getattr(args, name) for name in ("milliseconds", "spread", "shard", "job_levels", "repeats")}
-    found = with_efficiencies(rows)
+    table = with_efficiencies(rows)
     batches = {"real": args.real_batch, "emulated": 1}
     report(
         "scaling",
-        found,
+        table,
         args.json,
         patch=card.patch,
         factor=card.factor,
@@ -360,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **facts,
     )
     if args.plot:
-        plot(found, args.plot)
+        plot(table, args.plot)
     return 0
 
 

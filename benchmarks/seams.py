@@ -50,9 +50,9 @@ def seam_ratio(image: np.ndarray, lines: tuple[Iterable[int], Iterable[int]]) ->
         steps = across(image, axis)
         beside = np.nanmean(np.stack([shifted(steps, d) for d in (*range(-6, -1), *range(2, 7))]), 0)
         ratio = steps / beside
-        found = np.array(sorted({int(v) for v in lines[axis] if 0 < v < len(steps) - 1}), int)
-        on.append(ratio[found])
-        elsewhere.append(np.delete(ratio, [0, len(steps) - 1, *found]))
+        inner = np.array(sorted({int(v) for v in lines[axis] if 0 < v < len(steps) - 1}), int)
+        on.append(ratio[inner])
+        elsewhere.append(np.delete(ratio, [0, len(steps) - 1, *inner]))
     if not sum(map(len, on)):
         return float("nan"), float("nan")
     every = np.concatenate(on)

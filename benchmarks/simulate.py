@@ -210,8 +210,8 @@ class Level:
             parts = [*part_of(whole[0], begin, end + 1)]
         else:
             parts = [*part_of(whole[0], begin, None), *whole[1:-1], *part_of(whole[-1], 0, end + 1)]
-        found = np.array(parts).reshape(-1, 4)
-        return found[((found[:, 2:] - found[:, :2]) > 0).all(1)]
+        blocks = np.array(parts).reshape(-1, 4)
+        return blocks[((blocks[:, 2:] - blocks[:, :2]) > 0).all(1)]
 
 
 def rows_of(runs: np.ndarray) -> int:
@@ -229,12 +229,12 @@ def part_of(box: np.ndarray, begin: int, end: int | None) -> list[np.ndarray]:
     if top == bottom:
         return [np.array([y0 + top, x0 + left, y0 + top + 1, x0 + right])]
     full = top + (left > 0)
-    found = [np.array([y0 + full, x0, y0 + bottom, x1])]
+    pieces = [np.array([y0 + full, x0, y0 + bottom, x1])]
     if left:
-        found.insert(0, np.array([y0 + top, x0 + left, y0 + top + 1, x1]))
+        pieces.insert(0, np.array([y0 + top, x0 + left, y0 + top + 1, x1]))
     if right:
-        found.append(np.array([y0 + bottom, x0, y0 + bottom + 1, x0 + right]))
-    return found
+        pieces.append(np.array([y0 + bottom, x0, y0 + bottom + 1, x0 + right]))
+    return pieces
 
 
 @dataclass(frozen=True)
@@ -346,8 +346,8 @@ def job_seconds(canvas: Canvas, machine: Machine, ranks: int, levels: int, sampl
     """Seconds of one level, of a whole job, and what they are made of; a mean over offsets of the cover."""
     draw = np.random.default_rng(0)
     drawn = [Level(canvas, tuple(draw.integers(0, canvas.patch, 2).tolist())) for _ in range(3)]
-    found = [level_seconds(level, machine, ranks, levels, sample) for level in drawn]
-    level = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+    samples = [level_seconds(level, machine, ranks, levels, sample) for level in drawn]
+    level = {name: float(np.mean([f[name] for f in samples])) for name in samples[0]}
     files = min(machine.files, ranks * machine.files_rank)
     latents = math.prod(canvas.shape)
     checkpoint = CHECKPOINTED * latents * canvas.channels * BYTES / files
@@ -363,7 +363,7 @@ def job_seconds(canvas: Canvas, machine: Machine, ranks: int, levels: int, sampl
 
 def rows_of_kind(kind: str, args: argparse.Namespace, machine: Machine, canvas: Canvas) -> list[dict[str, Any]]:
     """Strong: one canvas; weak: as many windows a rank."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     one: dict[str, float] = {}
     for ranks in map(int, args.ranks.split(",")):
         side = (math.isqrt(args.windows_per_rank * ranks) - 1) * canvas.patch + 1  # so many windows at any offset
@@ -371,7 +371,7 @@ def rows_of_kind(kind: str, args: argparse.Namespace, machine: Machine, canvas: 
         now = job_seconds(grown, machine, ranks, args.levels, args.sample)
         one = one or {**now, "ranks": ranks}
         more = ranks / one["ranks"] if kind == "strong" else 1.0
-        found.append(
+        rows.append(
             {
                 "kind": kind,
                 "ranks": ranks,
@@ -387,13 +387,13 @@ def rows_of_kind(kind: str, args: argparse.Namespace, machine: Machine, canvas: 
                 "MB moved": now["moved"] / 1e6,
             }
         )
-    return found
+    return rows
 
 
 def check(path: Path, machine: Machine) -> list[dict[str, Any]]:
     """Measured beside predicted, for every row of a report of ``benchmarks.scaling``."""
     measured = json.loads(path.read_text())
-    found = []
+    compared = []
     alone: dict[str, float] = {}
     for row in measured["rows"]:
         emulated = row["network"].startswith("emulated")
@@ -413,8 +413,8 @@ def check(path: Path, machine: Machine) -> list[dict[str, Any]]:
         level = level_seconds(Level(canvas, (1, 1)), there, row["ranks"], row["levels"], row["ranks"])
         seconds = row["levels"] * level["seconds"]
         facts = {name: row[name] for name in ("kind", "network", "ranks", "canvas px")}
-        found.append({**facts, "measured": row["seconds"], "predicted": seconds, "ratio": row["seconds"] / seconds})
-    return found
+        compared.append({**facts, "measured": row["seconds"], "predicted": seconds, "ratio": row["seconds"] / seconds})
+    return compared
 
 
 def plot(rows: Sequence[dict[str, Any]], path: str) -> None:

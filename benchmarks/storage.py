@@ -287,9 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = top.parse_args(arguments)
     if args.worker:
         return run_main(lambda ranks: work(ranks, args))
-    found = [start(n, args, disk) for disk in ([True] if args.disk else [False, True]) for n in args.ranks]
-    rows = [row for part in found for row in part["rows"]]
-    facts = {"zarr": ZARR_VERSION, "shard": args.shard, "turns": args.turns, "compressed": found[0]["compressed"]}
+    runs = [start(n, args, disk) for disk in ([True] if args.disk else [False, True]) for n in args.ranks]
+    rows = [row for part in runs for row in part["rows"]]
+    facts = {"zarr": ZARR_VERSION, "shard": args.shard, "turns": args.turns, "compressed": runs[0]["compressed"]}
     report("storage", rows, args.json, **facts)
     return 0
 

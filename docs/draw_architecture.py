@@ -58,26 +58,26 @@ def room_of(module: str) -> str:
 
 def arrows(root: Path = ROOT) -> Counter[tuple[str, str]]:
     """(room, room that it imports) -> how many of its modules do."""
-    found: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     for module, path in modules(root).items():
         here = room_of(module)
         for there in {room_of(name) for name in imports(path)}:
             if here in FLOOR and there in FLOOR and here != there:
-                found[here, there] += 1
-    return found
+                counts[here, there] += 1
+    return counts
 
 
-def reduced(found: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+def reduced(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
     """The arrows without those that follow from others: a room that imports another may import what lies below it."""
     below: dict[str, set[str]] = {}
     for room in sorted(FLOOR, key=lambda room: FLOOR[room]):
-        direct = {there for here, there in found if here == room}
+        direct = {there for here, there in counts if here == room}
         below[room] = direct.union(*(below[there] for there in direct))
     return Counter(
         {
             (here, there): count
-            for (here, there), count in found.items()
-            if not any(there in below[other] for start, other in found if start == here and other != there)
+            for (here, there), count in counts.items()
+            if not any(there in below[other] for start, other in counts if start == here and other != there)
         }
     )
 
@@ -125,7 +125,7 @@ def boxes() -> dict[str, tuple[float, float, float]]:
 
 def draw(root: Path = ROOT) -> str:
     """The picture as SVG text: a function of the source alone."""
-    places, found = boxes(), reduced(arrows(root))
+    places, counts = boxes(), reduced(arrows(root))
     height = 20 + len(FLOORS) * (BOX_HEIGHT + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
@@ -134,10 +134,10 @@ def draw(root: Path = ROOT) -> str:
         f' markerUnits="userSpaceOnUse"><path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
     ]
-    for (here, there), count in sorted(found.items()):
+    for (here, there), count in sorted(counts.items()):
         (x0, y0, w0), (x1, y1, w1) = places[here], places[there]
-        a = x0 + w0 * (0.2 + 0.6 * slot(here, there, found, 0))
-        b = x1 + w1 * (0.2 + 0.6 * slot(there, here, found, 1))
+        a = x0 + w0 * (0.2 + 0.6 * slot(here, there, counts, 0))
+        b = x1 + w1 * (0.2 + 0.6 * slot(there, here, counts, 1))
         start, stop, bend = y0 + BOX_HEIGHT, y1 - 2, 0.8 * GAP
         parts.append(
             f'<path d="M{a:.0f} {start:.0f}C{a:.0f} {start + bend:.0f} {b:.0f} {stop - bend:.0f} {b:.0f} {stop:.0f}" '
@@ -156,9 +156,9 @@ def draw(root: Path = ROOT) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def slot(room: str, other: str, found: Counter[tuple[str, str]], side: int) -> float:
+def slot(room: str, other: str, counts: Counter[tuple[str, str]], side: int) -> float:
     """Where along a box's edge an arrow begins or ends, 0 to 1, so that arrows cross little."""
-    pairs = [pair for pair in found if pair[side] == room]
+    pairs = [pair for pair in counts if pair[side] == room]
     places = boxes()
     ends = sorted((pair[1 - side] for pair in pairs), key=lambda end: (places[end][0] + places[end][2] / 2, end))
     return (ends.index(other) + 0.5) / len(ends)

@@ -232,8 +232,8 @@ def train(
         assert isinstance(averaged, PatchAutoencoder)
         if not decoder_alone:
             measure_latents(averaged, patches, device)
-        found, picture = judge(averaged, judged, device)
-        print(f"step {trainer.step}: {found:.2f} dB on {said}", flush=True)
+        quality, picture = judge(averaged, judged, device)
+        print(f"step {trainer.step}: {quality:.2f} dB on {said}", flush=True)
         Image.fromarray(picture).save(folder / "reconstructions.png")
         save_part(averaged, folder)
 
@@ -243,14 +243,14 @@ def train(
 @torch.no_grad()
 def judge(network: PatchAutoencoder, images: Sequence[Path], device: str) -> tuple[float, np.ndarray]:
     """Reconstruct whole images: the mean of their decibels; and corners of ``SHOWN`` of them above the same rebuilt."""
-    found, above, below = [], [], []
+    decibels_of, above, below = [], [], []
     for path in images:
         image = read_image(path)[-LARGEST:, -LARGEST:]
         h, w = (side // network.factor * network.factor for side in image.shape[:2])
         x = to_tensor([image[:h, :w]]).to(device)
         y = network.decode(network.encode(x))
-        found.append(float(decibels(y, x)))
+        decibels_of.append(float(decibels(y, x)))
         above.append(to_image(x)[:, -256:, -256:])
         below.append(to_image(y)[:, -256:, -256:])
     pictures = [picture for picture in above[:SHOWN] + below[:SHOWN] if picture.shape == above[0].shape]
-    return float(np.mean(found)), image_grid(np.concatenate(pictures), min(SHOWN, len(images)))
+    return float(np.mean(decibels_of)), image_grid(np.concatenate(pictures), min(SHOWN, len(images)))

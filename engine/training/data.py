@@ -25,10 +25,10 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; `data` is a folder of PNG, JPEG or TIFF images")
-    found = [path for path in paths_below(folder, IMAGE_SUFFIXES) if not path.name.endswith(MASK_ENDING)]
-    if not found:
+    paths = [path for path in paths_below(folder, IMAGE_SUFFIXES) if not path.name.endswith(MASK_ENDING)]
+    if not paths:
         raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) below {folder}")
-    return found
+    return paths
 
 
 def paths_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:

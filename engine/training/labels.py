@@ -54,14 +54,14 @@ def find_maps(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; `data` is a folder of label maps (PNG or TIFF, one channel)")
-    found = []
+    paths = []
     for path in paths_below(folder, MAP_SUFFIXES):
         with Image.open(path) as image:
             if len(image.getbands()) == 1:
-                found.append(path)
-    if not found:
+                paths.append(path)
+    if not paths:
         raise ValueError(f"no label map (PNG or TIFF of one channel) below {folder}")
-    return found
+    return paths
 
 
 def read_map(path: Path, count: int) -> np.ndarray:

@@ -75,11 +75,11 @@ class RandomFeatures(nn.Module):
         self.requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        found = []
+        normalised = []
         for index, layer in enumerate(self.layers):
             x = F.leaky_relu(layer(halved(x) if index else x), 0.2).float()
-            found.append(x * (x.square().sum(1, keepdim=True) + 0.01).rsqrt())
-        return found
+            normalised.append(x * (x.square().sum(1, keepdim=True) + 0.01).rsqrt())
+        return normalised
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
