@@ -277,7 +277,7 @@ def test_the_loop_in_memory_refuses_what_cannot_be():
         ({"shape": (2, 16, 100)}, "`shape`"),
         ({"cover": "diagonal"}, "`cover`"),
         ({"solver": "magic"}, "`solver`"),
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "`steps` is 0"),
     ):
         given = {"shape": (2, 64, 64), "patch": 32, **options}
         with pytest.raises(ValueError, match=said):

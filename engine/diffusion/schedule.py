@@ -104,7 +104,7 @@ class Schedule:
         """
         total = self.timesteps
         if not 1 <= steps <= total:
-            raise ValueError(f"steps is {steps}; the model was trained with {total} timesteps: choose 1 to {total}")
+            raise ValueError(f"`steps` is {steps}; the model was trained with {total} timesteps: choose 1 to {total}")
         if self.spacing == "linspace":
             return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
         if self.spacing == "trailing":

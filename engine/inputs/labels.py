@@ -60,7 +60,7 @@ def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
     if job.label is not None or (job.labels is None and not drawn):
         labels = job.label if isinstance(job.label, tuple) else (job.label or 0,)
         if max(labels) >= known:
-            raise ValueError(f"label is {max(labels)} but the model knows {known} classes: 0 to {known - 1}")
+            raise ValueError(f"`label` is {max(labels)} but the model knows {known} classes: 0 to {known - 1}")
         return LabelSource(partial(uniform_labels, labels), f"label {','.join(map(str, labels))}")
     if job.labels in (None, "example"):
         if known < 5:

@@ -363,7 +363,7 @@ def cover_of(
         return random(shape, patch, seed, level, image, round_index)
     if kind == "strided":
         return strided(shape, patch, stride, weights)
-    raise ValueError(f"cover is {kind!r}; known: {', '.join(COVERS)}")
+    raise ValueError(f"`cover` is {kind!r}; known: {', '.join(COVERS)}")
 
 
 def window_weights(kind: str, side: int) -> np.ndarray:
@@ -379,5 +379,5 @@ def window_weights(kind: str, side: int) -> np.ndarray:
         "hann": np.cos(np.pi / 2 * (np.arange(side) - (side - 1) / 2) / ((side + 1) / 2)) ** 2,
     }
     if kind not in line:
-        raise ValueError(f"weights is {kind!r}; known: {', '.join(WEIGHTS)}")
+        raise ValueError(f"`weights` is {kind!r}; known: {', '.join(WEIGHTS)}")
     return line[kind].astype(np.float32)
