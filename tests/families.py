@@ -70,12 +70,12 @@ def asked(model: Path, folder: Path, size: tuple[int, int] = SIZE) -> tuple:
 
 def discs(size: tuple[int, int], pitch: int = 17, radius: int = 6) -> np.ndarray:
     """An instance map of round nuclei, none cut by the border."""
-    found = np.zeros(size, np.uint32)
+    instances = np.zeros(size, np.uint32)
     yy, xx = np.ogrid[: size[0], : size[1]]
     for y in range(radius + 2, size[0] - radius - 1, pitch):
         for x in range(radius + 2, size[1] - radius - 1, pitch):
-            found[(yy - y) ** 2 + (xx - x) ** 2 <= radius**2] = found.max() + 3
-    return found
+            instances[(yy - y) ** 2 + (xx - x) ** 2 <= radius**2] = instances.max() + 3
+    return instances
 
 
 IMAGES = ("diffinfinite-image", "large-image-diffusion", "sdm", "feature-aligned")

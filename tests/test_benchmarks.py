@@ -45,9 +45,9 @@ def out(tiny_model, tmp_path_factory):
 
 def test_seams_runs(out, tmp_path):
     assert "windows of the decoder" in bench("seams", out, "--json", tmp_path / "r.json")
-    found = json.loads((tmp_path / "r.json").read_text())
-    assert {"machine", "rows", "benchmark"} <= set(found)
-    assert {"cpu", "cores", "commit"} <= set(found["machine"])
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert {"machine", "rows", "benchmark"} <= set(report)
+    assert {"cpu", "cores", "commit"} <= set(report["machine"])
 
 
 def test_realism_runs(out, tmp_path):
@@ -123,13 +123,13 @@ def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path
 @again_where_disturbed
 def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
     bench("storage", "--ranks", 1, 2, "--shard", 128, "--turns", 1, "--folder", tmp_path, "--json", tmp_path / "r.json")
-    found = json.loads((tmp_path / "r.json").read_text())
-    assert 1.3 < found["compressed"] < 1.8  # as tissue does
-    assert [(row["to"], row["ranks"]) for row in found["rows"][::5]] == [
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert 1.3 < report["compressed"] < 1.8  # as tissue does
+    assert [(row["to"], row["ranks"]) for row in report["rows"][::5]] == [
         (to, ranks) for to in ("page cache", "disk") for ranks in (1, 2)
     ]
-    assert {row["what"] for row in found["rows"]} == {"write", "read", "pyramid", "checkpoint", "resume"}
-    for row in found["rows"]:
+    assert {row["what"] for row in report["rows"]} == {"write", "read", "pyramid", "checkpoint", "resume"}
+    for row in report["rows"]:
         assert 0 < row["MiB/s per rank"] < row["plain MiB/s per rank"] * 5, row
         assert row["MiB"] == {"pyramid": 15, "checkpoint": 2, "resume": 2}.get(row["what"], 12) / 64, row
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]

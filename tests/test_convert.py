@@ -27,8 +27,8 @@ pytest.importorskip("diffusers")
 torch.set_num_threads(1)
 
 
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+def relative(tensor, expected):
+    return float((tensor - expected).norm() / expected.norm())
 
 
 def random_weights(network, seed=0):
@@ -119,10 +119,10 @@ def test_the_nuclei_network_with_other_settings(tmp_path, changes):
     x, given = torch.randn(2, channels, side, side), torch.rand(2, card.semantic_channels, side, side)
     t = torch.tensor([490, 3])
     with torch.inference_mode():
-        found = model.network(x, t, {"map": given})
+        output = model.network(x, t, {"map": given})
         expected = network(x, t * 2 if changes.get("rescale_timesteps") else t, given)
-    assert found.shape[1] == channels * (2 if changes.get("learn_sigma") else 1)
-    assert relative(found, expected) < 1e-5
+    assert output.shape[1] == channels * (2 if changes.get("learn_sigma") else 1)
+    assert relative(output, expected) < 1e-5
     scheduler = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["variance_type"] == ("learned_range" if changes.get("learn_sigma") else "fixed_large")
     assert card.schedule.prediction == ("sample" if changes.get("predict_xstart") else "epsilon")

@@ -16,7 +16,7 @@ from engine.planning.plan import plan_level, run_in_lockstep
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_prediction")
 
 
-def estimates(network, labels, guidance, batch_size=5, windows=None, dtype=torch.float32):
+def estimates_of(network, labels, guidance, batch_size=5, windows=None, dtype=torch.float32):
     condition = LabelMap(guidance, labels)
     cover = shifted(labels.shape, 16, 0, 0)
 
@@ -32,21 +32,21 @@ def estimates(network, labels, guidance, batch_size=5, windows=None, dtype=torch
     denoise = Denoiser([network], condition, SCHEDULE, [500], batch_size, dtype=dtype)
     given = Given(plan, x)
     denoise(plan, given, 0)
-    return given.found, denoise, plan
+    return given.estimates, denoise, plan
 
 
 class Given:
     """Windows of given latents."""
 
     def __init__(self, plan, x):
-        self.plan, self.x, self.found = plan, x, {}
+        self.plan, self.x, self.estimates = plan, x, {}
 
     def read(self, slots, batch, dtype):
         slots = [*slots, *slots[-1:] * (batch - len(slots))]
         return self.x[self.plan.window_ids[slots]].to(dtype).contiguous(memory_format=torch.channels_last)
 
     def put(self, slot, estimate):
-        self.found[int(self.plan.window_ids[slot])] = estimate
+        self.estimates[int(self.plan.window_ids[slot])] = estimate
 
 
 class Recorder(torch.nn.Module):
@@ -67,8 +67,8 @@ def test_guidance_is_null_plus_weight_times_the_difference_each_latent_by_its_la
     torch.manual_seed(0)
     labels = torch.randint(0, 4, (3, 4)).numpy().astype(np.uint8).repeat(12, 0).repeat(12, 1)
     network = Recorder()
-    found, denoise, plan = estimates(network, labels, 2.5)
-    for index, denoised in found.items():
+    estimates, denoise, plan = estimates_of(network, labels, 2.5)
+    for index, denoised in estimates.items():
         w = Window(*windows_of(plan.cover, np.array([index]))[0].tolist())
         x = torch.randn(len(plan.cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))[index]
         output = 2.5 * torch.from_numpy(labels[w.y0 : w.y1, w.x0 : w.x1].astype(np.float32))
@@ -84,9 +84,9 @@ def test_a_windows_bits_do_not_depend_on_what_lies_beside_it(tiny_model):
     torch.set_num_threads(1)
     network = load_model(tiny_model).network
     labels = np.random.default_rng(0).integers(0, 5, (5, 6)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
-    whole, _, plan = estimates(network, labels, 2.0)
+    whole, _, plan = estimates_of(network, labels, 2.0)
     for chosen in ([3], list(range(2, len(plan.cover))), list(range(len(plan.cover)))[::-1]):
-        part, _, _ = estimates(network, labels, 2.0, windows=chosen)
+        part, _, _ = estimates_of(network, labels, 2.0, windows=chosen)
         for index in chosen:
             assert torch.equal(part[index], whole[index])
 
@@ -95,10 +95,10 @@ def test_a_windows_bits_do_not_depend_on_what_lies_beside_it(tiny_model):
 def test_the_unknown_label_is_never_guided(tiny_model, guidance):
     network = load_model(tiny_model).network
     labels = np.zeros((32, 32), np.uint8)
-    found, denoise, plan = estimates(network, labels, guidance)
+    estimates, denoise, plan = estimates_of(network, labels, guidance)
     assert denoise.evaluations == len(plan.cover)
-    again, _, _ = estimates(network, labels, 9.0)
-    assert all(torch.equal(found[i], again[i]) for i in found)
+    again, _, _ = estimates_of(network, labels, 9.0)
+    assert all(torch.equal(estimates[i], again[i]) for i in estimates)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -110,8 +110,8 @@ def test_half_precision_is_of_the_networks_alone(dtype):
         asked.extend((x.dtype, inputs["mask"].dtype))
         return third.expand_as(x)
 
-    found, _, plan = estimates(network, np.ones((32, 32), np.uint8), 1.0, dtype=dtype)
+    estimates, _, plan = estimates_of(network, np.ones((32, 32), np.uint8), 1.0, dtype=dtype)
     x = torch.randn(len(plan.cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
     assert set(asked) == {dtype}
-    assert all(torch.equal(found[i], x[i] * from_x + third.float() * from_output) for i in found)
+    assert all(torch.equal(estimates[i], x[i] * from_x + third.float() * from_output) for i in estimates)

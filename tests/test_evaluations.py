@@ -85,11 +85,11 @@ def test_guidance_in_some_levels_costs_only_there(tiny_model, tmp_path):
     assert launch(2, *some, "--out", tmp_path / "o.zarr", "--json-log", log).returncode == 0
     assert evaluations(log) == planned(*some)
     whole = ("--guidance-interval", "0:4")
-    found = []
+    shas = []
     for name, options in (("all", whole), ("off", ())):
         assert launch(2, *arguments, *options, "--out", tmp_path / f"{name}.zarr").returncode == 0
-        found.append(sha(tmp_path / f"{name}.zarr"))
-    assert found[0] == found[1] != sha(tmp_path / "o.zarr")
+        shas.append(sha(tmp_path / f"{name}.zarr"))
+    assert shas[0] == shas[1] != sha(tmp_path / "o.zarr")
 
 
 def test_wrong_regions_and_intervals_are_refused(tiny_model, tmp_path):

@@ -41,10 +41,10 @@ def sampled(out, ranks, *arguments):
 @pytest.mark.parametrize("system", IMAGES)
 def test_every_system_gives_the_same_bytes_on_1_and_3_ranks(model, tmp_path, system):
     arguments = ("--model", model(system), *FIXED, *asked(model(system), tmp_path))
-    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
-    assert len(found) == 1
+    shas = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
+    assert len(shas) == 1
     other = sampled(tmp_path / "other.zarr", 2, *arguments, "--seed", 1)
-    assert other not in found
+    assert other not in shas
 
 
 NAMES = {"diffinfinite-image": "diffinfinite-image", "large-image-diffusion": "large-image-diffusion"}
@@ -83,14 +83,14 @@ def hierarchy(model):
 
 def test_the_hierarchy_samples_the_label_map_first_and_stores_it(model, tmp_path):
     arguments = hierarchy(model)
-    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
-    assert len(found) == 1
+    shas = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
+    assert len(shas) == 1
     maps = [zarr.open(tmp_path / f"{ranks}.zarr" / "labels" / "tissue" / "0")[:] for ranks in (1, 3)]
     assert (maps[0] == maps[1]).all()
     assert maps[0].shape == (120, 264)
     assert maps[0].max() < 5
     again = sampled(tmp_path / "again.zarr", 2, *arguments[:-6], "--labels", tmp_path / "1.zarr" / "labels" / "tissue")
-    assert again in found, "the image is a function of the label map"
+    assert again in shas, "the image is a function of the label map"
 
 
 @pytest.mark.parametrize("stage", ["labels", "image"])
@@ -129,8 +129,8 @@ def test_in_painting_keeps_every_known_pixel_and_samples_the_others(model, tiny_
     options = ("--image", tmp_path / "known.npy", "--mask", tmp_path / "mask.npy")
     own = ("--model", tiny_model) if system == "tiny" else ("--model", model("sdm"), *asked(model("sdm"), tmp_path))
     arguments = (*own, *FIXED, *options)
-    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
-    assert len(found) == 1
+    shas = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
+    assert len(shas) == 1
     image = zarr.open(tmp_path / "1.zarr")["0"][:].transpose(1, 2, 0)
     assert (image == known)[mask == 0].all()
     deep = np.zeros(SIZE, bool)
@@ -165,8 +165,8 @@ def test_a_set_is_the_same_on_any_ranks_and_each_image_a_function_of_seed_and_in
         np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((count, 12)).astype(np.float32))
 
     inputs(7)
-    found = {sampled(tmp_path / f"{ranks}.zarr", ranks, *own, *size, "--count", 7) for ranks in (1, 3)}
-    assert len(found) == 1
+    shas = {sampled(tmp_path / f"{ranks}.zarr", ranks, *own, *size, "--count", 7) for ranks in (1, 3)}
+    assert len(shas) == 1
     seven = images_of(tmp_path / "1.zarr")
     assert len({image.tobytes() for image in seven}) == 7
     inputs(3)
@@ -190,8 +190,8 @@ def test_images_that_are_too_dark_are_drawn_again(tiny_model, tmp_path):
     first = images_of(tmp_path / "all.zarr")
     means = first.mean((1, 2, 3)) / 255
     middle = float(np.median(means)) + 0.1
-    found = {sampled(tmp_path / f"{n}.zarr", n, *arguments, "--accept", f"{middle:.6f}") for n in (1, 3)}
-    assert len(found) == 1
+    shas = {sampled(tmp_path / f"{n}.zarr", n, *arguments, "--accept", f"{middle:.6f}") for n in (1, 3)}
+    assert len(shas) == 1
     images = images_of(tmp_path / "1.zarr")
     bright = means >= middle - 0.1
     assert 0 < bright.sum() < 6
@@ -333,11 +333,11 @@ def test_a_stack_in_zarr_is_as_good_as_one_in_npy(tiny_model, tmp_path):
     np.save(tmp_path / "stack.npy", labels)
     zarr.create_array(str(tmp_path / "stack.zarr"), data=labels, chunks=(1, 64, 64))
     own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--count", 3, "--preview", "none")
-    found = {
+    shas = {
         sampled(tmp_path / f"{kind}.out.zarr", 2, *own, "--labels", tmp_path / f"stack.{kind}")
         for kind in ("npy", "zarr")
     }
-    assert len(found) == 1
+    assert len(shas) == 1
 
 
 def test_wrong_sets_are_refused(tiny_model, tmp_path):

@@ -48,8 +48,8 @@ def save(folder, scheduler, **parts):
     return folder
 
 
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+def relative(tensor, expected):
+    return float((tensor - expected).norm() / expected.norm())
 
 
 def test_a_pipeline_of_pixels(tmp_path):
@@ -133,9 +133,9 @@ def test_half_precision_weights_run_in_the_type_that_is_asked_for(tmp_path):
     whole, half = load_model(tmp_path), load_model(tmp_path, torch.bfloat16)
     with torch.inference_mode():
         expected = whole.network(x, t, {"tokens": tokens})
-        found = half.network(x.bfloat16(), t, {"tokens": tokens.bfloat16()})
+        output = half.network(x.bfloat16(), t, {"tokens": tokens.bfloat16()})
         assert expected.dtype == torch.float32
-        assert relative(found.float(), expected) < 0.05
+        assert relative(output.float(), expected) < 0.05
         assert half.decode(x).dtype == torch.float32
 
 

@@ -64,15 +64,15 @@ class Golden:
         with torch.inference_mode():
             return self.model.network(self.tensor(x), t, inputs)
 
-    def check(self, found: torch.Tensor, name: str, bound: float = EVALUATION) -> None:
+    def check(self, tensor: torch.Tensor, name: str, bound: float = EVALUATION) -> None:
         expected = self.tensor(name)
-        assert found.shape == expected.shape
-        assert relative(found, expected) <= bound, name
+        assert tensor.shape == expected.shape
+        assert relative(tensor, expected) <= bound, name
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative(tensor: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm of the difference over norm."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    return float((tensor.double() - expected.double()).norm() / expected.double().norm())
 
 
 def folders(system: str) -> list[Path]:
@@ -81,9 +81,9 @@ def folders(system: str) -> list[Path]:
 
 def goldens(system: str) -> Callable:
     """One test a folder of a system; where there is none, one that says so."""
-    found = [pytest.param((system, folder), id=folder.name) for folder in folders(system)]
+    params = [pytest.param((system, folder), id=folder.name) for folder in folders(system)]
     absent = pytest.param((system, None), id=f"{system} absent")
-    return pytest.mark.parametrize("golden", found or [absent], indirect=True)
+    return pytest.mark.parametrize("golden", params or [absent], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -270,8 +270,8 @@ def test_diffinfinites_random_patches(golden):
     assert len(covers) == len(timesteps) - 1, "they stop one level early"
     run = len(covers)
     condition = LabelMap(float(io["cond_scale"]) + 1, labels)
-    found = trajectory(golden, io["traj_xT"][0], condition, lambda i: covers[i], timesteps[:run], table[:run])
-    golden.check(found[None], "traj_final", TRAJECTORY)
+    latents = trajectory(golden, io["traj_xT"][0], condition, lambda i: covers[i], timesteps[:run], table[:run])
+    golden.check(latents[None], "traj_final", TRAJECTORY)
 
 
 @goldens("diffinfinite-image")
@@ -280,8 +280,8 @@ def test_diffinfinites_labels_each_by_itself(golden):
     t, after = golden.io["multi_t"].tolist()
     table = ddim(alpha_bars(golden, [t, after]), 0.0, golden.card.schedule.rederive_noise)[:1]
     condition = LabelMap(float(golden.io["cond_scale"]) + 1, labels)
-    found = trajectory(golden, on_canvas(x), condition, one_window_each(x), [t], table)
-    golden.check(apart(found, len(x)), "multi_next", TRAJECTORY)
+    latents = trajectory(golden, on_canvas(x), condition, one_window_each(x), [t], table)
+    golden.check(apart(latents, len(x)), "multi_next", TRAJECTORY)
 
 
 @goldens("large-image-diffusion")
@@ -295,8 +295,8 @@ def test_large_image_diffusions_large_image(golden):
     levels = [t - 1 for t in timesteps]
     table = ddim(alpha_bars(golden, levels), float(io["pano_eta"]), golden.card.schedule.rederive_noise)
     cover = strided(start.shape[1:], side, stride, "uniform")
-    found = trajectory(golden, start, condition, lambda level: cover, levels, table)
-    golden.check(found[None], "pano_final", TRAJECTORY)
+    latents = trajectory(golden, start, condition, lambda level: cover, levels, table)
+    golden.check(latents[None], "pano_final", TRAJECTORY)
 
     ownership = Ownership(start.shape[1:], (13, 21), 1)
     canvas = Canvas(world(), ownership, len(start), 0)
@@ -339,12 +339,12 @@ def test_the_nuclei_systems_ancestral_step(golden):
         clipped = out[: len(x[0])].clamp(-1, 1)
         now, after = schedule.alpha_bar[t], schedule.alpha_bar[t - 1] if t else 1.0
         step = ddpm([now, after], schedule.variance)[0]
-        found = {"pred_xstart": clipped, "mean": torch.from_numpy(x[0]) * step.a + clipped * step.b}
+        tensors = {"pred_xstart": clipped, "mean": torch.from_numpy(x[0]) * step.a + clipped * step.b}
         if t and step.log_variance:
-            found["log_variance"] = 2 * predicted_std(out[len(x[0]) :], step.log_variance).log()
+            tensors["log_variance"] = 2 * predicted_std(out[len(x[0]) :], step.log_variance).log()
         elif t:
-            found["log_variance"] = torch.full_like(clipped, 2 * math.log(step.d))
-        for name, tensor in found.items():
+            tensors["log_variance"] = torch.full_like(clipped, 2 * math.log(step.d))
+        for name, tensor in tensors.items():
             expected = golden.tensor(name)[index]
             assert relative(tensor.float(), expected.expand_as(tensor)) <= EVALUATION, (name, t)
 
@@ -361,8 +361,8 @@ def test_the_nuclei_systems_ddim(golden):
     condition = semantic(on_canvas(io["y"]), float(io["guidance_s"]))
     table = ddim(alpha_bars(golden, timesteps), 0.0, golden.card.schedule.rederive_noise)
     assert golden.card.schedule.levels(len(timesteps)).tolist() == timesteps
-    found = trajectory(golden, on_canvas(start), condition, one_window_each(start), timesteps, table)
-    golden.check(apart(found, len(start)), "ddim_final", TRAJECTORY)
+    pixels = trajectory(golden, on_canvas(start), condition, one_window_each(start), timesteps, table)
+    golden.check(apart(pixels, len(start)), "ddim_final", TRAJECTORY)
 
 
 @goldens("feature-aligned")
@@ -372,5 +372,5 @@ def test_the_feature_aligned_systems_ddim(golden):
     labels = np.full((len(start) * start.shape[2], start.shape[3]), int(io["ddim_class"]), np.uint8)
     condition = ClassMap(1.0, labels, golden.card.has_null, io["text_embeddings"])
     table = ddim(alpha_bars(golden, timesteps), 0.0, golden.card.schedule.rederive_noise)
-    found = trajectory(golden, on_canvas(start), condition, one_window_each(start), timesteps, table)
-    golden.check(apart(found, len(start)), "ddim_final", TRAJECTORY)
+    pixels = trajectory(golden, on_canvas(start), condition, one_window_each(start), timesteps, table)
+    golden.check(apart(pixels, len(start)), "ddim_final", TRAJECTORY)

@@ -46,8 +46,8 @@ def test_each_rewrite_alone_and_all_together_change_the_last_digits_only(name, o
     expected = outputs(network, channels, given)
     for rewrites in (*([rewrite] for rewrite in REWRITES.values()), None):
         prepared = prepare_for_inference(deepcopy(network), rewrites=rewrites).to(memory_format=order)
-        found = outputs(prepared, channels, given)
-        assert float((found - expected).norm() / expected.norm()) < 5e-6
+        output = outputs(prepared, channels, given)
+        assert float((output - expected).norm() / expected.norm()) < 5e-6
 
 
 def test_every_rewrite_finds_a_layer():
@@ -81,8 +81,8 @@ def test_half_precision_stays_near_and_training_keeps_its_network(tmp_path, dtyp
     given = {"label": torch.tensor([1]), "mask": torch.ones(1, 1, 16, 16)}
     with torch.inference_mode():
         whole = model.network(x, t, given)
-        found = half.network(x.to(dtype), t, given | {"mask": given["mask"].to(dtype)}).float()
-    assert float((found - whole).norm() / whole.norm()) < 0.05
+        output = half.network(x.to(dtype), t, given | {"mask": given["mask"].to(dtype)}).float()
+    assert float((output - whole).norm() / whole.norm()) < 0.05
 
 
 @pytest.mark.runs

@@ -80,8 +80,8 @@ def test_any_box_of_the_clean_up_is_that_crop_of_the_whole(h, w, height, width, 
     whole = clean_labels(decoded, (height, width), 5)
     y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     box = Window(y0, x0, data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width)))
-    found = clean_box(Recorded(decoded), (h, w), (height, width), box, 5)
-    assert np.array_equal(found, whole[box.y0 : box.y1, box.x0 : box.x1])
+    labels = clean_box(Recorded(decoded), (h, w), (height, width), box, 5)
+    assert np.array_equal(labels, whole[box.y0 : box.y1, box.x0 : box.x1])
 
 
 def test_a_box_reads_what_it_needs_and_no_more():
@@ -129,8 +129,8 @@ def test_diffinfinites_own_clean_up_gives_the_same_labels(folder):
         pytest.skip(f"{GOLDEN}/diffinfinite-mask is not here: the outputs of DiffInfinite's own code")
     with np.load(folder / "io.npz") as io:
         decoded, cleaned = io["clean_in"][0], io["clean_out"]
-        found = clean_labels(decoded, cleaned.shape, int(io["clean_labels"]))
-    assert (found == cleaned).all()
+        labels = clean_labels(decoded, cleaned.shape, int(io["clean_labels"]))
+    assert (labels == cleaned).all()
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.data())

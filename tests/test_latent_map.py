@@ -136,7 +136,7 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
     size = (130, 301)
     mask, known = np.zeros(size, np.uint8), np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     mask[20:90, 100:200] = 1
-    found = set()
+    shas = set()
     for kind in ("npy", "png", "zarr"):
         names = {name: tmp_path / f"{name}.{kind}" for name in ("mask", "known")}
         for path, data in ((names["mask"], mask), (names["known"], known)):  # a Zarr of channels last
@@ -152,9 +152,9 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
         out = tmp_path / f"{kind}.zarr.out"
         done = launch(2, *arguments, "--out", out)
         assert done.returncode == 0, done.stderr
-        found.add(sha(out))
+        shas.add(sha(out))
         assert {path.name for path in (out / "slidefield").iterdir()} == {"ledger.jsonl", "lock"}
-    assert len(found) == 1
+    assert len(shas) == 1
 
 
 @pytest.mark.runs
@@ -178,9 +178,9 @@ def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_m
         "import pathlib, sys, engine.pipeline.run, engine.sample\n"
         "write = engine.pipeline.run.write_label_array\n"
         "def then_remove(ranks, *rest):\n"
-        "    found = write(ranks, *rest)\n"
+        "    prepared = write(ranks, *rest)\n"
         "    ranks.on_root(lambda: [path.unlink() for path in pathlib.Path(sys.argv[1]).glob('*.png')])\n"
-        "    return found\n"
+        "    return prepared\n"
         "engine.pipeline.run.write_label_array = then_remove\n"
         "sys.exit(engine.sample.main(sys.argv[2:]))\n"
     )

@@ -84,8 +84,8 @@ def test_diffinfinites_own_weights_give_its_own_output():
     io = {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(folder / "io.npz").items()}
     mask = io["mask"].float()
     with torch.inference_mode():
-        found = network(io["x"], io["t"], mask.amax((1, 2, 3)).long(), (mask > 0).float())
-    assert float((found - io["eps"]).norm() / io["eps"].norm()) < 1e-5
+        output = network(io["x"], io["t"], mask.amax((1, 2, 3)).long(), (mask > 0).float())
+    assert float((output - io["eps"]).norm() / io["eps"].norm()) < 1e-5
 
 
 def test_a_network_goes_to_safetensors_and_back(tmp_path):

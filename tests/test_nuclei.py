@@ -72,13 +72,13 @@ def whole(instances):
 def random_map(seed, height=40, width=50, nuclei=30, largest=9):
     """Overlapping boxes with holes and torn off bits; large ids with gaps; some 1 px thin."""
     draw = np.random.default_rng(seed)
-    found = np.zeros((height, width), np.uint32)
+    instances = np.zeros((height, width), np.uint32)
     for identity in draw.choice(MOST, nuclei, replace=False) + 1:
         y, x, h, w = draw.integers(-3, height), draw.integers(-3, width), *draw.integers(1, largest, 2)
-        part = found[max(y, 0) : y + h, max(x, 0) : x + w]
+        part = instances[max(y, 0) : y + h, max(x, 0) : x + w]
         part[draw.random(part.shape) < 0.8] = identity
-    found[0, 0] = 0
-    return found
+    instances[0, 0] = 0
+    return instances
 
 
 def random_image(seed, height=40, width=50):
@@ -117,21 +117,21 @@ def looped_distances(instances, identity):
 def looped_maps(instances, image):
     """float32 (7, h, w): hv, colour, edges, mask."""
     height, width = instances.shape
-    found = np.zeros((7, height, width), np.float32)
+    maps = np.zeros((7, height, width), np.float32)
     for identity in set(instances.ravel().tolist()):
         inside = instances == identity
         for c in range(3):
-            found[2 + c][inside] = np.float32(int(image[c][inside].sum()) / inside.sum() / 127.5 - 1)
+            maps[2 + c][inside] = np.float32(int(image[c][inside].sum()) / inside.sum() / 127.5 - 1)
         if identity:
-            found[6][inside] = 1
+            maps[6][inside] = 1
             for (y, x), values in looped_distances(instances, identity)[0].items():
-                found[:2, y, x] = values
+                maps[:2, y, x] = values
     for y in range(height):
         for x in range(width):
             for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
                 if 0 <= y + dy < height and 0 <= x + dx < width and instances[y + dy, x + dx] != instances[y, x]:
-                    found[5, y, x] = 1
-    return found
+                    maps[5, y, x] = 1
+    return maps
 
 
 # ---- by hand ------------------------------------------------------------------------------------
@@ -149,13 +149,13 @@ SMALL = np.array(
 
 
 def test_the_table_of_two_nuclei_by_hand():
-    found = scan(SMALL, border="refuse")
-    assert len(found) == 2
-    assert ids_of(found) == [7, 9]
-    assert rows_of(found)["area"].tolist() == [9, 2]
-    assert boxes_of(found) == [[1, 1, 4, 5], [4, 3, 5, 5]]
+    nuclei = scan(SMALL, border="refuse")
+    assert len(nuclei) == 2
+    assert ids_of(nuclei) == [7, 9]
+    assert rows_of(nuclei)["area"].tolist() == [9, 2]
+    assert boxes_of(nuclei) == [[1, 1, 4, 5], [4, 3, 5, 5]]
     # Of 7: rows 4 x 0, 4 x 1, 1 x 2 = 6 / 9 -> 1; columns 3 x 0, 2 x 1, 2 x 2, 2 x 3 = 12 / 9 -> 1. Of 9: 0.5 -> 1.
-    assert centres_of(found) == [[1, 1], [0, 1]]
+    assert centres_of(nuclei) == [[1, 1], [0, 1]]
 
 
 def test_the_maps_of_two_nuclei_by_hand():
@@ -183,28 +183,28 @@ def test_two_nuclei_that_touch_have_a_line_between_them_two_pixels_wide():
 
 
 def test_colours_given_are_those_of_all_nuclei_and_all_background():
-    found = scan(SMALL, colors=((255, 0, 127.5), (0, 255, 51)))
-    color = found.maps(reader(SMALL), whole(SMALL), ("color",))
+    nuclei = scan(SMALL, colors=((255, 0, 127.5), (0, 255, 51)))
+    color = nuclei.maps(reader(SMALL), whole(SMALL), ("color",))
     assert color[:, 1, 1].tolist() == [1, -1, 0]
     np.testing.assert_allclose(color[:, 0, 0], [-1, 1, 51 / 127.5 - 1], rtol=1e-6)
 
 
 def test_what_a_window_has_outside_the_canvas_is_background_without_edges():
-    found = scan(SMALL[1:4, 1:5], colors=((255, 255, 255), (0, 0, 0)))
-    padded = found.maps(reader(SMALL[1:4, 1:5]), Window(-2, -1, 6, 9))
-    inside = found.maps(reader(SMALL[1:4, 1:5]), Window(0, 0, 3, 4))
+    nuclei = scan(SMALL[1:4, 1:5], colors=((255, 255, 255), (0, 0, 0)))
+    padded = nuclei.maps(reader(SMALL[1:4, 1:5]), Window(-2, -1, 6, 9))
+    inside = nuclei.maps(reader(SMALL[1:4, 1:5]), Window(0, 0, 3, 4))
     assert (padded[:, 2:5, 1:5] == inside).all()
     padded[:, 2:5, 1:5] = 0
     assert not padded[[0, 1, 5]].any()
     assert (padded[2:5, :2] == -1).all()
-    assert (found.maps(reader(SMALL), Window(20, 20, 24, 24))[2:5] == -1).all()
+    assert (nuclei.maps(reader(SMALL), Window(20, 20, 24, 24))[2:5] == -1).all()
 
 
 def test_a_canvas_without_any_background_has_maps_too():
     full = np.repeat([[1, 1, 1, 2, 2]], 4, axis=0)
     image = random_image(0, 4, 5)
-    found = scan(full, image=reader(image)).maps(reader(full), whole(full), ("hv", "color", "edges", "mask"))
-    np.testing.assert_array_equal(found, looped_maps(full, image))
+    maps = scan(full, image=reader(image)).maps(reader(full), whole(full), ("hv", "color", "edges", "mask"))
+    np.testing.assert_array_equal(maps, looped_maps(full, image))
 
 
 # ---- against the loops --------------------------------------------------------------------------
@@ -214,15 +214,15 @@ def test_a_canvas_without_any_background_has_maps_too():
 @given(st.integers(0, 10**6))
 def test_table_and_maps_are_those_of_loops_over_nuclei_and_pixels(seed):
     instances, image = random_map(seed), random_image(seed)
-    found = scan(instances, image=reader(image))
-    assert ids_of(found) == sorted(set(instances.ravel().tolist()) - {0})
-    rows = [looped_distances(instances, identity)[1] for identity in ids_of(found)]
-    assert rows_of(found)["area"].tolist() == [row["area"] for row in rows]
-    assert boxes_of(found) == [row["box"] for row in rows]
-    assert centres_of(found) == [row["centre"] for row in rows]
-    means = [[image[c][instances == identity].mean() for c in range(3)] for identity in ids_of(found)]
-    np.testing.assert_allclose(mean_colors_of(found), means, rtol=1e-12)
-    maps = found.maps(reader(instances), whole(instances), ("hv", "color", "edges", "mask"))
+    nuclei = scan(instances, image=reader(image))
+    assert ids_of(nuclei) == sorted(set(instances.ravel().tolist()) - {0})
+    rows = [looped_distances(instances, identity)[1] for identity in ids_of(nuclei)]
+    assert rows_of(nuclei)["area"].tolist() == [row["area"] for row in rows]
+    assert boxes_of(nuclei) == [row["box"] for row in rows]
+    assert centres_of(nuclei) == [row["centre"] for row in rows]
+    means = [[image[c][instances == identity].mean() for c in range(3)] for identity in ids_of(nuclei)]
+    np.testing.assert_allclose(mean_colors_of(nuclei), means, rtol=1e-12)
+    maps = nuclei.maps(reader(instances), whole(instances), ("hv", "color", "edges", "mask"))
     assert maps.dtype == np.float32
     np.testing.assert_array_equal(maps, looped_maps(instances, image))
     assert abs(maps[:5]).max() <= 1
@@ -232,12 +232,12 @@ def test_table_and_maps_are_those_of_loops_over_nuclei_and_pixels(seed):
 @given(st.integers(0, 10**6), st.integers(-5, 45), st.integers(-5, 55), st.integers(1, 30), st.integers(1, 30))
 def test_the_maps_of_a_window_are_that_crop_of_the_whole_canvas(seed, y, x, height, width):
     instances, image = random_map(seed), random_image(seed)
-    found = scan(instances, image=reader(image))
+    nuclei = scan(instances, image=reader(image))
     around = 40
-    all_of_it = found.maps(reader(instances), Window(-around, -around, 40 + around, 50 + around))
+    all_of_it = nuclei.maps(reader(instances), Window(-around, -around, 40 + around, 50 + around))
     window = Window(y, x, y + height, x + width)
     crop = all_of_it[:, y + around :, x + around :][:, :height, :width]
-    np.testing.assert_array_equal(found.maps(reader(instances), window), crop)
+    np.testing.assert_array_equal(nuclei.maps(reader(instances), window), crop)
 
 
 @settings(max_examples=40)
@@ -245,16 +245,16 @@ def test_the_maps_of_a_window_are_that_crop_of_the_whole_canvas(seed, y, x, heig
 def test_boxes_of_any_side_and_any_whole_numbers_give_the_same_table(seed, side, dtype):
     instances, image = random_map(seed), random_image(seed)
     expected = scan(instances, image=reader(image))
-    found = scan(instances.astype(dtype), image=reader(image), side=side)
-    assert (found.table == expected.table).all()
+    nuclei = scan(instances.astype(dtype), image=reader(image), side=side)
+    assert (nuclei.table == expected.table).all()
 
 
 def test_a_nucleus_in_two_places_is_one():
     instances = np.zeros((4, 12), int)
     instances[1:3, 1:3] = instances[1:3, 9:11] = 5
-    found = scan(instances)
-    assert boxes_of(found) == [[1, 1, 3, 11]]
-    horizontal = found.maps(reader(instances), whole(instances), ("hv",))[0]
+    nuclei = scan(instances)
+    assert boxes_of(nuclei) == [[1, 1, 3, 11]]
+    horizontal = nuclei.maps(reader(instances), whole(instances), ("hv",))[0]
     assert horizontal[1].tolist() == [0, -1, -np.float32(0.75), 0, 0, 0, 0, 0, 0, np.float32(0.8), 1, 0]
 
 
@@ -264,17 +264,17 @@ def test_images_of_a_stack_do_not_mix_even_where_ids_repeat(seed, side):
     stack = np.stack([np.minimum(random_map(seed + i, 12, 20), 3) for i in range(6)])
     stack[2] = 0
     image = np.stack([random_image(seed + i, 12, 20) for i in range(6)])
-    found = scan_stack(stack, image, side=side)
-    assert len(found) == sum(len(np.unique(ids[ids > 0])) for ids in stack)
+    nuclei = scan_stack(stack, image, side=side)
+    assert len(nuclei) == sum(len(np.unique(ids[ids > 0])) for ids in stack)
     for index, ids in enumerate(stack):
         if index == 2:
-            assert len(found.image(2)) == 0
-            assert not found.image(2).maps(reader(ids), whole(ids), ("hv", "edges", "mask")).any()
+            assert len(nuclei.image(2)) == 0
+            assert not nuclei.image(2).maps(reader(ids), whole(ids), ("hv", "edges", "mask")).any()
             continue
         alone = scan(ids, image=reader(image[index]))
-        assert (found.image(index).table == alone.table).all()
+        assert (nuclei.image(index).table == alone.table).all()
         np.testing.assert_array_equal(
-            found.image(index).maps(reader(ids), whole(ids)), alone.maps(reader(ids), whole(ids))
+            nuclei.image(index).maps(reader(ids), whole(ids)), alone.maps(reader(ids), whole(ids))
         )
 
 
@@ -316,14 +316,14 @@ def test_dropped_nuclei_are_background_in_every_map():
     cut[1:3, 10:] = 18
     image = random_image(0, *cut.shape)
     clean = bordered()
-    found = scan(cut, image=reader(image), border="drop")
-    assert found.table["key"][found.dropped].tolist() == [17, 18]
-    assert ids_of(found) == [3]
-    assert (found.without_dropped(cut) == clean).all()
-    assert found.without_dropped(cut).dtype == cut.dtype
+    nuclei = scan(cut, image=reader(image), border="drop")
+    assert nuclei.table["key"][nuclei.dropped].tolist() == [17, 18]
+    assert ids_of(nuclei) == [3]
+    assert (nuclei.without_dropped(cut) == clean).all()
+    assert nuclei.without_dropped(cut).dtype == cut.dtype
     channels = ("hv", "color", "edges", "mask")
     expected = scan(clean, image=reader(image)).maps(reader(clean), whole(clean), channels)
-    np.testing.assert_array_equal(found.maps(reader(cut), whole(cut), channels), expected)
+    np.testing.assert_array_equal(nuclei.maps(reader(cut), whole(cut), channels), expected)
     stack = np.stack([clean, cut])
     both = scan_stack(stack, np.stack([image] * 2), border="drop")
     np.testing.assert_array_equal(both.image(1).maps(reader(cut), whole(cut), channels), expected)
@@ -370,11 +370,11 @@ def test_what_does_not_fit_together_is_refused():
 
 
 def test_a_map_that_changed_since_the_scan_is_refused():
-    found = scan(SMALL)
+    nuclei = scan(SMALL)
     changed = SMALL.copy()
     changed[4, 3] = 8
     with pytest.raises(ValueError, match="has nucleus 8 at row 4, column 3, which it had not when it was scanned"):
-        found.maps(reader(changed), Window(4, 2, 6, 5), ("hv",))
+        nuclei.maps(reader(changed), Window(4, 2, 6, 5), ("hv",))
 
 
 def test_the_number_of_channels_names_the_parts():

@@ -33,7 +33,7 @@ def once(ids):
     return np.ones(len(ids), np.uint64), np.ones(len(ids), np.int64)
 
 
-def plans(cover, ownership, ask=once):
+def plans_of(cover, ownership, ask=once):
     return run_in_lockstep([plan_level(rank, cover, ownership, ask) for rank in range(ownership.size)])
 
 
@@ -69,10 +69,10 @@ def test_each_window_is_evaluated_once_and_its_estimate_reaches_every_latent_tha
         "strided": lambda: strided((h, w), 16, 6, "hann"),
     }[kind]()
     ownership = Ownership((h, w), (side, side), size)
-    found = plans(cover, ownership)
-    assert sorted(i for plan in found for i in plan.window_ids.tolist()) == list(range(len(cover)))
+    plans = plans_of(cover, ownership)
+    assert sorted(i for plan in plans for i in plan.window_ids.tolist()) == list(range(len(cover)))
     area = np.zeros(len(cover), int)
-    for plan in found:
+    for plan in plans:
         assert plan.windows == plan.evaluations == len(cover)
         for window_id, shard, box in fused(plan):
             assert shard in plan.shards
@@ -80,7 +80,7 @@ def test_each_window_is_evaluated_once_and_its_estimate_reaches_every_latent_tha
             area[window_id] += box.area
     keep = cover.core(np.arange(len(cover)))
     assert area.tolist() == ((keep[:, 2] - keep[:, 0]) * (keep[:, 3] - keep[:, 1])).tolist()
-    for plan in found:  # what a rank owns and is sent holds all its windows, and each lies in its block
+    for plan in plans:  # what a rank owns and is sent holds all its windows, and each lies in its block
         held = np.zeros((h, w), bool)
         for box in [
             *map(ownership.shard, ownership.owned(plan.rank)),
@@ -96,9 +96,9 @@ def test_each_window_is_evaluated_once_and_its_estimate_reaches_every_latent_tha
 @settings(deadline=None)
 @given(sides, sides, shards, ranks, st.integers(0, 99))
 def test_what_one_rank_is_told_to_send_another_expects_in_the_same_order(h, w, side, size, level):
-    found = plans(shifted((h, w), 16, 0, level), Ownership((h, w), (side, side), size))
-    for one in found:
-        for other in found:
+    plans = plans_of(shifted((h, w), 16, 0, level), Ownership((h, w), (side, side), size))
+    for one in plans:
+        for other in plans:
             given = one.halo_sends[one.halo_sends.peer == other.rank]
             got = other.halo_recvs[other.halo_recvs.peer == one.rank]
             assert given.shard.tolist() == got.shard.tolist()
@@ -137,7 +137,7 @@ def test_requests_are_unpacked_as_they_were_packed(halos, estimates, seed):
 @given(ranks, st.integers(0, 50))
 def test_windows_that_others_have_a_part_in_are_evaluated_between_those_that_are_one_ranks_own(size, level):
     ownership = Ownership((120, 120), (40, 40), size)
-    for plan in plans(shifted((120, 120), 16, 0, level), ownership):
+    for plan in plans_of(shifted((120, 120), 16, 0, level), ownership):
         sends = plan.estimate_sends
         crossing = set(np.nonzero(np.isin(plan.window_ids, sends.window_id[sends.peer != plan.rank]))[0].tolist())
         crossing |= {
@@ -198,9 +198,9 @@ def test_no_rank_does_more_of_a_level_than_its_share_and_one_window(size, seed):
         label_bits = condition.label_bits(cover, ids)
         return label_bits, condition.costs(label_bits)
 
-    found = plans(cover, Ownership(labels.shape, (32, 32), size), ask)
-    done = [int(condition.costs(plan.label_bits).sum()) for plan in found]
-    assert sum(done) == found[0].evaluations
+    plans = plans_of(cover, Ownership(labels.shape, (32, 32), size), ask)
+    done = [int(condition.costs(plan.label_bits).sum()) for plan in plans]
+    assert sum(done) == plans[0].evaluations
     assert max(done) <= sum(done) / size + 6
 
 
@@ -225,10 +225,10 @@ def test_a_decode_round_covers_its_shards_and_decodes_no_window_twice(h, w, side
     cover = decode_cover((h, w), 16, 4)
     rounds = DecodeRounds(range(ownership.count) if whole else np.arange(0, ownership.count, 2), size)
     for turn in range(len(rounds)):
-        found = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn) for rank in range(size)])
-        decoded = [index for plan in found for index in plan.window_ids.tolist()]
+        plans = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn) for rank in range(size)])
+        decoded = [index for plan in plans for index in plan.window_ids.tolist()]
         assert len(decoded) == len(set(decoded))
-        for plan in found:
+        for plan in plans:
             for shard in plan.shards:
                 box = ownership.shard(shard)
                 held = np.zeros((h, w), bool)
@@ -254,8 +254,8 @@ def test_a_bounding_box_holds_all_that_a_reader_reads_of_a_shard():
 def test_a_canvas_of_more_than_two_to_the_24_latents_is_planned_and_every_latent_counted():
     """DiffInfinite's stopping rule, a float32 mean, never comes true there; ours counts in integers."""
     shape = (4100, 4100)
-    found = plans(shifted(shape, 64, 0, 3), Ownership(shape, (256, 256), 5))
-    assert sum(box.area for plan in found for _, _, box in fused(plan)) == 4100 * 4100 > 2**24
+    plans = plans_of(shifted(shape, 64, 0, 3), Ownership(shape, (256, 256), 5))
+    assert sum(box.area for plan in plans for _, _, box in fused(plan)) == 4100 * 4100 > 2**24
 
 
 def test_dealing_is_contiguous_and_even():

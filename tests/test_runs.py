@@ -39,13 +39,13 @@ SIZE = ("--size", "504x776", "--shard", "256", "--chunk", "64", "--preview", "no
     ids=["shifted", "random", "strided"],
 )
 def test_the_image_is_the_same_on_1_2_3_and_4_ranks(tiny_model, tmp_path, options):
-    found = set()
+    shas = set()
     for ranks in (1, 2, 3, 4):
         out = tmp_path / f"{ranks}.zarr"
         done = launch(ranks, "--model", tiny_model, *SIZE, "--steps", 3, *options, "--out", out)
         assert done.returncode == 0, done.stdout + done.stderr
-        found.add(sha(out))
-    assert len(found) == 1
+        shas.add(sha(out))
+    assert len(shas) == 1
 
 
 def test_another_seed_gives_another_image_and_the_chunking_does_not_change_it(tiny_model, tmp_path):
@@ -302,15 +302,15 @@ def test_labels_come_from_every_format_to_the_same_bytes(tiny_model, tmp_path):
     tifffile.imwrite(tmp_path / "l.tif", labels)
     np.save(tmp_path / "l.npy", labels.astype(np.int32))
     zarr.create_array(str(tmp_path / "l.zarr"), data=labels.astype(np.uint16))
-    found = set()
+    shas = set()
     for name in ("l.png", "l.tif", "l.npy", "l.zarr"):
         out = tmp_path / f"out-{name}.zarr"
         options = ("--size", "160x240", "--steps", 2, "--preview", "none", "--labels", tmp_path / name)
         done = launch(1, "--model", tiny_model, *options, "--out", out)
         assert done.returncode == 0, done.stderr
         assert (zarr.open_group(out, mode="r")["labels/tissue/0"][...] == labels).all()
-        found.add(sha(out))
-    assert len(found) == 1
+        shas.add(sha(out))
+    assert len(shas) == 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

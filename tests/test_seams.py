@@ -41,9 +41,9 @@ def test_the_same_statistic_sees_the_seams_of_an_unshifted_unblended_run(tmp_pat
     out = tmp_path / "cut.zarr"
     options = ("--size", "1024x1024", "--cover", "strided", "--stride", 32, "--decode-overlap", 0, "--steps", 8)
     assert launch(2, *options, "--out", out).returncode == 0
-    found = {row["lines"]: row["ratio"] for row in measure(out)}
-    assert found["windows of a fixed lattice"] > 1.1
-    assert found["windows of the decoder"] > 1.1
+    ratios = {row["lines"]: row["ratio"] for row in measure(out)}
+    assert ratios["windows of a fixed lattice"] > 1.1
+    assert ratios["windows of the decoder"] > 1.1
 
 
 def test_the_sample_is_a_picture_of_tissue(finished):

@@ -199,12 +199,12 @@ def test_label_maps_are_read_however_they_are_stored(maps):
 
 def test_a_window_is_of_the_commonest_label_besides_0_where_there_is_enough_of_it():
     labels = np.random.default_rng(0).choice(4, (20, 24), p=[0.7, 0.1, 0.1, 0.1])
-    found = window_classes(labels, 8, 4)
-    assert found.shape == (13, 17)
-    for y, x in np.ndindex(found.shape):
+    classes = window_classes(labels, 8, 4)
+    assert classes.shape == (13, 17)
+    for y, x in np.ndindex(classes.shape):
         areas = np.bincount(labels[y : y + 8, x : x + 8].ravel(), minlength=4)[1:]
-        assert found[y, x] == (areas.argmax() + 1 if areas.max() >= 8 else 0)
-    assert len(np.unique(found)) == 4
+        assert classes[y, x] == (areas.argmax() + 1 if areas.max() >= 8 else 0)
+    assert len(np.unique(classes)) == 4
 
 
 def test_windows_of_label_maps_are_of_the_class_they_are_said_to_be(maps):
@@ -348,10 +348,10 @@ def test_the_lattice_of_latents_lies_elsewhere_on_a_shifted_image(tmp_path):
     network = PatchAutoencoder(latent_channels=4, channels=(8, 8, 8), blocks=(1, 1, 1))
     network.encode = lambda x: x[:, :1, ::8, ::8].expand(-1, 4, -1, -1)
     windows = LatentWindows(network, find_images(tmp_path), 8, 0.0, 0, "cpu", shifts=4)
-    found = [windows.latents(0, 0, shift) for shift in range(4)]
+    latents = [windows.latents(0, 0, shift) for shift in range(4)]
     whole = np.asarray(Image.open(tmp_path / "a.png"))[..., 0] / 127.5 - 1
-    assert np.allclose(found[0][0], whole[::8, ::8], atol=1e-6)
-    for moved in found[1:]:
+    assert np.allclose(latents[0][0], whole[::8, ::8], atol=1e-6)
+    for moved in latents[1:]:
         places = [(y, x) for y, x in np.ndindex(8, 8) if np.allclose(moved[0][:7, :7], whole[y::8, x::8][:7, :7])]
         assert len(places) == 1
 

@@ -61,12 +61,12 @@ def test_a_gathered_window_is_that_crop_of_the_canvas(canvas, kind):
     plan, exchange = exchange_of(canvas, cover_of(kind, 2))
     for start in range(0, len(plan), 5):
         slots = list(range(start, min(start + 5, len(plan))))
-        found = exchange.read(slots, 5, torch.float32)
-        for slot, x in zip([*slots, *slots[-1:] * (5 - len(slots))], found, strict=True):
+        windows = exchange.read(slots, 5, torch.float32)
+        for slot, x in zip([*slots, *slots[-1:] * (5 - len(slots))], windows, strict=True):
             w = plan.box(slot)
             assert torch.equal(x, whole[:, w.y0 : w.y1, w.x0 : w.x1])
         for slot in slots:
-            exchange.put(slot, found[slot - start])
+            exchange.put(slot, windows[slot - start])
     exchange.fuse()  # what others were told to expect is sent, and nothing is left for the next test
 
 

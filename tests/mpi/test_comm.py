@@ -38,9 +38,9 @@ def asks(rank, size):
 
 def test_what_plans_ask_is_answered_as_in_one_process(ranks):
     expected = run_in_lockstep([asks(rank, ranks.size) for rank in range(ranks.size)])[ranks.rank]
-    found = PlanTask(ranks, asks(ranks.rank, ranks.size)).take()
-    assert found[:2] == expected[:2]
-    for mine, theirs in zip(found[2], expected[2], strict=True):
+    answers = PlanTask(ranks, asks(ranks.rank, ranks.size)).take()
+    assert answers[:2] == expected[:2]
+    for mine, theirs in zip(answers[2], expected[2], strict=True):
         assert {s: m.tolist() for s, m in mine.items()} == {s: m.tolist() for s, m in theirs.items()}
 
 
