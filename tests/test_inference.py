@@ -112,6 +112,7 @@ def smallest_model(tmp_path_factory):
 
 
 @pytest.mark.runs
+@pytest.mark.long
 def test_a_compiled_run_is_the_same_on_1_and_2_ranks(smallest_model, tmp_path):
     """Two ranks that compile at once, and one that finds their code and makes no other."""
     cache = tmp_path / "cache"
