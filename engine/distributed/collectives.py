@@ -143,18 +143,33 @@ class PlanTask:
 
 
 class PendingSum:
-    """Sums over the ranks, under way. All ranks start theirs in one order."""
+    """Sums over the ranks, and one maximum, under way. All ranks start theirs in one order.
 
-    def __init__(self, ranks: Ranks, values: Sequence[float]) -> None:
+    Args:
+        values: Of which the sums are taken.
+        value: Of which the maximum is taken.
+    """
+
+    def __init__(self, ranks: Ranks, values: Sequence[float], value: float = 0.0) -> None:
         self.ranks, self.own, self.total = ranks, np.array(values, np.float64), np.array(values, np.float64)
+        self.own_value, self.most = np.array([value], np.float64), np.array([value], np.float64)
         self.requests: list = []
 
     def start(self) -> None:
         """Collective; nobody waits."""
         if self.ranks.size > 1:
-            self.requests = [self.ranks.status_comm.Iallreduce(self.own, self.total)]
+            comm, largest = self.ranks.status_comm, self.ranks.mpi.MAX
+            self.requests = [
+                comm.Iallreduce(self.own, self.total),
+                comm.Iallreduce(self.own_value, self.most, op=largest),
+            ]
 
     def result(self) -> np.ndarray:
         """float64: the sums; waits for them."""
         self.ranks.wait(self.requests)
         return self.total
+
+    def maximum(self) -> float:
+        """The maximum; waits for it."""
+        self.ranks.wait(self.requests)
+        return float(self.most[0])

@@ -9,6 +9,7 @@ from engine.distributed.balance import SpeedBalance
 from engine.distributed.collectives import PendingSum
 from engine.distributed.ranks import Ranks
 from engine.pipeline.checkpointer import CheckpointManager
+from engine.pipeline.memory import peak_memory
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Status:
         checkpoint_due: Whether it is time to write a checkpoint.
         checkpoint_written: Whether a checkpoint is on disk, of all ranks, and still to be committed.
         amount: Sum of the ranks' amounts of work.
+        memory: Bytes that the rank of most memory has held at most.
         speeds: Sums for ``SpeedBalance.update``.
     """
 
@@ -27,6 +29,7 @@ class Status:
     checkpoint_due: bool
     checkpoint_written: bool
     amount: int
+    memory: int
     speeds: Sequence[float]
 
 
@@ -73,7 +76,7 @@ class StatusReduction:
             self.checkpoints.written(),
         )
         speed = self.balance.terms() if self.balance else ()
-        self.pending = PendingSum(self.ranks, [*map(float, flags), float(amount), *speed])
+        self.pending = PendingSum(self.ranks, [*map(float, flags), float(amount), *speed], peak_memory())
         self.pending.start()
 
     def finish(self) -> Status:
@@ -85,10 +88,11 @@ class StatusReduction:
         self.start()
         assert self.pending is not None
         problems, stop, due, written, amount, *speeds = self.pending.result().tolist()
+        memory = int(self.pending.maximum())
         self.pending = None
         if problems:
             self.ranks.agree(self.raise_problem)
-        return Status(stop > 0, due > 0, written == self.ranks.size, int(amount), speeds)
+        return Status(stop > 0, due > 0, written == self.ranks.size, int(amount), memory, speeds)
 
     def raise_problem(self) -> None:
         """Raise this rank's problem, if it has one. Local."""

@@ -6,6 +6,7 @@ measured run. The terms add up although they are not all at their most at the sa
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from engine.pipeline.prepared import Prepared
@@ -13,6 +14,11 @@ from engine.storage.readers import reads_in_boxes
 
 ITEM = 4  # bytes of a float32
 PROCESS_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most until now, without those of a GPU."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def memory_bytes(prepared: Prepared) -> int:

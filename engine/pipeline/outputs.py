@@ -27,6 +27,7 @@ from engine.pipeline.decode import to_label_levels, to_uint8
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.label_stage import stage_source
 from engine.pipeline.prepared import Prepared
+from engine.pipeline.progress import Progress
 from engine.planning.geometry import Window
 from engine.planning.ownership import image_box
 from engine.storage.checkpoint import SamplingRound
@@ -302,16 +303,22 @@ class ImageWriter:
         return np.where(drawn[:, None, None, None], apart, kept)
 
 
-def build_pyramids(ranks: Ranks, output: Output) -> None:
+def build_pyramids(ranks: Ranks, output: Output, progress: Progress) -> None:
     """Make the coarser levels of image and labels, each shard by one rank. Collective."""
-    layout = output.layout
+    layout, done = output.layout, 0
     finest = [name for name in (layout.image, layout.labels) if name]
+    levels = range(1, len(layout.sizes()))
+    progress.begin("pyramid")
+    progress.expect("shard", len(finest) * sum(len(layout.boxes(level)) for level in levels))
 
     def build(level: int) -> None:
+        nonlocal done
         for name, box in unfinished_shards(output, finest, level, ranks.rank, ranks.size):
             output.halve(name, level, box)
+            done += ranks.size
+            progress.within("shard", done)
 
-    for level in range(1, len(layout.sizes())):
+    for level in levels:
         ranks.barrier()  # until the level below is whole
         ranks.agree(partial(build, level))
 

@@ -27,7 +27,7 @@ from engine.pipeline.outputs import ImageWriter, label_array_reader
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.pipeline.sampler import sample
-from engine.pipeline.watch import CallbackFailed, Watch
+from engine.pipeline.watch import CallbackFailed, OnLevel
 from engine.planning.ownership import DecodeRounds, partition_evenly
 from engine.planning.plan import Plan, Planning
 from engine.storage.checkpoint import SamplingRound
@@ -41,7 +41,8 @@ class Shared:
     Args:
         device: Device that this rank computes on.
         models: The model, or one model a style.
-        watch: How the run is watched.
+        progress: The clock of the job.
+        on_level: Called after every level, see ``Watch``.
     """
 
     ranks: Ranks
@@ -49,31 +50,22 @@ class Shared:
     output: Output
     device: str
     models: Sequence[Model]
-    watch: Watch
-
-    def say(self, text: str) -> None:
-        """Show a line, on rank 0. Local."""
-        if self.ranks.rank == 0:
-            self.watch.view.say(text)
+    progress: Progress
+    on_level: OnLevel | None
 
 
 class Round:
-    """One round: all that is sampled, or those images of a set that were not accepted in the round before.
-
-    Attributes:
-        spent: Seconds of each kind of work.
-    """
+    """One round: all that is sampled, or those images of a set that were not accepted in the round before."""
 
     def __init__(self, shared: Shared, sampling_round: SamplingRound) -> None:
         ranks, prepared = shared.ranks, shared.prepared
-        self.shared, self.ranks, self.prepared = shared, ranks, prepared
+        self.shared, self.ranks, self.prepared, self.progress = shared, ranks, prepared, shared.progress
         self.sampling_round = sampling_round
-        self.spent = {"evaluation": 0.0, "decode": 0.0}
 
         # The canvas and its checkpoints.
         shards, seed = prepared.ownership, prepared.job.seed
         self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index)
-        self.canvas.keeps_estimate = shared.watch.on_level is not None
+        self.canvas.keeps_estimate = shared.on_level is not None
         self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, prepared.options.checkpoint_every)
 
         # The levels: what each is to do, and how the ranks stand in it.
@@ -82,10 +74,8 @@ class Round:
         self.planner = Planner(ranks, self.part, len(self.steps))
         self.status = StatusReduction(ranks, self.checkpoints, self.canvas.check, self.balance)
         self.measured = 0.0, 0  # seconds of evaluating, and evaluations, at the end of the level before
-
-        # Made by ``run``.
-        self.denoiser: Denoiser
-        self.progress: Progress
+        self.evaluations = 0  # of a level, about
+        self.denoiser: Denoiser  # made by ``run``
 
     def run(self) -> bool:
         """Sample and decode what is still to be written; whether it came to the end. Collective."""
@@ -95,13 +85,9 @@ class Round:
             return True
         first = self.checkpoints.restore()
         with self.ranks.background(self.planner.advance):
-            self.progress = self.begin_progress(first, remaining)
+            self.begin_progress(first, remaining)
             ended = self.sample_levels(first)
-        ended = ended and self.decode(writer, remaining)
-        self.spent = self.progress.spent
-        out = self.prepared.options.out
-        self.progress.end("" if ended else f"stopped; {out} holds a checkpoint: {self.way_on()}")
-        return ended
+        return ended and self.decode(writer, remaining)
 
     def begin_writer(self) -> ImageWriter:
         """What writes the image; with in-painting the canvas is told what is known of it. Collective."""
@@ -143,6 +129,7 @@ class Round:
     def on_batch(self, done: float) -> None:
         """Go on with messages, and in the middle of the level tell how this rank stands. Local."""
         self.ranks.progress()
+        self.progress.within("evaluation", done * self.evaluations)
         if done >= 0.5:
             self.status.start()
 
@@ -153,7 +140,7 @@ class Round:
         if status.checkpoint_written:
             self.checkpoints.commit()
         self.balance.update(status.speeds)
-        self.tell(level, plan)
+        self.tell(level, plan, status.memory)
         last = level == len(self.steps)
         stop = self.watched(level) or status.stop
         if stop or last:
@@ -170,7 +157,7 @@ class Round:
         Raises:
             CallbackFailed: a callback raised an error, on this rank or another.
         """
-        on_level, ranks = self.shared.watch.on_level, self.ranks
+        on_level, ranks = self.shared.on_level, self.ranks
         if on_level is None:
             return False
         decode = self.shared.models[0].decode
@@ -202,7 +189,7 @@ class Round:
             how = status.finish()
             if how.checkpoint_written:
                 self.checkpoints.commit()
-            self.progress.advance("decode", how.amount, "decoding")
+            self.progress.advance("decode", how.amount, "decoding", how.memory)
             return how.stop
 
         if model_decode is None:
@@ -236,18 +223,20 @@ class Round:
 
     # ---- what it tells ----------------------------------------------------------------------------
 
-    def begin_progress(self, first: int, remaining: range | np.ndarray) -> Progress:
-        """Say what is to be done, and start to count. Collective."""
-        prepared, ranks, levels = self.prepared, self.ranks, len(self.prepared.timesteps)
-        evaluations = self.planner.peek(first).evaluations * (levels - first) if first < levels else 0
-        decodes = self.decodes(remaining)
+    def begin_progress(self, first: int, remaining: range | np.ndarray) -> None:
+        """Say what is to be done, and how much of it. Collective."""
+        prepared, ranks, progress, levels = self.prepared, self.ranks, self.progress, len(self.prepared.timesteps)
+        self.evaluations = self.planner.peek(first).evaluations if first < levels else 0
+        evaluations, decodes = self.evaluations * (levels - first), self.decodes(remaining)
         work = f"about {evaluations} evaluations, {decodes} decodes, {ranks.size} ranks on {self.shared.device}"
-        self.shared.say(self.headline() + work + (f", from level {first}" if first else ""))
+        progress.say(self.headline() + work + (f", from level {first}" if first else ""))
         least = prepared.card.patch * prepared.card.factor
         if min(prepared.job.size) < least:
-            self.shared.say(f"smaller than a window of {least} px: sampled on a padded canvas and cropped")
-        log, view = prepared.options.json_log, self.shared.watch.view
-        return ranks.agree(lambda: Progress(ranks.rank, evaluations, decodes, log, view))
+            progress.say(f"smaller than a window of {least} px: sampled on a padded canvas and cropped")
+        done = evaluations / max(levels - first, 1) * first
+        progress.expect("evaluation", evaluations, before=done)
+        progress.expect("decode", decodes)
+        progress.begin(f"level {first + 1}/{levels}" if first < levels else "decoding")
 
     def decodes(self, remaining: range | np.ndarray) -> int:
         """About how many windows all ranks decode: each rank takes its first shard for all of its own. Collective."""
@@ -273,16 +262,13 @@ class Round:
         levels = len(self.prepared.timesteps)
         return f"{again}{images}{what}{job.size[0]} x {job.size[1]} px, {levels} levels, {guided}"
 
-    def tell(self, level: int, plan: Plan) -> None:
-        """Show and log that a level is done. Local."""
+    def tell(self, level: int, plan: Plan, memory: int) -> None:
+        """Count and log that a level is done. Local."""
         facts = {"level": level, "t": int(self.prepared.timesteps[level - 1]), "windows": plan.windows}
         facts |= {"round": self.sampling_round.index} if self.prepared.job.accept else {}
-        self.progress.advance("evaluation", plan.evaluations, f"level {level}/{len(self.steps)}", **facts)
-
-    def way_on(self) -> str:
-        """How a stopped run is continued."""
-        without = ", without `resume` never," if self.prepared.options.resume == "never" else ""
-        return f"the same command{without} goes on from it"
+        self.evaluations = plan.evaluations
+        following = f"level {level + 1}/{len(self.steps)}" if level < len(self.steps) else "decoding"
+        self.progress.advance("evaluation", plan.evaluations, following, memory, **facts)
 
 
 def steps_of_job(prepared: Prepared) -> list[Step]:

@@ -11,16 +11,19 @@ import numpy as np
 import torch
 
 from engine.distributed.ranks import Ranks
+from engine.models.card import ModelCard
 from engine.models.folder import Model, check_folder, device_of, load_model
 from engine.models.optimize import check_compiles
 from engine.pipeline.accept import MOST_ROUNDS, accepting
+from engine.pipeline.memory import estimated_latents
 from engine.pipeline.outputs import build_pyramids, copy_inputs, open_output, sign, write_label_array
 from engine.pipeline.prepared import Prepared
-from engine.pipeline.progress import clock, log_line
+from engine.pipeline.progress import DECODE_COST, IMAGE, LABEL_MAP, Progress
 from engine.pipeline.round import Round, Shared
-from engine.pipeline.watch import Watch
+from engine.pipeline.watch import OnLevel, Watch, clock
 from engine.planning.geometry import Window
 from engine.storage.checkpoint import SamplingRound
+from engine.storage.files import file_size
 
 Load = Callable[[Prepared, str], list[Model]]  # (prepared, device) -> models
 
@@ -34,27 +37,73 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     Returns:
         Whether the run came to its end; else it was asked to stop, and left a checkpoint.
     """
-    begun, watch = time.monotonic(), watch or Watch()
-    device = common_device(ranks, prepared.job.device)
+    watch, job, options = watch or Watch(), prepared.job, prepared.options
+    begun, device = time.monotonic(), common_device(ranks, job.device)
     ranks.on_root(lambda: check_models(prepared))
-    if prepared.job.compile:
+    if job.compile:
         ranks.agree(lambda: check_compiles(device, ranks.local_size))
-    with torch_threads(prepared.job.threads), closing(open_output(ranks, prepared, device)) as output:
+    pixels = job.size[0] * job.size[1] * (job.count or 1)
+    progress = ranks.agree(lambda: Progress(ranks.rank, pixels, options.json_log, watch.view))
+    with torch_threads(job.threads), progress:
+        expect_stages(progress, prepared)
+        ended = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
+        progress.write_log(event="finished" if ended else "stopped", memory=progress.memory)
+    took = clock(time.monotonic() - begun)
+    way = f"the same command{', without `resume` never,' if options.resume == 'never' else ''} goes on from it"
+    progress.say(f"finished {options.out} in {took}" if ended else f"stopped; {options.out} holds a checkpoint: {way}")
+    return ended
+
+
+def run_stage(
+    ranks: Ranks, prepared: Prepared, device: str, load: Load, progress: Progress, on_level: OnLevel | None
+) -> bool:
+    """Sample and decode an image or a label map; of an image first its label map, where a label model does. Collective.
+
+    Returns:
+        Whether it came to its end.
+    """
+    begun = time.monotonic()
+    with closing(open_output(ranks, prepared, device)) as output:
         prepared = copy_inputs(ranks, prepared, output)
         stage = prepared.label_stage
-        if stage is not None and stage.state != "finished" and not run(ranks, stage, load, watch.without_callback()):
-            return False
+        if stage is not None and stage.state != "finished":
+            progress.stage = LABEL_MAP
+            if not run_stage(ranks, stage, device, load, progress, None):
+                return False
+            progress.stage = IMAGE
         prepared = write_label_array(ranks, prepared, output)
-        models = ranks.agree(lambda: (load or load_models)(prepared, device))
-        rounds = Rounds(Shared(ranks, prepared, output, device, models, watch))
+        models = ranks.agree(lambda: load(prepared, device))
+        rounds = Rounds(Shared(ranks, prepared, output, device, models, progress, on_level))
         if not rounds.run():
             return False
         with ranks.timer("store"):
-            build_pyramids(ranks, output)
+            build_pyramids(ranks, output, progress)
         seconds = rounds.seconds(time.monotonic() - begun)
         ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected))
-    rounds.shared.say(f"finished {prepared.options.out} in {clock(seconds['all'])}")
     return True
+
+
+def expect_stages(progress: Progress, prepared: Prepared) -> None:
+    """Tell the clock what a job will take, about: its stages know better when they begin. Local.
+
+    An evaluation is taken to cost as much as there are weights times latents in a window.
+    """
+    stages = {IMAGE: prepared}
+    if prepared.label_stage is not None and prepared.label_stage.state != "finished":
+        stages[LABEL_MAP] = prepared.label_stage
+    for name, stage in stages.items():
+        cost = float(evaluation_cost(stage.card))
+        (height, width), patch = stage.ownership.shape, stage.card.patch
+        each = 2 if float(stage.job.guidance or 1) != 1 else 1
+        windows = estimated_latents(stage) / patch**2 * len(stage.timesteps)
+        progress.expect("evaluation", windows * each, stage=name, cost=cost)
+        if stage.card.factor > 1:
+            progress.expect("decode", height * width / patch**2, stage=name, cost=cost * DECODE_COST)
+
+
+def evaluation_cost(card: ModelCard) -> int:
+    """Bytes of the network's weights times latents of a window."""
+    return sum(file_size(path) for path in (card.folder / "unet").glob("*.safetensors")) * card.patch**2
 
 
 @contextmanager
@@ -98,7 +147,6 @@ class Rounds:
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
-        self.spent = {"evaluation": 0.0, "decode": 0.0}  # seconds
         self.rejected: list[int] = []  # images that were not accepted, in each round
 
     def run(self) -> bool:
@@ -106,10 +154,7 @@ class Rounds:
         ranks, output = self.shared.ranks, self.shared.output
         while True:
             sampling_round = ranks.on_root(output.checkpoints.sampling_round)
-            one = Round(self.shared, sampling_round)
-            ended = one.run()
-            self.spent = {kind: seconds + one.spent[kind] for kind, seconds in self.spent.items()}
-            if not ended:
+            if not Round(self.shared, sampling_round).run():
                 return False
             if self.shared.prepared.job.accept is None:
                 return True
@@ -137,10 +182,9 @@ class Rounds:
 
         mine = ranks.agree(lambda: [index for index in sampled[ranks.rank :: ranks.size] if rejected(index)])
         again = sorted(index for part in ranks.allgather(mine) for index in part)
-        number, log = sampling_round.index, prepared.options.json_log
-        self.shared.say(f"round {number + 1}: {len(sampled) - len(again)} of {len(sampled)} accepted")
-        if ranks.rank == 0 and log:
-            log_line(log, sampling_round=number, drawn=len(sampled), rejected=len(again))
+        number, progress = sampling_round.index, self.shared.progress
+        progress.say(f"round {number + 1}: {len(sampled) - len(again)} of {len(sampled)} accepted")
+        progress.write_log(sampling_round=number, drawn=len(sampled), rejected=len(again))
         return again
 
     def seconds(self, everything: float) -> dict[str, Any]:
@@ -155,5 +199,6 @@ class Rounds:
         mean = np.array(list(kinds.values())) / ranks.size
         ranks.allreduce_array(mean)
         split = {kind: round(float(value), 3) for kind, value in zip(kinds, mean, strict=True)}
-        parts = {"sampling": self.spent["evaluation"], "decoding": self.spent["decode"], "all": everything}
+        spent = self.shared.progress.spent
+        parts = {"sampling": spent("evaluation"), "decoding": spent("decode"), "all": everything}
         return {**{name: round(value, 2) for name, value in parts.items()}, "split": split}

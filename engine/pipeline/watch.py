@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,57 +23,84 @@ class CallbackFailed(Exception):
         self.error = error
 
 
+@dataclass(frozen=True)
+class State:
+    """How far a job is.
+
+    Args:
+        text: What is going on, such as ``level 3/25``.
+        share: Of the job's time, in [0, 1]; what earlier runs did counts.
+        gone, left: Seconds of this run, and seconds to go.
+        rates: Evaluations a second of all ranks, megapixels a second of the whole job; those that are known.
+        memory: Most bytes that any rank has held; 0 where unknown.
+    """
+
+    text: str
+    share: float
+    gone: float
+    left: float
+    rates: Mapping[str, float] = field(default_factory=dict)
+    memory: int = 0
+
+    def figures(self) -> str:
+        """Rates and memory, for people."""
+        rates = [f"{rate:.3g} {unit}" for unit, rate in self.rates.items()]
+        return ", ".join([*rates, *([f"{self.memory / 2**30:.2f} GiB a rank"] if self.memory else [])])
+
+    def line(self) -> str:
+        """All of it in one line.
+
+        >>> print(State("level 3/25", 0.12, 40, 260, {"evaluations/s": 31.4}, 2**30).line())
+        level 3/25   12 %  0:40 gone, 4:20 to go  31.4 evaluations/s, 1.00 GiB a rank
+        """
+        clocks = f"{clock(self.gone)} gone, {clock(self.left)} to go"
+        return f"{self.text}  {100 * self.share:3.0f} %  {clocks}  {self.figures()}".rstrip()
+
+
 class View(Protocol):
-    """What rank 0 shows of a run."""
+    """What rank 0 shows of a run. A thread of its own calls ``show``."""
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds to wait before each ``show``, without end; empty: it is never called."""
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
 
-    def show(self, line: str, done: int, total: int) -> None:
-        """Show how far the run is.
+    def show(self, state: State) -> None:
+        """Show how far the run is."""
 
-        Args:
-            done, total: Evaluations and decoded windows, done and in all.
-        """
-
-    def end(self, text: str) -> None:
-        """The last line; empty where there is none."""
-
-
-class Lines:
-    """One line that is written over on a terminal; elsewhere a line every ten seconds."""
-
-    def __init__(self) -> None:
-        self.shown = 0.0
-
-    def say(self, text: str) -> None:
-        with suppress(OSError):  # nobody listens: no reason to end a run
-            print(text, flush=True)
-
-    def show(self, line: str, done: int, total: int) -> None:
-        terminal, now = sys.stdout.isatty(), time.monotonic()
-        if now - self.shown <= (0.2 if terminal else 10) and done < total:
-            return
-        self.shown = now
-        with suppress(OSError):
-            print(f"\r{line:<78}" if terminal else line, end="" if terminal else "\n", flush=True)
-
-    def end(self, text: str) -> None:
-        if text or sys.stdout.isatty():
-            self.say(("\n" if sys.stdout.isatty() else "") + text)
+    def end(self, state: State) -> None:
+        """Show how far the run came."""
 
 
 class Silent:
     """Shows nothing."""
 
+    def pauses(self) -> Iterator[float]:
+        return iter(())
+
     def say(self, text: str) -> None:
         pass
 
-    def show(self, line: str, done: int, total: int) -> None:
+    def show(self, state: State) -> None:
         pass
 
-    def end(self, text: str) -> None:
+    def end(self, state: State) -> None:
         pass
+
+
+class Lines(Silent):
+    """A line every 30 seconds, at first sooner, whatever else is being done: for files and pipes."""
+
+    def pauses(self) -> Iterator[float]:
+        return chain((3, 7, 20), repeat(30))
+
+    def say(self, text: str) -> None:
+        with suppress(OSError):  # nobody listens: no reason to end a run
+            print(text, flush=True)
+
+    def show(self, state: State) -> None:
+        self.say(state.line())
 
 
 class Bar(Silent):
@@ -82,19 +109,40 @@ class Bar(Silent):
     def __init__(self) -> None:
         self.bar: Any = None
 
-    def show(self, line: str, done: int, total: int) -> None:
+    def pauses(self) -> Iterator[float]:
+        return repeat(0.5)
+
+    def show(self, state: State) -> None:
         if self.bar is None:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=total, unit=" windows", smoothing=0.1)
-        self.bar.total = max(total, done)
-        self.bar.set_description_str(line.split("  ")[0], refresh=False)
-        self.bar.update(done - self.bar.n)
+            self.bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f} %|{bar}|{postfix}", leave=False)
+        clocks = f"{clock(state.gone)} gone, {clock(state.left)} to go"
+        self.bar.set_description_str(state.text, refresh=False)
+        self.bar.set_postfix_str("  ".join((clocks, state.figures())), refresh=False)
+        self.bar.n = 100 * state.share
+        self.bar.refresh()
 
-    def end(self, text: str) -> None:
+    def end(self, state: State) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class BarAndLines(Bar):
+    """A bar, and lines above it that stay: for terminals."""
+
+    def say(self, text: str) -> None:
+        from tqdm.auto import tqdm
+
+        with suppress(OSError):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+
+def view_of_command() -> View:
+    """A bar on a terminal, else lines."""
+    return BarAndLines() if sys.stdout.isatty() and sys.stderr.isatty() else Lines()
 
 
 @dataclass(frozen=True)
@@ -107,9 +155,16 @@ class Watch:
             stops the run.
     """
 
-    view: View = field(default_factory=Lines)
+    view: View = field(default_factory=view_of_command)
     on_level: OnLevel | None = None
 
-    def without_callback(self) -> Watch:
-        """The same for the label stage, whose levels are not the image's."""
-        return replace(self, on_level=None)
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss.
+
+    >>> clock(59.6), clock(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
