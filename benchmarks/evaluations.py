@@ -23,7 +23,7 @@ from benchmarks.report import report
 from engine.diffusion.conditions import LabelMap
 from engine.inputs.example import example_labels
 from engine.planning.cover import random, shifted, windows_of
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.readers import read_integers
 
 FACTOR, PATCH = 8, 64  # of both systems' latents: 512 px and 256 px windows differ in pixels, not in what is counted
@@ -63,7 +63,7 @@ def drawn_map(side_px: int) -> np.ndarray:
     labels = np.empty((side, side), np.uint8)
     for y in range(0, side, 256):
         rows = min(256, side - y)
-        labels[y : y + rows] = example_labels(Window(y * FACTOR, 0, (y + rows) * FACTOR, side_px), FACTOR)
+        labels[y : y + rows] = example_labels(Box(y * FACTOR, 0, (y + rows) * FACTOR, side_px), FACTOR)
     return labels
 
 

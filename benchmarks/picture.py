@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.output import Output
 from engine.training.data import find_images, read_image
 
 
 def with_labels(output: Output) -> np.ndarray:
     """uint8 (h, w + h / 2, 3): the image, and its label map at half the size."""
-    whole = Window(0, 0, *output.layout.size)
+    whole = Box(0, 0, *output.layout.size)
     image = output.read("0", whole).transpose(1, 2, 0)
     labels = output.read("labels/tissue/0", whole)[::2, ::2]
     colors = output.group["labels/tissue"].attrs["ome"]["image-label"]["colors"]  # type: ignore[index,call-overload]
@@ -31,7 +31,7 @@ def with_labels(output: Output) -> np.ndarray:
 
 def beside(output: Output, tiles: Path, side: int = 512) -> np.ndarray:
     """uint8: a crop of the sample, and real tiles, at 100 %."""
-    image = output.read("0", Window(0, 0, 2 * side, 2 * side)).transpose(1, 2, 0)
+    image = output.read("0", Box(0, 0, 2 * side, 2 * side)).transpose(1, 2, 0)
     real = [read_image(path)[:side, :side] for path in find_images(tiles)[3::20][:4]]
     return np.concatenate([image, np.concatenate([np.concatenate(real[:2], 1), np.concatenate(real[2:], 1)])], 1)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.output import Output
 from engine.training.data import find_images, read_image, read_mask
 
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out is None:
         top.error("an output is needed")
     output = Output(args.out)
-    made = cut(output.read("0", Window(0, 0, *output.layout.size)))
+    made = cut(output.read("0", Box(0, 0, *output.layout.size)))
     real = np.stack([read_image(path)[:SIDE, :SIDE] for path in find_images(args.tiles)])
     rows = density_rows(real, made) + spectrum_rows(real, made) + distance_rows(real, made)
     report("realism", rows, args.json, job=output.provenance["job"], real_tiles=len(real), made_tiles=len(made))

@@ -124,7 +124,7 @@ def worker(ranks: Ranks, task: dict[str, Any]) -> int:
 def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> None:
     """Leave in a folder what a case took: when its levels ended, the output's seconds, the split. Collective."""
     from engine.distributed.timing import Timer
-    from engine.options import parse
+    from engine.parsing import parse
     from engine.pipeline.prepare import prepare
     from engine.pipeline.run import run
     from engine.storage.output import Output

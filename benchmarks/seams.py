@@ -19,7 +19,7 @@ from benchmarks.report import report
 from engine.models.card import read_card
 from engine.planning.cover import RandomCover, cover_of
 from engine.planning.decode_cover import decode_cover
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.output import Output
 
 LAST_LEVELS = 5
@@ -101,7 +101,7 @@ def measure(path: Path) -> list[dict[str, Any]]:
     """The statistic of every kind of line of a finished output."""
     output = Output(path)
     job, levels = output.provenance["job"], output.provenance["levels"]
-    image = output.read("0", Window(0, 0, *output.layout.size))
+    image = output.read("0", Box(0, 0, *output.layout.size))
     rows = []
     for kind, lines in lines_of(job, levels).items():
         count = sum(len({v for v in axis if v > 0}) for axis in lines)

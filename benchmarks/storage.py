@@ -34,7 +34,7 @@ from numcodecs.zstd import Zstd
 from benchmarks.report import report
 from engine.distributed.launch import run_main
 from engine.distributed.ranks import Ranks
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.create import create
 from engine.storage.files import digest, halved
 from engine.storage.image_layout import ImageLayout
@@ -43,7 +43,7 @@ from engine.storage.zarr_setup import ZARR_VERSION
 
 CHANNELS, FACTOR = 8, 8  # of the embedded model's latents
 ZSTD = Zstd(level=1, checksum=True)
-Work = Callable[[Window], list[Path]]  # what is done to a shard -> the files that it wrote
+Work = Callable[[Box], list[Path]]  # what is done to a shard -> the files that it wrote
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Task:
 
     what: str
     nbytes: int
-    turns: list[list[Window]]
+    turns: list[list[Box]]
     ways: dict[str, Work]
 
 
@@ -108,13 +108,13 @@ class Shards:
             Task("resume", latents, fine, {"store": self.resume, "plain": self.resume_plain}),
         ]
 
-    def below(self, box: Window) -> list[Window]:
+    def below(self, box: Box) -> list[Box]:
         """The four shards that a shard of the pyramid is made from."""
         corners = [(2 * box.y0 + y, 2 * box.x0 + x) for y in (0, self.shard) for x in (0, self.shard)]
-        return [Window(y, x, y + self.shard, x + self.shard) for y, x in corners]
+        return [Box(y, x, y + self.shard, x + self.shard) for y, x in corners]
 
-    def latent(self, box: Window) -> Window:
-        return Window(*(n // FACTOR for n in (box.y0, box.x0, box.y1, box.x1)))
+    def latent(self, box: Box) -> Box:
+        return Box(*(n // FACTOR for n in (box.y0, box.x0, box.y1, box.x1)))
 
     def chunks(self) -> list[np.ndarray]:
         starts = range(0, self.shard, self.chunk)
@@ -132,70 +132,70 @@ class Shards:
 
     # -- through the store --
 
-    def write(self, box: Window) -> list[Path]:
+    def write(self, box: Box) -> list[Path]:
         self.output.write("0", box, self.image)
         return [self.output.shard_file("0", box)]
 
-    def read(self, box: Window) -> list[Path]:
+    def read(self, box: Box) -> list[Path]:
         self.output.read("0", box)
         return []
 
-    def halve(self, box: Window) -> list[Path]:
+    def halve(self, box: Box) -> list[Path]:
         self.output.halve("0", 1, box)
         return [self.output.shard_file("1", box)]
 
-    def save(self, box: Window) -> list[Path]:
+    def save(self, box: Box) -> list[Path]:
         self.output.checkpoints.write(self.slot, "x", self.latent(box), self.latents)
         place = (str(box.y0 // self.shard), str(box.x0 // self.shard))
         return [self.output.private.joinpath("checkpoint", str(self.slot), "x", "c", "0", *place)]
 
-    def resume(self, box: Window) -> list[Path]:
+    def resume(self, box: Box) -> list[Path]:
         self.output.checkpoints.read(self.slot, "x", self.latent(box))
         return []
 
     # -- plain files --
 
-    def file(self, kind: str, box: Window) -> Path:
+    def file(self, kind: str, box: Box) -> Path:
         return self.plain / f"{kind}-{box.y0}-{box.x0}"
 
-    def put(self, kind: str, box: Window, data: np.ndarray) -> list[Path]:
+    def put(self, kind: str, box: Box, data: np.ndarray) -> list[Path]:
         with self.file(kind, box).open("wb", buffering=0) as stream:
             stream.write(data.data)
         return [self.file(kind, box)]
 
-    def write_plain(self, box: Window) -> list[Path]:
+    def write_plain(self, box: Box) -> list[Path]:
         return self.put("image", box, self.image)
 
-    def read_plain(self, box: Window) -> list[Path]:
+    def read_plain(self, box: Box) -> list[Path]:
         self.file("image", box).read_bytes()
         return []
 
-    def halve_plain(self, box: Window) -> list[Path]:
+    def halve_plain(self, box: Box) -> list[Path]:
         for part in self.below(box):
             self.read_plain(part)
         return self.put("half", box, self.image)
 
-    def save_plain(self, box: Window) -> list[Path]:
+    def save_plain(self, box: Box) -> list[Path]:
         return self.put("latents", box, self.latents)
 
-    def resume_plain(self, box: Window) -> list[Path]:
+    def resume_plain(self, box: Box) -> list[Path]:
         self.file("latents", box).read_bytes()
         return []
 
     # -- in memory --
 
-    def encode(self, box: Window) -> list[Path]:
+    def encode(self, box: Box) -> list[Path]:
         digest(self.image)
         for chunk in self.chunks():
             ZSTD.encode(chunk)
         return []
 
-    def decode(self, box: Window) -> list[Path]:
+    def decode(self, box: Box) -> list[Path]:
         for coded in self.coded:
             ZSTD.decode(coded)
         return []
 
-    def mean(self, box: Window) -> list[Path]:
+    def mean(self, box: Box) -> list[Path]:
         for _ in range(4):
             self.decode(box)
             halved(self.image)

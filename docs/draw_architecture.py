@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports its own room and rooms on lower floors, nothing else.
 FLOORS = (
-    ("kernels", "engine.planning", "engine.settings", "engine.command_line"),
+    ("kernels", "engine.planning", "engine.options", "engine.command_line"),
     ("engine.diffusion", "engine.storage"),
     ("engine.models", "engine.distributed"),
     ("engine.job", "engine.training"),
-    ("engine.options", "engine.inputs"),
+    ("engine.parsing", "engine.inputs"),
     ("engine.pipeline", "engine.exports"),
     ("engine.api", "engine.sample", "engine.train", "engine.verify", "engine.export"),
 )

@@ -11,8 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.diffusion.names import SOLVERS
-from engine.planning.names import COVERS, LARGEST_LABEL, WEIGHTS
-from engine.settings import (
+from engine.options import (
     FILE,
     FLAG,
     INTERVAL,
@@ -29,6 +28,7 @@ from engine.settings import (
     some_labels,
     whole,
 )
+from engine.planning.names import COVERS, LARGEST_LABEL, WEIGHTS
 
 if TYPE_CHECKING:
     from engine.models.card import ModelCard

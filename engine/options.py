@@ -1,164 +1,273 @@
-"""Flags and YAML -> SampleJob and RunOptions, strict, and back.
+"""How a setting is declared: once, on its field, with its check, its default and its words.
 
-``python -m engine.options > docs/options.md`` writes the options down.
+The command line, job files, Python and docs/options.md all read this declaration, so that none can say another thing.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
+import numbers
+import os
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
-from engine.command_line import Parser, as_flags, flag_of
-from engine.job import GROUPS, RunOptions, SampleJob
-from engine.settings import FLAG, Option, options_of
 
-JOB_OPTIONS, RUN_OPTIONS = options_of(SampleJob), options_of(RunOptions)
-OPTIONS: Mapping[str, Option] = JOB_OPTIONS | RUN_OPTIONS
-EITHER = (("labels", "label", "label_model"), ("guidance", "omega"))  # ways to say one thing
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting takes.
 
-
-def in_group(group: str) -> Iterator[Option]:
-    """The options under one heading: first those of a run, then those of a job."""
-    return (option for option in (RUN_OPTIONS | JOB_OPTIONS).values() if option.group == group)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of ``engine.sample``, every option under its heading with its default."""
-    top = Parser(
-        prog="python -m engine.sample",
-        usage="%(prog)s [--job FILE.yaml] [options]",
-        description="Sample an image of any size from a patch diffusion model, on any number of MPI ranks.",
-        epilog="Exit status: 0 finished, 75 stopped with a checkpoint, 1 refused or failed.",
-        allow_abbrev=False,
-    )
-    top.add_argument("--version", action="store_true", help="print the version and stop")
-    top.add_argument("--job", metavar="FILE.yaml", help="a whole job; options override it")
-    for group, title in GROUPS.items():
-        headed = top.add_argument_group(group, title)
-        for option in in_group(group):
-            help_ = f"{as_flags(option.help)} (default: {as_flags(option.default_text)})".replace("%", "%%")
-            if option.kind is FLAG:
-                headed.add_argument(flag_of(option.name), action="store_true", default=None, help=help_)
-            else:
-                headed.add_argument(flag_of(option.name), metavar=option.metavar, help=help_)
-    return top
-
-
-def parse(arguments: list[str] | None) -> tuple[SampleJob, RunOptions]:
-    """Options -> job and run options; ``--job`` is read first, options override it.
-
-    Raises:
-        ValueError: naming the option, or the job file and its key, the value and what was expected.
+    Args:
+        read: Function that checks a value and returns what is kept of it. Values of the command line are strings, those
+            of job files and Python are anything. It raises ValueError with what it expected.
+        takes: Words of the documentation for such values.
+        metavar: Placeholder in the help of the command line.
+        show: Inverse of ``read``: the text that stands for a value on the command line.
     """
-    given = given_options(list(sys.argv[1:] if arguments is None else arguments))
-    file = given.pop("job", None)
-    values = read_job_file(Path(file)) if file is not None else {}
-    for ways in EITHER:
-        if any(name in given for name in ways):  # an option of the one way overrides the file's of another
-            values = {name: value for name, value in values.items() if name not in ways}
-    return divided(values | given)
+
+    read: Callable[[Any], Any]
+    takes: str
+    metavar: str
+    show: Callable[[Any], str] = str
 
 
-def divided(values: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
-    """Values by field -> job and run options, which check them."""
-    return (
-        SampleJob(**{k: v for k, v in values.items() if k in JOB_OPTIONS}),
-        RunOptions(**{k: v for k, v in values.items() if k in RUN_OPTIONS}),
-    )
+@dataclass(frozen=True)
+class Option:
+    """A setting that users choose: a field of a dataclass, a flag, a key of a job file and a row of the documentation.
 
-
-def given_options(arguments: list[str]) -> dict[str, Any]:
-    """What the command line says, as strings, by field.
-
-    Raises:
-        ValueError: an option that is none, or one without its value.
+    Args:
+        default: Value of the field; None where it is only known later, from the model or from other settings.
+        help: What it does. Other settings are named in backticks, which the command line prints as flags.
+        group: Heading of the help that it stands under.
+        unset: What None means, in words.
+        fallback: Value that takes the place of None where the model has no default of its own.
+        models: Kinds of models that it is for (conditions of a card); empty: for all.
+        identity: Whether two jobs that differ in it are two jobs. It is false of files, for which a hash of their
+            content stands, and of what changes no byte.
     """
-    for i in range(len(arguments) - 1, 0, -1):  # a negative value is a value, not an option
-        if re.match(r"-[\d.]", arguments[i]) and re.fullmatch(r"--[a-z-]+", arguments[i - 1]):
-            arguments[i - 1 : i + 1] = [f"{arguments[i - 1]}={arguments[i]}"]
-    named = vars(parser().parse_args(arguments))
-    return {name: value for name, value in named.items() if value is not None and name != "version"}
+
+    name: str
+    default: Any
+    kind: Kind
+    help: str
+    group: str
+    metavar: str
+    unset: str
+    fallback: Any
+    models: tuple[str, ...]
+    identity: bool
+
+    @property
+    def default_text(self) -> str:
+        """The default in words."""
+        if self.default is not None:
+            return self.kind.show(self.default)
+        return self.unset if self.fallback is None else f"{self.unset}, or {self.kind.show(self.fallback)}"
+
+    def read(self, value: Any, where: str = "") -> Any:
+        """The value after its check.
+
+        Args:
+            where: How a message names the setting; by default as a field.
+        Raises:
+            ValueError: naming the setting, the value and what was expected.
+        """
+        try:
+            return self.kind.read(value)
+        except ValueError as problem:
+            raise ValueError(f"{where or f'`{self.name}`'} is {value!r}: {problem}") from None
 
 
-def read_job_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML job file, checked; paths in it are relative to the working directory.
+def option(
+    default: Any,
+    kind: Kind,
+    help: str,
+    *,
+    group: str,
+    metavar: str = "",
+    unset: str = "none",
+    fallback: Any = None,
+    models: tuple[str, ...] = (),
+    identity: bool | None = None,
+) -> Any:
+    """The field of a dataclass that declares a setting; see ``Option`` for what its arguments mean.
 
-    Raises:
-        ValueError: unreadable, not a mapping, an unknown key, or a value of the wrong kind.
+    Args:
+        metavar: Placeholder in the help, where the kind's own says too little.
+        identity: By default true but of paths and files.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"`job` {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`job` {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"`job` {path}: expected keys and values, such as 'size: 1024x1024'")
-    for key in content:
-        if key not in OPTIONS:
-            raise ValueError(f"{path}: unknown key {key!r}; {nearest(str(key))}")
-    return {key: OPTIONS[key].read(value, f"{path}: {key}") for key, value in content.items()}
+    declared = {
+        "default": default,
+        "kind": kind,
+        "help": help,
+        "group": group,
+        "metavar": metavar or kind.metavar,
+        "unset": unset,
+        "fallback": fallback,
+        "models": models,
+        "identity": kind not in (PATH, FILE) if identity is None else identity,
+    }
+    return field(default=default, metadata=declared)
 
 
-def nearest(name: str) -> str:
-    """The way out for a name that is no option."""
-    import difflib
-
-    near = difflib.get_close_matches(name, OPTIONS, 1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OPTIONS)}"
+@cache
+def options_of(settings: type) -> dict[str, Option]:
+    """The settings that the fields of a dataclass declare, by name."""
+    return {f.name: Option(name=f.name, **f.metadata) for f in fields(settings)}
 
 
-def to_yaml(job: SampleJob) -> str:
-    """The job as a file that ``--job`` reads."""
-    import yaml
+class Checked:
+    """A dataclass of settings whose every value is checked, and converted, wherever it comes from."""
 
-    values = {k: v for k, v in job.plain().items() if v is not None}
-    return yaml.safe_dump({**values, "size": JOB_OPTIONS["size"].kind.show(job.size)}, sort_keys=False)
-
-
-# ---- documentation --------------------------------------------------------------------------
-
-HEAD = """\
-# Options
-
-Every option of `python -m engine.sample` is a flag of the command line, a key of a job file (`--job FILE.yaml`) and a
-field of `SampleJob` or `RunOptions` in Python: `--batch-size 4`, `batch_size: 4`, `batch_size=4`. All three are checked
-alike. A job file is read first; flags override it. Options of the command line that take no value (`--compile`) are
-true or false elsewhere.
-
-`python -m engine.options > docs/options.md` writes this page from the fields in `engine/job.py`.
-"""
+    def __post_init__(self) -> None:
+        settings: type = type(self)
+        for name, declared in options_of(settings).items():
+            value = getattr(self, name)
+            if value is not None or declared.default is not None:
+                object.__setattr__(self, name, declared.read(value))
 
 
-def options_markdown() -> str:
-    """docs/options.md: a table of every group."""
-    return "\n".join([HEAD, *(part for group, title in GROUPS.items() for part in group_markdown(group, title))])
+def described(settings: type) -> str:
+    """The docstring of a dataclass with its settings as arguments."""
+    lines = [
+        f"        {o.name}: {o.help} ({o.kind.takes}; default: {o.default_text})" for o in options_of(settings).values()
+    ]
+    return "\n".join([f"{(settings.__doc__ or '').rstrip()}\n\n    Args:", *lines, "    "])
 
 
-def group_markdown(group: str, title: str) -> Iterator[str]:
-    """The lines of one group; options for some models alone say for which."""
-    models = any(option.models for option in in_group(group))
-    columns = ["option", "meaning", "values", "default"] + ["models"] * models
-    yield f"## {group.capitalize()}: {title}\n"
-    yield f"| {' | '.join(columns)} |"
-    yield "|" + "---|" * len(columns)
-    for option in in_group(group):
-        cells = [f"`{flag_of(option.name)}`", option.help, option.kind.takes, option.default_text]
-        cells += [", ".join(option.models) or "all"] * models
-        yield f"| {' | '.join(in_cell(cell) for cell in cells)} |"
-    yield ""
+# ---- kinds of values ------------------------------------------------------------------------
 
 
-def in_cell(text: str) -> str:
-    """Text in a table's cell: fields as flags, and no mark that ends the cell."""
-    return re.sub(r"`(\w+)`", lambda field: f"`{flag_of(field[1])}`", text).replace("|", "\\|")
+def whole(low: int, high: int = 2**63 - 1) -> Kind:
+    """Whole numbers in [low, high], as numbers or in digits."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+            value = int(value)
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise ValueError("expected a whole number")
+        if not low <= int(value) <= high:
+            raise ValueError(f"expected {low} or more" if int(value) < low else f"expected {high} or less")
+        return int(value)
+
+    return Kind(read, f"whole number, {low} " + ("or more" if high == 2**63 - 1 else f"to {high}"), "N")
 
 
-if __name__ == "__main__":
-    print(options_markdown(), end="")
+def number(low: float, high: float = math.inf) -> Kind:
+    """Finite numbers in [low, high]."""
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
+            raise ValueError("expected a number")
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("expected a number") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f"expected a number from {low:g}" + (f" to {high:g}" if high < math.inf else " upwards"))
+        return value
+
+    return Kind(read, f"number, {low:g} " + ("or more" if high == math.inf else f"to {high:g}"), "X", "{:g}".format)
+
+
+def choice(*names: str) -> Kind:
+    """One of a few names."""
+
+    def read(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return value
+
+    return Kind(read, " or ".join(filter(None, [", ".join(names[:-1]), names[-1]])), "|".join(names))
+
+
+def some_labels(most: int) -> Kind:
+    """One label, or several separated by commas, each in [0, most].
+
+    >>> some_labels(63).read("3"), some_labels(63).read("0,2")
+    (3, (0, 2))
+    """
+    one = whole(0, most)
+
+    def read(value: Any) -> int | tuple[int, ...]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        try:
+            several = tuple(one.read(part) for part in parts)
+        except ValueError as problem:
+            raise ValueError(f"{problem}; a label, or several separated by commas") from None
+        if not several:
+            raise ValueError("expected a label, or several separated by commas")
+        return several[0] if len(several) == 1 else several
+
+    def show(value: int | tuple[int, ...]) -> str:
+        return ",".join(map(str, value if isinstance(value, tuple) else (value,)))
+
+    return Kind(read, f"one or several whole numbers, 0 to {most}, as 1,3", "N[,N...]", show)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("expected a path or name")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
+
+
+def _interval(value: Any) -> tuple[int, int]:
+    """``FIRST:LAST`` or [FIRST, LAST]: half-open.
+
+    >>> INTERVAL.read("5:20")
+    (5, 20)
+    """
+    parts = value.split(":") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or len(parts) != 2:  # YAML reads 5:20 without quotes as 5 x 60 + 20
+        raise ValueError("expected the first level and the one after the last, such as 5:20 (in a job file, [5, 20])")
+    first, last = (whole(0).read(part) for part in parts)
+    if first >= last:
+        raise ValueError("expected a first level below the last, such as 5:20")
+    return first, last
+
+
+def _rgb(value: Any) -> tuple[int, ...]:
+    """``R,G,B`` or [R, G, B], 0 to 255."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or len(parts) != 3:
+        raise ValueError("expected red, green and blue, such as 120,80,150")
+    return tuple(whole(0, 255).read(part) for part in parts)
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """``HxW`` or [H, W].
+
+    >>> SIZE.read("1000x1544")
+    (1000, 1544)
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([+-]?\d+)\s*[xX]\s*([+-]?\d+)\s*", value)
+        if not match:
+            raise ValueError("expected HxW in pixels, such as 1024x1536")
+        value = [int(match[1]), int(match[2])]
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("expected HxW in pixels, such as 1024x1536")
+    if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value):
+        raise ValueError("expected HxW in whole pixels, such as 1024x1536")
+    if min(value) < 1 or max(value) > 2**31:
+        raise ValueError("expected a height and width of 1 px up to 2147483648 px")
+    return int(value[0]), int(value[1])
+
+
+PATH = Kind(_text, "path", "PATH")
+FILE = Kind(_text, "file", "FILE")  # one that is read; Python may give an array in its place
+NAME = Kind(_text, "name", "NAME")
+FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
+SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536", "HxW", "{0[0]}x{0[1]}".format)
+INTERVAL = Kind(_interval, "two whole numbers, the first below the last, as 5:20", "FIRST:LAST", "{0[0]}:{0[1]}".format)
+RGB = Kind(_rgb, "three whole numbers, 0 to 255, as 120,80,150", "R,G,B", lambda value: ",".join(map(str, value)))

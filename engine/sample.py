@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.command_line import launched_rank
-from engine.options import parse, parser
+from engine.parsing import parse, parser
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks

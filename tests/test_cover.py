@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from engine.planning.cover import StackedCover, random, shifted, strided, window_weights, windows_of
 from engine.planning.decode_cover import decode_cover, pixel_cover
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.streams import Stream
 
 sides = st.integers(16, 90)
@@ -16,7 +16,7 @@ def numbered(cover):
     """(number, window, where it is used) of all windows of a cover."""
     ids = np.arange(len(cover))
     for index, window, kept in zip(ids, windows_of(cover, ids).tolist(), cover.core(ids).tolist(), strict=True):
-        yield int(index), Window(*window), Window(*kept)
+        yield int(index), Box(*window), Box(*kept)
 
 
 def coverage(cover, shape):
@@ -72,7 +72,7 @@ def test_windows_are_found_by_box_as_by_looking_at_all_of_them(h, w, stride, lev
         "random": lambda: random((h, w), 16, 0, level),
     }[kind]()
     y0, x0 = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
-    box = Window(y0, x0, data.draw(st.integers(y0 + 1, h)), data.draw(st.integers(x0 + 1, w)))
+    box = Box(y0, x0, data.draw(st.integers(y0 + 1, h)), data.draw(st.integers(x0 + 1, w)))
     used, at_home = [], []
     for index, _, kept in numbered(cover):
         common = kept & box
@@ -89,12 +89,12 @@ def test_windows_are_found_by_box_as_by_looking_at_all_of_them(h, w, stride, lev
 def test_images_of_a_set_have_the_windows_of_their_own_covers_below_one_another():
     covers = [shifted((40, 50), 16, 0, 0, image) for image in range(4)]
     stack = StackedCover(16, 40, covers.__getitem__, np.array([0, 2, 3]))
-    ids = stack.overlapping(Window(30, 0, 130, 50))
+    ids = stack.overlapping(Box(30, 0, 130, 50))
     assert [int(image) for image in np.unique(ids >> 32)] == [0, 2, 3]
-    own = covers[2].overlapping(Window(0, 0, 40, 50))
+    own = covers[2].overlapping(Box(0, 0, 40, 50))
     assert (ids[ids >> 32 == 2] & (2**32 - 1)).tolist() == own.tolist()
     assert (stack.core(own + (2 << 32)) == covers[2].core(own) + [80, 0, 80, 0]).all()
-    assert stack.owned_by(Window(40, 0, 80, 50)).tolist() == []
+    assert stack.owned_by(Box(40, 0, 80, 50)).tolist() == []
 
 
 def test_offsets_differ_between_levels_and_the_axes_are_drawn_apart():

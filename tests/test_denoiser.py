@@ -9,7 +9,7 @@ from engine.diffusion.denoiser import Denoiser
 from engine.diffusion.schedule import Schedule, betas
 from engine.models.folder import load_model
 from engine.planning.cover import shifted, windows_of
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.ownership import Ownership
 from engine.planning.plan import plan_level, run_in_lockstep
 
@@ -69,11 +69,11 @@ def test_guidance_is_null_plus_weight_times_the_difference_each_latent_by_its_la
     network = Recorder()
     estimates, denoise, plan = estimates_of(network, labels, 2.5)
     for index, denoised in estimates.items():
-        w = Window(*windows_of(plan.cover, np.array([index]))[0].tolist())
+        w = Box(*windows_of(plan.cover, np.array([index]))[0].tolist())
         x = torch.randn(len(plan.cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))[index]
         output = 2.5 * torch.from_numpy(labels[w.y0 : w.y1, w.x0 : w.x1].astype(np.float32))
         from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
-        kept = Window(*plan.cover.core(np.array([index]))[0].tolist()).within(w)
+        kept = Box(*plan.cover.core(np.array([index]))[0].tolist()).within(w)
         expected = (x * from_x + output * from_output)[(slice(None), *kept)]
         torch.testing.assert_close(denoised[(slice(None), *kept)], expected)
     assert denoise.evaluations == plan.evaluations

@@ -10,7 +10,7 @@ from launching import launch, lines_of, refused, sha
 from engine.diffusion.latent_map import LatentMap
 from engine.pipeline.level_plans import windows_touching
 from engine.planning.cover import cover_of, windows_of
-from engine.planning.geometry import Frames, Window
+from engine.planning.geometry import Box, Frames
 
 pytestmark = pytest.mark.runs
 SIZE = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--preview", "none", "--steps", 4, "--labels", "example")
@@ -59,10 +59,10 @@ def test_the_windows_touching_a_region_are_those_used_at_any_of_its_latents(cove
     region = np.zeros((70, 90), np.uint8)
     region[20:31, 40:42] = region[60, 5] = 1
     windows = cover_of(cover, region.shape, 16, seed=3, level=1, stride=11, weights="hann")
-    ids = windows.overlapping(Window(0, 0, *region.shape))
+    ids = windows.overlapping(Box(0, 0, *region.shape))
     used = {}  # window -> where its estimate is used, latent by latent
     for index, (y0, x0, y1, x1) in zip(ids.tolist(), windows.core(ids).tolist(), strict=True):
-        weight = windows.weight(index, Window(y0, x0, y1, x1))
+        weight = windows.weight(index, Box(y0, x0, y1, x1))
         used[index] = np.zeros(region.shape, bool)
         used[index][y0:y1, x0:x1] = True if weight is None else weight > 0
     expected = [bool((used[index] & (region > 0)).any()) for index in ids.tolist()]

@@ -9,11 +9,11 @@ import zarr
 from launching import ROOT, environment
 from PIL import Image
 
-import engine.exports.large_image
+import engine.exports.single_image
 from engine.export import main
 from engine.exports.folder import export
 from engine.inputs.nuclei_scan import scan_nuclei
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.create import create
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray
@@ -93,7 +93,7 @@ def test_a_set_of_nuclei_becomes_the_folders_of_the_nuclei_system(tmp_path):
         assert (shown == np.rint((condition + 1) * 127.5).transpose(1, 2, 0)).all()
     read = lambda box: instances[0][box.y0 : box.y1, box.x0 : box.x1]  # noqa: E731
     table = scan_nuclei(lambda image, box: read(box), (20, 24), border="keep")
-    condition = table.maps(read, Window(0, 0, 20, 24), ("hv", "edges"))
+    condition = table.maps(read, Box(0, 0, 20, 24), ("hv", "edges"))
     np.testing.assert_array_equal(np.load(folder / "cond/000000.npy"), condition)
     assert not np.load(folder / "cond/000002.npy").any()
     facts = json.loads((folder / "export.json").read_text())
@@ -179,13 +179,13 @@ def test_a_large_image_is_a_tiff_in_tiles_with_the_size_of_a_pixel(tmp_path, cha
 
 
 def test_what_is_too_large_for_png_is_tiff_and_read_in_rows_of_tiles(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.exports.large_image, "LARGEST_PNG", 149)
+    monkeypatch.setattr(engine.exports.single_image, "LARGEST_PNG", 149)
     asked = []
     original = Output.read
     monkeypatch.setattr(Output, "read", lambda self, name, box: asked.append(box) or original(self, name, box))
     export(make_image(tmp_path / "image.zarr", label=None), tmp_path / "image")
     assert files(tmp_path / "image") == ["export.json", "samples/000000.tif"]
-    assert asked == [Window(y, 0, min(y + 32, 100), 150) for y in (0, 32, 64, 96)]
+    assert asked == [Box(y, 0, min(y + 32, 100), 150) for y in (0, 32, 64, 96)]
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])

@@ -28,7 +28,7 @@ from engine.models.card import ModelCard, read_card
 from engine.models.convert.__main__ import main
 from engine.models.folder import Model, load_model
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas
-from engine.pipeline.round import network_of
+from engine.pipeline.sampling_round import network_of
 from engine.pipeline.sampler import sample
 from engine.planning.cover import Cover, RandomCover, StackedCover, shifted, strided
 from engine.planning.decode_cover import gaussian_pixel_cover

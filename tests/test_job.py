@@ -13,10 +13,10 @@ from engine import command_line
 from engine.diffusion import solvers
 from engine.job import GROUPS, RunOptions, SampleJob, taken_by
 from engine.models.card import CONDITIONS, read_card
-from engine.options import OPTIONS, options_markdown, parse, parser, to_yaml
+from engine.options import FLAG, SIZE
+from engine.parsing import OPTIONS, options_markdown, parse, parser, to_yaml
 from engine.planning.cover import cover_of, window_weights
 from engine.planning.names import COVERS, WEIGHTS
-from engine.settings import FLAG, SIZE
 
 ROOT = Path(__file__).parents[1]
 EVERY = """
@@ -307,7 +307,7 @@ def test_the_docstrings_name_every_field():
 
 def test_the_documentation_of_the_options_is_current():
     said = (ROOT / "docs" / "options.md").read_text()
-    assert said == options_markdown(), "run python -m engine.options > docs/options.md"
+    assert said == options_markdown(), "run python -m engine.parsing > docs/options.md"
     rows = [line for line in said.splitlines() if line.startswith("| `--")]
     assert len(rows) == len(OPTIONS)
     assert all(line.count("|") in (5, 6) for line in rows)

@@ -15,7 +15,7 @@ from engine.inputs.label_cleanup import clean_box, clean_labels, majority_box
 from engine.inputs.maps import MapFile
 from engine.inputs.nuclei import edges
 from engine.inputs.resize import nearest_box, nearest_index
-from engine.planning.geometry import Window, grid
+from engine.planning.geometry import Box, grid
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 
@@ -79,7 +79,7 @@ def test_any_box_of_the_clean_up_is_that_crop_of_the_whole(h, w, height, width, 
     decoded = blobs((h, w), seed=h)
     whole = clean_labels(decoded, (height, width), 5)
     y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    box = Window(y0, x0, data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width)))
+    box = Box(y0, x0, data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width)))
     labels = clean_box(Recorded(decoded), (h, w), (height, width), box, 5)
     assert np.array_equal(labels, whole[box.y0 : box.y1, box.x0 : box.x1])
 
@@ -94,16 +94,16 @@ def test_a_box_reads_what_it_needs_and_no_more():
 
 def test_a_box_brought_to_size_is_that_crop_of_the_whole():
     values = np.arange(13 * 17).reshape(13, 17)
-    whole = nearest_box(Recorded(values), values.shape, (104, 136), Window(0, 0, 104, 136))
+    whole = nearest_box(Recorded(values), values.shape, (104, 136), Box(0, 0, 104, 136))
     assert np.array_equal(whole, np.kron(values, np.ones((8, 8), int)))
-    part = nearest_box(Recorded(values), values.shape, (104, 136), Window(11, 30, 60, 77))
+    part = nearest_box(Recorded(values), values.shape, (104, 136), Box(11, 30, 60, 77))
     assert np.array_equal(part, whole[11:60, 30:77])
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 7), st.integers(1, 5))
 def test_a_map_enlarged_by_a_whole_number_repeats_its_pixels(h, w, times, step):
     values = np.arange(h * w).reshape(h, w)
-    box = Window(times // 2, 0, h * times, w * times)
+    box = Box(times // 2, 0, h * times, w * times)
     enlarged = nearest_box(Recorded(values), values.shape, (h * times, w * times), box, step)
     assert (enlarged == values.repeat(times, 0).repeat(times, 1)[times // 2 :][::step, ::step]).all()
 
@@ -114,8 +114,8 @@ def test_a_label_map_in_a_file_is_resized_by_the_centres_of_pixels_as_pillow_doe
     np.save(tmp_path / "l.npy", labels)
     expected = np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
     resized = MapFile(integer_file(str(tmp_path / "l.npy"), "`labels`"), size)
-    assert (resized.read(0, Window(0, 0, *size), 1) == expected).all()
-    assert (resized.read(0, Window(3, 1, *size), 2) == expected[3::2, 1::2]).all()
+    assert (resized.read(0, Box(0, 0, *size), 1) == expected).all()
+    assert (resized.read(0, Box(3, 1, *size), 2) == expected[3::2, 1::2]).all()
 
 
 def test_a_map_too_small_to_clean_is_refused():
@@ -138,12 +138,12 @@ def test_a_vote_in_boxes_equals_the_vote_on_the_whole_map(h, w, data):
     labels = np.random.default_rng(h * 100 + w).integers(0, 4, (h, w)).astype(np.uint8)
 
     def read(box):
-        assert box == box & Window(0, 0, h, w)
+        assert box == box & Box(0, 0, h, w)
         return labels[box.y0 : box.y1, box.x0 : box.x1]
 
-    whole = majority_box(read, (h, w), Window(0, 0, h, w), 4)
+    whole = majority_box(read, (h, w), Box(0, 0, h, w), 4)
     y, x = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
-    box = Window(y, x, data.draw(st.integers(y + 1, h)), data.draw(st.integers(x + 1, w)))
+    box = Box(y, x, data.draw(st.integers(y + 1, h)), data.draw(st.integers(x + 1, w)))
     assert (majority_box(read, (h, w), box, 4) == whole[box.y0 : box.y1, box.x0 : box.x1]).all()
     padded = np.pad(labels, 2, mode="edge")
     votes = np.bincount(padded[y : y + 5, x : x + 5].ravel(), minlength=4)

@@ -21,7 +21,7 @@ from engine.inputs.maps import MapFile
 from engine.inputs.masks import roi_map
 from engine.job import RunOptions, SampleJob
 from engine.pipeline.prepare import prepare
-from engine.planning.geometry import Frames, Window, grid
+from engine.planning.geometry import Box, Frames, grid
 
 FRAMES = {
     "large": Frames((4500, 3003), 8, 16),
@@ -38,7 +38,7 @@ def read_whole(read, frames):
     labels = np.empty(frames.shape, np.uint8)
     for image in range(frames.images):
         in_file = isinstance(getattr(read, "__self__", None), MapFile)
-        of_image = np.asarray(read(image, Window(0, 0, height, width), 1 if in_file else factor))
+        of_image = np.asarray(read(image, Box(0, 0, height, width), 1 if in_file else factor))
         of_image = of_image[::factor, ::factor] if in_file else of_image
         short = [(0, n - m) for n, m in zip(frames.frame, of_image.shape, strict=True)]
         rows = image * frames.frame[0]
@@ -114,16 +114,16 @@ def test_a_value_that_the_model_does_not_know_is_named_where_it_lies(tmp_path):
     labels[2, 33, 7] = -1
     np.save(tmp_path / "l.npy", labels)
     file = MapFile(integer_file(tmp_path / "l.npy", "`labels`", stack=True), (80, 100), 2, ("a", "b"))
-    file.read(1, Window(0, 0, 80, 100), 1)
+    file.read(1, Box(0, 0, 80, 100), 1)
     with pytest.raises(ValueError, match=r"l\.npy, map 2, has value -1 at row 33, column 7; the model knows 0 a, 1 b"):
-        file.read(2, Window(60, 10, 80, 100), 1)
+        file.read(2, Box(60, 10, 80, 100), 1)
 
 
 def test_a_grid_takes_no_room_and_knows_the_place_of_every_box():
     huge = grid((10**9, 10**9 - 7), 2048)
     assert len(huge) == 488282 * 488282
     last = huge[len(huge) - 1]
-    assert last == huge[-1] == Window(488281 * 2048, 488281 * 2048, 10**9, 10**9 - 7)
+    assert last == huge[-1] == Box(488281 * 2048, 488281 * 2048, 10**9, 10**9 - 7)
     assert huge.index_of(huge[123_456_789_012]) == 123_456_789_012
     with pytest.raises(IndexError):
         huge[len(huge)]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from engine.inputs.nuclei import MOST, channel_count, edges, published_channels
 from engine.inputs.nuclei_scan import scan_nuclei
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
 
 def reader(array):
@@ -66,7 +66,7 @@ def mean_colors_of(nuclei):
 
 
 def whole(instances):
-    return Window(0, 0, *instances.shape)
+    return Box(0, 0, *instances.shape)
 
 
 def random_map(seed, height=40, width=50, nuclei=30, largest=9):
@@ -191,13 +191,13 @@ def test_colours_given_are_those_of_all_nuclei_and_all_background():
 
 def test_what_a_window_has_outside_the_canvas_is_background_without_edges():
     nuclei = scan(SMALL[1:4, 1:5], colors=((255, 255, 255), (0, 0, 0)))
-    padded = nuclei.maps(reader(SMALL[1:4, 1:5]), Window(-2, -1, 6, 9))
-    inside = nuclei.maps(reader(SMALL[1:4, 1:5]), Window(0, 0, 3, 4))
+    padded = nuclei.maps(reader(SMALL[1:4, 1:5]), Box(-2, -1, 6, 9))
+    inside = nuclei.maps(reader(SMALL[1:4, 1:5]), Box(0, 0, 3, 4))
     assert (padded[:, 2:5, 1:5] == inside).all()
     padded[:, 2:5, 1:5] = 0
     assert not padded[[0, 1, 5]].any()
     assert (padded[2:5, :2] == -1).all()
-    assert (nuclei.maps(reader(SMALL), Window(20, 20, 24, 24))[2:5] == -1).all()
+    assert (nuclei.maps(reader(SMALL), Box(20, 20, 24, 24))[2:5] == -1).all()
 
 
 def test_a_canvas_without_any_background_has_maps_too():
@@ -234,8 +234,8 @@ def test_the_maps_of_a_window_are_that_crop_of_the_whole_canvas(seed, y, x, heig
     instances, image = random_map(seed), random_image(seed)
     nuclei = scan(instances, image=reader(image))
     around = 40
-    all_of_it = nuclei.maps(reader(instances), Window(-around, -around, 40 + around, 50 + around))
-    window = Window(y, x, y + height, x + width)
+    all_of_it = nuclei.maps(reader(instances), Box(-around, -around, 40 + around, 50 + around))
+    window = Box(y, x, y + height, x + width)
     crop = all_of_it[:, y + around :, x + around :][:, :height, :width]
     np.testing.assert_array_equal(nuclei.maps(reader(instances), window), crop)
 
@@ -298,7 +298,7 @@ def bordered():
 )
 def test_a_nucleus_cut_by_the_border_is_refused_and_named(box, where):
     instances = bordered()
-    instances[Window(*box).within(whole(instances))] = 17
+    instances[Box(*box).within(whole(instances))] = 17
     instances[5, 7] = 17  # its box is wider than what lies on the border
     with pytest.raises(ValueError, match=f"nucleus 17 is cut by the border at {where}; `border_nuclei` keep .* drop"):
         scan(instances, border="refuse", side=5)
@@ -374,7 +374,7 @@ def test_a_map_that_changed_since_the_scan_is_refused():
     changed = SMALL.copy()
     changed[4, 3] = 8
     with pytest.raises(ValueError, match="has nucleus 8 at row 4, column 3, which it had not when it was scanned"):
-        nuclei.maps(reader(changed), Window(4, 2, 6, 5), ("hv",))
+        nuclei.maps(reader(changed), Box(4, 2, 6, 5), ("hv",))
 
 
 def test_the_number_of_channels_names_the_parts():

@@ -9,7 +9,7 @@ from launching import ROOT, environment
 from zarr import open_array
 
 from engine.pipeline.outputs import unfinished_shards
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.checkpoint import CommitMark, SamplingRound
 from engine.storage.create import create
 from engine.storage.files import digest, halved, remove
@@ -136,7 +136,7 @@ def test_files_are_counted_without_listing_them():
 
 def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(output):
     data = np.random.default_rng(0).standard_normal((4, 64, 64)).astype(np.float32)
-    box = Window(0, 0, 64, 64)
+    box = Box(0, 0, 64, 64)
     assert output.checkpoints.mark() is None
     slot = 0
     output.checkpoints.make_slots((4, 64, 64), (64, 64))
@@ -153,7 +153,7 @@ def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(
 def test_a_slot_is_opened_once_and_again_when_it_is_made_anew(output, monkeypatch):
     opened = []
     monkeypatch.setattr(zarr, "open_array", lambda path, **mode: opened.append(path) or open_array(path, **mode))
-    boxes = [Window(0, 0, 64, 64), Window(64, 0, 128, 64)]
+    boxes = [Box(0, 0, 64, 64), Box(64, 0, 128, 64)]
     for shape in ((4, 128, 64), (8, 128, 64)):
         slot = 0
         output.checkpoints.make_slots(shape, (64, 64))
@@ -169,13 +169,13 @@ def test_a_slot_that_a_kill_left_half_made_is_made_anew(output):
     (output.private / "checkpoint" / "0" / "x").mkdir(parents=True)
     slot = 0
     output.checkpoints.make_slots((4, 64, 64), (64, 64))
-    output.checkpoints.write(slot, "x", Window(0, 0, 64, 64), np.zeros((4, 64, 64), np.float32))
+    output.checkpoints.write(slot, "x", Box(0, 0, 64, 64), np.zeros((4, 64, 64), np.float32))
 
 
 def test_a_damaged_checkpoint_is_named(output):
     slot = 0
     output.checkpoints.make_slots((4, 64, 64), (64, 64))
-    box = Window(0, 0, 64, 64)
+    box = Box(0, 0, 64, 64)
     with pytest.raises(ValueError, match="lacks latents"):
         output.checkpoints.read(slot, "x", box)
     output.checkpoints.write(slot, "x", box, np.ones((4, 64, 64), np.float32))
@@ -253,7 +253,7 @@ def test_a_layout_gives_the_pixels_of_an_image_in_order_and_in_boxes(whole):
     layout = output.layout
     assert b"".join(image[index].tobytes() for index in layout.in_order()) == image.tobytes()
     assert max(image[index].nbytes for index in layout.in_order()) < image.nbytes / 2
-    part = Window(3, 5, 19, 21)
+    part = Box(3, 5, 19, 21)
     number, one = (0, labels) if layout == IMAGE else (3, labels[3])
     array = output.array(layout.labels)
     np.testing.assert_array_equal(array[layout.index_in(number, part)], one[3:19, 5:21])

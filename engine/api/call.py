@@ -16,9 +16,9 @@ import numpy as np
 
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.job import RunOptions, SampleJob
-from engine.options import OPTIONS, divided, nearest
+from engine.options import FILE
+from engine.parsing import OPTIONS, divided, nearest
 from engine.pipeline.watch import CallbackFailed
-from engine.settings import FILE
 
 
 class Stopped(RuntimeError):

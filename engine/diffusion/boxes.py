@@ -7,11 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
-ReadBox = Callable[[Window], np.ndarray]  # box -> values (..., height, width) of the one map there is
-ReadImageBox = Callable[[int, Window], np.ndarray]  # (image, box) -> values of a box of one image of several
-ReadSteps = Callable[[int, Window, int], np.ndarray]  # (image, box, step) -> every step-th value, from the box's corner
+ReadBox = Callable[[Box], np.ndarray]  # box -> values (..., height, width) of the one map there is
+ReadImageBox = Callable[[int, Box], np.ndarray]  # (image, box) -> values of a box of one image of several
+ReadSteps = Callable[[int, Box, int], np.ndarray]  # (image, box, step) -> every step-th value, from the box's corner
 
 
 def in_blocks(read: ReadImageBox, shape: tuple[int, int], dtype: np.dtype | type, side: int, kept: int) -> ReadImageBox:
@@ -27,13 +27,13 @@ def in_blocks(read: ReadImageBox, shape: tuple[int, int], dtype: np.dtype | type
 
     @lru_cache(maxsize=kept)
     def block(image: int, y: int, x: int) -> np.ndarray:
-        return read(image, Window(y, x, y + side, x + side) & Window(0, 0, *shape))
+        return read(image, Box(y, x, y + side, x + side) & Box(0, 0, *shape))
 
-    def read_box(image: int, box: Window) -> np.ndarray:
+    def read_box(image: int, box: Box) -> np.ndarray:
         values = np.empty(box.shape, dtype)
         for y in range(box.y0 - box.y0 % side, box.y1, side):
             for x in range(box.x0 - box.x0 % side, box.x1, side):
-                place = Window(y, x, y + side, x + side)
+                place = Box(y, x, y + side, x + side)
                 common = box & place
                 values[common.within(box)] = block(image, y, x)[common.within(place)]
         return values

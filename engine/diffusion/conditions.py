@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.diffusion.latent_map import LatentMap
 from engine.planning.cover import Cover
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.names import LARGEST_LABEL
 
 BITS = np.uint64(1) << np.arange(LARGEST_LABEL + 1, dtype=np.uint64)
@@ -37,7 +37,7 @@ class Condition:
         """The keys of a label's evaluation and of its null's; None: there is no such evaluation."""
         return 1, None
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
+    def inputs(self, asked: Sequence[tuple[Box, int]]) -> ModelInputs:
         """The network's inputs for each (window, key), batch first."""
         return {}
 
@@ -51,7 +51,7 @@ class Condition:
             return np.ones(len(window_ids), np.uint64)
         bits = np.empty(len(window_ids), np.uint64)
         for n, (window_id, box) in enumerate(zip(window_ids.tolist(), cover.core(window_ids).tolist(), strict=True)):
-            core = Window(*box)
+            core = Box(*box)
             labels, weight = self.crop(core), cover.weight(window_id, core)
             used = labels if weight is None else labels[weight > 0]
             counts = np.bincount(used.ravel(), minlength=LARGEST_LABEL + 1)
@@ -78,7 +78,7 @@ class Condition:
         distinct, inverse = np.unique(label_bits, return_inverse=True)
         return np.array([len(self.requests(int(bits))) for bits in distinct], np.int64)[inverse]
 
-    def crop(self, window: Window) -> np.ndarray:
+    def crop(self, window: Box) -> np.ndarray:
         """The labels of a window."""
         assert self.labels is not None
         return self.labels[window.y0 : window.y1, window.x0 : window.x1]
@@ -99,7 +99,7 @@ class LabelMap(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return label or None, 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
+    def inputs(self, asked: Sequence[tuple[Box, int]]) -> ModelInputs:
         maps = [
             self.crop(window) == key if key and self.labels is not None else np.full(window.shape, bool(key))
             for window, key in asked
@@ -122,7 +122,7 @@ class ClassMap(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return label + 1, 0 if self.has_null else None
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
+    def inputs(self, asked: Sequence[tuple[Box, int]]) -> ModelInputs:
         classes = np.array([key - 1 for _, key in asked])
         if self.table is None:
             return {"label": classes}
@@ -153,7 +153,7 @@ class EmbeddingGrid(Condition):
     def keys(self, label: int) -> tuple[int | None, int | None]:
         return 1, 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
+    def inputs(self, asked: Sequence[tuple[Box, int]]) -> ModelInputs:
         assert self.grid is not None
         grids = {"embedding": self.grid} if self.region is None else {"embedding": self.grid, "region": self.region}
         return {
@@ -161,7 +161,7 @@ class EmbeddingGrid(Condition):
             for name, grid in grids.items()
         }
 
-    def read(self, grid: np.ndarray, window: Window) -> np.ndarray:
+    def read(self, grid: np.ndarray, window: Box) -> np.ndarray:
         """float32 (D,): the embedding of a window."""
         if self.rows is not None:
             return grid[window.y0 // self.rows]
@@ -206,7 +206,7 @@ class SemanticMap(Condition):
         styles: Number of networks.
     """
 
-    read: Callable[[Window], np.ndarray] | None = None
+    read: Callable[[Box], np.ndarray] | None = None
     channels: int = 0
     styles: int = 1
 
@@ -216,7 +216,7 @@ class SemanticMap(Condition):
     def network(self, key: int) -> int:
         return key // 2 if self.styles > 1 else 0
 
-    def inputs(self, asked: Sequence[tuple[Window, int]]) -> ModelInputs:
+    def inputs(self, asked: Sequence[tuple[Box, int]]) -> ModelInputs:
         assert self.read is not None
         read = {window: self.read(window) for window in {window for window, key in asked if key % 2}}
         maps = [read[w] if key % 2 else np.zeros((self.channels, *w.shape), np.float32) for w, key in asked]

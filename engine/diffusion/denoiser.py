@@ -13,14 +13,14 @@ from torch import Tensor
 from engine.diffusion.conditions import Condition, labels_of
 from engine.diffusion.schedule import Schedule
 from engine.planning.cover import windows_of
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.plan import Plan
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # latents, timesteps, inputs -> output
 Request = tuple[int, int]  # (slot of a window in the plan, key)
 
 
-class Windows(Protocol):
+class WindowStore(Protocol):
     """Where windows come from and their estimates go to; they are named by their slots in the plan."""
 
     def read(self, slots: Sequence[int], batch: int, dtype: torch.dtype) -> Tensor:
@@ -72,7 +72,7 @@ class Denoiser:
         """What windows are asked for at a level."""
         return self.guided if self.guided_levels is None or level in self.guided_levels else self.unguided
 
-    def __call__(self, plan: Plan, windows: Windows, level: int) -> None:
+    def __call__(self, plan: Plan, windows: WindowStore, level: int) -> None:
         """Put float32 estimates (C, p, p) of this rank's windows, in the plan's order. Local.
 
         Where the model learned its variance, C more channels follow with the network's prediction of it.
@@ -85,7 +85,7 @@ class Denoiser:
         requests = [(slot, key) for slot in range(len(plan)) for key in condition.requests(int(plan.label_bits[slot]))]
         requests.sort(key=lambda request: condition.network(request[1]))  # a micro-batch is of one network
         last = {slot: index for index, (slot, _) in enumerate(requests)}
-        boxes = [Window(*box) for box in windows_of(plan.cover, plan.window_ids).tolist()]
+        boxes = [Box(*box) for box in windows_of(plan.cover, plan.window_ids).tolist()]
         outputs: dict[int, dict[int, Tensor]] = {}  # of windows with keys still to come
         done = 0
         for batch in self.batches(condition, requests):
@@ -108,7 +108,7 @@ class Denoiser:
         if torch.device(self.device).type == "cuda":
             torch.cuda.synchronize(self.device)  # the time of the level is known here, and not in whatever waits next
 
-    def evaluate(self, condition: Condition, asked: list[tuple[Window, int]], x: Tensor, t: int) -> Tensor:
+    def evaluate(self, condition: Condition, asked: list[tuple[Box, int]], x: Tensor, t: int) -> Tensor:
         """float32 (B, C, p, p): the network's output for one micro-batch, padding included."""
         padded = asked + [asked[-1]] * (self.batch_size - len(asked))
         given = condition.inputs(padded)
@@ -134,7 +134,7 @@ class Denoiser:
                 yield of_network[start : start + self.batch_size]
 
 
-def combine(condition: Condition, window: Window, label_bits: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
+def combine(condition: Condition, window: Box, label_bits: int, outputs: dict[int, Tensor], channels: int) -> Tensor:
     """Each latent's output under its own label: null + w (cond - null).
 
     Args:

@@ -12,14 +12,14 @@ from torch import Tensor
 from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.transfer import Incoming, Outgoing
 from engine.planning.cover import Cover
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.plan import Plan
 from kernels.fuse import accumulate, fuse, normalize
 from kernels.gather import gather
 from kernels.values import SeparableWeights, Weights, WinnerMap
 
 HALO, ESTIMATES = 1, 2  # tags
-Piece = tuple[int, Window, Tensor]  # window_id, box, the window's estimate in the box
+Piece = tuple[int, Box, Tensor]  # window_id, box, the window's estimate in the box
 
 
 class Exchange:
@@ -103,11 +103,11 @@ class Exchange:
         """float32 (C, h, w): a block of the plan, cut out of the canvas."""
         if index not in self.blocks:
             self.blocks = dict(list(self.blocks.items())[-1:])  # slots come block by block
-            box = Window(*self.plan.blocks[index].tolist())
+            box = Box(*self.plan.blocks[index].tolist())
             self.blocks[index] = self.assembled(box, bool(self.plan.needs_halo[index]))
         return self.blocks[index]
 
-    def assembled(self, box: Window, needs_halo: bool) -> Tensor:
+    def assembled(self, box: Box, needs_halo: bool) -> Tensor:
         """A box of the canvas, put together from this rank's shards and, where windows need it, from its halo.
 
         What neither of them holds is not filled: no window reads it.
@@ -148,7 +148,7 @@ class Exchange:
         sends, patch, scale = self.plan.estimate_sends, self.plan.cover.patch, self.scale
         window_id, box = int(sends.window_id[row]), sends.window(row).scaled(scale)
         y, x = self.plan.cover.corners(sends.window_id[row : row + 1])[0].tolist()
-        whole = Window(y, x, y + patch, x + patch).scaled(scale)
+        whole = Box(y, x, y + patch, x + patch).scaled(scale)
         return window_id, box, self.estimates[window_id][(slice(None), *box.within(whole))]
 
     def pieces(self) -> dict[int, list[Piece]]:
@@ -184,7 +184,7 @@ class Exchange:
         return fused
 
 
-def fuse_latents(cover: Cover, shard: Window, pieces: Sequence[Piece], channels: int, device: str) -> Tensor:
+def fuse_latents(cover: Cover, shard: Box, pieces: Sequence[Piece], channels: int, device: str) -> Tensor:
     """float32 (channels, h, w): a shard fused in one kernel, from windows laid side by side."""
     if not pieces:
         return torch.zeros(channels, *shard.shape, device=device)
@@ -193,7 +193,7 @@ def fuse_latents(cover: Cover, shard: Window, pieces: Sequence[Piece], channels:
     estimates = torch.empty(len(window_ids), channels, p, p, device=device)
     for n, (_, box, part) in enumerate(pieces):
         y, x = corners[n].tolist()
-        estimates[(n, slice(None), *box.within(Window(y, x, y + p, x + p)))] = part
+        estimates[(n, slice(None), *box.within(Box(y, x, y + p, x + p)))] = part
     used = np.array([(box.y0, box.x0, box.y1, box.x1) for _, box, _ in pieces])
     weights = weights_of(cover, shard, pieces, device)
     return fuse(
@@ -205,7 +205,7 @@ def fuse_latents(cover: Cover, shard: Window, pieces: Sequence[Piece], channels:
     )
 
 
-def weights_of(cover: Cover, shard: Window, pieces: Sequence[Piece], device: str) -> Weights:
+def weights_of(cover: Cover, shard: Box, pieces: Sequence[Piece], device: str) -> Weights:
     """The weights of windows in a shard, as the kernel takes them."""
     lines = [cover.axis_weights(window_id) for window_id, _, _ in pieces]
     given = [line for line in lines if line is not None]
@@ -222,7 +222,7 @@ def weights_of(cover: Cover, shard: Window, pieces: Sequence[Piece], device: str
     return WinnerMap(torch.from_numpy(field).to(device))
 
 
-def fuse_pixels(cover: Cover, shard: Window, pieces: Sequence[Piece], channels: int, device: str) -> Tensor:
+def fuse_pixels(cover: Cover, shard: Box, pieces: Sequence[Piece], channels: int, device: str) -> Tensor:
     """float32 (channels, h, w): a shard fused one window after another, for windows of pixels are many bytes."""
     total, weights = torch.zeros(channels, *shard.shape, device=device), torch.zeros(shard.shape, device=device)
     for window_id, box, part in pieces:
@@ -238,7 +238,7 @@ def rows_by(ranks: np.ndarray) -> list[tuple[int, np.ndarray]]:
     return [(int(rank), np.nonzero(ranks == rank)[0]) for rank in np.unique(ranks)]
 
 
-def split(message: Tensor, channels: int, boxes: Sequence[Window]) -> list[Tensor]:
+def split(message: Tensor, channels: int, boxes: Sequence[Box]) -> list[Tensor]:
     """The pieces (channels, h, w) of a message, one a box."""
     parts = torch.split(message, [channels * box.area for box in boxes])
     return [part.reshape(channels, *box.shape) for part, box in zip(parts, boxes, strict=True)]

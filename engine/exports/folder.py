@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from engine.exports.image_set import write_set
-from engine.exports.large_image import write_image
+from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout

@@ -12,7 +12,7 @@ import numpy as np
 from engine.inputs.maps import box_of
 from engine.inputs.nuclei import channel_count
 from engine.inputs.nuclei_scan import scan_nuclei
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.output import Output
 
 CONDITION = ("hv", "edges")  # channels of the condition where the output does not name those of its model
@@ -80,7 +80,7 @@ def condition_of(provenance: Mapping[str, Any], instances: np.ndarray) -> np.nda
     if not instances.any():
         return np.zeros((shape[0], channel_count(channels), *shape[1:]), np.float32)
     nuclei = scan_nuclei(partial(box_of, instances), shape[1:], len(instances), colors=colors, border="keep")  # type: ignore[arg-type]
-    box = Window(0, 0, *shape[1:])
+    box = Box(0, 0, *shape[1:])
 
     def maps(index: int, ids: np.ndarray) -> np.ndarray:
         return nuclei.image(index).maps(lambda part: ids[part.within(box)], box, channels)

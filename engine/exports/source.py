@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.output import Output, state_of
 
 
@@ -44,7 +44,7 @@ def check_shards(output: Output) -> None:
                 )
 
 
-def read(output: Output, name: str, box: Window) -> np.ndarray:
+def read(output: Output, name: str, box: Box) -> np.ndarray:
     """Read a box of an array as ``Output.read`` does; errors point to engine.verify.
 
     Raises:
@@ -60,7 +60,7 @@ def read(output: Output, name: str, box: Window) -> np.ndarray:
         ) from None
 
 
-def box_text(box: Window) -> str:
+def box_text(box: Box) -> str:
     """Name a box, for people."""
     return f"rows {box.y0}:{box.y1} columns {box.x0}:{box.x1}"
 

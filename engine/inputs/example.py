@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
 
-def example_labels(box: Window, step: int = 1, seed: int = 8) -> np.ndarray:
+def example_labels(box: Box, step: int = 1, seed: int = 8) -> np.ndarray:
     """A drawn tissue for demonstrations: nests of carcinoma, some necrotic inside, in stroma and other tissue.
 
     A pure function of position on the unbounded plane, made of smooth noise.
@@ -28,7 +28,7 @@ def example_labels(box: Window, step: int = 1, seed: int = 8) -> np.ndarray:
     return labels
 
 
-def _smooth_noise(box: Window, step: int, period: int, seed: int) -> np.ndarray:
+def _smooth_noise(box: Box, step: int, period: int, seed: int) -> np.ndarray:
     """float32 (height, width): normal values on a lattice of ``period`` px, smoothly interpolated; std about 1."""
     y = np.arange(box.y0, box.y1, step)
     x = np.arange(box.x0, box.x1, step)

@@ -12,14 +12,14 @@ import numpy as np
 from engine.diffusion.boxes import ReadBox
 from engine.inputs.nuclei import edges
 from engine.inputs.resize import nearest_box
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
 REACH = 6  # side of the windows whose minimum is taken: a cleaned map is REACH - 1 smaller than its source
 NEIGHBOURS = 5  # side of the square that votes on the label at its middle
 
 
 def clean_box(
-    read: ReadBox, source_shape: tuple[int, int], target_shape: tuple[int, int], box: Window, labels: int, step: int = 1
+    read: ReadBox, source_shape: tuple[int, int], target_shape: tuple[int, int], box: Box, labels: int, step: int = 1
 ) -> np.ndarray:
     """One box of DiffInfinite's clean-up of a decoded label map, equal to that crop of the whole. Local.
 
@@ -52,13 +52,13 @@ def clean_labels(decoded: np.ndarray, target_shape: tuple[int, int], labels: int
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     """
 
-    def read(box: Window) -> np.ndarray:
+    def read(box: Box) -> np.ndarray:
         return decoded[box.y0 : box.y1, box.x0 : box.x1]
 
-    return clean_box(read, decoded.shape, target_shape, Window(0, 0, *target_shape), labels)  # type: ignore[arg-type]
+    return clean_box(read, decoded.shape, target_shape, Box(0, 0, *target_shape), labels)  # type: ignore[arg-type]
 
 
-def majority_box(read: ReadBox, shape: tuple[int, int], box: Window, labels: int) -> np.ndarray:
+def majority_box(read: ReadBox, shape: tuple[int, int], box: Box, labels: int) -> np.ndarray:
     """One box of a label map after a vote of each label's neighbourhood: specks and holes go. Local.
 
     Args:
@@ -72,12 +72,12 @@ def majority_box(read: ReadBox, shape: tuple[int, int], box: Window, labels: int
 
     >>> speck = np.zeros((5, 5), np.uint8)
     >>> speck[2, 2] = 1
-    >>> int(majority_box(lambda w: speck[w.y0:w.y1, w.x0:w.x1], (5, 5), Window(0, 0, 5, 5), 2).sum())
+    >>> int(majority_box(lambda w: speck[w.y0:w.y1, w.x0:w.x1], (5, 5), Box(0, 0, 5, 5), 2).sum())
     0
     """
     reach = NEIGHBOURS // 2
-    outer = Window(box.y0 - reach, box.x0 - reach, box.y1 + reach, box.x1 + reach)
-    held = outer & Window(0, 0, *shape)
+    outer = Box(box.y0 - reach, box.x0 - reach, box.y1 + reach, box.x1 + reach)
+    held = outer & Box(0, 0, *shape)
     ends = [(held.y0 - outer.y0, outer.y1 - held.y1), (held.x0 - outer.x0, outer.x1 - held.x1)]
     around = np.pad(read(held), ends, mode="edge")
     votes = []
@@ -87,10 +87,10 @@ def majority_box(read: ReadBox, shape: tuple[int, int], box: Window, labels: int
     return np.stack(votes).argmax(0).astype(np.uint8)
 
 
-def _cleaned(read: ReadBox, source_shape: tuple[int, int], box: Window, labels: int) -> np.ndarray:
+def _cleaned(read: ReadBox, source_shape: tuple[int, int], box: Box, labels: int) -> np.ndarray:
     """A box of the cleaned map before it is brought to size."""
-    inner = Window(box.y0, box.x0, box.y1 + REACH - 1, box.x1 + REACH - 1)
-    outer = Window(inner.y0 - 1, inner.x0 - 1, inner.y1 + 1, inner.x1 + 1) & Window(0, 0, *source_shape)
+    inner = Box(box.y0, box.x0, box.y1 + REACH - 1, box.x1 + REACH - 1)
+    outer = Box(inner.y0 - 1, inner.x0 - 1, inner.y1 + 1, inner.x1 + 1) & Box(0, 0, *source_shape)
     decoded = np.asarray(read(outer), np.float32)
     grey = (np.clip(decoded, 0, 1) * np.float32(255)).astype(np.uint8)
     grey[edges(grey)] = 0

@@ -16,7 +16,7 @@ from engine.inputs.values import Inputs, LabelSource
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.files import CLASSES
-from engine.planning.geometry import Frames, Window, grid
+from engine.planning.geometry import Box, Frames, grid
 from engine.planning.names import LARGEST_LABEL
 from engine.storage.layout import LabelArray
 from engine.storage.readers import read_array
@@ -73,15 +73,15 @@ def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
     return LabelSource(MapFile(file, job.size, known, card.labels).read, "")
 
 
-def uniform_labels(labels: tuple[int, ...], image: int, box: Window, step: int) -> np.ndarray:
+def uniform_labels(labels: tuple[int, ...], image: int, box: Box, step: int) -> np.ndarray:
     """One label throughout each image; the images take the labels in turn."""
     return np.full((-(-box.height // step), -(-box.width // step)), labels[image % len(labels)], np.uint8)
 
 
-def example_of_image(height: int, image: int, box: Window, step: int) -> np.ndarray:
+def example_of_image(height: int, image: int, box: Box, step: int) -> np.ndarray:
     """A box of the drawn example; the images of a set, ``height`` px high, lie below one another in it."""
     rows = image * (-(-height // step) * step)
-    return example_labels(Window(box.y0 + rows, box.x0, box.y1 + rows, box.x1), step)
+    return example_labels(Box(box.y0 + rows, box.x0, box.y1 + rows, box.x1), step)
 
 
 def labels_digest(source: LabelSource, frames: Frames) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from engine.inputs.input_file import InputFile
 from engine.inputs.resize import nearest_box, nearest_index
 from engine.job import SampleJob
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
 READ_BYTES = 2**27  # bytes of a file that are read at once
 
@@ -33,7 +33,7 @@ class MapFile:
     known: int | None = None
     names: tuple[str, ...] = ()
 
-    def read(self, image: int, box: Window, step: int) -> np.ndarray:
+    def read(self, image: int, box: Box, step: int) -> np.ndarray:
         """Every ``step``-th value of a box of an image, from the box's corner.
 
         Raises:
@@ -55,7 +55,7 @@ class MapFile:
         return values
 
 
-def box_of(array: np.ndarray, image: int, box: Window) -> np.ndarray:
+def box_of(array: np.ndarray, image: int, box: Box) -> np.ndarray:
     """A box (height, width) of a map, whichever image it is for, or of one map of a stack."""
     of_image = () if array.ndim == 2 else (image,)
     return np.asarray(array[(*of_image, slice(box.y0, box.y1), slice(box.x0, box.x1))])

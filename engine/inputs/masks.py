@@ -13,7 +13,7 @@ from engine.inputs.maps import bands_of, check_size, digest_of
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
 from engine.models.card import ModelCard
-from engine.planning.geometry import Frames, Window
+from engine.planning.geometry import Box, Frames
 from engine.storage.readers import read_picture
 
 
@@ -59,11 +59,11 @@ def roi_map(mask: InputFile, frames: Frames) -> LatentMap:
     return LatentMap(frames, partial(marked_latents, mask), repeats=False)
 
 
-def marked_latents(mask: InputFile, image: int, box: Window, factor: int) -> np.ndarray:
+def marked_latents(mask: InputFile, image: int, box: Box, factor: int) -> np.ndarray:
     return latents_with_any(mask.array, box, factor)
 
 
-def latents_with_any(mask: np.ndarray, box: Window, factor: int) -> np.ndarray:
+def latents_with_any(mask: np.ndarray, box: Box, factor: int) -> np.ndarray:
     """bool (h, w): the latents of a box that hold any pixel of a mask; as many as the mask reaches.
 
     Args:

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from engine.diffusion.boxes import ReadBox
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
 Color = tuple[float, float, float]
 PARTS = {"hv": 2, "color": 3, "edges": 1, "mask": 1}
@@ -97,7 +97,7 @@ class Nuclei:
 
     # -- maps --
 
-    def maps(self, read: ReadBox, window: Window, channels: Sequence[str] = PUBLISHED[6]) -> np.ndarray:
+    def maps(self, read: ReadBox, window: Box, channels: Sequence[str] = PUBLISHED[6]) -> np.ndarray:
         """The condition maps of one window, equal to that crop of the whole image's.
 
         Horizontal and vertical ("hv"): a pixel's position, counted from 1 in its nucleus's box, less the rounded centre
@@ -107,7 +107,7 @@ class Nuclei:
 
         Args:
             read: Reader of the instance map; it is asked for ``window`` and one pixel around it, inside the image.
-            window: Window in px; what of it lies outside the image is background without edges.
+            window: Box in px; what of it lies outside the image is background without edges.
             channels: Parts in the order wanted, by default the published one: horizontal, vertical; red, green, blue;
                 edges.
         Returns:
@@ -116,7 +116,7 @@ class Nuclei:
             ValueError: an id that the table lacks; colours are wanted but neither an image nor colours were given.
         """
         assert self.table["key"][-1] <= MOST, "a stack: take its images one by one"
-        held = Window(window.y0 - 1, window.x0 - 1, window.y1 + 1, window.x1 + 1) & Window(0, 0, *self.shape)
+        held = Box(window.y0 - 1, window.x0 - 1, window.y1 + 1, window.x1 + 1) & Box(0, 0, *self.shape)
         inner = window & held
         maps = np.zeros((channel_count(channels), *window.shape), np.float32)
         if "color" in channels:
@@ -140,7 +140,7 @@ class Nuclei:
         dropped_ids = (self.table["key"][self.dropped] & np.uint64(MOST)).astype(np.uint32)
         return np.where(np.isin(instances, dropped_ids), instances.dtype.type(0), instances)
 
-    def _rows_of(self, instances: np.ndarray, box: Window) -> np.ndarray:
+    def _rows_of(self, instances: np.ndarray, box: Box) -> np.ndarray:
         """int64 (h, w): the table's row of every pixel; dropped nuclei have the background's, 0."""
         check_ids(instances, self.name, box.shape)
         starts = run_starts(instances)
@@ -156,7 +156,7 @@ class Nuclei:
         rows[self.dropped[rows]] = 0
         return np.repeat(rows, np.diff(starts, append=instances.size)).reshape(instances.shape)
 
-    def _distances(self, axis: str, rows: np.ndarray, box: Window) -> np.ndarray:
+    def _distances(self, axis: str, rows: np.ndarray, box: Box) -> np.ndarray:
         """float32 (h, w): the map along one axis, of the pixels of ``box`` that belong to ``rows``."""
         zero, least, greatest = self._scales[axis]
         along = np.arange(box.x0, box.x1) if axis == "x" else np.arange(box.y0, box.y1)[:, None]

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.diffusion.boxes import ReadImageBox
 from engine.inputs.nuclei import BORDERS, FAR, MERGE, MOST, ROW, Color, Nuclei, check_ids, run_starts
-from engine.planning.geometry import Window, grid
+from engine.planning.geometry import Box, grid
 
 
 def scan_nuclei(
@@ -43,7 +43,7 @@ def scan_nuclei(
             any image.
 
     >>> def read(image, box):
-    ...     return np.eye(4, dtype=int)[box.within(Window(0, 0, 4, 4))]
+    ...     return np.eye(4, dtype=int)[box.within(Box(0, 0, 4, 4))]
     >>> scan_nuclei(read, (4, 4), border="keep").table[["key", "area"]].tolist()  # the background, and one nucleus
     [(0, 12), (1, 4)]
     """
@@ -73,7 +73,7 @@ def check_colors(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return pixels
 
 
-def _runs(ids: np.ndarray, image: int, box: Window, rgb: np.ndarray | None) -> np.ndarray:
+def _runs(ids: np.ndarray, image: int, box: Box, rgb: np.ndarray | None) -> np.ndarray:
     """A row of the table for every run of one id within a row of pixels.
 
     Pixels are looked at once, and all the rest is done with runs.
@@ -173,10 +173,10 @@ def _where(shape: tuple[int, int], row: np.ndarray, identity: int, image: int, r
     height, width = shape
     y0, x0, y1, x1 = (int(row[name]) for name in ("y0", "x0", "y1", "x1"))
     for touches, line, place, across, start in (
-        (y0 == 0, Window(0, x0, 1, x1), "row 0", "columns", x0),
-        (y1 == height, Window(height - 1, x0, height, x1), f"row {height - 1}", "columns", x0),
-        (x0 == 0, Window(y0, 0, y1, 1), "column 0", "rows", y0),
-        (x1 == width, Window(y0, width - 1, y1, width), f"column {width - 1}", "rows", y0),
+        (y0 == 0, Box(0, x0, 1, x1), "row 0", "columns", x0),
+        (y1 == height, Box(height - 1, x0, height, x1), f"row {height - 1}", "columns", x0),
+        (x0 == 0, Box(y0, 0, y1, 1), "column 0", "rows", y0),
+        (x1 == width, Box(y0, width - 1, y1, width), f"column {width - 1}", "rows", y0),
     ):
         if touches:
             positions = np.flatnonzero(read(image, line).ravel() == identity) + start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.diffusion.boxes import ReadBox
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
 
 def nearest_index(start: int, stop: int, source: int, target: int, step: int = 1) -> np.ndarray:
@@ -21,7 +21,7 @@ def nearest_index(start: int, stop: int, source: int, target: int, step: int = 1
 
 
 def nearest_box(
-    read: ReadBox, source_shape: tuple[int, int], target_shape: tuple[int, int], box: Window, step: int = 1
+    read: ReadBox, source_shape: tuple[int, int], target_shape: tuple[int, int], box: Box, step: int = 1
 ) -> np.ndarray:
     """Every ``step``-th pixel of a box of a map that is brought to another size. Local.
 
@@ -36,5 +36,5 @@ def nearest_box(
     rows = nearest_index(box.y0, box.y1, source_shape[0], target_shape[0], step)
     columns = nearest_index(box.x0, box.x1, source_shape[1], target_shape[1], step)
     y0, x0 = int(rows[0]), int(columns[0])
-    values = read(Window(y0, x0, int(rows[-1]) + 1, int(columns[-1]) + 1))
+    values = read(Box(y0, x0, int(rows[-1]) + 1, int(columns[-1]) + 1))
     return values[np.ix_(rows - y0, columns - x0)]

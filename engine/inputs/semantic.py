@@ -17,7 +17,7 @@ from engine.inputs.nuclei_scan import check_colors, scan_nuclei
 from engine.inputs.values import Inputs, LabelSource
 from engine.job import SampleJob
 from engine.models.card import ModelCard
-from engine.planning.geometry import Frames, Window
+from engine.planning.geometry import Box, Frames
 from engine.storage.layout import LabelArray
 from engine.storage.readers import read_array, read_picture, reads_in_boxes
 
@@ -109,7 +109,7 @@ def instance_source(job: SampleJob, nuclei: Nuclei) -> LabelSource:
     file = integer_file(str(job.instances), "`instances`", stack=job.count is not None)
     instances = MapFile(file, job.size)
 
-    def read(image: int, box: Window, step: int) -> np.ndarray:
+    def read(image: int, box: Box, step: int) -> np.ndarray:
         of_image = nuclei if file.array.ndim == 2 else nuclei.image(image)
         return of_image.without_dropped(instances.read(image, box, step))
 
@@ -155,7 +155,7 @@ def styles_of(job: SampleJob) -> list[str]:
 # ---- the condition of a window ----------------------------------------------------------------------
 
 
-def read_condition(read: ReadImageBox, frames: Frames, window: Window) -> np.ndarray:
+def read_condition(read: ReadImageBox, frames: Frames, window: Box) -> np.ndarray:
     """float32 (K, p, p): the semantic map of a window of the canvas.
 
     Args:
@@ -163,7 +163,7 @@ def read_condition(read: ReadImageBox, frames: Frames, window: Window) -> np.nda
     """
     image = window.y0 // frames.frame[0]
     rows = image * frames.frame[0]
-    return read(image, Window(window.y0 - rows, window.x0, window.y1 - rows, window.x1))
+    return read(image, Box(window.y0 - rows, window.x0, window.y1 - rows, window.x1))
 
 
 def semantic_reader(
@@ -181,17 +181,17 @@ def semantic_reader(
     one_for_all = not nuclei.table["key"][-1] >> np.uint64(32)
     of_image = lru_cache(maxsize=64)(lambda image: nuclei if one_for_all else nuclei.image(image))
 
-    def made(image: int, window: Window) -> np.ndarray:
+    def made(image: int, window: Box) -> np.ndarray:
         assert read_instances is not None
         return of_image(image).maps(partial(read_instances, image), window, channels)
 
     return made
 
 
-def given_map(array: np.ndarray, size: tuple[int, int], image: int, window: Window) -> np.ndarray:
+def given_map(array: np.ndarray, size: tuple[int, int], image: int, window: Box) -> np.ndarray:
     """float32 (K, h, w): a box of a semantic map (K, H, W), or of one of a stack; 0 beyond its edge."""
     values = np.zeros((array.shape[-3], *window.shape), np.float32)
-    inner = window & Window(0, 0, *size)
+    inner = window & Box(0, 0, *size)
     of_image = array if array.ndim == 3 else array[image]
     values[(slice(None), *inner.within(window))] = of_image[:, inner.y0 : inner.y1, inner.x0 : inner.x1]
     return values

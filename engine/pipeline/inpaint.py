@@ -16,7 +16,7 @@ from engine.inputs.masks import latents_with_any
 from engine.pipeline.level_plans import decode_covers
 from engine.pipeline.prepared import Prepared
 from engine.planning.cover import Lattice, Taper
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.ownership import DecodeRounds
 from engine.planning.plan import plan_decode
 
@@ -75,20 +75,20 @@ class Inpainting:
             latents |= exchange.fuse(weighted)
         return latents
 
-    def model_pixels(self, box: Window) -> Tensor:
+    def model_pixels(self, box: Box) -> Tensor:
         """float32 (c, h, w): the known image in a box, in the model's range; beyond its edge the edge is repeated."""
         part = edge_repeated(self.image, box)
         black, white = self.prepared.card.pixel_range
         return torch.from_numpy(part.astype(np.float32) * ((white - black) / 255) + black)
 
-    def unknown_latents(self, shard: Window) -> np.ndarray:
+    def unknown_latents(self, shard: Box) -> np.ndarray:
         """bool (h, w): the latents that hold any pixel of the mask; none beyond the image's edge."""
         unknown = np.zeros(shard.shape, bool)
         latents = latents_with_any(self.mask, shard.scaled(self.prepared.card.factor), self.prepared.card.factor)
         unknown[: latents.shape[0], : latents.shape[1]] = latents
         return unknown
 
-    def blend(self, box: Window, image: np.ndarray) -> np.ndarray:
+    def blend(self, box: Box, image: np.ndarray) -> np.ndarray:
         """A sampled box with the known pixels put back: outside the mask exactly, over its soft edge in part.
 
         Args:
@@ -99,12 +99,12 @@ class Inpainting:
         mixed = np.round(known * (1 - opacity) + image * opacity).astype(np.uint8)
         return np.where(opacity == 0, known, np.where(opacity == 1, image, mixed))
 
-    def opacity(self, box: Window) -> np.ndarray:
+    def opacity(self, box: Box) -> np.ndarray:
         """float32 (h, w): the weight of the sampled image, 0 outside the mask, rising to 1 inside it.
 
         It is a function of position: 2 m - 1, with m the mean of the mask over a square around the pixel.
         """
-        around = Window(box.y0 - SOFT_PX, box.x0 - SOFT_PX, box.y1 + SOFT_PX, box.x1 + SOFT_PX)
+        around = Box(box.y0 - SOFT_PX, box.x0 - SOFT_PX, box.y1 + SOFT_PX, box.x1 + SOFT_PX)
         mask = edge_repeated(self.mask, around) != 0
         sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         side = 2 * SOFT_PX + 1
@@ -113,7 +113,7 @@ class Inpainting:
         return np.where(inside, np.clip(2 * total / side**2 - 1, 0, 1), 0).astype(np.float32)
 
 
-def edge_repeated(array: np.ndarray, box: Window) -> np.ndarray:
+def edge_repeated(array: np.ndarray, box: Box) -> np.ndarray:
     """A box of an array (..., H, W); where it reaches beyond the array the edge is repeated."""
     ends = zip((box.y0, box.x0), (box.y1, box.x1), array.shape[-2:], strict=True)
     rows, columns = (np.clip(np.arange(start, stop), 0, n - 1) for start, stop, n in ends)

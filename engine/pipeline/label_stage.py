@@ -18,7 +18,7 @@ from engine.inputs.values import LabelSource
 from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard, read_card
 from engine.models.files import EMBEDDED, EMBEDDED_LABELS
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.output import Output
 
 
@@ -127,26 +127,26 @@ def stage_source(stage: Output, card: ModelCard, size: tuple[int, int]) -> Label
     return LabelSource(partial(cleaned, stage, card, size), "sampled")
 
 
-def enlarged(stage: Output, scale: int, card: ModelCard, image: int, box: Window, step: int) -> np.ndarray:
+def enlarged(stage: Output, scale: int, card: ModelCard, image: int, box: Box, step: int) -> np.ndarray:
     """A box of the map at the image's size, after specks and holes were voted away.
 
     A model with one channel a label has no boundaries to clean: none of its labels lies between two others.
     """
     size, known = stage.layout.size, len(card.labels)
 
-    def read_labels(window: Window) -> np.ndarray:
+    def read_labels(window: Box) -> np.ndarray:
         return np.round(stage.read("0", window)[0] * ((known - 1) / 255))
 
-    def voted(window: Window) -> np.ndarray:
+    def voted(window: Box) -> np.ndarray:
         return majority_box(read_labels, size, window, known)
 
     return nearest_box(voted, size, (size[0] * scale, size[1] * scale), box, step)
 
 
-def cleaned(stage: Output, card: ModelCard, size: tuple[int, int], image: int, box: Window, step: int) -> np.ndarray:
+def cleaned(stage: Output, card: ModelCard, size: tuple[int, int], image: int, box: Box, step: int) -> np.ndarray:
     """A box of the map at the image's size, after the published clean-up."""
 
-    def read(window: Window) -> np.ndarray:
+    def read(window: Box) -> np.ndarray:
         return (stage.read("0", window)[0] + np.float32(0.5)) / 255  # the clean-up truncates this to the stored level
 
     return clean_box(read, stage.layout.size, size, box, len(card.labels), step)

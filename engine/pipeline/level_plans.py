@@ -11,7 +11,7 @@ from engine.diffusion.latent_map import LatentMap
 from engine.pipeline.prepared import Prepared
 from engine.planning.cover import Cover, StackedCover, cover_of, strided
 from engine.planning.decode_cover import decode_cover, gaussian_pixel_cover, pixel_cover
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.ownership import DecodeRounds
 from engine.planning.plan import Ask, Plan, Planning, plan_decode, plan_level, run_in_lockstep
 
@@ -110,7 +110,7 @@ def windows_touching(region: LatentMap, cover: Cover, ids: np.ndarray) -> np.nda
     """
     touching = np.empty(len(ids), bool)
     for n, (index, box) in enumerate(zip(ids.tolist(), cover.core(ids).tolist(), strict=True)):
-        core = Window(*box)
+        core = Box(*box)
         inside, weight = region[core.y0 : core.y1, core.x0 : core.x1] > 0, cover.weight(index, core)
         touching[n] = (inside if weight is None else inside & (weight > 0)).any()
     return touching

@@ -28,7 +28,7 @@ from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.label_stage import stage_source
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.ownership import image_box
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.create import create
@@ -163,7 +163,7 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
             source = source or label_array_source(prepared, output)
             output.write(name, box, labels_in(source, box))
 
-    def labels_in(source: LabelSource, box: Window) -> np.ndarray:
+    def labels_in(source: LabelSource, box: Box) -> np.ndarray:
         return layout.assemble(box, lambda image, part: source.read(image, part, 1)).astype(dtype)
 
     ranks.agree(write)
@@ -177,7 +177,7 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
 
 def unfinished_shards(
     output: Output, finest: Sequence[str], level: int, turn: int, turns: int
-) -> Iterator[tuple[str, Window]]:
+) -> Iterator[tuple[str, Box]]:
     """Every ``turns``-th shard of a pyramid level, from the ``turn``-th on, that no earlier run finished.
 
     Args:
@@ -216,7 +216,7 @@ def label_array_reader(output: Output) -> ReadImageBox | None:
         return None
     array = output.array(layout.labels)
 
-    def read(image: int, box: Window) -> np.ndarray:
+    def read(image: int, box: Box) -> np.ndarray:
         return np.asarray(array[layout.index_in(image, box)])
 
     return in_blocks(read, layout.size, array.dtype, layout.chunk, KEPT)
@@ -235,14 +235,14 @@ class ImageWriter:
         self.prepared, self.output, self.sampling_round, self.inpainting = prepared, output, sampling_round, inpainting
         self.region = prepared.inputs.files["roi"].array if "roi" in prepared.inputs.files else None
 
-    def box(self, shard: int) -> Window:
+    def box(self, shard: int) -> Box:
         """The box of the output that a shard of the canvas fills."""
         prepared = self.prepared
         window = prepared.ownership.shard(shard)
         if prepared.job.count is None:
             return image_box(window, prepared.card.factor, prepared.job.size)
         rows = prepared.frames.frame[0]
-        return Window(window.y0 // rows, 0, window.y1 // rows, 1)
+        return Box(window.y0 // rows, 0, window.y1 // rows, 1)
 
     def remaining(self) -> range | np.ndarray:
         """The shards of this round that no earlier run finished, in order: the same on every rank. Local.
@@ -279,7 +279,7 @@ class ImageWriter:
             part = self.images(image, box)
         self.output.write(self.output.layout.image, box, part, self.sampling_round.index)
 
-    def within_region(self, box: Window) -> np.ndarray:
+    def within_region(self, box: Box) -> np.ndarray:
         """bool (h, w): the pixels of the region of interest."""
         assert self.region is not None
         return np.asarray(self.region[box.y0 : box.y1, box.x0 : box.x1]) != 0
@@ -291,7 +291,7 @@ class ImageWriter:
             white = np.full((layout.channels, *box.shape), WHITE, np.uint8)
             self.output.write(layout.image, box, white)
 
-    def images(self, image: np.ndarray, box: Window) -> np.ndarray:
+    def images(self, image: np.ndarray, box: Box) -> np.ndarray:
         """uint8 (images, c, h, w): the images of a shard; those that this round does not sample stay as they were."""
         height, width = self.prepared.job.size
         apart = image.reshape(len(image), box.height, -1, image.shape[2]).transpose(1, 0, 2, 3)

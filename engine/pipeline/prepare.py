@@ -13,7 +13,7 @@ from engine.inputs.semantic import styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard, read_card
 from engine.pipeline.accept import check_accept
-from engine.pipeline.checks import check_log, check_memory, check_place, output_state
+from engine.pipeline.output_checks import check_log, check_memory, check_place, output_state
 from engine.pipeline.label_stage import label_stage, with_default_labels
 from engine.pipeline.memory import memory_bytes
 from engine.pipeline.prepared import Prepared

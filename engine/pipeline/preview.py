@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.distributed.ranks import Ranks
 from engine.job import RunOptions
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.files import whole_file
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
@@ -94,7 +94,7 @@ def finest(output: Output, most: int) -> np.ndarray:
     """uint8 (c, h, w): the finest pyramid level of at most ``most`` px a side, or the coarsest."""
     sizes = output.layout.sizes()
     level = next((i for i, size in enumerate(sizes) if max(size) <= most), len(sizes) - 1)
-    return output.read(str(level), Window(0, 0, *sizes[level]))
+    return output.read(str(level), Box(0, 0, *sizes[level]))
 
 
 def contact_sheet(output: Output, layout: SetLayout, most: int) -> np.ndarray:
@@ -106,5 +106,5 @@ def contact_sheet(output: Output, layout: SetLayout, most: int) -> np.ndarray:
     for index in range(min(count, rows * columns)):
         row, column = divmod(index, columns)
         where = (slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
-        sheet[(slice(None), *where)] = output.read(layout.image, Window(index, 0, index + 1, 1))[0]
+        sheet[(slice(None), *where)] = output.read(layout.image, Box(index, 0, index + 1, 1))[0]
     return sheet

@@ -19,9 +19,9 @@ from engine.pipeline.memory import estimated_latents
 from engine.pipeline.outputs import build_pyramids, copy_inputs, open_output, sign, write_label_array
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import DECODE_COST, IMAGE, LABEL_MAP, Progress
-from engine.pipeline.round import Round, Shared
+from engine.pipeline.sampling_round import Round, Shared
 from engine.pipeline.watch import OnLevel, Watch, clock
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.files import file_size
 
@@ -173,7 +173,7 @@ class Rounds:
         labels, rows = prepared.inputs.labels, prepared.frames.frame[0]
 
         def rejected(index: int) -> bool:
-            image = output.read(output.layout.image, Window(index, 0, index + 1, 1))[0]
+            image = output.read(output.layout.image, Box(index, 0, index + 1, 1))[0]
             label = 0 if labels is None else int(labels[index * rows : index * rows + 1, :1][0, 0])
             try:
                 return not accept(image, label)

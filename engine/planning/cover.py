@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.names import COVERS, WEIGHTS
 from engine.planning.streams import Stream
 
@@ -38,16 +38,16 @@ class Cover(Protocol):
     def core(self, window_ids: np.ndarray) -> np.ndarray:
         """int64 (n, 4): the cores (y0, x0, y1, x1) of windows."""
 
-    def overlapping(self, box: Window) -> np.ndarray:
+    def overlapping(self, box: Box) -> np.ndarray:
         """int64 (n,): the windows whose estimates are used in a box, in order."""
 
-    def owned_by(self, box: Window) -> np.ndarray:
+    def owned_by(self, box: Box) -> np.ndarray:
         """int64 (n,): the windows at home in a box, in order."""
 
     def axis_weights(self, window_id: int) -> tuple[np.ndarray, np.ndarray] | None:
         """float32 (patch,) twice: weights by row and by column, whose products are a window's; None: it has none."""
 
-    def weight(self, window_id: int, box: Window) -> np.ndarray | None:
+    def weight(self, window_id: int, box: Box) -> np.ndarray | None:
         """float32: the weights of a window's estimate in a box of its core; None: 1 throughout."""
 
 
@@ -163,10 +163,10 @@ class Lattice:
         (y0, y1), (x0, x1) = self.rows.cores(row), self.columns.cores(column)
         return np.stack([y0, x0, y1, x1], 1)
 
-    def overlapping(self, box: Window) -> np.ndarray:
+    def overlapping(self, box: Box) -> np.ndarray:
         return self._block(self.rows.overlapping(box.y0, box.y1), self.columns.overlapping(box.x0, box.x1))
 
-    def owned_by(self, box: Window) -> np.ndarray:
+    def owned_by(self, box: Box) -> np.ndarray:
         return self._block(self.rows.owned_by(box.y0, box.y1), self.columns.owned_by(box.x0, box.x1))
 
     def _block(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -178,11 +178,11 @@ class Lattice:
         row, column = divmod(window_id, self.columns.count)
         return self.taper.of(row, self.rows.count), self.taper.of(column, self.columns.count)
 
-    def weight(self, window_id: int, box: Window) -> np.ndarray | None:
+    def weight(self, window_id: int, box: Box) -> np.ndarray | None:
         lines = self.axis_weights(window_id)
         if lines is None:
             return None
-        y, x = box.within(Window(*windows_of(self, np.array([window_id]))[0].tolist()))
+        y, x = box.within(Box(*windows_of(self, np.array([window_id]))[0].tolist()))
         return np.multiply.outer(lines[0][y], lines[1][x])
 
 
@@ -229,17 +229,17 @@ class RandomCover:
     def core(self, window_ids: np.ndarray) -> np.ndarray:
         return windows_of(self, window_ids)
 
-    def overlapping(self, box: Window) -> np.ndarray:
+    def overlapping(self, box: Box) -> np.ndarray:
         return np.unique(self.winner[box.y0 : box.y1, box.x0 : box.x1]).astype(np.int64)
 
-    def owned_by(self, box: Window) -> np.ndarray:
+    def owned_by(self, box: Box) -> np.ndarray:
         y, x = (self.top_left + self.patch // 2).T
         return np.nonzero((y >= box.y0) & (y < box.y1) & (x >= box.x0) & (x < box.x1))[0]
 
     def axis_weights(self, window_id: int) -> None:
         return None
 
-    def weight(self, window_id: int, box: Window) -> np.ndarray:
+    def weight(self, window_id: int, box: Box) -> np.ndarray:
         return (self.winner[box.y0 : box.y1, box.x0 : box.x1] == window_id).astype(np.float32)
 
 
@@ -310,13 +310,13 @@ class StackedCover:
         """The images of windows, and the windows' numbers in the covers of their images."""
         return window_ids >> IMAGE_BITS, window_ids & (2**IMAGE_BITS - 1)
 
-    def overlapping(self, box: Window) -> np.ndarray:
+    def overlapping(self, box: Box) -> np.ndarray:
         return self._ids_in(box, lambda cover, part: cover.overlapping(part))
 
-    def owned_by(self, box: Window) -> np.ndarray:
+    def owned_by(self, box: Box) -> np.ndarray:
         return self._ids_in(box, lambda cover, part: cover.owned_by(part))
 
-    def _ids_in(self, box: Window, ask: Callable[[Cover, Window], np.ndarray]) -> np.ndarray:
+    def _ids_in(self, box: Box, ask: Callable[[Cover, Box], np.ndarray]) -> np.ndarray:
         """int64 (n,): the windows that the covers of the images in a box name, of the box's part in each."""
         window_ids = [np.empty(0, np.int64)]
         for image in range(box.y0 // self.height, (box.y1 - 1) // self.height + 1):
@@ -325,15 +325,15 @@ class StackedCover:
                 window_ids.append(ask(self._cover(image), self._within_image(box, image)) + (image << IMAGE_BITS))
         return np.concatenate(window_ids)
 
-    def _within_image(self, box: Window, image: int) -> Window:
+    def _within_image(self, box: Box, image: int) -> Box:
         """The part of a box that lies in an image, in the image's own coordinates."""
         top = image * self.height
-        return Window(max(box.y0 - top, 0), box.x0, min(box.y1 - top, self.height), box.x1)
+        return Box(max(box.y0 - top, 0), box.x0, min(box.y1 - top, self.height), box.x1)
 
     def axis_weights(self, window_id: int) -> tuple[np.ndarray, np.ndarray] | None:
         return self._cover(window_id >> IMAGE_BITS).axis_weights(window_id & (2**IMAGE_BITS - 1))
 
-    def weight(self, window_id: int, box: Window) -> np.ndarray | None:
+    def weight(self, window_id: int, box: Box) -> np.ndarray | None:
         image, own = window_id >> IMAGE_BITS, window_id & (2**IMAGE_BITS - 1)
         return self._cover(image).weight(own, self._within_image(box, image))
 

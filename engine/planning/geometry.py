@@ -1,4 +1,4 @@
-"""Windows and boxes of the plane: integers only, rows before columns, half-open."""
+"""Boxes of the plane: integers only, rows before columns, half-open."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, order=True)
-class Window:
+class Box:
     """The box [y0, y1) x [x0, x1) of an unbounded plane; positions may be negative.
 
-    >>> Window(0, 0, 4, 6) & Window(2, 3, 9, 9)
-    Window(y0=2, x0=3, y1=4, x1=6)
+    >>> Box(0, 0, 4, 6) & Box(2, 3, 9, 9)
+    Box(y0=2, x0=3, y1=4, x1=6)
     """
 
     y0: int
@@ -38,21 +38,21 @@ class Window:
     def __bool__(self) -> bool:
         return self.area > 0
 
-    def __and__(self, other: Window) -> Window:
+    def __and__(self, other: Box) -> Box:
         """The intersection; it is empty, and False, where the boxes do not overlap."""
-        return Window(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
+        return Box(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
 
-    def scaled(self, factor: int) -> Window:
+    def scaled(self, factor: int) -> Box:
         """The same box in units ``factor`` times smaller (latents -> pixels)."""
-        return Window(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
+        return Box(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
 
-    def within(self, outer: Window) -> tuple[slice, slice]:
+    def within(self, outer: Box) -> tuple[slice, slice]:
         """The index of this box in an array that holds ``outer``."""
         return slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)
 
 
 @dataclass(frozen=True)
-class Grid(Sequence[Window]):
+class Grid(Sequence[Box]):
     """Boxes of one size that tile a canvas from its top left corner, row by row; those at its edge are cut off.
 
     A box is made when it is asked for: a grid takes no more memory for a larger canvas.
@@ -73,12 +73,12 @@ class Grid(Sequence[Window]):
     def __len__(self) -> int:
         return self.counts[0] * self.counts[1]
 
-    def __getitem__(self, index: int) -> Window:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: int) -> Box:  # type: ignore[override]  # no slices
         row, column = divmod(range(len(self))[index], self.counts[1])
         y, x = row * self.sides[0], column * self.sides[1]
-        return Window(y, x, min(y + self.sides[0], self.shape[0]), min(x + self.sides[1], self.shape[1]))
+        return Box(y, x, min(y + self.sides[0], self.shape[0]), min(x + self.sides[1], self.shape[1]))
 
-    def index_of(self, box: Window) -> int:
+    def index_of(self, box: Box) -> int:
         """The number of the box with the same corner."""
         return box.y0 // self.sides[0] * self.counts[1] + box.x0 // self.sides[1]
 

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from engine.planning.geometry import Grid, Window, grid
+from engine.planning.geometry import Box, Grid, grid
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ownership:
         """Number of shards."""
         return len(self.shards)
 
-    def shard(self, index: int) -> Window:
+    def shard(self, index: int) -> Box:
         """The box of a shard."""
         return self.shards[index]
 
@@ -51,7 +51,7 @@ class Ownership:
         """The shards that a rank owns."""
         return partition_evenly(self.count, self.size, rank)
 
-    def overlapping(self, box: Window) -> list[int]:
+    def overlapping(self, box: Box) -> list[int]:
         """The shards that a box of the canvas overlaps."""
         rows = range(box.y0 // self.sides[0], (box.y1 - 1) // self.sides[0] + 1)
         columns = range(box.x0 // self.sides[1], (box.x1 - 1) // self.sides[1] + 1)
@@ -110,9 +110,9 @@ class Pieces:
     def __getitem__(self, rows: np.ndarray | slice) -> Self:
         return type(self)(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
 
-    def window(self, row: int) -> Window:
+    def window(self, row: int) -> Box:
         """The box of one piece."""
-        return Window(*self.box[row].tolist())
+        return Box(*self.box[row].tolist())
 
     @property
     def areas(self) -> np.ndarray:
@@ -211,6 +211,6 @@ class DecodeRounds:
         return np.where(remains & (within_run == turn), rank, -1)
 
 
-def image_box(shard: Window, factor: int, size: tuple[int, int]) -> Window:
+def image_box(shard: Box, factor: int, size: tuple[int, int]) -> Box:
     """The pixels of a shard that lie in the image; empty where the canvas was padded."""
-    return shard.scaled(factor) & Window(0, 0, *size)
+    return shard.scaled(factor) & Box(0, 0, *size)

@@ -2,7 +2,7 @@
 
 Coordinates:
 
-    latent     (y, x) on the canvas; a box is half-open, ``Window(y0, x0, y1, x1)`` or a row (y0, x0, y1, x1)
+    latent     (y, x) on the canvas; a box is half-open, ``Box(y0, x0, y1, x1)`` or a row (y0, x0, y1, x1)
     window_id  number of a window in its cover, the same on every rank; estimates are fused in this order
     slot       position of a window in one rank's plan, 0 to len(plan) - 1: the order of evaluation there
     shard      number of a shard, row by row over the canvas; it is owned by one ``rank``, 0 to size - 1
@@ -33,7 +33,7 @@ the shards; what it says of ``c`` and ``d`` stays.
 >>> ownership = Ownership(shape=(16, 12), sides=(8, 8), size=2)
 >>> _, plan = run_in_lockstep([plan_level(rank, cover, ownership, once) for rank in range(2)])
 >>> plan.window_ids.tolist(), plan.box(slot=1)
-([4, 3, 5], Window(y0=3, x0=4, y1=11, x1=12))
+([4, 3, 5], Box(y0=3, x0=4, y1=11, x1=12))
 >>> plan.halo_recvs.peer.tolist(), plan.halo_recvs.shard.tolist(), plan.halo_recvs.box.tolist()
 ([0, 0], [0, 1], [[3, 4, 8, 8], [3, 8, 8, 12]])
 >>> sent = plan.estimate_sends[plan.estimate_sends.peer == 0]
@@ -56,7 +56,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.planning.cover import Cover, windows_of
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.ownership import (
     DecodeRounds,
     Ownership,
@@ -156,9 +156,9 @@ class Plan:
     def __len__(self) -> int:
         return len(self.window_ids)
 
-    def box(self, slot: int) -> Window:
+    def box(self, slot: int) -> Box:
         """The box of the window in a slot."""
-        return Window(*windows_of(self.cover, self.window_ids[slot : slot + 1])[0].tolist())
+        return Box(*windows_of(self.cover, self.window_ids[slot : slot + 1])[0].tolist())
 
     def travelling(self) -> tuple[int, int]:
         """Latents that this rank is sent: (before the evaluations, after them)."""

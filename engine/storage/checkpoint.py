@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.files import write_json
 from engine.storage.zarr_setup import LATENT_CODECS, zarr
 
@@ -123,7 +123,7 @@ class Checkpoints:
             self.opened[path] = zarr.open_array(path, mode="r+")
         return self.opened[path]
 
-    def write(self, slot: int, name: str, box: Window, latents: np.ndarray) -> None:
+    def write(self, slot: int, name: str, box: Box, latents: np.ndarray) -> None:
         """Write one shard of latents (C, h, w) to a slot. The shard's owner calls this.
 
         Args:
@@ -132,7 +132,7 @@ class Checkpoints:
         """
         self.slot_array(slot, name)[:, box.y0 : box.y1, box.x0 : box.x1] = latents
 
-    def read(self, slot: int, name: str, box: Window) -> np.ndarray:
+    def read(self, slot: int, name: str, box: Box) -> np.ndarray:
         """Read one shard of latents, float32 (C, h, w).
 
         Raises:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.planning.geometry import Grid, Window, grid
+from engine.planning.geometry import Box, Grid, grid
 from engine.storage.files import bands
 from engine.storage.layout import ArraySpec, Layout
-from engine.storage.ome import image_metadata, label_metadata, labels_metadata
+from engine.storage.ome_metadata import image_metadata, label_metadata, labels_metadata
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,20 @@ class ImageLayout(Layout):
             groups[f"labels/{label.name}"] = label_metadata(label.name, label.entries, levels, pixel_size_um)
         return groups
 
-    def index(self, box: Window) -> tuple[Any, ...]:
+    def index(self, box: Box) -> tuple[Any, ...]:
         return (..., slice(box.y0, box.y1), slice(box.x0, box.x1))
 
-    def index_in(self, image: int, box: Window) -> tuple[Any, ...]:
+    def index_in(self, image: int, box: Box) -> tuple[Any, ...]:
         return self.index(box)
 
-    def shard_file(self, name: str, box: Window) -> PurePath:
+    def shard_file(self, name: str, box: Box) -> PurePath:
         lead = [] if name.startswith("labels/") else ["0"]
         return PurePath(name, "c", *lead, str(box.y0 // self.shard), str(box.x0 // self.shard))
 
     def shards_with(self, images: Sequence[int]) -> np.ndarray:
         return np.arange(len(self.boxes()) if len(images) else 0)
 
-    def assemble(self, box: Window, read: Callable[[int, Window], np.ndarray]) -> np.ndarray:
+    def assemble(self, box: Box, read: Callable[[int, Box], np.ndarray]) -> np.ndarray:
         return read(0, box)
 
     def in_order(self) -> Iterator[tuple[Any, ...]]:

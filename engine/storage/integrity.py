@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.files import digest
 from engine.storage.output import Output
 
@@ -46,6 +46,6 @@ def damage(output: Output) -> Iterator[str]:
         yield f"{where(name, box)} is not in the ledger"
 
 
-def where(name: str, box: Window) -> str:
+def where(name: str, box: Box) -> str:
     """Name a shard, for people."""
     return f"array {name} shard rows {box.y0}:{box.y1} columns {box.x0}:{box.x1}"

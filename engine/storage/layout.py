@@ -1,7 +1,7 @@
 """A layout knows which arrays an output has, their shapes, and the index and file of every shard.
 
 There are two: ``ImageLayout`` is for one image with its pyramid, ``SetLayout`` for a set of independent images. A shard
-is one file with one writer. Callers name it by its box (a ``Window``): the box holds rows and columns of pixels of an
+is one file with one writer. Callers name it by its box (a ``Box``): the box holds rows and columns of pixels of an
 image; of a set, its rows are whole images and it has one column.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.planning.geometry import Grid, Window
+from engine.planning.geometry import Box, Grid
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class Layout(ABC):
         """Make the OME-Zarr metadata of every group that has any, by the group's path; the output itself is ``""``."""
 
     @abstractmethod
-    def index(self, box: Window) -> tuple[Any, ...]:
+    def index(self, box: Box) -> tuple[Any, ...]:
         """Index an array, with or without channels, by the box of a shard or of pixels of an image."""
 
     @abstractmethod
-    def index_in(self, image: int, box: Window) -> tuple[Any, ...]:
+    def index_in(self, image: int, box: Box) -> tuple[Any, ...]:
         """Index an array, with or without channels, by a box of pixels of one of the images."""
 
     @abstractmethod
-    def shard_file(self, name: str, box: Window) -> PurePath:
+    def shard_file(self, name: str, box: Box) -> PurePath:
         """Name the file of a shard, relative to the output's folder."""
 
     @abstractmethod
@@ -115,7 +115,7 @@ class Layout(ABC):
         """Find the numbers of the shards that hold any of these images: int64, increasing."""
 
     @abstractmethod
-    def assemble(self, box: Window, read: Callable[[int, Window], np.ndarray]) -> np.ndarray:
+    def assemble(self, box: Box, read: Callable[[int, Box], np.ndarray]) -> np.ndarray:
         """Put the values of an array without channels together for the box of a shard.
 
         Args:

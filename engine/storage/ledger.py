@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.planning.geometry import Grid, Window
+from engine.planning.geometry import Box, Grid
 from engine.storage.files import file_size, whole_file
 from engine.storage.layout import Layout
 
@@ -36,7 +36,7 @@ class FinishedShard(NamedTuple):
     """
 
     array: str
-    box: Window
+    box: Box
     sha256: str
     round_index: int = 0
 
@@ -93,7 +93,7 @@ class Ledger:
         """Read a line; None: it is malformed, or names no shard of the output."""
         try:
             line = json.loads(text)
-            array, box = line["array"], Window(*map(int, line["box"]))
+            array, box = line["array"], Box(*map(int, line["box"]))
             round_index = int(line.get("round", line.get("attempt", 0)))  # older outputs say "attempt"
             shard = FinishedShard(array, box, str(line["sha256"]), round_index)
             is_shard = self.shards[array][self.index_of(shard)] == box
@@ -118,7 +118,7 @@ class Ledger:
     def none_finished(self, array: str) -> np.ndarray:
         return np.full(len(self.shards[array]), -1, np.int8)
 
-    def lacking(self, latest: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Window]]:
+    def lacking(self, latest: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Box]]:
         """List the shards that no line names, as (array, box).
 
         Args:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.storage.checkpoint import Checkpoints
 from engine.storage.files import digest, file_size, halved
 from engine.storage.image_layout import ImageLayout
@@ -72,11 +72,11 @@ class Output:
             self.opened[path] = array
         return self.opened[path]
 
-    def shard_file(self, name: str, box: Window) -> Path:
+    def shard_file(self, name: str, box: Box) -> Path:
         """Name the file of a shard."""
         return self.path / self.layout.shard_file(name, box)
 
-    def write(self, name: str, box: Window, pixels: np.ndarray, round_index: int = 0) -> None:
+    def write(self, name: str, box: Box, pixels: np.ndarray, round_index: int = 0) -> None:
         """Write one whole shard and enter it in this rank's ledger. The shard's one writer calls this.
 
         Args:
@@ -85,7 +85,7 @@ class Output:
         self.array(name)[self.layout.index(box)] = pixels
         self.ledger.append(FinishedShard(name, box, digest(pixels), round_index))
 
-    def read(self, name: str, box: Window) -> np.ndarray:
+    def read(self, name: str, box: Box) -> np.ndarray:
         """Read the pixels in a box.
 
         Raises:
@@ -98,7 +98,7 @@ class Output:
             file, why = self.shard_file(name, box), " ".join(str(error).split())
             raise ValueError(f"{file} cannot be read ({why}); remove it, then give the same command again") from error
 
-    def halve(self, finest: str, level: int, box: Window) -> None:
+    def halve(self, finest: str, level: int, box: Box) -> None:
         """Make one shard of a pyramid level from the four of the level below, one after another.
 
         Args:
@@ -111,7 +111,7 @@ class Output:
         half, below = self.layout.shard // 2, self.layout.level(finest, level - 1)
 
         def quarter(y: int, x: int) -> np.ndarray:
-            source = (Window(y, x, y + half, x + half) & box).scaled(2)  # may pass the image's edge: zarr stops there
+            source = (Box(y, x, y + half, x + half) & box).scaled(2)  # may pass the image's edge: zarr stops there
             if not file_size(self.shard_file(below, source)):  # zarr would read zeros
                 raise ValueError(
                     f"{self.shard_file(below, source)} is gone; give the same command again to make it anew"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.planning.geometry import Grid, Window, grid
+from engine.planning.geometry import Box, Grid, grid
 from engine.storage.layout import ArraySpec, Layout
 
 
@@ -66,21 +66,21 @@ class SetLayout(Layout):
     def ome_groups(self, pixel_size_um: float) -> dict[str, dict[str, Any]]:
         return {}  # OME-Zarr has no word for a set of images
 
-    def index(self, box: Window) -> tuple[Any, ...]:
+    def index(self, box: Box) -> tuple[Any, ...]:
         return (slice(box.y0, box.y1),)
 
-    def index_in(self, image: int, box: Window) -> tuple[Any, ...]:
+    def index_in(self, image: int, box: Box) -> tuple[Any, ...]:
         return (image, ..., slice(box.y0, box.y1), slice(box.x0, box.x1))
 
-    def shard_file(self, name: str, box: Window) -> PurePath:
+    def shard_file(self, name: str, box: Box) -> PurePath:
         rest = ["0"] * (3 if name == self.image else 2)  # a shard holds its images whole
         return PurePath(name, "c", str(box.y0 // self.group), *rest)
 
     def shards_with(self, images: Sequence[int]) -> np.ndarray:
         return np.unique(np.array(images, np.int64) // self.group)
 
-    def assemble(self, box: Window, read: Callable[[int, Window], np.ndarray]) -> np.ndarray:
-        whole_image = Window(0, 0, *self.size)
+    def assemble(self, box: Box, read: Callable[[int, Box], np.ndarray]) -> np.ndarray:
+        whole_image = Box(0, 0, *self.size)
         return np.stack([read(image, whole_image) for image in range(box.y0, box.y1)])
 
     def in_order(self) -> Iterator[tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from engine.distributed.canvas import Canvas
 from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
 from engine.planning.cover import random, shifted, strided, windows_of
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 from engine.planning.ownership import Ownership
 from engine.planning.plan import plan_level
 from kernels.philox import standard_normal
@@ -93,7 +93,7 @@ def test_overlapping_estimates_are_summed_in_one_order_on_any_number_of_ranks(ca
     fused = exchange.fuse()
     total, weight = torch.zeros(3, *SHAPE), torch.zeros(SHAPE)
     for index, box in enumerate(windows_of(cover, np.arange(len(cover))).tolist()):
-        w = Window(*box)
+        w = Box(*box)
         line = torch.from_numpy(cover.weight(index, w))
         total[:, w.y0 : w.y1, w.x0 : w.x1] += estimates[index] * line
         weight[w.y0 : w.y1, w.x0 : w.x1] += line

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny_model
 
-from engine.options import parse
+from engine.parsing import parse
 from engine.pipeline.prepare import prepare
 from engine.pipeline.run import load_models, run
 from engine.storage.integrity import pixels_sha256

@@ -18,9 +18,9 @@ from engine.distributed.ranks import Ranks
 from engine.inputs.condition import condition_of
 from engine.models.folder import Model
 from engine.pipeline.checkpointer import CheckpointManager
-from engine.pipeline.control import StatusReduction
+from engine.pipeline.status import StatusReduction
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
-from engine.pipeline.estimate import estimated_picture
+from engine.pipeline.level_picture import estimated_picture
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
 from engine.pipeline.outputs import ImageWriter, label_array_reader

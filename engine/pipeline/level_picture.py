@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.distributed.canvas import Canvas
 from engine.pipeline.decode import to_uint8
 from engine.pipeline.prepared import Prepared
-from engine.planning.geometry import Window
+from engine.planning.geometry import Box
 
 MOST = 512  # px a side
 
@@ -25,7 +25,7 @@ def estimated_picture(canvas: Canvas, prepared: Prepared, decode: Callable[[Tens
         canvas: Keeps its estimates (``keeps_estimate``) and is past its first level.
         decode: From normalised latents (1, C, h, w) to pixels (1, c, ...); None: the canvas holds pixels.
     """
-    card, frame = prepared.card, Window(0, 0, *prepared.frames.frame)
+    card, frame = prepared.card, Box(0, 0, *prepared.frames.frame)
     step = -(-max(frame.shape) * card.factor // MOST)
     pieces = []
     for shard, estimate in canvas.estimate.items():
@@ -48,6 +48,6 @@ def estimated_picture(canvas: Canvas, prepared: Prepared, decode: Callable[[Tens
     return np.ascontiguousarray(colors)
 
 
-def sides(box: Window) -> tuple[tuple[int, int], tuple[int, int]]:
+def sides(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where a box begins and ends, along rows and along columns."""
     return (box.y0, box.y1), (box.x0, box.x1)
