@@ -9,6 +9,8 @@ import re
 import sys
 from typing import Any
 
+STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises on wrong arguments, so that one rank can say so for all."""

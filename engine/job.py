@@ -352,7 +352,7 @@ def check_label(job: SampleJob, card: ModelCard) -> None:
 
 def check_levels(job: SampleJob, card: ModelCard) -> None:
     assert job.steps is not None  # resolved
-    card.schedule.levels(job.steps)
+    card.schedule.timesteps(job.steps)
     if job.guidance_interval and job.guidance_interval[1] > job.steps:
         first, last = job.guidance_interval
         raise ValueError(f"`guidance_interval` is {first}:{last} but there are {job.steps} levels; end it there")

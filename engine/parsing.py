@@ -60,10 +60,10 @@ def parse(arguments: list[str] | None) -> tuple[SampleJob, RunOptions]:
     for ways in EITHER:
         if any(name in given for name in ways):  # an option of the one way overrides the file's of another
             values = {name: value for name, value in values.items() if name not in ways}
-    return divided(values | given)
+    return split_job_and_options(values | given)
 
 
-def divided(values: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
+def split_job_and_options(values: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
     """Values by field -> job and run options, which check them."""
     return (
         SampleJob(**{k: v for k, v in values.items() if k in JOB_OPTIONS}),

@@ -38,10 +38,10 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     ranks.catch_signals()
     import json
 
-    from engine.distributed.ranks import STOPPED
+    from engine.command_line import STOPPED
     from engine.pipeline.dry_run import plan_summary
     from engine.pipeline.prepare import prepare  # zarr, for which wrong arguments do not wait
-    from engine.pipeline.preview import picture_of, preview
+    from engine.pipeline.preview import preview, preview_path
     from engine.storage.output import Output
 
     size = options.ranks if options.dry_run and options.ranks else ranks.size
@@ -51,7 +51,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         return 0
     if prepared.state == "finished":
         ranks.on_root(lambda: Output(Path(options.out)).tidy())  # a kill may have come between the two
-        if (picture := picture_of(options)) and not picture.exists():
+        if (picture := preview_path(options)) and not picture.exists():
             preview(ranks, options)
         say(ranks, lambda: f"{options.out} is finished already: the same job; --overwrite samples it again")
         return 0

@@ -176,7 +176,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
 
     import torch
 
-    from engine.distributed.ranks import STOPPED
+    from engine.command_line import STOPPED
     from engine.models.folder import device_of
     from engine.training import autoencoder, image, labels
     from engine.training.loop import LoopSettings

@@ -17,12 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="python -m engine.verify", description=__doc__)
     top.add_argument("out", type=Path, help="an output of engine.sample")
     path = top.parse_args(arguments).out
-    from engine.distributed.ranks import STOPPED
+    from engine.command_line import STOPPED
     from engine.storage.integrity import damage, pixels_sha256
-    from engine.storage.output import Output, state_of
+    from engine.storage.output import Output, provenance_at
 
     try:
-        if state_of(path) is None:
+        if provenance_at(path) is None:
             raise ValueError(f"{path} is not there")
         output = Output(path)
         mark, damaged = output.checkpoints.mark(), list(damage(output))

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import engine.verify
-from engine.distributed.ranks import STOPPED
+from engine.command_line import STOPPED
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 900  # seconds until a run counts as hanging: far more than any takes, on a machine with ten neighbours too

@@ -126,7 +126,7 @@ def test_the_nuclei_network_with_other_settings(tmp_path, changes):
     scheduler = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["variance_type"] == ("learned_range" if changes.get("learn_sigma") else "fixed_large")
     assert card.schedule.prediction == ("sample" if changes.get("predict_xstart") else "epsilon")
-    assert card.schedule.timesteps == changes.get("diffusion_steps", 1000)
+    assert card.schedule.num_train_timesteps == changes.get("diffusion_steps", 1000)
 
 
 # --- latent diffusion ---
@@ -275,7 +275,7 @@ def test_diffinfinites_image_model_from_its_weights_alone(tmp_path, capsys):
     assert (card.channels, card.patch, card.factor, len(card.labels)) == (5, 64, 8, 3)
     assert not card.decodes
     assert model.decode is None
-    assert card.schedule.timesteps == 500
+    assert card.schedule.num_train_timesteps == 500
     assert card.schedule.clip == 1
     assert not card.schedule.rederive_noise
     assert card.schedule.alpha_bar[0] == pytest.approx(1 - 0.1 / 500, rel=1e-6)

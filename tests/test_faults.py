@@ -38,7 +38,7 @@ def run(network, shape, patch, levels, cover=shifted, channels=1, side=64):
     def part(level):
         return plan_level(0, cover(shape, patch, 3, level), ownership, asked_once)
 
-    timesteps = SCHEDULE.levels(levels)
+    timesteps = SCHEDULE.timesteps(levels)
     steps = ddim([SCHEDULE.alpha_bar[t] for t in timesteps], 1.0)
     denoise = Denoiser([network], Condition(), SCHEDULE, timesteps, batch_size=4)
     sample(canvas, Planner(canvas.ranks, part, levels), denoise, steps, on_level=lambda level, _: ran.append(level))

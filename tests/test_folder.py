@@ -7,7 +7,7 @@ import torch
 
 from engine.models.card import read_card
 from engine.models.files import WEIGHTS
-from engine.models.folder import check_folder, load_model
+from engine.models.folder import check_model_folder, load_model
 
 diffusers = pytest.importorskip("diffusers")
 torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def test_a_pipeline_of_pixels(tmp_path):
     card, model = read_card(str(tmp_path)), load_model(tmp_path)
     assert (card.condition, card.has_null, card.factor, card.channels, card.patch) == ("none", False, 1, 3, 16)
     assert (card.labels, card.decodes, card.pixel_range) == (("image",), True, (-1, 1))
-    assert (card.schedule.clip, card.schedule.timesteps) == (1, 1000)
+    assert (card.schedule.clip, card.schedule.num_train_timesteps) == (1, 1000)
     assert (model.decode, model.encode, model.embed) == (None, None, None)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([900, 5])
     with torch.inference_mode():
@@ -121,7 +121,7 @@ def test_autoencoders_saved_with_the_old_names_of_attention(tmp_path):
         tensors[key] = value
     assert any("query" in key for key in tensors)
     save_file(tensors, weights)
-    check_folder(tmp_path)
+    check_model_folder(tmp_path)
     z = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
         assert relative(load_model(tmp_path).decode(z), vae.decode(z / 0.18215).sample) < 1e-5
@@ -170,8 +170,8 @@ def test_other_folders_of_diffusers_are_refused(tmp_path):
 
 def test_weights_of_another_network_are_found_without_reading_them(tmp_path):
     save(tmp_path, diffusers.DDIMScheduler(), unet=conditional(), vae=autoencoder())
-    check_folder(tmp_path)
+    check_model_folder(tmp_path)
     config = tmp_path / "unet" / "config.json"
     config.write_text(config.read_text().replace('"cross_attention_dim": 24', '"cross_attention_dim": 32'))
     with pytest.raises(ValueError, match="do not fit each other"):
-        check_folder(tmp_path)
+        check_model_folder(tmp_path)

@@ -28,12 +28,12 @@ from engine.models.card import ModelCard, read_card
 from engine.models.convert.__main__ import main
 from engine.models.folder import Model, load_model
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas
-from engine.pipeline.sampling_round import network_of
 from engine.pipeline.sampler import sample
+from engine.pipeline.sampling_round import network_of
 from engine.planning.cover import Cover, RandomCover, StackedCover, shifted, strided
 from engine.planning.decode_cover import gaussian_pixel_cover
 from engine.planning.ownership import DecodeRounds, Ownership
-from engine.planning.plan import Ask, Plan, Planning, plan_level, run_in_lockstep
+from engine.planning.plan import LabelsAndCosts, Plan, Planning, plan_level, run_in_lockstep
 from kernels.step import predicted_std
 
 pytestmark = pytest.mark.runs
@@ -200,7 +200,7 @@ def shards_of(latents: np.ndarray, ownership: Ownership) -> dict[int, torch.Tens
     return {s: torch.from_numpy(latents[:, w.y0 : w.y1, w.x0 : w.x1].copy()) for s, w in enumerate(boxes)}
 
 
-def asking(condition: Condition, cover: Cover) -> Ask:
+def asking(condition: Condition, cover: Cover) -> LabelsAndCosts:
     def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         present = condition.label_bits(cover, ids)
         return present, condition.costs(present)
@@ -290,7 +290,7 @@ def test_large_image_diffusions_large_image(golden):
     start, grid = io["pano_xT"][0], int(io["pano_grid"])
     embeddings = io["pano_embeddings"].reshape(grid, grid, -1)
     condition = EmbeddingGrid(1 + float(io["pano_guidance"]), None, embeddings, None, side, "corner")
-    total = golden.card.schedule.timesteps
+    total = golden.card.schedule.num_train_timesteps
     timesteps = list(range(total, 0, -int(io["pano_timestep_stride"])))  # theirs count from 1
     levels = [t - 1 for t in timesteps]
     table = ddim(alpha_bars(golden, levels), float(io["pano_eta"]), golden.card.schedule.rederive_noise)
@@ -360,7 +360,7 @@ def test_the_nuclei_systems_ddim(golden):
     start, timesteps = io["ddim_xT"], sorted(io["ddim_timesteps"].tolist(), reverse=True)
     condition = semantic(on_canvas(io["y"]), float(io["guidance_s"]))
     table = ddim(alpha_bars(golden, timesteps), 0.0, golden.card.schedule.rederive_noise)
-    assert golden.card.schedule.levels(len(timesteps)).tolist() == timesteps
+    assert golden.card.schedule.timesteps(len(timesteps)).tolist() == timesteps
     pixels = trajectory(golden, on_canvas(start), condition, one_window_each(start), timesteps, table)
     golden.check(apart(pixels, len(start)), "ddim_final", TRAJECTORY)
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 from launching import Running, launch, launch_alone, lines_of, ranks_below, sha, start_and_kill, verify
 
-from engine.distributed.ranks import STOPPED
+from engine.command_line import STOPPED
 
 pytestmark = [pytest.mark.long, pytest.mark.runs]
 

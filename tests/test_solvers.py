@@ -91,7 +91,7 @@ def test_the_last_level_ends_at_the_clean_estimate():
 @pytest.mark.parametrize("count", [1, 2, 3, 12])
 def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(count):
     alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
-    levels = Schedule(alpha_bar).levels(count)
+    levels = Schedule(alpha_bar).timesteps(count)
     for name in SOLVERS:
         steps = steps_of(name, [alpha_bar[t] for t in levels], 0.0, False)
         assert [step.keeps for step in steps] == [step.c != 0 for step in steps[1:]] + [False]
@@ -103,7 +103,7 @@ def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(coun
 def test_levels_fall_strictly_whatever_their_number(spacing, steps):
     alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
     schedule = Schedule(alpha_bar, spacing=spacing, steps_offset=1)
-    levels = schedule.levels(steps)
+    levels = schedule.timesteps(steps)
     assert len(levels) == steps
     assert (np.diff(levels) < 0).all()
     assert 0 <= levels.min() <= levels.max() <= 999
@@ -112,7 +112,7 @@ def test_levels_fall_strictly_whatever_their_number(spacing, steps):
 
 def run_ours(name, config, steps, eta, x, outputs, noises, diffusers_timesteps):
     schedule = Schedule.from_config(config)
-    timesteps = schedule.levels(steps)
+    timesteps = schedule.timesteps(steps)
     np.testing.assert_array_equal(timesteps, diffusers_timesteps)
     alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
     table = steps_of(name, alpha_bar, eta, schedule.rederive_noise)
@@ -152,7 +152,7 @@ def test_solvers_agree_with_diffusers(ours, theirs, eta, spacing, clip, schedule
     scheduler = getattr(diffusers, theirs)(**known, **({"final_sigmas_type": "zero"} if ours == "dpmpp2m" else {}))
     scheduler.set_timesteps(steps)
     if ours == "dpmpp2m":  # its spacings differ by a level from the others': the update is what is compared
-        monkeypatch.setattr(Schedule, "levels", lambda self, n: scheduler.timesteps.numpy())
+        monkeypatch.setattr(Schedule, "timesteps", lambda self, n: scheduler.timesteps.numpy())
     generator = torch.Generator().manual_seed(0)
     x = start = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)
     outputs = torch.randn(steps, 1, 3, 8, 8, generator=generator, dtype=torch.float64)

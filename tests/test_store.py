@@ -16,7 +16,7 @@ from engine.storage.files import digest, halved, remove
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray
 from engine.storage.ledger import FinishedShard
-from engine.storage.output import Output, layout_of, state_of
+from engine.storage.output import Output, layout_of, provenance_at
 from engine.storage.set_layout import SetLayout
 
 LABELS = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
@@ -207,11 +207,11 @@ def test_making_and_removing_an_output_touches_nothing_else(tmp_path):
 
 
 def test_a_folder_of_another_kind_is_no_output(tmp_path):
-    assert state_of(tmp_path / "nothing") is None
+    assert provenance_at(tmp_path / "nothing") is None
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "zarr.json").write_text(json.dumps({"attributes": {}}))
     with pytest.raises(ValueError, match="is no output of"):
-        state_of(tmp_path / "other")
+        provenance_at(tmp_path / "other")
 
 
 def test_the_pyramid_goes_down_to_one_shard():

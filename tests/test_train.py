@@ -10,8 +10,8 @@ from launching import ROOT, launch, verify
 from PIL import Image
 from safetensors.torch import load_file
 
+from engine.command_line import STOPPED
 from engine.diffusion.schedule import Schedule
-from engine.distributed.ranks import STOPPED
 from engine.models.card import autoencoder_sizes, read_card
 from engine.models.files import read_json
 from engine.models.folder import load_part

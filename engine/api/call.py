@@ -17,7 +17,7 @@ import numpy as np
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.job import RunOptions, SampleJob
 from engine.options import FILE
-from engine.parsing import OPTIONS, divided, nearest
+from engine.parsing import OPTIONS, nearest, split_job_and_options
 from engine.pipeline.watch import CallbackFailed
 
 
@@ -26,7 +26,7 @@ class Stopped(RuntimeError):
 
 
 @dataclass
-class Place:
+class OutputLocation:
     """Where an output lies.
 
     Args:
@@ -39,10 +39,10 @@ class Place:
     def __post_init__(self) -> None:
         if self.holder is not None:
             self.holder.touch()
-            weakref.finalize(self, let_go, self.holder)
+            weakref.finalize(self, release, self.holder)
 
     @classmethod
-    def choose(cls, ranks: Ranks, out: str | Path | None) -> Place:
+    def choose(cls, ranks: Ranks, out: str | Path | None) -> OutputLocation:
         """The place that was named, or a temporary one that all ranks see. Collective.
 
         Raises:
@@ -58,14 +58,14 @@ class Place:
         return place
 
 
-def let_go(holder: Path) -> None:
+def release(holder: Path) -> None:
     """Refer to a temporary place no more; remove it if nobody else does."""
     holder.unlink(missing_ok=True)
     if not list(holder.parent.glob("rank-*.held")):
         shutil.rmtree(holder.parent, ignore_errors=True)
 
 
-def jobs_of(options: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
+def job_and_options(options: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
     """Keywords -> job and run options, checked as on the command line.
 
     Raises:
@@ -75,30 +75,37 @@ def jobs_of(options: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
     for name in options:
         if name not in OPTIONS:
             raise TypeError(f"{name!r} is no option; {nearest(name)}")
-    return divided({name: value for name, value in options.items() if value is not None})
+    return split_job_and_options({name: value for name, value in options.items() if value is not None})
 
 
 @contextmanager
-def arrays_as_files(ranks: Ranks, options: dict[str, Any], out: str | Path | None) -> Iterator[dict[str, Any]]:
-    """The options with files in place of arrays, for as long as the run lasts. Collective."""
+def arrays_as_files(
+    ranks: Ranks | None, options: Mapping[str, Any], out: str | Path | None
+) -> Iterator[dict[str, Any]]:
+    """The options with arrays saved as .npy files, for as long as this lasts. Collective.
+
+    Args:
+        ranks: That read the files; None: this process alone.
+        out: Beside which the files lie, so that all ranks see them; None: in the folder for temporary files.
+    """
     arrays = {name: value for name, value in options.items() if is_array(name, value)}
     if not arrays:
-        yield options
+        yield dict(options)
         return
     beside = None if out is None else Path(out).absolute().parent
 
-    def write() -> dict[str, str]:
+    def save() -> Path:
         folder = Path(tempfile.mkdtemp(prefix=".slidefield-inputs-", dir=beside))
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", np.asarray(array))
-        return {name: str(folder / f"{name}.npy") for name in arrays}
+        return folder
 
-    files = ranks.on_root(write)
+    folder = save() if ranks is None else ranks.on_root(save)
     try:
-        yield {**options, **files}
+        yield {**options, **{name: str(folder / f"{name}.npy") for name in arrays}}
     finally:
-        if ranks.rank == 0:
-            shutil.rmtree(Path(next(iter(files.values()))).parent, ignore_errors=True)
+        if ranks is None or ranks.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_array(name: str, value: Any) -> bool:

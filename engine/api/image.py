@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.api.call import Place
+from engine.api.call import OutputLocation
 from engine.job import SampleJob
 from engine.pipeline.preview import thumbnail
 from engine.storage.integrity import damage, pixels_sha256
-from engine.storage.output import Output, state_of
+from engine.storage.output import Output, provenance_at
 
 if TYPE_CHECKING:
     import dask.array
@@ -72,7 +72,7 @@ class Image(Array):
         place: Where the output lies; a temporary one is removed with the last reference to this image.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: OutputLocation) -> None:
         self._place = place
         output = Output(place.path)
         super().__init__(output, output.layout.image)
@@ -160,6 +160,6 @@ def open(path: str | Path) -> Image:
         ValueError: nothing lies there, or something else.
     """
     place = Path(path)
-    if state_of(place) is None:
+    if provenance_at(place) is None:
         raise ValueError(f"{place} is not there")
-    return Image(Place(place))
+    return Image(OutputLocation(place))

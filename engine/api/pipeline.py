@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.api.call import Place, Stopped, arrays_as_files, failing_together, is_array, jobs_of
+from engine.api.call import OutputLocation, Stopped, arrays_as_files, failing_together, is_array, job_and_options
 from engine.api.image import Image
 from engine.api.plan import Plan
 from engine.distributed.launch import ranks_of
@@ -46,7 +46,7 @@ class Pipeline:
     def __init__(self, model: str | Path = "embedded", **settings: Any) -> None:
         self.settings = {"model": str(model), **settings}
         self._models: dict[Any, list[Model]] = {}
-        jobs_of(self.settings)  # checks them now
+        job_and_options(self.settings)  # checks them now
 
     @classmethod
     def from_pretrained(
@@ -94,15 +94,17 @@ class Pipeline:
         from engine.pipeline.run import run  # torch
 
         ranks = ranks_of(comm)
-        jobs_of({**self.settings, **{name: value for name, value in options.items() if not is_array(name, value)}})
+        job_and_options(
+            {**self.settings, **{name: value for name, value in options.items() if not is_array(name, value)}}
+        )
         with failing_together(ranks), arrays_as_files(ranks, options, out) as options:
-            place = Place.choose(ranks, out)
-            job, run_options = jobs_of({**self.settings, **options, "out": str(place.path), "preview": "none"})
+            place = OutputLocation.choose(ranks, out)
+            job, run_options = job_and_options({**self.settings, **options, "out": str(place.path), "preview": "none"})
             prepared = ranks.on_root(lambda: prepare(job, run_options, ranks.size, ranks.local_size))
             if prepared.state != "finished":
-                ended = run(ranks, prepared, self._load, Watch(view_of(progress), on_level))
+                completed = run(ranks, prepared, self._load, Watch(view_of(progress), on_level))
                 ranks.flush()
-                if not ended:
+                if not completed:
                     raise Stopped(f"{place.path} holds a checkpoint; the same call goes on from it")
             ranks.barrier()
         return Image(place)
@@ -115,9 +117,10 @@ class Pipeline:
             speed: Evaluations a second of one rank; None: the plan says no time.
             options: The job, as for a call.
         """
-        job, run_options = jobs_of({**self.settings, **options, "dry_run": True, "preview": "none"})
-        prepared = prepare(job, run_options, ranks, ranks)
-        return Plan(plan_summary(prepared), speed)
+        with arrays_as_files(None, options, None) as options:
+            job, run_options = job_and_options({**self.settings, **options, "dry_run": True, "preview": "none"})
+            prepared = prepare(job, run_options, ranks, ranks)
+            return Plan(plan_summary(prepared), speed)
 
     def _load(self, prepared: Prepared, device: str) -> list[Model]:
         """The networks of a job, loaded once for as long as this pipeline lives."""

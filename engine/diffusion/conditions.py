@@ -73,6 +73,10 @@ class Condition:
         """The same condition without guidance, and so without the nulls that only guidance needs."""
         return replace(self, guidance=1.0)
 
+    def at_level(self, level: int, guided_levels: range | None) -> Condition:
+        """The condition of a level, which is guided only in some levels; None: in all."""
+        return self if guided_levels is None or level in guided_levels else self.unguided()
+
     def costs(self, label_bits: np.ndarray) -> np.ndarray:
         """int64 (windows,): number of evaluations of each window."""
         distinct, inverse = np.unique(label_bits, return_inverse=True)

@@ -64,13 +64,9 @@ class Denoiser:
         on_batch: Callable[[float], None] = nothing,
     ) -> None:
         self.networks, self.schedule, self.timesteps = networks, schedule, timesteps
-        self.guided, self.unguided, self.guided_levels = condition, condition.unguided(), guided_levels
+        self.condition, self.guided_levels = condition, guided_levels
         self.batch_size, self.dtype, self.device, self.on_batch = batch_size, dtype, device, on_batch
         self.evaluations = 0  # since the start
-
-    def condition(self, level: int) -> Condition:
-        """What windows are asked for at a level."""
-        return self.guided if self.guided_levels is None or level in self.guided_levels else self.unguided
 
     def __call__(self, plan: Plan, windows: WindowStore, level: int) -> None:
         """Put float32 estimates (C, p, p) of this rank's windows, in the plan's order. Local.
@@ -80,7 +76,7 @@ class Denoiser:
         Args:
             windows: Gives the latents and takes the estimates.
         """
-        condition, t = self.condition(level), int(self.timesteps[level])
+        condition, t = self.condition.at_level(level, self.guided_levels), int(self.timesteps[level])
         from_x, from_output = self.schedule.to_denoised(self.schedule.alpha_bar[t])
         requests = [(slot, key) for slot in range(len(plan)) for key in condition.requests(int(plan.label_bits[slot]))]
         requests.sort(key=lambda request: condition.network(request[1]))  # a micro-batch is of one network

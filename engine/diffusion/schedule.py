@@ -5,7 +5,7 @@ All tables are float64. Names and values of the settings are those of a diffuser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,11 +87,15 @@ class Schedule:
         )
 
     @property
-    def timesteps(self) -> int:
+    def num_train_timesteps(self) -> int:
         """Number of timesteps that the model was trained with."""
         return len(self.alpha_bar)
 
-    def levels(self, steps: int) -> np.ndarray:
+    def alpha_bars(self, timesteps: Sequence[int] | np.ndarray) -> list[float]:
+        """alpha_bar at each of a run's levels."""
+        return [self.alpha_bar[t] for t in timesteps]
+
+    def timesteps(self, steps: int) -> np.ndarray:
         """The timesteps of a run, noisiest first.
 
         Args:
@@ -99,10 +103,10 @@ class Schedule:
         Raises:
             ValueError: ``steps`` is outside that range.
 
-        >>> Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing="trailing").levels(4).tolist()
+        >>> Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing="trailing").timesteps(4).tolist()
         [999, 749, 499, 249]
         """
-        total = self.timesteps
+        total = self.num_train_timesteps
         if not 1 <= steps <= total:
             raise ValueError(f"`steps` is {steps}; the model was trained with {total} timesteps: choose 1 to {total}")
         if self.spacing == "linspace":

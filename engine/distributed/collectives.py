@@ -1,4 +1,4 @@
-"""Communication that goes on beside other work: what plans ask for, and sums over the ranks."""
+"""Communication that overlaps computation: what plans ask for, and sums over the ranks."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class SparseExchange:
 class PlanTask:
     """A rank's part of a plan, made while there is other work: it answers the part's requests over MPI.
 
-    All ranks make their parts in one order.
+    All ranks make their parts in the same order.
     """
 
     def __init__(self, ranks: Ranks, part: Planning[Any]) -> None:
@@ -143,7 +143,7 @@ class PlanTask:
 
 
 class PendingSum:
-    """Sums over the ranks, and one maximum, under way. All ranks start theirs in one order.
+    """Sums over the ranks, and one maximum, under way. All ranks start theirs in the same order.
 
     Args:
         values: Of which the sums are taken.

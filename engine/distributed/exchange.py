@@ -70,10 +70,10 @@ class Exchange:
                 self.arriving[peer] = Incoming(ranks, peer, self.estimates_tag, count, self.device)
                 self.arriving[peer].start()
             for peer, rows in rows_by(plan.halo_sends.peer) if self.reads else ():
-                pieces = [self.owned(row) for row in rows.tolist()]
+                pieces = [self.halo_piece(row) for row in rows.tolist()]
                 Outgoing(ranks, peer, self.halo_tag, pieces).start()
 
-    def owned(self, row: int) -> Tensor:
+    def halo_piece(self, row: int) -> Tensor:
         """A piece of this rank's shards that another rank reads."""
         sends, shard = self.plan.halo_sends, int(self.plan.halo_sends.shard[row])
         where = sends.window(row).within(self.plan.ownership.shard(shard))
@@ -129,9 +129,9 @@ class Exchange:
     # ---- estimates ------------------------------------------------------------------------------
 
     def put(self, slot: int, estimate: Tensor) -> None:
-        """Take the estimate (channels, scale p, scale p) of the window in a slot. Local.
+        """Store the estimate (channels, scale p, scale p) of the window in a slot, and send what is complete. Local.
 
-        A rank is sent all its pieces in one message, with the last estimate that it needs.
+        A rank is sent all its pieces in one message, as soon as the last estimate that it needs is stored.
         """
         window_id = int(self.plan.window_ids[slot])
         self.estimates[window_id] = estimate

@@ -22,11 +22,14 @@ T = TypeVar("T")
 POLL_WHILE_COMPUTING = 0.005  # seconds between two looks at messages while a rank computes
 LONGEST_PAUSE = 0.002  # seconds between two looks at messages while a rank waits
 DRAIN = 5.0  # seconds that ranks that leave together spend on bringing their messages to an end
-STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 
 
-class AgreedError(Exception):
-    """An error that every rank knows of: all raise it together, and rank 0 prints it."""
+class RaisedTogether(Exception):
+    """What all ranks raise at one and the same place: they leave together, and may go on together elsewhere."""
+
+
+class AgreedError(RaisedTogether):
+    """An error of one rank that every rank knows of; rank 0 prints it."""
 
 
 class Message(Protocol):
@@ -95,7 +98,7 @@ class Ranks:
         try:
             yield
             self.wait_until(advance)
-        except AgreedError:  # all ranks leave together
+        except RaisedTogether:
             end = time.monotonic() + DRAIN
             while not advance() and time.monotonic() < end:
                 time.sleep(1e-3)
@@ -177,13 +180,13 @@ class Ranks:
         if self.size > 1:
             self.wait([self.comm.Ibarrier()])
 
-    def bcast(self, value: T, root: int = 0) -> T:
-        """The root's value, on every rank. Collective."""
+    def bcast(self, value: T) -> T:
+        """Rank 0's value, on every rank. Collective."""
         if self.size == 1:
             return value
         self.barrier()
-        sent = self.comm.bcast(value, root=root)
-        return value if self.rank == root else sent  # the root's own, with what it holds open and does not send
+        sent = self.comm.bcast(value)
+        return sent if self.rank else value  # rank 0's own, with what it holds open and does not send
 
     def allgather(self, value: T) -> list[T]:
         """Every rank's value, on every rank, in order of rank. Collective."""

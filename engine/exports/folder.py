@@ -34,7 +34,7 @@ def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = Fals
     """
     folder = folder.resolve()
     output = finished_output(out)
-    check_folder(out, folder, overwrite)
+    check_export_folder(out, folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
     try:
@@ -53,7 +53,7 @@ def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = Fals
     return written
 
 
-def check_folder(out: Path, folder: Path, overwrite: bool) -> None:
+def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
     """Refuse a folder that holds other files than an export's, or the output itself.
 
     Raises:

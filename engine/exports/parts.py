@@ -43,7 +43,7 @@ def parts_of_set(output: Output) -> list[Part]:
     parts = [Part("samples", "images")]
     if label == "nuclei":
         parts += [Part("labels", label, mask_of), Part("inst_masks", label)]
-        parts.append(Part("cond", label, partial(condition_of, output.provenance)))
+        parts.append(Part("cond", label, partial(condition_maps, output.provenance)))
     elif label:
         parts.append(Part("labels", label))
     return parts
@@ -64,7 +64,7 @@ def mask_of(instances: np.ndarray) -> np.ndarray:
     return np.where(instances > 0, np.uint8(255), np.uint8(0))
 
 
-def condition_of(provenance: Mapping[str, Any], instances: np.ndarray) -> np.ndarray:
+def condition_maps(provenance: Mapping[str, Any], instances: np.ndarray) -> np.ndarray:
     """Make the condition of instance maps, without colours if those were taken from an image.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.exports.parts import Part, parts_of_image
 from engine.exports.pictures import channels_last, write_picture
-from engine.exports.source import pixel_size_um, read
+from engine.exports.source import read
 from engine.planning.geometry import Box
 from engine.storage.files import bands
 from engine.storage.output import Output
@@ -46,7 +46,7 @@ def write_tiles(output: Output, part: Part, path: Path) -> None:
     array = output.array(part.array)
     side = min(max(output.layout.chunk // 16 * 16, 16), LARGEST_TILE)  # a TIFF's tiles have multiples of 16 px a side
     color = array.ndim == 3 and array.shape[0] == 3
-    per_cm = 1e4 / pixel_size_um(output)
+    per_cm = 1e4 / output.pixel_size_um
     tifffile.imwrite(
         path,
         tiles(output, part, side),

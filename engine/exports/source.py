@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.output import Output, state_of
+from engine.storage.output import Output, provenance_at
 
 
 def finished_output(path: Path) -> Output:
@@ -18,7 +17,7 @@ def finished_output(path: Path) -> Output:
         ValueError: there is none, or it is unfinished, or lacks shards, or has channels that no picture has.
     """
     try:
-        provenance = state_of(path)
+        provenance = provenance_at(path)
     except ValueError:
         raise ValueError(f"{path} is no output of engine.sample; give one") from None
     if provenance is None:
@@ -63,9 +62,3 @@ def read(output: Output, name: str, box: Box) -> np.ndarray:
 def box_text(box: Box) -> str:
     """Name a box, for people."""
     return f"rows {box.y0}:{box.y1} columns {box.x0}:{box.x1}"
-
-
-def pixel_size_um(output: Output) -> float:
-    """Side of a pixel at full size, micrometres: the last scale in the OME-Zarr metadata."""
-    ome: Any = output.group.attrs["ome"]
-    return float(ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"][-1])

@@ -22,7 +22,7 @@ def condition_of(
         read_instances: Reader of the instance map that is stored beside the images; needed only to evaluate windows
             of a model of nuclei, not to plan.
     """
-    weight = float(job.guidance or 0)
+    weight = 1.0 if job.guidance is None else job.guidance
     if card.condition == "label-map":
         return LabelMap(weight, inputs.labels)
     if card.condition == "class":

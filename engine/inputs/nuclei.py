@@ -23,7 +23,7 @@ PARTS = {"hv": 2, "color": 3, "edges": 1, "mask": 1}
 PUBLISHED = {2: ("hv",), 3: ("hv", "edges"), 5: ("hv", "color"), 6: ("hv", "color", "edges")}
 BORDERS = ("refuse", "keep", "drop")
 FAR = 2**40  # beyond any canvas
-MOST = 2**32 - 1  # the largest id: the lower 32 bits of a key are the id, the upper 32 the number of the image
+LARGEST_ID = 2**32 - 1  # the largest id: the lower 32 bits of a key are the id, the upper 32 the number of the image
 
 # A row of the table: one nucleus, or (id 0) an image's background. Boxes are half-open; positions are the image's, px.
 ROW = np.dtype(
@@ -86,13 +86,13 @@ class Nuclei:
 
     def __len__(self) -> int:
         """Number of nuclei that are not dropped."""
-        return int(((self.table["key"] & np.uint64(MOST) > 0) & ~self.dropped).sum())
+        return int(((self.table["key"] & np.uint64(LARGEST_ID) > 0) & ~self.dropped).sum())
 
     def image(self, index: int) -> Nuclei:
         """The nuclei of one image of a stack, by their ids in it."""
         first, last = np.searchsorted(self.table["key"], np.array([index, index + 1], np.uint64) << np.uint64(32))
         table = self.table[first:last].copy()
-        table["key"] &= np.uint64(MOST)
+        table["key"] &= np.uint64(LARGEST_ID)
         return replace(self, table=table, dropped=self.dropped[first:last], name=f"{self.name}, image {index}")
 
     # -- maps --
@@ -115,7 +115,7 @@ class Nuclei:
         Raises:
             ValueError: an id that the table lacks; colours are wanted but neither an image nor colours were given.
         """
-        assert self.table["key"][-1] <= MOST, "a stack: take its images one by one"
+        assert self.table["key"][-1] <= LARGEST_ID, "a stack: take its images one by one"
         held = Box(window.y0 - 1, window.x0 - 1, window.y1 + 1, window.x1 + 1) & Box(0, 0, *self.shape)
         inner = window & held
         maps = np.zeros((channel_count(channels), *window.shape), np.float32)
@@ -137,7 +137,7 @@ class Nuclei:
 
     def without_dropped(self, instances: np.ndarray) -> np.ndarray:
         """An instance map, or a part of it, with background where dropped nuclei are."""
-        dropped_ids = (self.table["key"][self.dropped] & np.uint64(MOST)).astype(np.uint32)
+        dropped_ids = (self.table["key"][self.dropped] & np.uint64(LARGEST_ID)).astype(np.uint32)
         return np.where(np.isin(instances, dropped_ids), instances.dtype.type(0), instances)
 
     def _rows_of(self, instances: np.ndarray, box: Box) -> np.ndarray:
@@ -232,8 +232,8 @@ def check_ids(ids: np.ndarray, name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has a part of shape {ids.shape} where it should have {shape}; give it a whole map")
     if ids.dtype.kind == "i" and ids.size and ids.min() < 0:
         raise ValueError(f"{name} has id {int(ids.min())}; ids are 0 (background) or more: renumber the nuclei")
-    if ids.dtype.itemsize > 4 and ids.size and ids.max() > MOST:
-        raise ValueError(f"{name} has id {int(ids.max())}; ids are {MOST} at the most: renumber the nuclei")
+    if ids.dtype.itemsize > 4 and ids.size and ids.max() > LARGEST_ID:
+        raise ValueError(f"{name} has id {int(ids.max())}; ids are {LARGEST_ID} at the most: renumber the nuclei")
 
 
 def run_starts(ids: np.ndarray) -> np.ndarray:

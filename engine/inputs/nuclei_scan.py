@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from engine.diffusion.boxes import ReadImageBox
-from engine.inputs.nuclei import BORDERS, FAR, MERGE, MOST, ROW, Color, Nuclei, check_ids, run_starts
+from engine.inputs.nuclei import BORDERS, FAR, LARGEST_ID, MERGE, ROW, Color, Nuclei, check_ids, run_starts
 from engine.planning.geometry import Box, grid
 
 
@@ -133,7 +133,7 @@ def _bordered(nuclei: Nuclei, border: str, read: ReadImageBox) -> Nuclei:
             "give every nucleus a number of its own from 1, or give a semantic map whole"
         )
     touches = (table["y0"] == 0) | (table["x0"] == 0) | (table["y1"] == height) | (table["x1"] == width)
-    touches &= table["key"] & np.uint64(MOST) > 0
+    touches &= table["key"] & np.uint64(LARGEST_ID) > 0
     if border == "keep" or not touches.any():
         return nuclei
     if border == "refuse":
@@ -150,7 +150,7 @@ def _bordered(nuclei: Nuclei, border: str, read: ReadImageBox) -> Nuclei:
 def _into_background(table: np.ndarray, dropped: np.ndarray) -> np.ndarray:
     """The table with the pixels of dropped nuclei counted with their image's background."""
     counted = table.copy()
-    background = np.searchsorted(table["key"], table["key"][dropped] & ~np.uint64(MOST))
+    background = np.searchsorted(table["key"], table["key"][dropped] & ~np.uint64(LARGEST_ID))
     for name in ("area", "color"):
         np.add.at(counted[name], background, table[name][dropped])
     return counted
@@ -158,8 +158,8 @@ def _into_background(table: np.ndarray, dropped: np.ndarray) -> np.ndarray:
 
 def _cut(nuclei: Nuclei, cut: np.ndarray, read: ReadImageBox) -> str:
     """The message about the nuclei that are cut by the border."""
-    image, identity = divmod(int(cut["key"][0]), MOST + 1)
-    stack = nuclei.table["key"][-1] > MOST
+    image, identity = divmod(int(cut["key"][0]), LARGEST_ID + 1)
+    stack = nuclei.table["key"][-1] > LARGEST_ID
     who = f"nucleus {identity}" + (f" of image {image}" if stack else "")
     others = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
     return (

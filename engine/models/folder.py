@@ -179,7 +179,7 @@ def load_part(folder: Path) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def check_folder(folder: Path) -> None:
+def check_model_folder(folder: Path) -> None:
     """Refuse a folder whose weights are not those of the networks that it configures; read names and shapes alone.
 
     Raises:

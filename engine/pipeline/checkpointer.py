@@ -40,7 +40,7 @@ class CheckpointManager:
         self.task.check()
 
     def begin(self, level: int, history: bool) -> None:
-        """Begin to write the canvas as it is before ``level``. Collective; waits for the checkpoint before alone.
+        """Begin to write the canvas as it is before ``level``. Collective; waits for the checkpoint before, no longer.
 
         Args:
             history: Whether the estimate of the level before is written too.
@@ -59,7 +59,7 @@ class CheckpointManager:
         self.last = time.monotonic()
 
     def commit(self) -> None:
-        """Set the mark, for all ranks' shards are on disk. Collective."""
+        """Set the mark that commits the checkpoint, once every rank's shards are on disk. Collective."""
         assert self.uncommitted is not None
         mark = self.uncommitted
         self.ranks.on_root(lambda: self.output.checkpoints.commit(mark))

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from engine.pipeline.level_plans import all_decode_plans, all_plans, level_condition
-from engine.pipeline.memory import memory_bytes
+from engine.pipeline.memory import ITEM, memory_bytes
 from engine.pipeline.prepared import Prepared
 from engine.planning.plan import Plan
-
-ITEM = 4  # bytes of a float32
 
 
 def plan_summary(prepared: Prepared) -> dict[str, Any]:
@@ -24,13 +22,13 @@ def plan_summary(prepared: Prepared) -> dict[str, Any]:
         "levels": len(prepared.timesteps),
         "shards": len(prepared.wanted),
         "files": prepared.layout.files(),
-        "ranks": prepared.size,
+        "ranks": prepared.rank_count,
         "job": prepared.job.plain(),
     }
     if prepared.label_stage is not None:
         summary = {"label_map": plan_summary(prepared.label_stage), **summary, "evaluations_are": "at least"}
     windows, evaluations, exchanged = [], [], 0
-    per_rank = np.zeros(prepared.size, np.int64)
+    per_rank = np.zeros(prepared.rank_count, np.int64)
     for level in range(len(prepared.timesteps)):
         plans, condition = all_plans(prepared, level), level_condition(prepared, level)
         windows.append(plans[0].windows)
@@ -53,7 +51,8 @@ def plan_summary(prepared: Prepared) -> dict[str, Any]:
 def level_bytes(prepared: Prepared, plan: Plan) -> int:
     """Bytes that a rank is sent in a level: latents before the evaluations, estimates after them."""
     halo, estimates = plan.travelling()
-    return ITEM * prepared.card.channels * (halo + estimates)
+    card = prepared.card
+    return ITEM * (halo * card.channels + estimates * card.schedule.output_channels(card.channels))
 
 
 def decode_bytes(prepared: Prepared, plan: Plan) -> int:

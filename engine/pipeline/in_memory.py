@@ -20,7 +20,7 @@ from engine.pipeline.sampler import sample
 from engine.planning.cover import cover_of
 from engine.planning.names import COVERS, WEIGHTS
 from engine.planning.ownership import Ownership
-from engine.planning.plan import Ask, Plan, Planning, plan_level
+from engine.planning.plan import LabelsAndCosts, Plan, Planning, plan_level
 
 
 def sample_latents(
@@ -74,9 +74,8 @@ def sample_latents(
     """
     channels, height, width = check(shape, patch, cover, weights)
     ranks, condition = ranks_of(comm), condition or Condition()
-    timesteps = schedule.levels(steps)
-    alpha_bar = [schedule.alpha_bar[t] for t in timesteps]
-    table = steps_of(solver, alpha_bar, eta, schedule.rederive_noise, schedule.variance)
+    timesteps = schedule.timesteps(steps)
+    table = steps_of(solver, schedule.alpha_bars(timesteps), eta, schedule.rederive_noise, schedule.variance)
     ownership = Ownership((height, width), (side, side), ranks.size)
     canvas = Canvas(ranks, ownership, channels, seed, device)
     canvas.keeps_estimate = on_level is not None
@@ -88,7 +87,7 @@ def sample_latents(
         )
         return plan_level(ranks.rank, windows, ownership, asks(windows))
 
-    def asks(windows: Any) -> Ask:
+    def asks(windows: Any) -> LabelsAndCosts:
         def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             label_bits = condition.label_bits(windows, ids)
             return label_bits, condition.costs(label_bits)

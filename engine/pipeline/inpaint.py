@@ -47,7 +47,7 @@ class Inpainting:
         return Known(
             {s: known.to(device) for s, known in latents.items()},
             unknown,
-            [card.schedule.alpha_bar[t] for t in self.prepared.timesteps],
+            card.schedule.alpha_bars(self.prepared.timesteps),
             card.latents_gain if encode else 1.0,
         )
 

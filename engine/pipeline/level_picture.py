@@ -13,7 +13,7 @@ from engine.pipeline.decode import to_uint8
 from engine.pipeline.prepared import Prepared
 from engine.planning.geometry import Box
 
-MOST = 512  # px a side
+LONGEST_SIDE = 512  # px a side
 
 
 def estimated_picture(canvas: Canvas, prepared: Prepared, decode: Callable[[Tensor], Tensor] | None) -> np.ndarray:
@@ -26,7 +26,7 @@ def estimated_picture(canvas: Canvas, prepared: Prepared, decode: Callable[[Tens
         decode: From normalised latents (1, C, h, w) to pixels (1, c, ...); None: the canvas holds pixels.
     """
     card, frame = prepared.card, Box(0, 0, *prepared.frames.frame)
-    step = -(-max(frame.shape) * card.factor // MOST)
+    step = -(-max(frame.shape) * card.factor // LONGEST_SIDE)
     pieces = []
     for shard, estimate in canvas.estimate.items():
         box = canvas.ownership.shard(shard)

@@ -1,4 +1,4 @@
-"""The windows of a job's levels and of its decoder, what each window is asked for, and who does which of them."""
+"""The windows of a job's levels and of its decoder, what each window is conditioned on, and who does which of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.planning.cover import Cover, StackedCover, cover_of, strided
 from engine.planning.decode_cover import decode_cover, gaussian_pixel_cover, pixel_cover
 from engine.planning.geometry import Box
 from engine.planning.ownership import DecodeRounds
-from engine.planning.plan import Ask, Plan, Planning, plan_decode, plan_level, run_in_lockstep
+from engine.planning.plan import LabelsAndCosts, Plan, Planning, plan_decode, plan_level, run_in_lockstep
 
 
 def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = None, round_index: int = 0) -> Cover:
@@ -75,18 +75,18 @@ def stacked(
     return StackedCover(patch * scale, prepared.frames.frame[0] * scale, of_image, chosen)
 
 
-# ---- what windows are asked for -----------------------------------------------------------------
+# ---- what windows are conditioned on ------------------------------------------------------------
 
 
 def level_condition(prepared: Prepared, level: int) -> Condition:
     """The job's condition, without guidance in levels that are not guided."""
-    return prepared.condition if level in prepared.guided_levels else prepared.condition.unguided()
+    return prepared.condition.at_level(level, prepared.guided_levels)
 
 
-def asked(prepared: Prepared, level: int, cover: Cover) -> Ask:
-    """A function from windows to the labels that each is asked for, as bits, and the evaluations that this takes.
+def labels_and_costs(prepared: Prepared, level: int, cover: Cover) -> LabelsAndCosts:
+    """A function from windows to their labels, as bits, and the evaluations that these take.
 
-    A window outside the region of interest is asked for nothing, and takes no evaluation.
+    A window outside the region of interest has no label, and takes no evaluation.
     """
     condition, roi = level_condition(prepared, level), prepared.inputs.roi
 
@@ -129,20 +129,20 @@ def rank_plan(
     prepared: Prepared,
     rank: int,
     level: int,
-    shares: np.ndarray | None,
+    run_ends: np.ndarray | None,
     images: Sequence[int] | None = None,
     round_index: int = 0,
 ) -> Planning[Plan]:
     """A rank's part of the plan of a level."""
     cover = level_cover(prepared, level, images, round_index)
-    return plan_level(rank, cover, prepared.ownership, asked(prepared, level, cover), shares)
+    return plan_level(rank, cover, prepared.ownership, labels_and_costs(prepared, level, cover), run_ends)
 
 
 def all_plans(prepared: Prepared, level: int) -> list[Plan]:
     """Every rank's part of the plan of a level, made in this process."""
     cover = level_cover(prepared, level)
-    ask = asked(prepared, level, cover)
-    return run_in_lockstep([plan_level(rank, cover, prepared.ownership, ask) for rank in range(prepared.size)])
+    ask = labels_and_costs(prepared, level, cover)
+    return run_in_lockstep([plan_level(rank, cover, prepared.ownership, ask) for rank in range(prepared.rank_count)])
 
 
 def all_decode_plans(prepared: Prepared) -> Iterator[Plan]:
@@ -151,8 +151,8 @@ def all_decode_plans(prepared: Prepared) -> Iterator[Plan]:
     shards = prepared.wanted
     if prepared.inputs.roi is not None:
         shards = np.array([shard for shard in shards if not outside_region(prepared, int(shard))])
-    rounds = DecodeRounds(shards, prepared.size)
+    rounds = DecodeRounds(shards, prepared.rank_count)
     for turn in range(len(rounds)):
         yield from run_in_lockstep(
-            [plan_decode(rank, cover, prepared.ownership, rounds, turn) for rank in range(prepared.size)]
+            [plan_decode(rank, cover, prepared.ownership, rounds, turn) for rank in range(prepared.rank_count)]
         )

@@ -21,6 +21,43 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def check_memory(bytes_per_rank: int, ranks_per_node: int) -> None:
+    """Refuse a plan that does not fit into this node's memory.
+
+    Args:
+        ranks_per_node: Number of ranks on this node.
+    Raises:
+        ValueError: naming what is needed and what there is.
+    """
+    need, have = bytes_per_rank * ranks_per_node, available_memory()
+    if have and need > have:
+        raise ValueError(
+            f"the plan needs {need / 2**30:.1f} GiB on this node ({ranks_per_node} ranks) "
+            f"but {have / 2**30:.1f} GiB are free; "
+            "use more nodes, fewer ranks a node, a smaller `shard` or `batch_size`, or a smaller `size`"
+        )
+
+
+def available_memory() -> int:
+    """Bytes free on this node, by the kernel and this process's control groups; 0 where unknown."""
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                limits.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
+        while group.is_relative_to("/sys/fs/cgroup"):
+            limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
+            if limit.isdigit():
+                facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                cached = int(facts.get("inactive_file", 0)) + int(facts.get("active_file", 0))
+                limits.append(int(limit) - int((group / "memory.current").read_text()) + cached)
+            group = group.parent
+    except (OSError, IndexError, ValueError):
+        pass
+    return max(min(limits), 0) if limits else 0
+
+
 def memory_bytes(prepared: Prepared) -> int:
     """Bytes that one rank is expected to hold at most, everything included."""
     return (
@@ -60,7 +97,7 @@ def shard_shape(prepared: Prepared) -> tuple[int, int]:
 def canvas_bytes(prepared: Prepared) -> int:
     """The latents of the shards that the rank owns, in every form that is held."""
     rows, columns = shard_shape(prepared)
-    shards = -(-prepared.ownership.count // prepared.size)
+    shards = -(-prepared.ownership.count // prepared.rank_count)
     forms = 4  # x, the history, the fused estimate, and the x that the step makes of them
     in_checkpoint = 2  # x and the history of the level before, while a checkpoint of them is still written
     known = 2 * bool(prepared.job.image)  # known latents and the mask of an in-painting
@@ -72,9 +109,9 @@ def estimate_bytes(prepared: Prepared) -> int:
     card, job = prepared.card, prepared.job
     uneven = 2  # a rank may have more windows than its share, and of each it holds more than is used
     copies = 4  # as evaluated, packed to be sent, as received, and laid side by side to be fused
-    used = uneven * estimated_latents(prepared) // prepared.size
+    used = uneven * estimated_latents(prepared) // prepared.rank_count
     batch = card.patch**2 * int(job.batch_size or 1)
-    return ITEM * card.channels * copies * (used + batch)
+    return ITEM * card.schedule.output_channels(card.channels) * copies * (used + batch)
 
 
 def estimated_latents(prepared: Prepared) -> int:

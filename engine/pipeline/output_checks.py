@@ -1,4 +1,4 @@
-"""Checks of the output and of the machine, before anything is written."""
+"""Checks of the output and of its place, before anything is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.job import RunOptions
-from engine.storage.output import state_of
+from engine.pipeline.prepared import Prepared
+from engine.storage.output import provenance_at
 
 
 def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
@@ -21,7 +22,7 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
         ValueError: the output is another job's, and is not to be overwritten.
     """
     path = Path(options.out)
-    provenance = state_of(path)
+    provenance = provenance_at(path)
     if provenance is None:
         return "absent"
     theirs = provenance["identity"]
@@ -38,43 +39,6 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
     return "unfinished" if options.resume == "auto" else "replace"
 
 
-def check_memory(bytes_per_rank: int, local_size: int) -> None:
-    """Refuse a plan that does not fit into this node's memory.
-
-    Args:
-        local_size: Number of ranks on this node.
-    Raises:
-        ValueError: naming what is needed and what there is.
-    """
-    need, have = bytes_per_rank * local_size, available_memory()
-    if have and need > have:
-        raise ValueError(
-            f"the plan needs {need / 2**30:.1f} GiB on this node ({local_size} ranks) "
-            f"but {have / 2**30:.1f} GiB are free; "
-            "use more nodes, fewer ranks a node, a smaller `shard` or `batch_size`, or a smaller `size`"
-        )
-
-
-def available_memory() -> int:
-    """Bytes free on this node, by the kernel and this process's control groups; 0 where unknown."""
-    limits = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                limits.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
-        while group.is_relative_to("/sys/fs/cgroup"):
-            limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
-            if limit.isdigit():
-                facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                cached = int(facts.get("inactive_file", 0)) + int(facts.get("active_file", 0))
-                limits.append(int(limit) - int((group / "memory.current").read_text()) + cached)
-            group = group.parent
-    except (OSError, IndexError, ValueError):
-        pass
-    return max(min(limits), 0) if limits else 0
-
-
 def check_log(options: RunOptions) -> None:
     """Refuse a log that cannot be a file.
 
@@ -84,6 +48,14 @@ def check_log(options: RunOptions) -> None:
     log = options.json_log
     if log and (Path(log).is_dir() or not Path(log).absolute().parent.is_dir()):
         raise ValueError(f"`json_log` {log}: not a file in a folder that is there; choose another")
+
+
+def least_disk_bytes(prepared: Prepared) -> int:
+    """Bytes that the output takes at the least: pixels compressed to a quarter, and two checkpoints of the canvas."""
+    (height, width), (rows, columns) = prepared.job.size, prepared.ownership.shape
+    pixels = prepared.frames.images * height * width * prepared.card.image_channels
+    latents = 4 * rows * columns * prepared.card.channels  # bytes of float32
+    return pixels // 4 + 2 * latents
 
 
 def check_place(options: RunOptions, least: int) -> None:

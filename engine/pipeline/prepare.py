@@ -13,15 +13,15 @@ from engine.inputs.semantic import styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard, read_card
 from engine.pipeline.accept import check_accept
-from engine.pipeline.output_checks import check_log, check_memory, check_place, output_state
 from engine.pipeline.label_stage import label_stage, with_default_labels
-from engine.pipeline.memory import memory_bytes
+from engine.pipeline.memory import check_memory, memory_bytes
+from engine.pipeline.output_checks import check_log, check_place, least_disk_bytes, output_state
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import check_preview
 from engine.planning.geometry import Frames
 
 
-def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> Prepared:
+def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node: int) -> Prepared:
     """Check a job against its model, inputs, output and machine; writes nothing. Rank 0 calls this.
 
     What takes no time is checked first: the model's card, then the settings, then the files, which may be large. The
@@ -29,8 +29,8 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     finished output asks nothing of it.
 
     Args:
-        size: Number of ranks that the work is planned for.
-        local_size: Number of ranks on this node.
+        rank_count: Number of ranks that the work is planned for.
+        ranks_per_node: Number of ranks on this node.
     Raises:
         ValueError: anything that would stop the run, with the way out.
     """
@@ -43,15 +43,15 @@ def prepare(job: SampleJob, options: RunOptions, size: int, local_size: int) -> 
     inputs = read_inputs(job, card, Frames(job.size, card.factor, card.patch, job.count))
     one_class_each = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
     check_accept(job.accept, label_count(card, inputs.table), one_class_each)
-    stage = prepare_label_stage(job, options, card, size, local_size)
+    stage = prepare_label_stage(job, options, card, rank_count, ranks_per_node)
     identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage)})
-    prepared = Prepared(job, options, cards, size, inputs, identity, "absent", stage)
+    prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage)
 
     if not options.dry_run:  # a dry run is told of no output and needs no machine
         prepared = with_output_state(prepared)
         check_preview(options)
         if prepared.state != "finished":
-            check_machine(prepared, local_size)
+            check_machine(prepared, ranks_per_node)
     return replace(prepared, inputs=inputs.unread())  # small: it is sent to all ranks
 
 
@@ -74,13 +74,13 @@ def style_cards(job: SampleJob, card: ModelCard) -> tuple[ModelCard, ...]:
 
 
 def prepare_label_stage(
-    job: SampleJob, options: RunOptions, card: ModelCard, size: int, local_size: int
+    job: SampleJob, options: RunOptions, card: ModelCard, rank_count: int, ranks_per_node: int
 ) -> Prepared | None:
     """The run that samples the label map, where a label model does; its output is not looked at yet."""
     if not job.label_model:
         return None
     label_job, label_options = label_stage(job, options, card)
-    stage = prepare(label_job, replace(label_options, dry_run=True), size, local_size)
+    stage = prepare(label_job, replace(label_options, dry_run=True), rank_count, ranks_per_node)
     return replace(stage, options=label_options)
 
 
@@ -106,21 +106,13 @@ def with_output_state(prepared: Prepared) -> Prepared:
     return replace(prepared, state=state, label_stage=stage)
 
 
-def check_machine(prepared: Prepared, local_size: int) -> None:
+def check_machine(prepared: Prepared, ranks_per_node: int) -> None:
     """Refuse a run that does not fit into this node's memory, or whose files cannot be written.
 
     Raises:
         ValueError: naming what is needed and what there is.
     """
-    check_memory(memory_bytes(prepared), local_size)
+    check_memory(memory_bytes(prepared), ranks_per_node)
     check_log(prepared.options)
     resumed = prepared.state == "unfinished"  # most of it may be on the disk already
     check_place(prepared.options, 0 if resumed else least_disk_bytes(prepared))
-
-
-def least_disk_bytes(prepared: Prepared) -> int:
-    """Bytes that the output takes at the least: pixels compressed to a quarter, and two checkpoints of the canvas."""
-    (height, width), (rows, columns) = prepared.job.size, prepared.ownership.shape
-    pixels = prepared.frames.images * height * width * prepared.card.image_channels
-    latents = 4 * rows * columns * prepared.card.channels  # bytes of float32
-    return pixels // 4 + 2 * latents

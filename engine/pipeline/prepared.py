@@ -26,7 +26,7 @@ class Prepared:
 
     Args:
         cards: Card of the model, or the cards of the networks of its styles; the first gives the geometry.
-        size: Number of ranks that the work is planned for.
+        rank_count: Number of ranks that the work is planned for.
         inputs: The contents of the job's files.
         identity: The values that another job must share for its bytes to be the same.
         state: State of the output before the run: absent, unfinished (to be resumed), finished, or replace.
@@ -37,7 +37,7 @@ class Prepared:
     job: SampleJob
     options: RunOptions
     cards: tuple[ModelCard, ...]
-    size: int
+    rank_count: int
     inputs: Inputs
     identity: dict[str, Any]
     state: str
@@ -55,7 +55,7 @@ class Prepared:
     @cached_property
     def ownership(self) -> Ownership:
         """Which rank owns which shard of the canvas."""
-        return Ownership(self.frames.shape, self.frames.shard_sides(self.job.shard), self.size)
+        return Ownership(self.frames.shape, self.frames.shard_sides(self.job.shard), self.rank_count)
 
     @cached_property
     def layout(self) -> Layout:
@@ -78,7 +78,7 @@ class Prepared:
     @cached_property
     def timesteps(self) -> np.ndarray:
         """The model's timestep of each level, from the noisiest."""
-        return self.card.schedule.levels(self.job.steps)  # type: ignore[arg-type]
+        return self.card.schedule.timesteps(self.job.steps)  # type: ignore[arg-type]
 
     @property
     def guided_levels(self) -> range:

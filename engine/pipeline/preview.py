@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MADE_BY = "slidefield"  # the Software field of our pictures: a picture that has it may be replaced
-MOST = 2048  # px; longest side of a picture
+LONGEST_SIDE = 2048  # px; longest side of a picture
 
 
-def picture_of(options: RunOptions) -> Path | None:
+def preview_path(options: RunOptions) -> Path | None:
     """The file that the preview is written to; None: no preview is wanted."""
     if options.preview == "none":
         return None
@@ -35,7 +35,7 @@ def check_preview(options: RunOptions) -> None:
     Raises:
         ValueError: naming the picture.
     """
-    picture = picture_of(options)
+    picture = preview_path(options)
     if picture is None:
         return
     if picture.absolute() == Path(options.out).absolute():
@@ -69,10 +69,10 @@ def write_preview(options: RunOptions) -> None:
     """A PNG of the finest pyramid level of at most ``MOST`` px a side, reduced further where there is none."""
     from PIL import PngImagePlugin
 
-    picture = picture_of(options)
+    picture = preview_path(options)
     if picture is None:
         return
-    image = thumbnail(Output(Path(options.out)), MOST)
+    image = thumbnail(Output(Path(options.out)), LONGEST_SIDE)
     facts = PngImagePlugin.PngInfo()
     facts.add_text("Software", MADE_BY)
     with whole_file(picture) as temporary:

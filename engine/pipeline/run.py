@@ -12,7 +12,7 @@ import torch
 
 from engine.distributed.ranks import Ranks
 from engine.models.card import ModelCard
-from engine.models.folder import Model, check_folder, device_of, load_model
+from engine.models.folder import Model, check_model_folder, device_of, load_model
 from engine.models.optimize import check_compiles
 from engine.pipeline.accept import MOST_ROUNDS, accepting
 from engine.pipeline.memory import estimated_latents
@@ -35,7 +35,7 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
         load: Makes the networks; None: they are loaded from the model folders.
         watch: How the run is watched; None: by lines on rank 0.
     Returns:
-        Whether the run came to its end; else it was asked to stop, and left a checkpoint.
+        True if the run was completed; False if it was asked to stop, and left a checkpoint.
     """
     watch, job, options = watch or Watch(), prepared.job, prepared.options
     begun, device = time.monotonic(), common_device(ranks, job.device)
@@ -46,12 +46,13 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     progress = ranks.agree(lambda: Progress(ranks.rank, pixels, options.json_log, watch.view))
     with torch_threads(job.threads), progress:
         expect_stages(progress, prepared)
-        ended = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
-        progress.write_log(event="finished" if ended else "stopped", memory=progress.memory)
+        completed = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
+        progress.write_log(event="finished" if completed else "stopped", memory=progress.memory)
     took = clock(time.monotonic() - begun)
     way = f"the same command{', without `resume` never,' if options.resume == 'never' else ''} goes on from it"
-    progress.say(f"finished {options.out} in {took}" if ended else f"stopped; {options.out} holds a checkpoint: {way}")
-    return ended
+    stopped = f"stopped; {options.out} holds a checkpoint: {way}"
+    progress.say(f"finished {options.out} in {took}" if completed else stopped)
+    return completed
 
 
 def run_stage(
@@ -94,7 +95,7 @@ def expect_stages(progress: Progress, prepared: Prepared) -> None:
     for name, stage in stages.items():
         cost = float(evaluation_cost(stage.card))
         (height, width), patch = stage.ownership.shape, stage.card.patch
-        each = 2 if float(stage.job.guidance or 1) != 1 else 1
+        each = 2 if stage.job.guidance not in (None, 1) else 1
         windows = estimated_latents(stage) / patch**2 * len(stage.timesteps)
         progress.expect("evaluation", windows * each, stage=name, cost=cost)
         if stage.card.factor > 1:
@@ -120,7 +121,7 @@ def torch_threads(count: int) -> Iterator[None]:
 def check_models(prepared: Prepared) -> None:
     """Refuse weights that do not fit their networks, before an output is made."""
     for card in (*prepared.cards, *(prepared.label_stage.cards if prepared.label_stage else ())):
-        check_folder(card.folder)
+        check_model_folder(card.folder)
 
 
 def load_models(prepared: Prepared, device: str) -> list[Model]:

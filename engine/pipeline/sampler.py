@@ -11,10 +11,10 @@ from engine.distributed.exchange import Exchange
 from engine.distributed.planner import Planner
 from engine.planning.plan import Plan
 
-OnLevel = Callable[[int, Plan], bool | None]
+AfterLevel = Callable[[int, Plan], bool | None]
 
 
-def goes_on(level: int, plan: Plan) -> bool:
+def never_stop(level: int, plan: Plan) -> bool:
     """A callback that never stops the loop."""
     return False
 
@@ -25,7 +25,7 @@ def sample(
     denoise: Denoiser,
     steps: Sequence[Step],
     first: int = 0,
-    on_level: OnLevel = goes_on,
+    on_level: AfterLevel = never_stop,
 ) -> bool:
     """Denoise the canvas from level ``first`` to the end. Collective.
 

@@ -18,15 +18,15 @@ from engine.distributed.ranks import Ranks
 from engine.inputs.condition import condition_of
 from engine.models.folder import Model
 from engine.pipeline.checkpointer import CheckpointManager
-from engine.pipeline.status import StatusReduction
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
-from engine.pipeline.level_picture import estimated_picture
 from engine.pipeline.inpaint import Inpainting
+from engine.pipeline.level_picture import estimated_picture
 from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
 from engine.pipeline.outputs import ImageWriter, label_array_reader
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.pipeline.sampler import sample
+from engine.pipeline.status import StatusReduction
 from engine.pipeline.watch import CallbackFailed, OnLevel
 from engine.planning.ownership import DecodeRounds, partition_evenly
 from engine.planning.plan import Plan, Planning
@@ -71,7 +71,7 @@ class Round:
         # The levels: what each is to do, and how the ranks stand in it.
         self.steps = steps_of_job(prepared)
         self.balance = SpeedBalance(ranks)
-        self.planner = Planner(ranks, self.part, len(self.steps))
+        self.planner = Planner(ranks, self.level_plan, len(self.steps))
         self.status = StatusReduction(ranks, self.checkpoints, self.canvas.check, self.balance)
         self.measured = 0.0, 0  # seconds of evaluating, and evaluations, at the end of the level before
         self.evaluations = 0  # of a level, about
@@ -79,18 +79,18 @@ class Round:
 
     def run(self) -> bool:
         """Sample and decode what is still to be written; whether it came to the end. Collective."""
-        writer = self.begin_writer()
+        writer = self.make_writer()
         remaining = writer.remaining()
         if not len(remaining):
             return True
         first = self.checkpoints.restore()
         with self.ranks.background(self.planner.advance):
             self.begin_progress(first, remaining)
-            ended = self.sample_levels(first)
-        return ended and self.decode(writer, remaining)
+            completed = self.sample_levels(first)
+        return completed and self.decode(writer, remaining)
 
-    def begin_writer(self) -> ImageWriter:
-        """What writes the image; with in-painting the canvas is told what is known of it. Collective."""
+    def make_writer(self) -> ImageWriter:
+        """Make the writer of the image; in-painting also sets ``canvas.known``. Collective."""
         ranks, prepared, shared = self.ranks, self.prepared, self.shared
         inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.image else None
         if inpainting:
@@ -99,7 +99,7 @@ class Round:
 
     # ---- sampling ---------------------------------------------------------------------------------
 
-    def part(self, level: int) -> Planning[Plan]:
+    def level_plan(self, level: int) -> Planning[Plan]:
         """This rank's part of the plan of a level."""
         chosen = self.sampling_round
         return rank_plan(self.prepared, self.ranks.rank, level, self.balance.run_ends, chosen.images, chosen.index)
@@ -140,9 +140,9 @@ class Round:
         if status.checkpoint_written:
             self.checkpoints.commit()
         self.balance.update(status.speeds)
-        self.tell(level, plan, status.memory)
+        self.log_level(level, plan, status.memory)
         last = level == len(self.steps)
-        stop = self.watched(level) or status.stop
+        stop = self.call_on_level(level) or status.stop
         if stop or last:
             self.ranks.agree(self.canvas.check)
         if stop or status.checkpoint_due or last:
@@ -151,8 +151,8 @@ class Round:
             self.checkpoints.finish()
         return stop
 
-    def watched(self, level: int) -> bool:
-        """Call whoever watches after a level; whether any rank's callback asks for a stop. Collective.
+    def call_on_level(self, level: int) -> bool:
+        """Call ``on_level``; whether any rank's callback asks for a stop. Collective.
 
         Raises:
             CallbackFailed: a callback raised an error, on this rank or another.
@@ -193,7 +193,7 @@ class Round:
             return how.stop
 
         if model_decode is None:
-            ended = write_pixels(self.canvas, remaining, shard_writer, status.start, after_round)
+            completed = write_pixels(self.canvas, remaining, shard_writer, status.start, after_round)
         else:
             cover, pixels = decode_covers(prepared, self.sampling_round.images)
             decoder = Decoder(
@@ -204,11 +204,11 @@ class Round:
                 card.image_channels,
             )
             rounds = DecodeRounds(self.leave_empty(writer, remaining), ranks.size)
-            ended = decode_canvas(self.canvas, decoder, rounds, shard_writer, status.start, after_round)
+            completed = decode_canvas(self.canvas, decoder, rounds, shard_writer, status.start, after_round)
         shard_writer.finish()
         ranks.agree(shard_writer.check)
         self.checkpoints.finish()
-        return ended
+        return completed
 
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""
@@ -239,7 +239,7 @@ class Round:
         progress.begin(f"level {first + 1}/{levels}" if first < levels else "decoding")
 
     def decodes(self, remaining: range | np.ndarray) -> int:
-        """About how many windows all ranks decode: each rank takes its first shard for all of its own. Collective."""
+        """How many windows all ranks decode, about: those of each rank's first shard, times its shards. Collective."""
         prepared, ranks = self.prepared, self.ranks
         decodes = np.zeros(1, np.int64)
         mine = partition_evenly(len(remaining), ranks.size, ranks.rank)
@@ -257,12 +257,12 @@ class Round:
         images = "" if job.count is None else f"{count} images of "
         again = f"round {sampling_round.index + 1} of " if sampling_round.index else ""
         what = "label map of " if card.role == "labels" else ""
-        weight = float(job.guidance or 1)
+        weight = 1.0 if job.guidance is None else job.guidance
         guided = "" if weight == 1 else f"guidance {weight:g} (1 is off: omega {weight - 1:g}), "
         levels = len(self.prepared.timesteps)
         return f"{again}{images}{what}{job.size[0]} x {job.size[1]} px, {levels} levels, {guided}"
 
-    def tell(self, level: int, plan: Plan, memory: int) -> None:
+    def log_level(self, level: int, plan: Plan, memory: int) -> None:
         """Count and log that a level is done. Local."""
         facts = {"level": level, "t": int(self.prepared.timesteps[level - 1]), "windows": plan.windows}
         facts |= {"round": self.sampling_round.index} if self.prepared.job.accept else {}
@@ -274,8 +274,8 @@ class Round:
 def steps_of_job(prepared: Prepared) -> list[Step]:
     """The solver's step of each level."""
     job, schedule = prepared.job, prepared.card.schedule
-    alpha_bar = [schedule.alpha_bar[t] for t in prepared.timesteps]
-    return steps_of(str(job.solver), alpha_bar, float(job.eta or 0), schedule.rederive_noise, schedule.variance)
+    alpha_bars = schedule.alpha_bars(prepared.timesteps)
+    return steps_of(str(job.solver), alpha_bars, float(job.eta or 0), schedule.rederive_noise, schedule.variance)
 
 
 def network_of(model: Model) -> Network:

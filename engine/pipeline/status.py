@@ -56,7 +56,7 @@ class StatusReduction:
         self.problem: Exception | None = None
 
     def start(self, amount: int = 0) -> None:
-        """Tell how this rank stands; nothing where it has told so already. Collective, once a level; nobody waits.
+        """Start the sums with this rank's status, if they are not under way. Collective, once a level; never blocks.
 
         Args:
             amount: Amount of this rank's work, of any kind.
@@ -80,7 +80,7 @@ class StatusReduction:
         self.pending.start()
 
     def finish(self) -> Status:
-        """How all ranks stand; started now if it was not. Collective.
+        """The status of all ranks; starts the sums if ``start`` was not called. Collective.
 
         Raises:
             AgreedError: A rank has a problem.

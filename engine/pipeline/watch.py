@@ -11,12 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.command_line import as_flags
+from engine.distributed.ranks import RaisedTogether
+
 Preview = Callable[[], np.ndarray]
 OnLevel = Callable[[int, int, Preview], Any]
 
 
-class CallbackFailed(Exception):
-    """A callback failed; all ranks raise it. ``error`` is what it raised, or on other ranks that it did."""
+class CallbackFailed(RaisedTogether):
+    """A callback failed. ``error`` is the callback's own where it failed, and a RuntimeError on the other ranks."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -97,7 +100,7 @@ class Lines(Silent):
 
     def say(self, text: str) -> None:
         with suppress(OSError):  # nobody listens: no reason to end a run
-            print(text, flush=True)
+            print(as_flags(text), flush=True)
 
     def show(self, state: State) -> None:
         self.say(state.line())
@@ -136,7 +139,7 @@ class BarAndLines(Bar):
         from tqdm.auto import tqdm
 
         with suppress(OSError):
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(as_flags(text), file=sys.stdout)
             sys.stdout.flush()
 
 

@@ -27,9 +27,8 @@ def pixel_cover(cover: Lattice, factor: int, overlap: int) -> Lattice:
     """The same windows in pixels, with weights that rise smoothly over the overlap and are 1 at the canvas's edge."""
     ramp = max(min(overlap, cover.patch // 2) * factor, 1)
     s = np.clip(((np.arange(cover.patch * factor) + 0.5) / ramp - TRIM) / (1 - 2 * TRIM), 0, 1)
-    rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(
-        np.float32
-    )  # never zero: estimates are divided by the sum of their weights
+    # Never zero: estimates are divided by the sum of their weights.
+    rising = np.maximum(s * s * (3 - 2 * s), 1e-4).astype(np.float32)
     return scaled(cover, factor, Taper(np.ones_like(rising), rising, rising[::-1]))
 
 

@@ -67,7 +67,8 @@ from engine.planning.ownership import (
 )
 
 Messages = dict[int, np.ndarray]  # rank -> int64
-Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # window_ids -> uint64 labels as bits, int64 evaluations
+# window_ids -> uint64 labels as bits, int64 evaluations
+LabelsAndCosts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 WriterOf = Callable[[np.ndarray], np.ndarray]  # shards -> the rank that fuses and writes each; -1: nobody does now
 P = TypeVar("P")
 
@@ -166,7 +167,7 @@ class Plan:
 
 
 def plan_level(
-    rank: int, cover: Cover, ownership: Ownership, ask: Ask, run_ends: np.ndarray | None = None
+    rank: int, cover: Cover, ownership: Ownership, ask: LabelsAndCosts, run_ends: np.ndarray | None = None
 ) -> Planning[Plan]:
     """A rank's part of a level.
 
@@ -194,7 +195,7 @@ def plan_level(
 
 
 def plan_decode(rank: int, cover: Cover, ownership: Ownership, rounds: DecodeRounds, turn: int) -> Planning[Plan]:
-    """A rank's part of round number ``turn`` of decoding: the windows that its shard needs, but for a neighbour's.
+    """A rank's part of round number ``turn`` of decoding: the windows that its shard needs and no neighbour decodes.
 
     A window is decoded once a round, by the writer of the first shard of the round that its core overlaps.
     """
@@ -256,14 +257,12 @@ def plan_exchanges(
 
 
 def phases(rank: int, cover: Cover, ownership: Ownership, window_ids: np.ndarray, writer_of: WriterOf) -> np.ndarray:
-    """int64 (n,): when windows are evaluated: 0, 2 the two halves of the interior ones, 1 those between.
+    """int64 (n,): in which phase windows are evaluated: half of the interior ones in 0 and half in 2, the others in 1.
 
     A window is interior if it reads this rank's shards alone, and its estimate is fused by this rank alone.
     """
-    reads, uses = (
-        cut_by_shards(windows_of(cover, window_ids), ownership),
-        cut_by_shards(cover.core(window_ids), ownership),
-    )
+    reads = cut_by_shards(windows_of(cover, window_ids), ownership)
+    uses = cut_by_shards(cover.core(window_ids), ownership)
     interior = np.ones(len(window_ids), bool)
     interior[reads.parent[ownership.owner(reads.shard) != rank]] = False
     interior[uses.parent[writer_of(uses.shard) != rank]] = False
@@ -271,7 +270,7 @@ def phases(rank: int, cover: Cover, ownership: Ownership, window_ids: np.ndarray
 
 
 def halo_of(rank: int, boxes: np.ndarray, ownership: Ownership) -> HaloPieces:
-    """What windows read of others' shards: of every shard one box, around all that is read of it."""
+    """What windows read of other ranks' shards: of each the bounding box of all that is read."""
     reads = cut_by_shards(boxes, ownership)
     groups, around = bounding_boxes(np.stack([ownership.owner(reads.shard), reads.shard], 1), reads.box)
     halo = HaloPieces(shard=groups[:, 1], box=around, peer=groups[:, 0])

@@ -153,6 +153,12 @@ class Output:
     def finished(self) -> bool:
         return self.provenance["state"] == "finished"
 
+    @property
+    def pixel_size_um(self) -> float:
+        """Side of a pixel at full size, micrometres: the last scale in the OME-Zarr metadata."""
+        ome: Any = self.group.attrs["ome"]
+        return float(ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"][-1])
+
     def annotate(self, **values: Any) -> None:
         """Set fields of the provenance. Rank 0 calls this."""
         self.provenance |= values
@@ -160,7 +166,7 @@ class Output:
 
 
 def layout_of(attributes: Mapping[str, Any]) -> Layout:
-    """Make the layout that ``Layout.attributes`` described, in this version or an earlier one.
+    """Make the layout that ``Layout.attributes`` described.
 
     Raises:
         KeyError, TypeError: the attributes describe none.
@@ -176,7 +182,7 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
     return SetLayout(*shared, count=attributes["count"], group=attributes["group"])
 
 
-def state_of(path: Path) -> dict[str, Any] | None:
+def provenance_at(path: Path) -> dict[str, Any] | None:
     """Read the provenance of an output without opening its arrays; None: nothing lies at the path.
 
     Raises:

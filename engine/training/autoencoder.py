@@ -141,7 +141,7 @@ def renoiser(out: Path, device: str, steps: int = 4) -> Callable[[Tensor], Tenso
 
     @torch.no_grad()
     def renoise(z: Tensor) -> Tensor:
-        top = float(torch.empty(()).uniform_(0.15, 0.6)) * schedule.timesteps
+        top = float(torch.empty(()).uniform_(0.15, 0.6)) * schedule.num_train_timesteps
         levels = np.linspace(top, 0.1 * top, steps).astype(int).tolist()
         alpha_bar = schedule.alpha_bar[levels[0]]
         x = alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * torch.randn_like(z)

@@ -161,7 +161,7 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of the velocity over a batch."""
     x0, label, mask = (part.to(device, non_blocking=True) for part in batch)
-    t = timesteps(len(x0), schedule.timesteps, generator, min_snr)
+    t = timesteps(len(x0), schedule.num_train_timesteps, generator, min_snr)
     return velocity_loss(lambda x, t: network(x, t, label, mask), schedule, x0, t, generator, device, min_snr)
 
 
@@ -180,7 +180,7 @@ def sample_grid(
         null = network(x, t, torch.zeros_like(labels), torch.zeros_like(mask))
         return null + 2.0 * (network(x, t, labels, mask) - null)
 
-    x = denoise(guided, schedule, x, schedule.levels(25).tolist())
+    x = denoise(guided, schedule, x, schedule.timesteps(25).tolist())
     with torch.no_grad():
         return image_grid(to_image(autoencoder.decode(x)), 4)
 

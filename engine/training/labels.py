@@ -204,7 +204,7 @@ def sample_grid(network: nn.Module, schedule: Schedule, side: int, device: str, 
     classes = torch.arange(config["num_classes"], device=device).repeat_interleave(4)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(len(classes), config["channels"], side, side, generator=generator).to(device)
-    x = denoise(lambda x, t: network(x, t, classes), schedule, x, schedule.levels(steps).tolist())
+    x = denoise(lambda x, t: network(x, t, classes), schedule, x, schedule.timesteps(steps).tolist())
     palette = np.array([color(label) for label in range(config["channels"])], np.uint8)
     return image_grid(np.pad(palette[x.argmax(1).cpu().numpy()], ((0, 0), (1, 1), (1, 1), (0, 0))), 4)
 
