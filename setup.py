@@ -16,6 +16,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["engine", "engine.*", "kernels", "kernels.*"]),
+    entry_points={"console_scripts": ["slidefield = engine.__main__:main"]},
     package_data={
         "engine": ["py.typed"],
         "kernels": ["py.typed"],

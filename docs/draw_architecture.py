@@ -19,7 +19,7 @@ FLOORS = (
     ("engine.job", "engine.training"),
     ("engine.parsing", "engine.inputs"),
     ("engine.pipeline", "engine.exports"),
-    ("engine.api", "engine.sample", "engine.train", "engine.verify", "engine.export"),
+    ("engine.__main__", "engine.api", "engine.sample", "engine.train", "engine.verify", "engine.export"),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 WIDTH, BOX_HEIGHT, GAP, LEFT = 1120, 90, 44, 20  # px

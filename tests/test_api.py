@@ -3,6 +3,8 @@
 import gc
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -176,6 +178,20 @@ def test_a_callback_that_returns_true_stops_and_the_same_call_goes_on(pipe, labe
     made = pipe(labels=labels, out=out, on_level=lambda level, *_: told.append(level), **OPTIONS)
     assert told[0] > 1
     assert made.verify() == image.verify()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_python_its_own_handler(pipe, labels, image, tmp_path):
+    out, before = tmp_path / "field.zarr", signal.getsignal(signal.SIGINT)
+
+    def interrupt(level, levels, preview):
+        if level == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"holds a checkpoint; the same call goes on"):
+        pipe(labels=labels, out=out, on_level=interrupt, **OPTIONS)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert engine.open(out).state == "unfinished"
+    assert pipe(labels=labels, out=out, **OPTIONS).verify() == image.verify()
 
 
 def test_a_callback_that_fails_ends_the_call_with_its_own_error(pipe, labels):

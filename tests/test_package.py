@@ -1,10 +1,15 @@
-"""What is installed: one list of requirements, said in two files."""
+"""What is installed: one list of requirements, said in two files, and one name for all commands."""
 
 import re
-from importlib.metadata import requires
+import subprocess
+import sys
+from importlib.metadata import entry_points, requires
 
+import pytest
 import yaml
-from launching import ROOT
+from launching import ROOT, environment
+
+from engine.__main__ import COMMANDS, main
 
 
 def test_environment_yaml_asks_for_the_ranges_of_setup_py():
@@ -20,3 +25,33 @@ def test_environment_yaml_asks_for_the_ranges_of_setup_py():
     own = [line for line in requires("slidefield") if "extra" not in line]
     assert len(own) > 10
     assert not {re.match(r"[\w-]+", line)[0] for line in own} - set(conda)
+
+
+def test_slidefield_is_installed_and_is_python_m_engine():
+    (script,) = entry_points(group="console_scripts", name="slidefield")
+    assert script.load() is main
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_help_and_its_status(name, capsys):
+    with pytest.raises(SystemExit) if name != "sample" else pytest.MonkeyPatch.context() as left:
+        assert main([name, "--help"]) == 0
+    assert name == "sample" or left.value.code == 0
+    assert f"engine.{'models.convert' if name == 'convert' else name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 0, "slidefield sample"),
+        (["--version"], 0, "slidefield 0."),
+        (["smaple"], 2, "smaple is no command; known: sample, train"),
+        (["verify", "nowhere.zarr"], 1, "nowhere.zarr is not there"),
+    ],
+)
+def test_the_commands_are_named_and_their_status_is_that_of_the_process(arguments, status, said):
+    command = [sys.executable, "-m", "engine", *arguments]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert ran.returncode == status
+    assert said in ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -134,7 +134,7 @@ def test_what_a_ledger_calls_finished_is_not_written_again(tiny_model, tmp_path,
     assert {path.name for path in private.iterdir()} == {"ledger.jsonl", "lock"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT], ids=["USR1", "TERM", "INT"])
 def test_a_signal_to_one_rank_leaves_a_checkpoint_and_status_75(tiny_model, tmp_path, whole_run, number):
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
     arguments = ("--model", tiny_model, *SIZE, *KILLED[:-1], 3600, "--out", out)

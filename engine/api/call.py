@@ -57,6 +57,13 @@ class OutputLocation:
         ranks.barrier()  # none lets go before all hold on
         return place
 
+    def stopped(self, interrupted: bool) -> BaseException:
+        """What a call raises that was asked to stop."""
+        kept = "nothing is kept, for `out` is None"
+        if self.holder is None:
+            kept = f"{self.path} holds a checkpoint; the same call goes on from it"
+        return KeyboardInterrupt(kept) if interrupted else Stopped(kept)
+
 
 def release(holder: Path) -> None:
     """Refer to a temporary place no more; remove it if nobody else does."""

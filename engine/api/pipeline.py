@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.api.call import OutputLocation, Stopped, arrays_as_files, failing_together, is_array, job_and_options
+from engine.api.call import OutputLocation, arrays_as_files, failing_together, is_array, job_and_options
 from engine.api.image import Image
 from engine.api.plan import Plan
 from engine.distributed.launch import ranks_of
@@ -89,7 +89,8 @@ class Pipeline:
                 ``resume``, ``checkpoint_every``, ``json_log``. Files may be given as arrays instead.
         Raises:
             ValueError: an option or a file that does not suit, naming the field; before anything is written.
-            Stopped: ``on_level`` or a signal asked for a stop.
+            Stopped: ``on_level`` asked for a stop.
+            KeyboardInterrupt: Ctrl-C, once the level is done and its checkpoint written; at once at the second.
         """
         from engine.pipeline.run import run  # torch
 
@@ -102,10 +103,11 @@ class Pipeline:
             job, run_options = job_and_options({**self.settings, **options, "out": str(place.path), "preview": "none"})
             prepared = ranks.on_root(lambda: prepare(job, run_options, ranks.size, ranks.local_size))
             if prepared.state != "finished":
-                completed = run(ranks, prepared, self._load, Watch(view_of(progress), on_level))
+                with ranks.catching_interrupts():
+                    completed = run(ranks, prepared, self._load, Watch(view_of(progress), on_level))
                 ranks.flush()
                 if not completed:
-                    raise Stopped(f"{place.path} holds a checkpoint; the same call goes on from it")
+                    raise place.stopped(ranks.any(ranks.interrupted is not None))
             ranks.barrier()
         return Image(place)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
@@ -10,6 +11,8 @@ from typing import Any
 
 from engine.command_line import print_error
 from engine.distributed.ranks import AgreedError, Ranks
+
+INTERRUPTED = 130  # exit status after a second Ctrl-C, as shells have it
 
 
 def world() -> Ranks:
@@ -79,6 +82,13 @@ def run_main(main: Callable[[Ranks], int]) -> int:
             print_error(error)
         ranks.barrier()
         return 1
+    except KeyboardInterrupt:
+        text = "interrupted; the same command goes on from the last checkpoint, if there is one"
+        if ranks.size == 1:
+            print(text, file=sys.stderr, flush=True)
+            return INTERRUPTED
+        ranks.abort(text)
+        raise
     except BaseException as error:
         if ranks.size == 1:
             raise

@@ -20,6 +20,7 @@ from engine.distributed.timing import Timer
 
 T = TypeVar("T")
 POLL_WHILE_COMPUTING = 0.005  # seconds between two looks at messages while a rank computes
+SECOND_INTERRUPT = 1.0  # seconds after which another Ctrl-C is a second one
 LONGEST_PAUSE = 0.002  # seconds between two looks at messages while a rank waits
 DRAIN = 5.0  # seconds that ranks that leave together spend on bringing their messages to an end
 
@@ -46,6 +47,7 @@ class Ranks:
         plan_comm, status_comm: Communicators of their own for plans and for status sums, whose collectives go on beside
             those of ``comm``, in orders of their own.
         stop_requested: Whether this rank was asked to stop, see ``catch_signals``.
+        interrupted: Whether that was by Ctrl-C, and when.
         timer: Where this rank's time goes.
         device: Device that this rank computes on.
     """
@@ -65,6 +67,7 @@ class Ranks:
         self.plan_lock = threading.RLock()  # held by the thread that goes on with a plan
         self.tags_used = 0
         self.stop_requested = False
+        self.interrupted: float | None = None  # when Ctrl-C was pressed, by time.monotonic
         self.timer = Timer()
         self.device = "cpu"
         # What goes on in the background, and the thread that keeps it going while this rank computes.
@@ -249,13 +252,37 @@ class Ranks:
     # ---- ends -----------------------------------------------------------------------------------
 
     def catch_signals(self) -> None:
-        """From now on USR1 and TERM set ``stop_requested``: every level's status carries it to all ranks. Local."""
+        """From now on USR1, TERM and INT (Ctrl-C) set ``stop_requested``: a level's status carries it to all. Local."""
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
 
-        def on_signal(number: int, frame: object) -> None:
-            self.stop_requested = True
+    @contextmanager
+    def catching_interrupts(self) -> Iterator[None]:
+        """While this lasts, Ctrl-C sets ``stop_requested`` and ``interrupted``; before and after, Python has it. Local.
 
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            signal.signal(number, on_signal)
+        Only the main thread can catch signals; elsewhere nothing is changed.
+        """
+        self.stop_requested, self.interrupted = False, None
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            self.stop_requested = False
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        """Take a signal. A terminal and mpiexec may both pass on one Ctrl-C: a second one counts a moment later."""
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            if self.interrupted is not None and now - self.interrupted > SECOND_INTERRUPT:
+                raise KeyboardInterrupt
+            if self.interrupted is None and self.rank == 0:
+                print("stopping after this level; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+            self.interrupted = self.interrupted or now
+        self.stop_requested = True
 
     def abort(self, message: str) -> None:
         """Say why and end every rank at once, with status 1."""

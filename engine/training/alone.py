@@ -17,7 +17,7 @@ class Alone(Ranks):
 
     def __init__(self) -> None:
         self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
-        self.stop_requested = False
+        self.stop_requested, self.interrupted = False, None
         self.timer = Timer()
 
     def any(self, flag: bool) -> bool:

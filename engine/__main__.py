@@ -1,0 +1,45 @@
+"""``slidefield COMMAND ...``, or ``python -m engine COMMAND ...``: the commands under one name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from engine import __version__
+from engine.command_line import launched_rank
+
+COMMANDS = {
+    "sample": ("engine.sample", "sample an image, or a set of images; also under mpiexec"),
+    "train": ("engine.train", "train a model; also under mpiexec"),
+    "verify": ("engine.verify", "read every shard of an output and print the sha256 of its pixels"),
+    "export": ("engine.export", "write an output as PNG or TIFF files"),
+    "convert": ("engine.models.convert.__main__", "turn a published checkpoint into a model folder"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command with its arguments; returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in COMMANDS:
+        return int(import_module(COMMANDS[given[0]][0]).main(given[1:]))
+    asked = not given or given[0] in ("-h", "--help")
+    if launched_rank() == 0:
+        if given and given[0] == "--version":
+            print(f"slidefield {__version__}")
+        elif asked:
+            print(usage())
+        else:
+            print(f"error: {given[0]} is no command; known: {', '.join(COMMANDS)}", file=sys.stderr)
+    return 0 if asked or given[0] == "--version" else 2
+
+
+def usage() -> str:
+    """The commands, one a line."""
+    lines = [f"  slidefield {name:<8} {says}" for name, (_, says) in COMMANDS.items()]
+    also = "Each has --help, and is python -m engine.NAME too (convert: python -m engine.models.convert)."
+    return "\n".join([f"slidefield {__version__}", "", *lines, "", also])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
