@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 # The Python API, imported when it is first used: ``--help`` must not wait for torch.
 API = {
     "Pipeline": "engine.api.pipeline",
-    "Plan": "engine.api.plan",
+    "Plan": "engine.pipeline.dry_run",
     "Stopped": "engine.api.call",
     **dict.fromkeys(("Image", "Damaged", "open"), "engine.api.image"),
     **dict.fromkeys(("SampleJob", "RunOptions"), "engine.job"),

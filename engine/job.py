@@ -261,7 +261,9 @@ class RunOptions(Checked):
         300.0, number(0), "time from one checkpoint to the next; 0 writes one after every level", metavar="SECONDS"
     )
     json_log: str | None = run_option(None, PATH, "file that one JSON object a level is appended to")
-    dry_run: bool = run_option(False, FLAG, "print the plan as one JSON object and stop")
+    dry_run: bool = run_option(False, FLAG, "say what the job would take, and stop")
+    json: bool = run_option(False, FLAG, "with `dry_run`: one JSON object, level by level")
+    measure: bool = run_option(False, FLAG, "with `dry_run`: measure this machine's speed, and say the time")
     ranks: int | None = run_option(
         None, whole(1, 10**6), "number of ranks that `dry_run` plans for", unset="those that run"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine import __version__
 from engine.command_line import launched_rank
@@ -13,6 +13,7 @@ from engine.parsing import parse, parser
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
+    from engine.pipeline.prepared import Prepared
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     import json
 
     from engine.command_line import STOPPED
-    from engine.pipeline.dry_run import plan_summary
+    from engine.pipeline.dry_run import Plan
     from engine.pipeline.prepare import prepare  # zarr, for which wrong arguments do not wait
     from engine.pipeline.preview import preview, preview_path
     from engine.storage.output import Output
@@ -47,7 +48,8 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
     if options.dry_run:
-        say(ranks, lambda: json.dumps(plan_summary(prepared)))
+        facts = ranks.on_root(lambda: facts_of(prepared, options.measure))
+        say(ranks, lambda: json.dumps(facts) if options.json else repr(Plan(facts)))
         return 0
     if prepared.state == "finished":
         ranks.on_root(lambda: Output(Path(options.out)).tidy())  # a kill may have come between the two
@@ -62,6 +64,20 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         return STOPPED
     preview(ranks, options)
     return 0
+
+
+def facts_of(prepared: Prepared, measured: bool) -> dict[str, Any]:
+    """What the job would take; with the speed of this machine, if it is to be measured."""
+    from engine.pipeline.dry_run import plan_facts
+
+    facts = plan_facts(prepared)
+    if measured:
+        from engine.pipeline.measure import measure  # torch
+
+        facts["measured"] = measure(prepared)
+        if prepared.label_stage is not None:
+            facts["label_map"]["measured"] = measure(prepared.label_stage)
+    return facts
 
 
 def say(ranks: Ranks, text: Callable[[], str]) -> None:

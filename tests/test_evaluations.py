@@ -23,7 +23,7 @@ def evaluations(log):
 
 
 def planned(*arguments):
-    done = launch(1, *arguments, "--dry-run", "--ranks", 3)
+    done = launch(1, *arguments, "--dry-run", "--json", "--ranks", 3)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["evaluations_per_level"]
 

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.diffusion.conditions import LabelMap
+from engine.planning.counts import count_level
 from engine.planning.cover import random, shifted, strided, windows_of
 from engine.planning.decode_cover import decode_cover
 from engine.planning.ownership import (
@@ -260,3 +261,16 @@ def test_a_canvas_of_more_than_two_to_the_24_latents_is_planned_and_every_latent
 
 def test_dealing_is_contiguous_and_even():
     assert [list(partition_evenly(10, 4, rank)) for rank in range(4)] == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+
+
+@given(sides, sides, shards, ranks, st.sampled_from([shifted, random, lambda s, p, *_: strided(s, p, 5, "uniform")]))
+def test_the_counts_of_a_level_are_the_sums_of_its_plans(h, w, side, size, cover):
+    ownership, windows = Ownership((h, w), (side, side), size), cover((h, w), 16, 1, 2)
+
+    def ask(ids):
+        return np.ones(len(ids), np.uint64), ids % 4  # some windows cost nothing
+
+    plans, counts = plans_of(windows, ownership, ask), count_level(windows, ownership, ask)
+    assert (counts.windows, int(counts.evaluations.sum())) == (plans[0].windows, plans[0].evaluations)
+    assert counts.evaluations.tolist() == [int((plan.window_ids % 4).sum()) for plan in plans]
+    assert (counts.halo, counts.estimates) == tuple(map(sum, zip(*(plan.travelling() for plan in plans), strict=True)))

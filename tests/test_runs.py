@@ -242,7 +242,7 @@ def test_verify_names_the_shard_that_was_damaged_or_lost(tiny_model, tmp_path):
 def test_the_dry_run_counts_what_the_run_does(tiny_model, tmp_path):
     log = tmp_path / "log.jsonl"
     arguments = ("--model", tiny_model, *SIZE, "--steps", 3, "--out", tmp_path / "out.zarr")
-    planned = json.loads(launch(2, *arguments, "--dry-run").stdout)
+    planned = json.loads(launch(2, *arguments, "--dry-run", "--json").stdout)
     assert not (tmp_path / "out.zarr").exists()
     assert launch(2, *arguments, "--json-log", log).returncode == 0
     levels = [record for record in map(json.loads, lines_of(log)) if "level" in record]

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.api.call import OutputLocation, arrays_as_files, failing_together, is_array, job_and_options
 from engine.api.image import Image
-from engine.api.plan import Plan
 from engine.distributed.launch import ranks_of
-from engine.pipeline.dry_run import plan_summary
+from engine.pipeline.dry_run import Plan, plan_facts
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.watch import Bar, OnLevel, Silent, View, Watch
@@ -122,7 +121,7 @@ class Pipeline:
         with arrays_as_files(None, options, None) as options:
             job, run_options = job_and_options({**self.settings, **options, "dry_run": True, "preview": "none"})
             prepared = prepare(job, run_options, ranks, ranks)
-            return Plan(plan_summary(prepared), speed)
+            return Plan(plan_facts(prepared), speed)
 
     def _load(self, prepared: Prepared, device: str) -> list[Model]:
         """The networks of a job, loaded once for as long as this pipeline lives."""

@@ -138,13 +138,6 @@ def rank_plan(
     return plan_level(rank, cover, prepared.ownership, labels_and_costs(prepared, level, cover), run_ends)
 
 
-def all_plans(prepared: Prepared, level: int) -> list[Plan]:
-    """Every rank's part of the plan of a level, made in this process."""
-    cover = level_cover(prepared, level)
-    ask = labels_and_costs(prepared, level, cover)
-    return run_in_lockstep([plan_level(rank, cover, prepared.ownership, ask) for rank in range(prepared.rank_count)])
-
-
 def all_decode_plans(prepared: Prepared) -> Iterator[Plan]:
     """Every rank's part of every round of decoding the whole image, made in this process."""
     cover, _ = decode_covers(prepared)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.diffusion.denoiser import Denoiser, Network
+from engine.diffusion.conditions import Condition
+from engine.diffusion.denoiser import Denoiser, Network, nothing
 from engine.diffusion.solvers import Step, steps_of
 from engine.distributed.balance import SpeedBalance
 from engine.distributed.canvas import Canvas
@@ -106,25 +107,16 @@ class Round:
 
     def sample_levels(self, first: int) -> bool:
         """Sample the levels from ``first`` on; whether it came to the end. Collective."""
-        self.denoiser = self.ranks.agree(self.make_denoiser)
+        self.denoiser = self.ranks.agree(self.denoiser_of_job)
         self.measured = self.ranks.timer.seconds["evaluate"], 0
         return sample(self.canvas, self.planner, self.denoiser, self.steps, first, self.on_level)
 
-    def make_denoiser(self) -> Denoiser:
-        """The model as the loop takes it, with the job's condition."""
-        shared, prepared, job = self.shared, self.prepared, self.prepared.job
+    def denoiser_of_job(self) -> Denoiser:
+        """The model with the job's condition, which reads what is stored beside the image."""
+        shared, prepared = self.shared, self.prepared
         stored = label_array_reader(shared.output)
-        return Denoiser(
-            [network_of(model) for model in shared.models],
-            condition_of(prepared.inputs, job, prepared.card, prepared.frames, stored),
-            prepared.card.schedule,
-            prepared.timesteps,
-            int(job.batch_size or 1),
-            dtype=getattr(torch, job.dtype),
-            device=shared.device,
-            guided_levels=prepared.guided_levels,
-            on_batch=self.on_batch,
-        )
+        condition = condition_of(prepared.inputs, prepared.job, prepared.card, prepared.frames, stored)
+        return make_denoiser(prepared, shared.models, condition, shared.device, self.on_batch)
 
     def on_batch(self, done: float) -> None:
         """Go on with messages, and in the middle of the level tell how this rank stands. Local."""
@@ -276,6 +268,27 @@ def steps_of_job(prepared: Prepared) -> list[Step]:
     job, schedule = prepared.job, prepared.card.schedule
     alpha_bars = schedule.alpha_bars(prepared.timesteps)
     return steps_of(str(job.solver), alpha_bars, float(job.eta or 0), schedule.rederive_noise, schedule.variance)
+
+
+def make_denoiser(
+    prepared: Prepared,
+    models: Sequence[Model],
+    condition: Condition,
+    device: str,
+    on_batch: Callable[[float], None] = nothing,
+) -> Denoiser:
+    """The model as the loop takes it, with a job's settings."""
+    return Denoiser(
+        [network_of(model) for model in models],
+        condition,
+        prepared.card.schedule,
+        prepared.timesteps,
+        int(prepared.job.batch_size or 1),
+        dtype=getattr(torch, prepared.job.dtype),
+        device=device,
+        guided_levels=prepared.guided_levels,
+        on_batch=on_batch,
+    )
 
 
 def network_of(model: Model) -> Network:
