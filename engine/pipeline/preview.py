@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from engine.distributed.ranks import Ranks
 from engine.job import RunOptions
 from engine.planning.geometry import Box
 from engine.storage.files import whole_file
+from engine.storage.image_layout import ImageLayout
+from engine.storage.layout import LabelArray
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
@@ -66,13 +69,16 @@ def preview(ranks: Ranks, options: RunOptions) -> None:
 
 
 def write_preview(options: RunOptions) -> None:
-    """A PNG of the finest pyramid level of at most ``MOST`` px a side, reduced further where there is none."""
+    """A PNG of the image, at most ``LONGEST_SIDE`` px a side; beside it its label map, where the labels have names."""
     from PIL import PngImagePlugin
 
     picture = preview_path(options)
     if picture is None:
         return
-    image = thumbnail(Output(Path(options.out)), LONGEST_SIDE)
+    output = Output(Path(options.out))
+    image = thumbnail(output, LONGEST_SIDE)
+    if output.layout.label is not None and output.layout.label.entries and isinstance(output.layout, ImageLayout):
+        image = with_labels(image, output.layout.label, finest(output, str(output.layout.labels), LONGEST_SIDE))
     facts = PngImagePlugin.PngInfo()
     facts.add_text("Software", MADE_BY)
     with whole_file(picture) as temporary:
@@ -85,16 +91,65 @@ def thumbnail(output: Output, most: int) -> Image.Image:
     from PIL import Image
 
     layout = output.layout
-    pixels = contact_sheet(output, layout, most) if isinstance(layout, SetLayout) else finest(output, most)
+    if isinstance(layout, SetLayout):
+        pixels = contact_sheet(output, layout, most)
+    else:
+        pixels = finest(output, layout.image, most)
     image = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
     return image.reduce(-(-max(image.size) // most))
 
 
-def finest(output: Output, most: int) -> np.ndarray:
-    """uint8 (c, h, w): the finest pyramid level of at most ``most`` px a side, or the coarsest."""
+def with_labels(image: Image.Image, label: LabelArray, values: np.ndarray) -> Image.Image:
+    """The image, its label map in colours on the right, and below them the labels that occur, by share.
+
+    Args:
+        values: (h, w), label values at any size.
+    """
+    from PIL import Image
+
+    colors = np.array([color[:3] for _, color in label.entries], np.uint8)
+    labels = Image.fromarray(colors[values]).resize(image.size, Image.Resampling.NEAREST)
+    shares = np.bincount(values.ravel(), minlength=len(colors)) / values.size
+    picture = Image.new("RGB", (2 * image.width, image.height), "white")
+    picture.paste(image.convert("RGB"), (0, 0))
+    picture.paste(labels, (image.width, 0))
+    shown = [index for index in np.argsort(-shares).tolist() if shares[index]]
+    names = [f"{label.entries[index][0]} {max(round(100 * shares[index]), 1)} %" for index in shown]
+    return with_legend(picture, names, colors[shown].tolist())
+
+
+def with_legend(picture: Image.Image, names: Sequence[str], colors: Sequence[Sequence[int]]) -> Image.Image:
+    """The picture on top of a strip of names, each behind its colour, from the middle on; as many lines as it takes."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    line = max(picture.height // 32, 18)  # px; height of a line
+    font, middle = ImageFont.load_default(size=0.66 * line), picture.width // 2
+    places, x, y = [], middle, picture.height
+    for name in names:
+        width = int(2.5 * line + font.getlength(name))
+        if x > middle and x + width > picture.width:
+            x, y = middle, y + line
+        places.append((x, y))
+        x += width
+    whole = Image.new("RGB", (picture.width, y + line + line // 4), "white")
+    whole.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(whole)
+    for (x, y), name, color in zip(places, names, colors, strict=True):
+        top = y + line // 4
+        draw.rectangle((x, top, x + int(0.7 * line), top + int(0.7 * line)), fill=tuple(color), outline="grey")
+        draw.text((x + line, y + 0.22 * line), name, "black", font)
+    return whole
+
+
+def finest(output: Output, array: str, most: int) -> np.ndarray:
+    """(..., h, w): the finest pyramid level of at most ``most`` px a side, or the coarsest.
+
+    Args:
+        array: Name of the finest array of the pyramid.
+    """
     sizes = output.layout.sizes()
     level = next((i for i, size in enumerate(sizes) if max(size) <= most), len(sizes) - 1)
-    return output.read(str(level), Box(0, 0, *sizes[level]))
+    return output.read(output.layout.level(array, level), Box(0, 0, *sizes[level]))
 
 
 def contact_sheet(output: Output, layout: SetLayout, most: int) -> np.ndarray:
