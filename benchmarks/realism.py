@@ -1,4 +1,4 @@
-"""``python -m benchmarks.realism OUT.zarr --tiles DIR``: how near is a sample to real tiles?
+"""``python -m benchmarks.realism OUT.zarr --tiles DIR``: how near is a sample to the tiles of a folder?
 
 Optical density per channel (mean and spread), the radial power spectrum, and the sliced Wasserstein distance over a
 Laplacian pyramid (Karras et al. 2018, arXiv:1710.10196) beside the same distance between two halves of the tiles.
@@ -29,15 +29,15 @@ def optical_density(tiles: np.ndarray) -> np.ndarray:
     return -np.log10((tiles.astype(np.float32) + 1) / 256)
 
 
-def density_rows(real: np.ndarray, made: np.ndarray) -> list[dict[str, Any]]:
+def density_rows(tiles: np.ndarray, made: np.ndarray) -> list[dict[str, Any]]:
     rows = []
     for c, name in enumerate("RGB"):
-        a, b = (optical_density(t[..., c]) for t in (real, made))
+        a, b = (optical_density(t[..., c]) for t in (tiles, made))
         for what, x, y in (("mean", a.mean(), b.mean()), ("spread", a.std(), b.std())):
             rows.append(
                 {
                     "measure": f"optical density {name} {what}",
-                    "real": float(x),
+                    "tiles": float(x),
                     "made": float(y),
                     "compared": float(y / x),
                 }
@@ -56,12 +56,12 @@ def spectrum(tiles: np.ndarray) -> np.ndarray:
     return np.array([power[(radius > 1 / high) & (radius <= 1 / low)].mean() for low, high in PERIODS])
 
 
-def spectrum_rows(real: np.ndarray, made: np.ndarray) -> list[dict[str, Any]]:
-    a, b = spectrum(real), spectrum(made)
+def spectrum_rows(tiles: np.ndarray, made: np.ndarray) -> list[dict[str, Any]]:
+    a, b = spectrum(tiles), spectrum(made)
     return [
         {
             "measure": f"power, periods {low} to {high} px (dB)",
-            "real": float(10 * np.log10(x)),
+            "tiles": float(10 * np.log10(x)),
             "made": float(10 * np.log10(y)),
             "compared": float(10 * np.log10(y / x)),
         }
@@ -104,17 +104,17 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int = 0, directions: 
     return float(np.mean(distances) * 1000)
 
 
-def distance_rows(real: np.ndarray, made: np.ndarray, draws: int = 5) -> list[dict[str, Any]]:
+def distance_rows(tiles: np.ndarray, made: np.ndarray, draws: int = 5) -> list[dict[str, Any]]:
     """The distance of the sample to as many tiles as it has, and of as many tiles to as many others: means of draws."""
     rng = np.random.default_rng(0)
-    n = min(len(made), len(real) // 2)
+    n = min(len(made), len(tiles) // 2)
     own, between = [], []
     for draw in range(draws):
-        order = rng.permutation(len(real))
-        own.append(sliced_wasserstein(real[order[:n]], real[order[n : 2 * n]], draw))
-        between.append(sliced_wasserstein(real[order[:n]], made[rng.permutation(len(made))[:n]], draw))
+        order = rng.permutation(len(tiles))
+        own.append(sliced_wasserstein(tiles[order[:n]], tiles[order[n : 2 * n]], draw))
+        between.append(sliced_wasserstein(tiles[order[:n]], made[rng.permutation(len(made))[:n]], draw))
     a, b = float(np.mean(own)), float(np.mean(between))
-    return [{"measure": f"sliced Wasserstein x 1000, {n} tiles", "real": a, "made": b, "compared": b / a}]
+    return [{"measure": f"sliced Wasserstein x 1000, {n} tiles", "tiles": a, "made": b, "compared": b / a}]
 
 
 def cut(image: np.ndarray, side: int = SIDE) -> np.ndarray:
@@ -136,7 +136,7 @@ def mosaic(tiles: Path, rows: int, columns: int, seed: int = 0) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="python -m benchmarks.realism", description=__doc__)
     top.add_argument("out", type=Path, nargs="?", help="a finished output of engine.sample")
-    top.add_argument("--tiles", type=Path, required=True, help="folder of real tiles")
+    top.add_argument("--tiles", type=Path, required=True, help="folder of tiles")
     top.add_argument("--mosaic", metavar="FILE.npy", help="write a label map of 4 x 4 tiles and stop")
     top.add_argument("--json", help="write the report here")
     args = top.parse_args(arguments)
@@ -147,9 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.error("an output is needed")
     output = Output(args.out)
     made = cut(output.read("0", Box(0, 0, *output.layout.size)))
-    real = np.stack([read_image(path)[:SIDE, :SIDE] for path in find_images(args.tiles)])
-    rows = density_rows(real, made) + spectrum_rows(real, made) + distance_rows(real, made)
-    report("realism", rows, args.json, job=output.provenance["job"], real_tiles=len(real), made_tiles=len(made))
+    tiles = np.stack([read_image(path)[:SIDE, :SIDE] for path in find_images(args.tiles)])
+    rows = density_rows(tiles, made) + spectrum_rows(tiles, made) + distance_rows(tiles, made)
+    report("realism", rows, args.json, job=output.provenance["job"], tiles=len(tiles), made_tiles=len(made))
     return 0
 
 
