@@ -16,7 +16,14 @@ from engine.models.folder import Model, check_model_folder, device_of, load_mode
 from engine.models.optimize import check_compiles
 from engine.pipeline.accept import MOST_ROUNDS, accepting
 from engine.pipeline.memory import estimated_latents
-from engine.pipeline.outputs import build_pyramids, copy_inputs, open_output, sign, write_label_array
+from engine.pipeline.outputs import (
+    build_pyramids,
+    clear_labels_outside_region,
+    copy_inputs,
+    open_output,
+    sign,
+    write_label_array,
+)
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import DECODE_COST, IMAGE, LABEL_MAP, Progress
 from engine.pipeline.sampling_round import Round, Shared
@@ -46,6 +53,8 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     progress = ranks.agree(lambda: Progress(ranks.rank, pixels, options.json_log, watch.view))
     with torch_threads(job.threads), progress:
         expect_stages(progress, prepared)
+        for note in prepared.inputs.notes:
+            progress.say(note)
         completed = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
         progress.write_log(event="finished" if completed else "stopped", memory=progress.memory)
     took = clock(time.monotonic() - begun)
@@ -78,6 +87,7 @@ def run_stage(
         if not rounds.run():
             return False
         with ranks.timer("store"):
+            clear_labels_outside_region(ranks, prepared, output)
             build_pyramids(ranks, output, progress)
         seconds = rounds.seconds(time.monotonic() - begun)
         ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected))
