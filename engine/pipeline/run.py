@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from engine.distributed.ranks import Ranks
+from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.folder import Model, check_model_folder, device_of, load_model
 from engine.models.optimize import check_compiles
@@ -53,7 +55,7 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     progress = ranks.agree(lambda: Progress(ranks.rank, pixels, options.json_log, watch.view))
     with torch_threads(job.threads), progress:
         expect_stages(progress, prepared)
-        for note in prepared.inputs.notes:
+        for note in (*prepared.inputs.notes, *idle_cores(ranks, job, device)):
             progress.say(note)
         completed = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
         progress.write_log(event="finished" if completed else "stopped", memory=progress.memory)
@@ -115,6 +117,15 @@ def expect_stages(progress: Progress, prepared: Prepared) -> None:
 def evaluation_cost(card: ModelCard) -> int:
     """Bytes of the network's weights times latents of a window."""
     return sum(file_size(path) for path in (card.folder / "unet").glob("*.safetensors")) * card.patch**2
+
+
+def idle_cores(ranks: Ranks, job: SampleJob, device: str) -> list[str]:
+    """A hint, where one rank is alone on more cores than it uses."""
+    cores = len(os.sched_getaffinity(0))
+    if ranks.size > 1 or device != "cpu" or cores < 2 * job.threads:
+        return []
+    used = "1 core" if job.threads == 1 else f"{job.threads} cores"
+    return [f"one rank uses {used} of {cores}: mpiexec -n {cores // job.threads} before the command uses them all"]
 
 
 @contextmanager
