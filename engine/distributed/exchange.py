@@ -13,7 +13,7 @@ from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.transfer import Incoming, Outgoing
 from engine.planning.cover import Cover
 from engine.planning.geometry import Box
-from engine.planning.plan import Plan
+from engine.planning.plan import EstimatePieces, Plan
 from kernels.fuse import accumulate, fuse, normalize
 from kernels.gather import gather
 from kernels.values import SeparableWeights, Weights, WinnerMap
@@ -50,12 +50,14 @@ class Exchange:
         self.device, self.reads = device or canvas.device, reads
         self.halo_tag, self.estimates_tag = (tag + 2 * (turn % 2) for tag in (HALO, ESTIMATES))
         self.halo: dict[int, Incoming] = {}  # by the rank that sends it
-        self.arriving: dict[int, Incoming] = {}  # estimates, by the rank that sends them
+        self.arriving: list[tuple[np.ndarray, Incoming]] = []  # estimates: rows of ``estimate_recvs``, the message
         self.blocks: dict[int, Tensor] = {}  # the latest block of the canvas that windows were read from
         self.estimates: dict[int, Tensor] = {}  # window_id -> estimate, of this rank's windows
+        # Pixels are many bytes: they leave window by window, while the next are decoded; latents all at once.
+        self.by_window = scale > 1
         sends = plan.estimate_sends
-        self.to_send = {peer: rows for peer, rows in rows_by(sends.peer) if peer != plan.rank}
-        self.missing = {peer: set(sends.window_id[rows].tolist()) for peer, rows in self.to_send.items()}
+        self.to_send = [(peer, rows) for peer, rows in messages_of(sends, self.by_window) if peer != plan.rank]
+        self.missing = [set(sends.window_id[rows].tolist()) for _, rows in self.to_send]
 
     def start(self) -> None:
         """Begin to receive everything, and send others their halos. Local."""
@@ -65,10 +67,10 @@ class Exchange:
                 count = canvas.channels * int(plan.halo_recvs[rows].areas.sum())
                 self.halo[peer] = Incoming(ranks, peer, self.halo_tag, count, canvas.device)
                 self.halo[peer].start()
-            for peer, rows in rows_by(plan.estimate_recvs.peer):
+            for peer, rows in messages_of(plan.estimate_recvs, self.by_window):
                 count = self.channels * self.scale**2 * int(plan.estimate_recvs[rows].areas.sum())
-                self.arriving[peer] = Incoming(ranks, peer, self.estimates_tag, count, self.device)
-                self.arriving[peer].start()
+                self.arriving.append((rows, Incoming(ranks, peer, self.estimates_tag, count, self.device)))
+                self.arriving[-1][1].start()
             for peer, rows in rows_by(plan.halo_sends.peer) if self.reads else ():
                 pieces = [self.halo_piece(row) for row in rows.tolist()]
                 Outgoing(ranks, peer, self.halo_tag, pieces).start()
@@ -131,16 +133,17 @@ class Exchange:
     def put(self, slot: int, estimate: Tensor) -> None:
         """Store the estimate (channels, scale p, scale p) of the window in a slot, and send what is complete. Local.
 
-        A rank is sent all its pieces in one message, as soon as the last estimate that it needs is stored.
+        A message leaves as soon as the last estimate in it is stored. Messages to one rank are received in the order of
+        the slots: estimates that leave window by window must be put in that order.
         """
         window_id = int(self.plan.window_ids[slot])
         self.estimates[window_id] = estimate
-        for peer, missing in self.missing.items():
+        for (peer, rows), missing in zip(self.to_send, self.missing, strict=True):
             if window_id not in missing:
                 continue
             missing.discard(window_id)
             if not missing:
-                pieces = [self.piece(row)[2] for row in self.to_send[peer].tolist()]
+                pieces = [self.piece(row)[2] for row in rows.tolist()]
                 Outgoing(self.canvas.ranks, peer, self.estimates_tag, pieces).start()
 
     def piece(self, row: int) -> Piece:
@@ -160,9 +163,9 @@ class Exchange:
         pieces: dict[int, list[Piece]] = {shard: [] for shard in plan.shards}
         for row in np.nonzero(sends.peer == plan.rank)[0].tolist():
             pieces[int(sends.shard[row])].append(self.piece(row))
-        for peer, rows in rows_by(recvs.peer):
+        for rows, message in self.arriving:
             boxes = [recvs.window(row).scaled(self.scale) for row in rows.tolist()]
-            parts = split(self.arriving[peer].tensor(), self.channels, boxes)
+            parts = split(message.tensor(), self.channels, boxes)
             for row, box, part in zip(rows.tolist(), boxes, parts, strict=True):
                 pieces[int(recvs.shard[row])].append((int(recvs.window_id[row]), box, part))
         return {shard: sorted(of_shard, key=lambda piece: piece[0]) for shard, of_shard in pieces.items()}
@@ -236,6 +239,18 @@ def fuse_pixels(cover: Cover, shard: Box, pieces: Sequence[Piece], channels: int
 def rows_by(ranks: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Each rank that occurs in a column, with the rows where it does."""
     return [(int(rank), np.nonzero(ranks == rank)[0]) for rank in np.unique(ranks)]
+
+
+def messages_of(pieces: EstimatePieces, by_window: bool) -> list[tuple[int, np.ndarray]]:
+    """The messages that estimates travel in, as (rank at the other end, rows): one a rank, or one a rank and window.
+
+    Both ends list a window's pieces one after another, and windows in the order of the sender's slots.
+    """
+    messages = []
+    for peer, rows in rows_by(pieces.peer):
+        cuts = np.nonzero(np.diff(pieces.window_id[rows]))[0] + 1 if by_window else np.empty(0, np.int64)
+        messages += [(peer, part) for part in np.split(rows, cuts)]
+    return messages
 
 
 def split(message: Tensor, channels: int, boxes: Sequence[Box]) -> list[Tensor]:
