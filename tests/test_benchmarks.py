@@ -121,6 +121,17 @@ def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path
 
 @pytest.mark.timing
 @again_where_disturbed
+def test_decoding_runs_and_ranks_without_a_shard_decode_too(tiny_model, tmp_path):
+    sizes = ("--ranks", "1,4", "--side", 6, "--milliseconds", 60, "--repeats", 1)
+    bench("decoding", *sizes, "--model", tiny_model, "--json", tmp_path / "r.json")
+    one, four = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert one["windows"] == four["windows"] == 25
+    assert one["seconds"] >= 0.06 * 25
+    assert 0.7 < four["of ideal"] < 1.2, four  # it was 0.25 where the shard's writer alone decoded
+
+
+@pytest.mark.timing
+@again_where_disturbed
 def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
     bench("storage", "--ranks", 1, 2, "--shard", 128, "--turns", 1, "--folder", tmp_path, "--json", tmp_path / "r.json")
     report = json.loads((tmp_path / "r.json").read_text())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from kernels.gather import gather
 from kernels.values import SeparableWeights, Weights, WinnerMap
 
 HALO, ESTIMATES = 1, 2  # tags
-Piece = tuple[int, Box, Tensor]  # window_id, box, the window's estimate in the box
+Piece = tuple[int, Box, Callable[[], Tensor]]  # window_id, box, the window's estimate in the box: waits if it must
 
 
 class Exchange:
@@ -143,7 +144,7 @@ class Exchange:
                 continue
             missing.discard(window_id)
             if not missing:
-                pieces = [self.piece(row)[2] for row in rows.tolist()]
+                pieces = [self.piece(row)[2]() for row in rows.tolist()]
                 Outgoing(self.canvas.ranks, peer, self.estimates_tag, pieces).start()
 
     def piece(self, row: int) -> Piece:
@@ -152,22 +153,21 @@ class Exchange:
         window_id, box = int(sends.window_id[row]), sends.window(row).scaled(scale)
         y, x = self.plan.cover.corners(sends.window_id[row : row + 1])[0].tolist()
         whole = Box(y, x, y + patch, x + patch).scaled(scale)
-        return window_id, box, self.estimates[window_id][(slice(None), *box.within(whole))]
+        return window_id, box, lambda: self.estimates[window_id][(slice(None), *box.within(whole))]
 
     def pieces(self) -> dict[int, list[Piece]]:
-        """For every shard that this rank fuses the pieces of estimates, in the order of their window_ids.
-
-        Waits for what others send.
-        """
+        """For every shard that this rank fuses the pieces of estimates, in the order of their window_ids. Local."""
         plan, sends, recvs = self.plan, self.plan.estimate_sends, self.plan.estimate_recvs
         pieces: dict[int, list[Piece]] = {shard: [] for shard in plan.shards}
         for row in np.nonzero(sends.peer == plan.rank)[0].tolist():
             pieces[int(sends.shard[row])].append(self.piece(row))
         for rows, message in self.arriving:
-            boxes = [recvs.window(row).scaled(self.scale) for row in rows.tolist()]
-            parts = split(message.tensor(), self.channels, boxes)
-            for row, box, part in zip(rows.tolist(), boxes, parts, strict=True):
+            start = 0
+            for row in rows.tolist():
+                box = recvs.window(row).scaled(self.scale)
+                part = partial(part_of, message, start, self.channels, box)
                 pieces[int(recvs.shard[row])].append((int(recvs.window_id[row]), box, part))
+                start += self.channels * box.area
         return {shard: sorted(of_shard, key=lambda piece: piece[0]) for shard, of_shard in pieces.items()}
 
     def fuse(self, cover: Cover | None = None) -> Shards:
@@ -196,7 +196,7 @@ def fuse_latents(cover: Cover, shard: Box, pieces: Sequence[Piece], channels: in
     estimates = torch.empty(len(window_ids), channels, p, p, device=device)
     for n, (_, box, part) in enumerate(pieces):
         y, x = corners[n].tolist()
-        estimates[(n, slice(None), *box.within(Box(y, x, y + p, x + p)))] = part
+        estimates[(n, slice(None), *box.within(Box(y, x, y + p, x + p)))] = part()
     used = np.array([(box.y0, box.x0, box.y1, box.x1) for _, box, _ in pieces])
     weights = weights_of(cover, shard, pieces, device)
     return fuse(
@@ -226,13 +226,16 @@ def weights_of(cover: Cover, shard: Box, pieces: Sequence[Piece], device: str) -
 
 
 def fuse_pixels(cover: Cover, shard: Box, pieces: Sequence[Piece], channels: int, device: str) -> Tensor:
-    """float32 (channels, h, w): a shard fused one window after another, for windows of pixels are many bytes."""
+    """float32 (channels, h, w): a shard fused one window after another, for windows of pixels are many bytes.
+
+    It begins with the first while others are still decoded elsewhere.
+    """
     total, weights = torch.zeros(channels, *shard.shape, device=device), torch.zeros(shard.shape, device=device)
     for window_id, box, part in pieces:
         weight = cover.weight(window_id, box)
         where = box.within(shard)
         given = None if weight is None else torch.from_numpy(weight).to(device)
-        accumulate(total[(slice(None), *where)], weights[where], part, given)
+        accumulate(total[(slice(None), *where)], weights[where], part(), given)
     return normalize(total, weights)
 
 
@@ -251,6 +254,11 @@ def messages_of(pieces: EstimatePieces, by_window: bool) -> list[tuple[int, np.n
         cuts = np.nonzero(np.diff(pieces.window_id[rows]))[0] + 1 if by_window else np.empty(0, np.int64)
         messages += [(peer, part) for part in np.split(rows, cuts)]
     return messages
+
+
+def part_of(message: Incoming, start: int, channels: int, box: Box) -> Tensor:
+    """The piece (channels, h, w) of a message that begins with value number ``start``; waits for the message."""
+    return message.tensor()[start : start + channels * box.area].reshape(channels, *box.shape)
 
 
 def split(message: Tensor, channels: int, boxes: Sequence[Box]) -> list[Tensor]:
