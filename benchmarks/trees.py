@@ -42,17 +42,20 @@ def run(tree: Path, ranks: int, options: Sequence[str]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    top = argparse.ArgumentParser(prog="python -m benchmarks.trees", description=__doc__)
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks.trees", usage="%(prog)s OLD NEW [-- OPTIONS]", description=__doc__
+    )
     top.add_argument("trees", type=Path, nargs=2, help="checkouts: the old one, the new one")
     top.add_argument("--ranks", type=int, default=2)
     top.add_argument("--turns", type=int, default=3)
     top.add_argument("--json", help="write the report here")
-    top.add_argument("options", nargs="*", help="of engine.sample, after --")
-    args = top.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    own, options = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    args = top.parse_args(own)
     runs: list[list[dict[str, Any]]] = [[], []]
     for turn in range(args.turns):
         for which in (0, 1) if turn % 2 else (1, 0):
-            runs[which].append(run(args.trees[which].resolve(), args.ranks, args.options))
+            runs[which].append(run(args.trees[which].resolve(), args.ranks, options))
             print(runs[which][-1], file=sys.stderr, flush=True)
     if len({one.pop("sha256") for of_tree in runs for one in of_tree}) != 1:
         raise ValueError("the trees make different bytes")
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         for part in old
     ]
-    report("trees", rows, args.json, ranks=args.ranks, turns=args.turns, options=args.options)
+    report("trees", rows, args.json, ranks=args.ranks, turns=args.turns, options=options)
     return 0
 
 
