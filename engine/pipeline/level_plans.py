@@ -145,7 +145,10 @@ def all_decode_plans(prepared: Prepared) -> Iterator[Plan]:
     if prepared.inputs.roi is not None:
         shards = np.array([shard for shard in shards if not outside_region(prepared, int(shard))])
     rounds = DecodeRounds(shards, prepared.rank_count)
+    kept: list[np.ndarray | None] = [None] * prepared.rank_count
     for turn in range(len(rounds)):
-        yield from run_in_lockstep(
-            [plan_decode(rank, cover, prepared.ownership, rounds, turn) for rank in range(prepared.rank_count)]
+        plans = run_in_lockstep(
+            [plan_decode(rank, cover, prepared.ownership, rounds, turn, kept[rank]) for rank in range(len(kept))]
         )
+        kept = [plan.window_ids for plan in plans]
+        yield from plans
