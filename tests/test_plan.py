@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.diffusion.conditions import LabelMap
-from engine.planning.counts import count_level
+from engine.planning.counts import count_decode, count_level
 from engine.planning.cover import random, shifted, strided, windows_of
 from engine.planning.decode_cover import decode_cover
 from engine.planning.ownership import (
@@ -289,3 +289,17 @@ def test_the_counts_of_a_level_are_the_sums_of_its_plans(h, w, side, size, cover
     assert (counts.windows, int(counts.evaluations.sum())) == (plans[0].windows, plans[0].evaluations)
     assert counts.evaluations.tolist() == [int((plan.window_ids % 4).sum()) for plan in plans]
     assert (counts.halo, counts.estimates) == tuple(map(sum, zip(*(plan.travelling() for plan in plans), strict=True)))
+
+
+@given(sides, sides, shards, ranks)
+def test_the_counts_of_decoding_are_the_sums_of_its_plans(h, w, side, size):
+    ownership, cover = Ownership((h, w), (side, side), size), decode_cover((h, w), 16, 4)
+    rounds = DecodeRounds(range(ownership.count), size)
+    kept = [None] * size
+    for turn, counts in enumerate(count_decode(cover, ownership, rounds)):
+        plans = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn, kept[rank]) for rank in range(size)])
+        new = [np.setdiff1d(plan.window_ids, kept[rank] if turn else []) for rank, plan in enumerate(plans)]
+        assert counts.evaluations.tolist() == [len(window_ids) for window_ids in new]
+        travelling = tuple(map(sum, zip(*(plan.travelling() for plan in plans), strict=True)))
+        assert (counts.windows, counts.halo, counts.estimates) == (sum(map(len, plans)), *travelling)
+        kept = [plan.window_ids for plan in plans]
