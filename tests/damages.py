@@ -133,7 +133,7 @@ def damage_finished(whole: Path, out: Path, kind: str, way: str, seed: int, rank
         assert arrays_of(out) == arrays_of(whole), text
     if changed and way in SAME_SIZE:
         checked = launch(ranks, *arguments, "--out", out, "--verify")
-        assert "is damaged" in checked.stdout + checked.stderr + again.stderr, text + checked.stdout + checked.stderr
+        assert "is damaged" in again.stdout + again.stderr + checked.stdout + checked.stderr, text + checked.stdout + checked.stderr
 
     mended = launch(ranks, *arguments, "--out", out, "--mend")
     assert mended.returncode == 0, text + mended.stdout + mended.stderr

@@ -49,7 +49,6 @@ def examined(ranks: Ranks, prepared: Prepared) -> Prepared:
         if takes_sampling(prepared, damaged) and not options.mend:
             raise ValueError(f"{path} is damaged: {named(damaged)}; {what_it_takes(output.provenance)}")
         check_machine(prepared, ranks.local_size)
-        print(f"{path} is damaged: {named(damaged)}; made anew", flush=True)
 
     ranks.on_root(check)
     return prepared
