@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def arrays_of(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files if "slidefield" not in path.parts}
 
 
+def one_error(done: subprocess.CompletedProcess) -> str:
+    """The one line that a run is refused with."""
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
 def damage_finished(whole: Path, out: Path, kind: str, way: str, seed: int, ranks: int, arguments: tuple) -> None:
     """Damage a copy of a finished output; say as expected, by the same command, what is wrong; mend it."""
     pattern, expected = FINISHED[kind]
@@ -122,10 +131,7 @@ def damage_finished(whole: Path, out: Path, kind: str, way: str, seed: int, rank
     if expected in ("sampled", "made anew"):
         assert seen == 1, text
     if expected == "sampled" and way not in SAME_SIZE:
-        assert again.returncode == 1, text
-        assert again.stderr.startswith("error: "), text
-        assert again.stderr.count("\n") == 1, text
-        assert "--mend" in again.stderr, text
+        assert "--mend" in one_error(again), text
     if expected in ("made anew", "mended") and way not in SAME_SIZE:
         assert again.returncode == 0, text
         assert "made anew" in again.stdout or "is mended" in again.stdout, text
@@ -133,7 +139,9 @@ def damage_finished(whole: Path, out: Path, kind: str, way: str, seed: int, rank
         assert arrays_of(out) == arrays_of(whole), text
     if changed and way in SAME_SIZE:
         checked = launch(ranks, *arguments, "--out", out, "--verify")
-        assert "is damaged" in again.stdout + again.stderr + checked.stdout + checked.stderr, text + checked.stdout + checked.stderr
+        assert "is damaged" in again.stdout + again.stderr + checked.stdout + checked.stderr, (
+            text + checked.stdout + checked.stderr
+        )
 
     mended = launch(ranks, *arguments, "--out", out, "--mend")
     assert mended.returncode == 0, text + mended.stdout + mended.stderr
@@ -158,9 +166,7 @@ def damage_unfinished(
     if expected == "refused" and way != "deleted":
         assert done.returncode == 1, text
     if done.returncode != 0:
-        assert done.stderr.startswith("error: "), text
-        assert done.stderr.count("\n") == 1, text
-        way_out = "--resume never" if "--resume never" in done.stderr else "--overwrite"
+        way_out = "--resume never" if "--resume never" in one_error(done) else "--overwrite"
         assert way_out in done.stderr, text
         done = launch(ranks, *arguments, "--out", out, *way_out.split())
         assert done.returncode == 0, text + done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """A file system that loses its power: ext4 in a file, shut down by the kernel without a flush of its journal.
 
-What a program wrote and did not sync is lost then, as it is when a machine loses its power. Needs root and loop devices.
+What a program wrote and did not sync is lost then, as when a machine loses its power. Needs root and loop devices.
 """
 
 from __future__ import annotations
