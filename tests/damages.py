@@ -1,20 +1,26 @@
-"""Files of outputs that are damaged on purpose, and what is expected of the same command then.
+"""Outputs that are damaged on purpose, runs that are killed, and what is expected of the same command then.
 
 ``FINISHED`` and ``UNFINISHED`` have a row for every kind of file: which files they are, and what is expected of them.
-``WAYS`` are the ways to damage one.
+``WAYS`` are the ways to damage one; ``ROWS`` has every kind with every way. ``kill_and_resume`` is a row of kills.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launching import launch, sha, verify
+from launching import Running, launch, lines_of, ranks_below, sha, start_and_kill, verify
 
+JOB = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--labels", "example", "--preview", "none")
+JOB = (*JOB, "--steps", 4, "--solver", "dpmpp2m", "--checkpoint-every", 0)
 SHARD = "c/[0-9]*/[0-9]*"  # of an array of labels; an image has one folder more
 FINISHED = {
     "image": (f"0/{SHARD}/*", "sampled"),
@@ -47,6 +53,7 @@ UNFINISHED = {
     "latents of the other slot": ("slidefield/checkpoint/{other}/x/c/*/*/*", "made anew"),
     "array of the other slot": ("slidefield/checkpoint/{other}/x/zarr.json", "made anew"),
 }
+STATES = {"finished": FINISHED, "unfinished": UNFINISHED}
 
 
 def truncated(file: Path, drawn: random.Random) -> None:
@@ -91,7 +98,26 @@ WAYS: dict[str, Callable[[Path, random.Random], None]] = {
     "a folder": a_folder,
     "swapped": swapped,
 }
+ROWS = [(state, kind, way) for state, kinds in STATES.items() for kind in kinds for way in WAYS]
 SAME_SIZE = ("flipped", "swapped")  # a file's size may not tell
+
+
+def make_whole(job: tuple, out: Path) -> Path:
+    """The output of a run to its end."""
+    done = launch(2, *job, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def make_killed(job: tuple, out: Path) -> Path:
+    """The output of a run that was killed while it wrote the image: all of the labels and some of the image."""
+    start_and_kill(lambda: image_shards(out) > 1, out, 2, *job)
+    return out
+
+
+def image_shards(out: Path) -> int:
+    """The number of shards of the image that ranks have written."""
+    return sum('"array": "0"' in line for file in out.glob("slidefield/ledger/*") for line in lines_of(file))
 
 
 def files_of(out: Path, pattern: str) -> list[Path]:
@@ -170,5 +196,38 @@ def damage_unfinished(
         assert way_out in done.stderr, text
         done = launch(ranks, *arguments, "--out", out, *way_out.split())
         assert done.returncode == 0, text + done.stdout + done.stderr
+    assert sha(out) == sha(whole), text
+    assert arrays_of(out) == arrays_of(whole), text
+
+
+MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
+    "it begins": lambda out, log: out.exists(),
+    "a level": lambda out, log: len(lines_of(log)) >= 2,
+    "a checkpoint": lambda out, log: any(out.glob("slidefield/checkpoint/1/x/c/*/*/*")),
+    "decoding": lambda out, log: image_shards(out) > 0,
+    "the pyramid": lambda out, log: any(out.glob("1/c/*/*/*")),
+}
+
+
+def kill_and_resume(whole: Path, place: Path, seed: int, arguments: tuple) -> None:
+    """A run that is killed or signalled at a moment drawn from the seed ends, given again, in the same bytes."""
+    drawn, out, log = random.Random(f"kill {seed}"), place / "out.zarr", place / "log.jsonl"
+    moment, how = drawn.choice(list(MOMENTS)), drawn.choice(["all", "a rank", "mpiexec", "TERM", "USR1", "INT"])
+    run = Running(drawn.randint(1, 3), *arguments, "--out", out, "--json-log", log)
+    run.wait_until(lambda: MOMENTS[moment](out, log))
+    time.sleep(drawn.random() * 0.3)
+    victims = ranks_below(run.process.pid)
+    with contextlib.suppress(ProcessLookupError):  # it may just have ended
+        if how == "mpiexec":
+            run.process.kill()
+        elif how != "all" and victims:
+            os.kill(drawn.choice(victims), signal.SIGKILL if how == "a rank" else signal.Signals[f"SIG{how}"])
+    if how in ("all", "mpiexec"):
+        run.kill()  # after mpiexec alone, what it has left
+    else:
+        run.end()
+    done = launch(drawn.randint(1, 3), *arguments, "--out", out)
+    text = f"{how} in {moment}, {seed}: {done.returncode}: {done.stdout}{done.stderr}"
+    assert done.returncode == 0, text
     assert sha(out) == sha(whole), text
     assert arrays_of(out) == arrays_of(whole), text

@@ -1,21 +1,26 @@
 """Outputs that are damaged: named, mended, or refused in one line; never taken for whole."""
 
 import json
-import random
 import shutil
-import time
 
 import pytest
 import zarr
-from damages import arrays_of, damage_finished, damage_unfinished, one_error
-from launching import Running, launch, launch_alone, lines_of, refused, sha, start_and_kill, verify
-from power import disk
+from damages import (
+    JOB,
+    arrays_of,
+    damage_finished,
+    damage_unfinished,
+    kill_and_resume,
+    make_killed,
+    make_whole,
+    one_error,
+)
+from launching import launch, refused, sha, start_and_kill, verify
+from power import lose_power_and_resume
 
 from engine.storage.files import write_signed
 
 pytestmark = pytest.mark.runs
-SIZE = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--labels", "example", "--preview", "none")
-JOB = (*SIZE, "--steps", 4, "--solver", "dpmpp2m", "--checkpoint-every", 0)
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +30,12 @@ def job(tiny_model):
 
 @pytest.fixture(scope="module")
 def whole(job, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "out.zarr"
-    assert launch(2, *job, "--out", out).returncode == 0
-    return out
+    return make_whole(job, tmp_path_factory.mktemp("whole") / "out.zarr")
 
 
 @pytest.fixture(scope="module")
 def killed(job, tmp_path_factory):
-    """The output of a run that was killed while it wrote the image: all of the labels and some of the image."""
-    out = tmp_path_factory.mktemp("killed") / "out.zarr"
-    ledgers = out / "slidefield" / "ledger"
-    start_and_kill(lambda: sum('"0"' in line for f in ledgers.glob("*") for line in lines_of(f)) > 1, out, 2, *job)
-    return out
+    return make_killed(job, tmp_path_factory.mktemp("killed") / "out.zarr")
 
 
 @pytest.mark.parametrize(
@@ -73,34 +72,13 @@ def test_a_damaged_unfinished_output_ends_in_the_same_bytes_or_is_refused(job, w
     damage_unfinished(whole, killed, tmp_path / "out.zarr", kind, way, 0, 3, job)
 
 
-def lose_power_and_resume(place, job, whole, seed):
-    """A run whose disk loses its power at a moment drawn from the seed is gone on with to the same bytes."""
-    drawn = random.Random(f"power {seed}")
-    with disk(place) as made:
-        out, log = made.folder / "out.zarr", place / "log.jsonl"
-        run = Running(2, *job, "--out", out, "--json-log", log)
-        moment = drawn.choice(["made", "level", "checkpoint", "decoding"])
-        written = {
-            "made": lambda: out.exists(),
-            "level": lambda: len(lines_of(log)) >= 1,
-            "checkpoint": lambda: (out / "slidefield" / "checkpoint.json").exists(),
-            "decoding": lambda: any('"0"' in line for f in out.glob("slidefield/ledger/*") for line in lines_of(f)),
-        }[moment]
-        run.wait_until(written)
-        time.sleep(drawn.random() * {"made": 0.1, "level": 0.3, "checkpoint": 0.5, "decoding": 0.2}[moment])
-        made.lose_power()
-        run.kill()
-        made.start_again()
-        state = verify(out)
-        done = launch_alone(3, *job, "--out", out)
-        text = f"{moment} {seed}: after it {state}: {done.returncode}: {done.stdout}{done.stderr}"
-        assert done.returncode == 0, text
-        assert sha(out) == sha(whole), text
-        return moment, state
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_is_killed_ends_in_the_same_bytes(job, whole, tmp_path, seed):
+    kill_and_resume(whole, tmp_path, seed, job)
 
 
 def test_a_disk_that_loses_its_power_holds_what_the_run_counts_on(job, whole, tmp_path):
-    lose_power_and_resume(tmp_path, job, whole, 0)
+    lose_power_and_resume(whole, tmp_path, 0, job)
 
 
 def test_an_output_whose_metadata_and_its_copy_are_lost_is_replaced_by_overwrite_alone(job, whole, tmp_path):
