@@ -257,7 +257,7 @@ class RunOptions(Checked):
     )
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
-    verify: bool = run_option(False, FLAG, "read every shard of a finished output, not the sizes of their files alone")
+    verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")
     mend: bool = run_option(
         False, FLAG, "sample a damaged output again, all of it if it must be, and write the damaged shards alone"
     )

@@ -131,13 +131,18 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
         ),
         **({"label_stage": prepared.label_stage.identity} if prepared.label_stage else {}),
         **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
-        "versions": {
-            "slidefield": engine.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "zarr": ZARR_VERSION,
-        },
+        "versions": present_versions(),
+    }
+
+
+def present_versions() -> dict[str, str]:
+    """The versions of this program and of what its bytes depend on."""
+    return {
+        "slidefield": engine.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "zarr": ZARR_VERSION,
     }
 
 
@@ -374,6 +379,10 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
             f"{output.shard_file(*lost)} was there and is gone; give the same command again to make it anew, "
             "or start anew with `resume` never"
         )
+    if other := len(output.ledger.made_otherwise()):
+        was, versions = output.provenance["versions"], present_versions()
+        now = ", ".join(f"{name} {was.get(name)} then, {versions[name]} now" for name in ("torch", "numpy"))
+        print(f"{other} shards were made anew with other bytes than the ledger had of them ({now})", flush=True)
     facts = {} if "seconds" in output.provenance else {"seconds": seconds, "ranks": size}  # a mended one keeps its own
     facts |= {"rejected": rejected} if rejected and facts else {}
     output.annotate(state="finished", **facts)

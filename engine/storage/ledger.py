@@ -4,6 +4,7 @@ Its files are::
 
     OUT/slidefield/ledger.jsonl          one ledger of all ranks, merged when a run begins and when it ends
     OUT/slidefield/ledger/RANK.jsonl     what each rank has finished since: every rank appends to a file of its own
+    OUT/slidefield/forgotten.jsonl       while an output is mended, its lines about the shards that are made anew
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Ledger:
         self.path, self.layout, self.rank = path, layout, rank
         self.merged = path / "slidefield" / "ledger.jsonl"
         self.of_ranks = path / "slidefield" / "ledger"
+        self.forgotten = path / "slidefield" / "forgotten.jsonl"
 
     @cached_property
     def shards(self) -> dict[str, Grid]:
@@ -136,6 +138,20 @@ class Ledger:
             rounds = latest.get(array, self.none_finished(array))
             for index in np.flatnonzero(rounds < 0).tolist():
                 yield array, boxes[index]
+
+    def remember(self, shards: Collection[tuple[str, Box]]) -> None:
+        """Keep the lines about shards that are made anew, for ``made_otherwise``. Rank 0 calls this."""
+        with self.forgotten.open("a") as stream:
+            stream.writelines(shard.line() for shard in self if (shard.array, shard.box) in shards)
+
+    def made_otherwise(self) -> list[FinishedShard]:
+        """List the shards that were made anew and are not the bytes that the ledger had of them."""
+        if not self.forgotten.is_file():
+            return []
+        with self.forgotten.open(errors="replace") as stream:
+            before = {(shard.array, shard.box): shard for shard in filter(None, map(self.parse, stream))}
+        now = {(shard.array, shard.box): shard for shard in self if (shard.array, shard.box) in before}
+        return [now[key] for key in before if key in now and now[key].sha256 != before[key].sha256]
 
     def has_file(self, shard: FinishedShard) -> bool:
         """Whether the shard's file is there and as large as when it was written."""

@@ -143,6 +143,7 @@ class Output:
         """Remove what only an unfinished output needs. Rank 0 calls this."""
         self.checkpoints.drop()
         self.checkpoints.end_rounds()
+        discard(self.ledger.forgotten)
         for name in ("labels.zarr", "inputs"):
             discard(self.private / name)
 
@@ -162,6 +163,8 @@ class Output:
         """
         for name, box in shards:
             discard(self.shard_file(name, box))
+        if self.finished:
+            self.ledger.remember(set(shards))
         self.ledger.merge(without=set(shards))
         if self.checkpoints.sampling_round().index and any(name == self.layout.image for name, _ in shards):
             self.checkpoints.begin_round(SamplingRound())
