@@ -81,10 +81,13 @@ def a_folder(file: Path, drawn: random.Random) -> None:
 
 
 def swapped(file: Path, drawn: random.Random) -> None:
-    """With a file of its folder or its parent's, of the same name or beside it; else with one of another kind."""
-    beside = [*file.parent.parent.glob(f"*/{file.name}"), *file.parent.iterdir()]
-    others = sorted({path for path in beside if path.is_file() and path != file})
-    other = drawn.choice(others) if others else next(p for p in sorted(file.parents[1].rglob("*")) if p.is_file())
+    """With another of its output, of the same name or beside it if there is one."""
+    output = next(folder for folder in file.parents if folder.suffix == ".zarr")
+    near = [
+        path for path in (*file.parents[1].glob(f"*/{file.name}"), *file.parent.iterdir()) if output in path.parents
+    ]
+    others = [{path for path in paths if path.is_file() and path != file} for paths in (near, output.rglob("*"))]
+    other = drawn.choice(sorted(others[0] or others[1]))
     content, theirs = file.read_bytes(), other.read_bytes()
     file.write_bytes(theirs)
     other.write_bytes(content)
