@@ -86,7 +86,9 @@ def swapped(file: Path, drawn: random.Random) -> None:
     near = [
         path for path in (*file.parents[1].glob(f"*/{file.name}"), *file.parent.iterdir()) if output in path.parents
     ]
-    others = [{path for path in paths if path.is_file() and path != file} for paths in (near, output.rglob("*"))]
+    others = [
+        {p for p in paths if p.is_file() and p != file and output in p.parents} for paths in (near, output.rglob("*"))
+    ]
     other = drawn.choice(sorted(others[0] or others[1]))
     content, theirs = file.read_bytes(), other.read_bytes()
     file.write_bytes(theirs)
