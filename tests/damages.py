@@ -17,7 +17,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launching import Running, launch, lines_of, ranks_below, sha, start_and_kill, verify
+from launching import (
+    Running,
+    kill_all,
+    launch,
+    lines_of,
+    ranks_below,
+    sha,
+    shared_memory_of,
+    start_and_kill,
+    verify,
+)
 
 JOB = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--labels", "example", "--preview", "none")
 JOB = (*JOB, "--steps", 4, "--solver", "dpmpp2m", "--checkpoint-every", 0)
@@ -83,13 +93,12 @@ def a_folder(file: Path, drawn: random.Random) -> None:
 def swapped(file: Path, drawn: random.Random) -> None:
     """With another of its output, of the same name or beside it if there is one."""
     output = next(folder for folder in file.parents if folder.suffix == ".zarr")
-    near = [
-        path for path in (*file.parents[1].glob(f"*/{file.name}"), *file.parent.iterdir()) if output in path.parents
-    ]
-    others = [
-        {p for p in paths if p.is_file() and p != file and output in p.parents} for paths in (near, output.rglob("*"))
-    ]
-    other = drawn.choice(sorted(others[0] or others[1]))
+    near = (*file.parents[1].glob(f"*/{file.name}"), *file.parent.iterdir())
+    near, others = (
+        {path for path in paths if path.is_file() and path != file and output in path.parents}
+        for paths in (near, output.rglob("*"))
+    )
+    other = drawn.choice(sorted(near or others))
     content, theirs = file.read_bytes(), other.read_bytes()
     file.write_bytes(theirs)
     other.write_bytes(content)
@@ -214,6 +223,24 @@ MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
 }
 
 
+def end_run(run: Running, how: str, drawn: random.Random) -> None:
+    """Kill or signal a run, and wait for its end; what it has in shared memory goes with it."""
+    victims = ranks_below(run.process.pid)
+    shared = {file for victim in victims for file in shared_memory_of(victim)}
+    with contextlib.suppress(ProcessLookupError):  # it may just have ended
+        if how == "all":
+            kill_all(run.process.pid)
+        elif how == "mpiexec":
+            run.process.kill()
+        elif victims:
+            os.kill(drawn.choice(victims), signal.SIGKILL if how == "a rank" else signal.Signals[f"SIG{how}"])
+    run.end()
+    for victim in victims:
+        kill_all(victim)  # after mpiexec alone they may live a moment longer
+    for file in shared:
+        file.unlink(missing_ok=True)
+
+
 def kill_and_resume(whole: Path, place: Path, seed: int, arguments: tuple) -> None:
     """A run that is killed or signalled at a moment drawn from the seed ends, given again, in the same bytes."""
     drawn, out, log = random.Random(f"kill {seed}"), place / "out.zarr", place / "log.jsonl"
@@ -221,16 +248,7 @@ def kill_and_resume(whole: Path, place: Path, seed: int, arguments: tuple) -> No
     run = Running(drawn.randint(1, 3), *arguments, "--out", out, "--json-log", log)
     run.wait_until(lambda: MOMENTS[moment](out, log))
     time.sleep(drawn.random() * 0.3)
-    victims = ranks_below(run.process.pid)
-    with contextlib.suppress(ProcessLookupError):  # it may just have ended
-        if how == "mpiexec":
-            run.process.kill()
-        elif how != "all" and victims:
-            os.kill(drawn.choice(victims), signal.SIGKILL if how == "a rank" else signal.Signals[f"SIG{how}"])
-    if how in ("all", "mpiexec"):
-        run.kill()  # after mpiexec alone, what it has left
-    else:
-        run.end()
+    end_run(run, how, drawn)
     done = launch(drawn.randint(1, 3), *arguments, "--out", out)
     text = f"{how} in {moment}, {seed}: {done.returncode}: {done.stdout}{done.stderr}"
     assert done.returncode == 0, text
