@@ -235,10 +235,18 @@ def end_run(run: Running, how: str, drawn: random.Random) -> None:
         elif victims:
             os.kill(drawn.choice(victims), signal.SIGKILL if how == "a rank" else signal.Signals[f"SIG{how}"])
     run.end()
-    for victim in victims:
-        kill_all(victim)  # after mpiexec alone they may live a moment longer
+    while any(map(samples, victims)):  # without mpiexec they live a moment longer
+        time.sleep(0.05)
     for file in shared:
         file.unlink(missing_ok=True)
+
+
+def samples(pid: int) -> bool:
+    """Whether a process is a rank of a run."""
+    try:
+        return b"engine.sample" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def kill_and_resume(whole: Path, place: Path, seed: int, arguments: tuple) -> None:
