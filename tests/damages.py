@@ -93,14 +93,14 @@ def a_folder(file: Path, drawn: random.Random) -> None:
 def swapped(file: Path, drawn: random.Random) -> None:
     """With another of its output, of the same name or beside it if there is one."""
     output = next(folder for folder in file.parents if folder.suffix == ".zarr")
+    content = file.read_bytes()
     near = (*file.parents[1].glob(f"*/{file.name}"), *file.parent.iterdir())
     near, others = (
-        {path for path in paths if path.is_file() and path != file and output in path.parents}
+        {path for path in paths if path.is_file() and output in path.parents and path.read_bytes() != content}
         for paths in (near, output.rglob("*"))
     )
     other = drawn.choice(sorted(near or others))
-    content, theirs = file.read_bytes(), other.read_bytes()
-    file.write_bytes(theirs)
+    file.write_bytes(other.read_bytes())
     other.write_bytes(content)
 
 
