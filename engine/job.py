@@ -257,6 +257,10 @@ class RunOptions(Checked):
     )
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
+    verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")
+    mend: bool = run_option(
+        False, FLAG, "sample a damaged output again, all of it if it must be, and write the damaged shards alone"
+    )
     checkpoint_every: float = run_option(
         300.0, number(0), "time from one checkpoint to the next; 0 writes one after every level", metavar="SECONDS"
     )

@@ -27,7 +27,7 @@ EVERY = """
 --guidance 1.5 --omega -0.5 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann
 --seed 4611686018427387904 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256
 --decode-overlap 0 --decode-weights gaussian --accept 0.6,0.5 --threads 2 --out o.zarr --preview none --overwrite
---resume never --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
+--resume never --verify --mend --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
 PLAIN: dict = {
@@ -123,6 +123,8 @@ def test_the_values_of_a_run_are_what_they_were():
             "preview": None,
             "overwrite": False,
             "resume": "auto",
+            "verify": False,
+            "mend": False,
             "checkpoint_every": 300.0,
             "json_log": None,
             "dry_run": False,
@@ -137,6 +139,8 @@ def test_the_values_of_a_run_are_what_they_were():
             "preview": "none",
             "overwrite": True,
             "resume": "never",
+            "verify": True,
+            "mend": True,
             "checkpoint_every": 0.0,
             "json_log": "l.jsonl",
             "dry_run": True,

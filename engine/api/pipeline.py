@@ -22,6 +22,7 @@ from engine.api.call import OutputLocation, arrays_as_files, failing_together, i
 from engine.api.image import Image
 from engine.distributed.launch import ranks_of
 from engine.pipeline.dry_run import Plan, plan_facts
+from engine.pipeline.mending import examined
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.watch import Bar, OnLevel, Silent, View, Watch
@@ -101,6 +102,7 @@ class Pipeline:
             place = OutputLocation.choose(ranks, out)
             job, run_options = job_and_options({**self.settings, **options, "out": str(place.path), "preview": "none"})
             prepared = ranks.on_root(lambda: prepare(job, run_options, ranks.size, ranks.local_size))
+            prepared = examined(ranks, prepared)
             if prepared.state != "finished":
                 with ranks.catching_interrupts():
                     completed = run(ranks, prepared, self._load, Watch(view_of(progress), on_level))

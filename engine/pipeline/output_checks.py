@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.job import RunOptions
 from engine.pipeline.prepared import Prepared
-from engine.storage.output import provenance_at
+from engine.storage.output import Unrecognisable, provenance_at
 
 
 def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
@@ -22,7 +22,12 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
         ValueError: the output is another job's, and is not to be overwritten.
     """
     path = Path(options.out)
-    provenance = provenance_at(path)
+    try:
+        provenance = provenance_at(path)
+    except Unrecognisable:
+        if options.overwrite:
+            return "replace"
+        raise
     if provenance is None:
         return "absent"
     theirs = provenance["identity"]

@@ -102,8 +102,16 @@ def with_output_state(prepared: Prepared) -> Prepared:
     """
     state, stage = output_state(prepared.options, prepared.identity), prepared.label_stage
     if stage is not None and state == "unfinished":
-        stage = replace(stage, state=output_state(stage.options, stage.identity))
+        stage = replace(stage, state=label_stage_state(stage))
     return replace(prepared, state=state, label_stage=stage)
+
+
+def label_stage_state(stage: Prepared) -> str:
+    """The state of the label map's output: what is damaged among private files is made anew."""
+    try:
+        return output_state(stage.options, stage.identity)
+    except ValueError:
+        return "replace"
 
 
 def check_machine(prepared: Prepared, ranks_per_node: int) -> None:
@@ -114,5 +122,5 @@ def check_machine(prepared: Prepared, ranks_per_node: int) -> None:
     """
     check_memory(memory_bytes(prepared), ranks_per_node)
     check_log(prepared.options)
-    resumed = prepared.state == "unfinished"  # most of it may be on the disk already
+    resumed = prepared.state in ("unfinished", "damaged")  # most of it may be on the disk already
     check_place(prepared.options, 0 if resumed else least_disk_bytes(prepared))
