@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from bad_inputs import faults
 from launching import Running, launch, launch_alone, lines_of, ranks_below, sha, start_and_kill, verify
 
 from engine.command_line import STOPPED
@@ -77,3 +78,7 @@ def test_a_large_image_of_the_embedded_model_is_the_same_on_1_and_4_ranks_and_af
     shas.add(sha(out))
     assert len(shas) == 1
     shutil.rmtree(out)
+
+
+def test_300_bad_inputs_are_refused_in_one_line_each(tmp_path, tiny_model, monkeypatch):
+    assert not faults(range(300), tmp_path, tiny_model, monkeypatch)
