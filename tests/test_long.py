@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from bad_inputs import faults
 from damages import JOB, ROWS, damage_finished, damage_unfinished, kill_and_resume, make_killed, make_whole
 from launching import Running, launch, launch_alone, lines_of, ranks_below, sha, start_and_kill, verify
 from power import lose_power_and_resume
@@ -114,3 +115,7 @@ def test_a_run_that_is_killed_once_ends_in_the_same_bytes(job, whole, tmp_path, 
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_a_run_whose_disk_loses_its_power_ends_in_the_same_bytes(job, whole, tmp_path, seed):
     lose_power_and_resume(whole, tmp_path, seed, job)
+
+
+def test_300_bad_inputs_are_refused_in_one_line_each(tmp_path, tiny_model, monkeypatch):
+    assert not faults(range(300), tmp_path, tiny_model, monkeypatch)

@@ -34,6 +34,7 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
     Raises:
         ValueError: anything that would stop the run, with the way out.
     """
+    check_ranks(options)
     card = read_card(job.model)
     if not card.decodes:
         raise ValueError(f"`model` {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
@@ -53,6 +54,19 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
         if prepared.state != "finished":
             check_machine(prepared, ranks_per_node)
     return replace(prepared, inputs=inputs.unread())  # small: it is sent to all ranks
+
+
+def check_ranks(options: RunOptions) -> None:
+    """Refuse a number of ranks that nothing is planned for: a run has those that it was started on.
+
+    Raises:
+        ValueError: with the command that starts so many.
+    """
+    if options.ranks is not None and not options.dry_run:
+        raise ValueError(
+            f"`ranks` {options.ranks} is what `dry_run` plans for, and a run has the ranks that it is started on: "
+            f"leave `ranks` out and start mpiexec -n {options.ranks} python -m engine.sample ..."
+        )
 
 
 def style_cards(job: SampleJob, card: ModelCard) -> tuple[ModelCard, ...]:

@@ -59,6 +59,9 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
         expect_stages(progress, prepared)
         for note in (*prepared.inputs.notes, *idle_cores(ranks, job, device)):
             progress.say(note)
+        if job.compile:
+            minutes = "minutes" if device == "cpu" else "a minute or two"
+            progress.say(f"torch compiles the network at its first windows, which takes {minutes}")
         completed = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
         progress.write_log(event="finished" if completed else "stopped", memory=progress.memory)
     took = clock(time.monotonic() - begun)
