@@ -355,10 +355,14 @@ def test_a_shard_that_is_lost_while_it_runs_is_not_signed_away(tiny_model, tmp_p
     arguments = ("--model", tiny_model, *options, "--steps", 2, "--preview", "none")
     assert launch(1, *arguments, "--out", tmp_path / "whole.zarr").returncode == 0
     lost = out / "0" / "c" / "0" / "0" / "0"
-    run = Running(2, *arguments, "--out", out)
-    assert run.wait_until(lost.exists)
-    lost.unlink()
-    status, text = run.end()
+    for _ in range(10):  # on a busy machine the run may be signed before the shard is lost: then another is started
+        run = Running(2, *arguments, "--out", out)
+        assert run.wait_until(lost.exists)
+        lost.unlink()
+        status, text = run.end()
+        if status:
+            break
+        shutil.rmtree(out)
     assert status == 1, text
     assert str(lost) in text
     assert "same command again" in text
@@ -373,7 +377,7 @@ def test_a_decoder_that_makes_no_numbers_is_named(tiny_model, tmp_path):
     weights = next((model / "vae").glob("*.safetensors"))
     tensors = safetensors.numpy.load_file(weights)
     safetensors.numpy.save_file(
-        {k: v * np.float32("nan") if "decoder" in k else v for k, v in tensors.items()}, weights
+        {k: v * np.float32(1e30) if "decoder" in k else v for k, v in tensors.items()}, weights
     )
     done = launch_alone(
         2, "--model", model, "--size", "128x128", "--label", 1, "--steps", 2, "--out", tmp_path / "o.zarr"
