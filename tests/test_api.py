@@ -213,7 +213,6 @@ def test_a_callback_that_fails_ends_the_call_with_its_own_error(pipe, labels):
         ({"eta": 0.5, "solver": "dpmpp2m"}, "`eta`|eta is 0.5"),
         ({"labels": np.zeros((4, 4), np.uint8)}, "4 x 4 px but the canvas is 130 x 301 px; pass `size` 4x4"),
         ({"labels": np.full((130, 301), 9, np.uint8)}, "value 9 at row 0, column 0"),
-        ({"model": "nowhere"}, "`model` nowhere is not there"),
     ],
 )
 def test_wrong_values_are_value_errors_that_name_the_field(pipe, tmp_path, options, said):

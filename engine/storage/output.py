@@ -96,7 +96,16 @@ class Output:
             return np.asarray(array[self.layout.index(box)])
         except Exception as error:  # zarr raises what its codecs and stores raise
             file, why = self.shard_file(name, box), " ".join(str(error).split())
-            raise ValueError(f"{file} cannot be read ({why}); remove it, then give the same command again") from error
+            raise ValueError(f"{file} cannot be read ({why}); {self.way_out()}") from error
+
+    def way_out(self) -> str:
+        """What to do about a shard that is missing or cannot be read."""
+        if not self.finished:
+            return "remove it, then give the same command again"
+        return (
+            f"engine.verify {self.path} says what else is damaged; give the same command with `overwrite` to sample "
+            "it again"
+        )
 
     def halve(self, finest: str, level: int, box: Box) -> None:
         """Make one shard of a pyramid level from the four of the level below, one after another.
@@ -198,3 +207,18 @@ def provenance_at(path: Path) -> dict[str, Any] | None:
         raise ValueError(
             f"{path} is there but is no output of engine.sample; remove it yourself, or choose another `out`"
         ) from None
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Read the provenance of the output that lies at a path, for those who only read it.
+
+    Raises:
+        ValueError: nothing lies there, or no output of ours.
+    """
+    try:
+        provenance = provenance_at(path)
+    except ValueError:
+        raise ValueError(f"{path} is no output of engine.sample") from None
+    if provenance is None:
+        raise ValueError(f"{path} is not there")
+    return provenance
