@@ -159,7 +159,7 @@ def as_array(name: str, value: Any) -> Any:
     """
     array = value if hasattr(value, "shape") and hasattr(value, "dtype") else to_numpy(name, value)
     if isinstance(array, np.ndarray) and (array.dtype.kind not in "biuf" or not array.ndim):
-        raise ValueError(f"`{name}` is a {type(value).__name__}: expected a file, or an array of numbers")
+        raise ValueError(f"`{name}` is of type {type(value).__name__}: expected a file, or an array of numbers")
     return array
 
 
@@ -173,7 +173,7 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     except Exception as error:  # of whatever library it is
         why = " ".join(str(error).split())
-        raise ValueError(f"`{name}` is a {type(value).__name__} that numpy cannot read ({why})") from error
+        raise ValueError(f"`{name}` is of type {type(value).__name__}, which numpy cannot read ({why})") from error
 
 
 # ---- arrays as files ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields
@@ -67,6 +68,8 @@ class Array:
             Damaged: a shard of a finished output is gone or cannot be read; it names the file.
         """
         array, name = self._output.array(self._name), self._name
+        if not self._output.path.is_dir():
+            raise Damaged(f"{self._output.path} is gone")
         if self._output.finished:
             for index in shards_of(key, self._spec):
                 if not file_size(file := self._output.path / shard_file(name, index)):
@@ -222,7 +225,7 @@ def open(path: str | Path) -> Image:
     Raises:
         ValueError: nothing lies there, or something else.
     """
-    place = Path(absolute(str(path)))
+    place = Path(absolute(os.fspath(path)))
     provenance_of(place)
     return Image(OutputLocation(place))
 
@@ -261,7 +264,7 @@ def numbers_along(part: Any, length: int, side: int) -> list[int]:
     if values.dtype.kind not in "iub":  # zarr says what is wrong with it
         return []
     values = np.flatnonzero(values) if values.dtype.kind == "b" else np.where(values < 0, values + length, values)
-    return np.unique(values.ravel() // side).tolist()
+    return np.unique(values[(values >= 0) & (values < length)] // side).tolist()
 
 
 def shard_slices(index: tuple[int, ...], spec: ArraySpec) -> tuple[slice, ...]:

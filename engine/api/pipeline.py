@@ -140,7 +140,8 @@ class Pipeline:
                 raise TypeError(f"`on_level` is {on_level!r}: expected a function of (level, levels, preview)")
             named = {"preview": "none", **options, **({} if out is None else {"out": out})}
             arguments = Arguments.of(named, NOT_OF_A_CALL).overriding(self._arguments)
-            facts = {**arguments.facts(), "on_level": "None" if on_level is None else "a function"}
+            told = "None" if on_level is None else "a function"
+            facts = {**arguments.facts(), "out": repr(arguments.values.get("out")), "on_level": told}
             return arguments.converted() if ranks.rank == 0 else arguments, facts
 
         with ranks.one_call():

@@ -113,7 +113,8 @@ def sample_latents(
         settings |= {"weights": weights, "batch_size": batch_size, "patch": patch, "side": side}
         chosen = read_settings(settings, schedule) | {"shape": read_shape(shape), "device": read_device(device)}
         check_canvas(chosen["shape"], chosen["patch"], condition)
-        facts = {**chosen, "on_level": "None" if on_level is None else "a function"}
+        asked = f"{type(condition).__name__} of guidance {condition.guidance:g}"
+        facts = {**chosen, "condition": asked, "on_level": "None" if on_level is None else "a function"}
         return chosen, {name: repr(value) for name, value in facts.items()}
 
     with ranks.one_call():
@@ -195,10 +196,10 @@ def check_kinds(network: Any, schedule: Any, condition: Any, on_level: Any) -> N
     """
     for name, value, kind in (("schedule", schedule, Schedule), ("condition", condition, Condition)):
         if not isinstance(value, kind):
-            raise TypeError(f"`{name}` is a {type(value).__name__}: expected an engine.{kind.__name__}")
+            raise TypeError(f"`{name}` is of type {type(value).__name__}: expected an engine.{kind.__name__}")
     for name, function in (("network", network), ("on_level", on_level)):
         if not callable(function) and not (name == "on_level" and function is None):
-            raise TypeError(f"`{name}` is a {type(function).__name__}: expected a function")
+            raise TypeError(f"`{name}` is of type {type(function).__name__}: expected a function")
 
 
 def read_settings(settings: Mapping[str, Any], schedule: Schedule) -> dict[str, Any]:
@@ -247,8 +248,7 @@ def read_device(device: Any) -> str:
     try:
         torch.empty(0, device=device)
     except Exception as problem:  # of as many kinds as there are devices
-        why = str(problem).splitlines()[0]
-        raise ValueError(f"`device` is {device!r}, which cannot be used ({why}); give cpu, or cuda") from None
+        raise ValueError(f"`device` is {device!r}: expected cpu, or cuda where torch has a GPU") from problem
     return str(device)
 
 
@@ -277,7 +277,9 @@ def checking(network: Network, channels: int) -> Network:
     def answer(x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         output, expected = network(x, t, inputs), (len(x), channels, *x.shape[2:])
         if not isinstance(output, Tensor):
-            raise ValueError(f"`network` returned a {type(output).__name__}: expected a tensor {expected}")
+            raise ValueError(
+                f"`network` returned an object of type {type(output).__name__}: expected a tensor {expected}"
+            )
         if tuple(output.shape) != expected or not output.is_floating_point():
             raise ValueError(
                 f"`network` returned {array_text(output)}: expected {expected} (windows, channels, rows, columns) "

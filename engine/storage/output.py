@@ -102,10 +102,7 @@ class Output:
         """What to do about a shard that is missing or cannot be read."""
         if not self.finished:
             return "remove it, then give the same command again"
-        return (
-            f"engine.verify {self.path} says what else is damaged; give the same command with `overwrite` to sample "
-            "it again"
-        )
+        return f"engine.verify {self.path} says what else is damaged; sample it again with `overwrite`"
 
     def halve(self, finest: str, level: int, box: Box) -> None:
         """Make one shard of a pyramid level from the four of the level below, one after another.
