@@ -22,7 +22,7 @@ setup(
         "kernels": ["py.typed"],
         "engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"],
     },
-    # numcodecs is not imported by the engine yet: further codecs, which are planned, will need it. dask: Image.to_dask.
+    # numcodecs: zstd on threads of our own, engine/storage/shard_file.py. dask: Image.to_dask.
     install_requires=[
         "torch>=2.4",
         "mpi4py>=4.0",

@@ -55,7 +55,7 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, help="folder of images and *_mask.png label maps")
     add("--out", type=Path, required=True, help="model folder")
     add("--steps", type=positive(int), help="optimiser steps in all")
-    add("--minutes", type=float, default=0.0, help="stop earlier after this long (0: no limit)")
+    add("--minutes", type=float, default=0.0, help="end after this long in all, from the command on (0: no limit)")
     add("--batch-size", type=positive(int), help="patches a step, over all ranks")
     add("--lr", type=positive(float), help="peak learning rate")
     add("--warmup", type=whole, default=100, help="steps to reach --lr, from which it falls as a cosine")
@@ -68,9 +68,9 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of products, by torch's autocast")
     add("--compile", action="store_true", help="run the network by torch.compile")
     add("--alone", action="store_true", help="train in one process, without MPI")
-    add("--seed", type=int, default=0)
-    add("--resume", choices=("auto", "never"), default="auto")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--seed", type=int, default=0, help="seed of all that is drawn")
+    add("--resume", choices=("auto", "never"), default="auto", help="go on from the last checkpoint, if there is one")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network is trained")
     threads = "CPU threads a rank (0: the cores, shared evenly)"
     add("--threads", type=int, choices=range(1025), metavar="N", default=0, help=threads)
 
@@ -188,7 +188,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
         torch.set_float32_matmul_precision("high")
     same = ("steps", "minutes", "batch_size", "lr", "warmup", "ema", "every", "seed", "precision", "compile")
     deadline = began + 60 * args.stop_after if args.stop_after else 0.0
-    settings = LoopSettings(**{name: getattr(args, name) for name in same}, deadline=deadline)
+    settings = LoopSettings(**{name: getattr(args, name) for name in same}, deadline=deadline, began=began)
     common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
     ranks.agree(lambda: check(args, ranks.size))
     ranks.catch_signals()

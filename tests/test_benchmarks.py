@@ -7,7 +7,7 @@ from functools import wraps
 
 import numpy as np
 import pytest
-from launching import execute, launch
+from launching import ROOT, execute, launch
 from PIL import Image
 
 from benchmarks.realism import density_rows, sliced_wasserstein, spectrum_rows
@@ -117,6 +117,25 @@ def test_overhead_runs_and_a_level_is_no_shorter_than_its_network_calls(tmp_path
         assert row["low"] <= row["over bare"] <= row["high"], row
         named = sum(value for key, value in row.items() if key.endswith("%"))
         assert abs(named / 100 - (1 - 1 / row["over own calls"])) < 0.05, row  # all of the overhead has a name
+
+
+@pytest.mark.timing
+@again_where_disturbed
+def test_decoding_runs_and_ranks_without_a_shard_decode_too(tiny_model, tmp_path):
+    sizes = ("--ranks", "1,4", "--side", 6, "--milliseconds", 60, "--repeats", 1)
+    bench("decoding", *sizes, "--model", tiny_model, "--json", tmp_path / "r.json")
+    one, four = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert one["windows"] == four["windows"] == 25
+    assert one["seconds"] >= 0.06 * 25
+    assert 0.7 < four["of ideal"] < 1.2, four  # it was 0.25 where the shard's writer alone decoded
+
+
+def test_trees_runs_and_compares_the_bytes(tiny_model, tmp_path):
+    options = ("--model", tiny_model, "--size", "200x200", "--steps", 1, "--preview", "none")
+    bench("trees", ROOT, ROOT, "--ranks", 1, "--turns", 1, "--json", tmp_path / "r.json", "--", *options)
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["command", "sampling", "decoding", "all"]
+    assert all(0 < row["new s"] < 600 for row in rows if row["part"] != "sampling")
 
 
 @pytest.mark.timing

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zarr
 from launching import launch, lines_of, refused, sha
+from PIL import Image
 
 from engine.diffusion.latent_map import LatentMap
 from engine.pipeline.level_plans import windows_touching
@@ -49,7 +50,14 @@ def test_what_lies_outside_the_region_costs_nothing_and_is_white(tiny_model, tmp
         shas.add(sha(out))
     assert len(shas) == 1
     assert sum(evaluations(log)) < 0.8 * sum(planned(*arguments))
-    image = zarr.open(tmp_path / "1.zarr")["0"][:]
+    Image.fromarray(mask[::10, ::10]).save(tmp_path / "small.png")
+    done = launch(2, *arguments, "--roi", tmp_path / "small.png", "--out", tmp_path / "scaled.zarr")
+    assert "30 x 42 px, is scaled to 300 x 420 px" in done.stdout
+    assert sha(tmp_path / "scaled.zarr") in shas
+    stored = zarr.open(tmp_path / "1.zarr")
+    image, labels = stored["0"][:], stored["labels/tissue/0"][:]
+    assert (labels[mask == 0] == 0).all()
+    assert labels[mask == 1].any()
     assert (image[:, mask == 0] == 255).all()
     assert (image[:, mask == 1] != 255).mean() > 0.5
 
@@ -95,10 +103,10 @@ def test_guidance_in_some_levels_costs_only_there(tiny_model, tmp_path):
 def test_wrong_regions_and_intervals_are_refused(tiny_model, tmp_path):
     own = ("--model", tiny_model, *SIZE, "--out", tmp_path / "o.zarr")
     np.save(tmp_path / "none.npy", np.zeros((300, 420), np.uint8))
-    np.save(tmp_path / "small.npy", np.ones((30, 42), np.uint8))
+    np.save(tmp_path / "small.npy", np.ones((30, 45), np.uint8))
     for options, said in (
         (("--roi", tmp_path / "none.npy"), ["none.npy", "nothing is wanted"]),
-        (("--roi", tmp_path / "small.npy"), ["30 x 42", "300 x 420"]),
+        (("--roi", tmp_path / "small.npy"), ["30 x 45", "300 x 420", "proportions"]),
         (("--roi", tmp_path / "gone.npy"), ["gone.npy", "not there"]),
         (("--guidance-interval", "3:2"), ["3:2"]),
         (("--guidance-interval", "1:9"), ["1:9", "4 levels"]),

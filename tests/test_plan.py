@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.diffusion.conditions import LabelMap
-from engine.planning.counts import count_level
+from engine.planning.counts import count_decode, count_level
 from engine.planning.cover import random, shifted, strided, windows_of
 from engine.planning.decode_cover import decode_cover
 from engine.planning.ownership import (
@@ -221,14 +221,21 @@ def test_rounds_write_every_remaining_shard_once_and_every_rank_knows_who(count,
 
 @settings(deadline=None)
 @given(sides, sides, shards, ranks, st.booleans())
-def test_a_decode_round_covers_its_shards_and_decodes_no_window_twice(h, w, side, size, whole):
+def test_a_decode_round_covers_its_shards_and_all_ranks_decode_alike(h, w, side, size, whole):
     ownership = Ownership((h, w), (side, side), size)
     cover = decode_cover((h, w), 16, 4)
     rounds = DecodeRounds(range(ownership.count) if whole else np.arange(0, ownership.count, 2), size)
+    kept = [None] * size
     for turn in range(len(rounds)):
-        plans = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn) for rank in range(size)])
-        decoded = [index for plan in plans for index in plan.window_ids.tolist()]
+        plans = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn, kept[rank]) for rank in range(size)])
+        parts = [plan.window_ids.tolist() for plan in plans]
+        decoded = [index for part in parts for index in part]
         assert len(decoded) == len(set(decoded))
+        before = [set() if ids is None else set(ids.tolist()) for ids in kept]
+        new = [len(set(part) - had) for part, had in zip(parts, before, strict=True)]
+        assert max(new) == -(-sum(new) // size), "dealt to all alike"
+        assert sum(new) == len(set(decoded) - set().union(*before)), "what anybody kept is decoded by nobody"
+        kept = [plan.window_ids for plan in plans]
         for plan in plans:
             for shard in plan.shards:
                 box = ownership.shard(shard)
@@ -237,6 +244,14 @@ def test_a_decode_round_covers_its_shards_and_decodes_no_window_twice(h, w, side
                     if where == shard:
                         held[piece.y0 : piece.y1, piece.x0 : piece.x1] = True
                 assert held.sum() == held[box.y0 : box.y1, box.x0 : box.x1].sum() == box.area
+
+
+def test_every_rank_decodes_where_there_is_one_shard():
+    ownership = Ownership((256, 256), (256, 256), 4)
+    cover, rounds = decode_cover((256, 256), 32, 16), DecodeRounds(range(1), 4)
+    plans = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, 0) for rank in range(4)])
+    assert sorted(len(plan) for plan in plans) == [6, 6, 6, 7]
+    assert [list(plan.shards) for plan in plans] == [[0], [], [], []]
 
 
 def test_a_bounding_box_holds_all_that_a_reader_reads_of_a_shard():
@@ -274,3 +289,17 @@ def test_the_counts_of_a_level_are_the_sums_of_its_plans(h, w, side, size, cover
     assert (counts.windows, int(counts.evaluations.sum())) == (plans[0].windows, plans[0].evaluations)
     assert counts.evaluations.tolist() == [int((plan.window_ids % 4).sum()) for plan in plans]
     assert (counts.halo, counts.estimates) == tuple(map(sum, zip(*(plan.travelling() for plan in plans), strict=True)))
+
+
+@given(sides, sides, shards, ranks)
+def test_the_counts_of_decoding_are_the_sums_of_its_plans(h, w, side, size):
+    ownership, cover = Ownership((h, w), (side, side), size), decode_cover((h, w), 16, 4)
+    rounds = DecodeRounds(range(ownership.count), size)
+    kept = [None] * size
+    for turn, counts in enumerate(count_decode(cover, ownership, rounds)):
+        plans = run_in_lockstep([plan_decode(rank, cover, ownership, rounds, turn, kept[rank]) for rank in range(size)])
+        new = [np.setdiff1d(plan.window_ids, kept[rank] if turn else []) for rank, plan in enumerate(plans)]
+        assert counts.evaluations.tolist() == [len(window_ids) for window_ids in new]
+        travelling = tuple(map(sum, zip(*(plan.travelling() for plan in plans), strict=True)))
+        assert (counts.windows, counts.halo, counts.estimates) == (sum(map(len, plans)), *travelling)
+        kept = [plan.window_ids for plan in plans]

@@ -48,6 +48,18 @@ def test_the_image_is_the_same_on_1_2_3_and_4_ranks(tiny_model, tmp_path, option
     assert len(shas) == 1
 
 
+@pytest.mark.smoke
+def test_ranks_that_share_the_windows_of_one_shard_decode_the_same_bytes(tiny_model, tmp_path):
+    shas = set()
+    for ranks, shard in ((1, 256), (1, 1024), (2, 1024), (4, 1024), (4, 512)):
+        out = tmp_path / f"{ranks}-{shard}.zarr"
+        options = ("--size", "504x776", "--shard", shard, "--chunk", 64, "--steps", 2, "--preview", "none")
+        done = launch(ranks, "--model", tiny_model, *options, "--out", out)
+        assert done.returncode == 0, done.stdout + done.stderr
+        shas.add(sha(out))
+    assert len(shas) == 1
+
+
 def test_another_seed_gives_another_image_and_the_chunking_does_not_change_it(tiny_model, tmp_path):
     shas = []
     for seed, shard, chunk in ((0, 256, 64), (0, 128, 128), (1, 256, 64)):

@@ -310,3 +310,24 @@ def test_zarr_is_configured_whichever_file_of_the_room_is_imported_first():
         command = [sys.executable, "-c", code, f"engine.storage.{module}"]
         done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
         assert done.stdout == "2 True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layout", "box"), [(IMAGE, Box(64, 128, 100, 140)), (IMAGE, Box(0, 0, 64, 64)), (SET, Box(4, 0, 5, 1))]
+)
+def test_a_shard_is_the_file_that_zarr_writes_but_for_the_order_of_its_chunks(tmp_path, layout, box):
+    create(tmp_path / "o.zarr", layout, 0.5, {"identity": {}, "levels": 30})
+    output, rng = Output(tmp_path / "o.zarr"), np.random.default_rng(0)
+    for name in (layout.image, layout.labels):
+        file, array, where = output.shard_file(name, box), output.array(name), layout.index(box)
+        values = rng.integers(0, 256, array[where].shape).astype(np.uint8)
+        output.write(name, box, values)
+        ours = file.read_bytes()
+        np.testing.assert_array_equal(array[where], values)
+        assert digest(values) in {line.sha256 for line in output.ledger}
+        file.unlink()
+        array[where] = values
+        assert len(ours) == len(file.read_bytes())
+        tail = 16 * int(np.prod([s // c for s, c in zip(array.shards, array.chunks, strict=True)])) + 4
+        absent = [int((np.frombuffer(data[-tail:-4], "<u8") == 2**64 - 1).sum()) for data in (ours, file.read_bytes())]
+        assert absent[0] == absent[1]

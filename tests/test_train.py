@@ -94,6 +94,24 @@ def test_a_run_goes_on_where_it_was_stopped(trained, tiles):
     assert state["step"] == 44
 
 
+def test_another_training_is_not_gone_on_with_and_names_must_be_enough(trained, tiles):
+    out, _, _ = trained
+    before = (out / "vae" / "training.pt").read_bytes()
+    common = ("--data", tiles, "--out", out, "--batch-size", 4)
+    for options, said in (
+        (("autoencoder", *common, "--crop", 32, "--lr", 3e-4), ["--lr is 0.001, yours is 0.0003", "--resume never"]),
+        (("autoencoder", *common, "--crop", 32, "--channels", "8,16,24"), ["network of another shape", "--out"]),
+        (("image", *common, "--window", 8, "--dim", 16, "--labels", "none,left"), ["names 2 (none, left)", "hold 3"]),
+    ):
+        done = launch(2, *options, module="engine.train")
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert all(words in line for words in said), line
+    assert (out / "vae" / "training.pt").read_bytes() == before
+    weights = out / "vae" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_mode & 0o777 == (out / "vae" / "config.json").stat().st_mode & 0o777
+
+
 def test_the_decoder_alone_goes_on_and_leaves_the_latents_as_they_were(trained, tiles):
     out, _, _ = trained
     before = load_part(out / "vae").state_dict()

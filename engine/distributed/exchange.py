@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.transfer import Incoming, Outgoing
 from engine.planning.cover import Cover
 from engine.planning.geometry import Box
-from engine.planning.plan import Plan
+from engine.planning.plan import EstimatePieces, Plan
 from kernels.fuse import accumulate, fuse, normalize
 from kernels.gather import gather
 from kernels.values import SeparableWeights, Weights, WinnerMap
 
 HALO, ESTIMATES = 1, 2  # tags
-Piece = tuple[int, Box, Tensor]  # window_id, box, the window's estimate in the box
+Piece = tuple[int, Box, Callable[[], Tensor]]  # window_id, box, the window's estimate in the box: waits if it must
 
 
 class Exchange:
@@ -50,12 +51,14 @@ class Exchange:
         self.device, self.reads = device or canvas.device, reads
         self.halo_tag, self.estimates_tag = (tag + 2 * (turn % 2) for tag in (HALO, ESTIMATES))
         self.halo: dict[int, Incoming] = {}  # by the rank that sends it
-        self.arriving: dict[int, Incoming] = {}  # estimates, by the rank that sends them
+        self.arriving: list[tuple[np.ndarray, Incoming]] = []  # estimates: rows of ``estimate_recvs``, the message
         self.blocks: dict[int, Tensor] = {}  # the latest block of the canvas that windows were read from
         self.estimates: dict[int, Tensor] = {}  # window_id -> estimate, of this rank's windows
+        # Pixels are many bytes: they leave window by window, while the next are decoded; latents all at once.
+        self.by_window = scale > 1
         sends = plan.estimate_sends
-        self.to_send = {peer: rows for peer, rows in rows_by(sends.peer) if peer != plan.rank}
-        self.missing = {peer: set(sends.window_id[rows].tolist()) for peer, rows in self.to_send.items()}
+        self.to_send = [(peer, rows) for peer, rows in messages_of(sends, self.by_window) if peer != plan.rank]
+        self.missing = [set(sends.window_id[rows].tolist()) for _, rows in self.to_send]
 
     def start(self) -> None:
         """Begin to receive everything, and send others their halos. Local."""
@@ -65,10 +68,10 @@ class Exchange:
                 count = canvas.channels * int(plan.halo_recvs[rows].areas.sum())
                 self.halo[peer] = Incoming(ranks, peer, self.halo_tag, count, canvas.device)
                 self.halo[peer].start()
-            for peer, rows in rows_by(plan.estimate_recvs.peer):
+            for peer, rows in messages_of(plan.estimate_recvs, self.by_window):
                 count = self.channels * self.scale**2 * int(plan.estimate_recvs[rows].areas.sum())
-                self.arriving[peer] = Incoming(ranks, peer, self.estimates_tag, count, self.device)
-                self.arriving[peer].start()
+                self.arriving.append((rows, Incoming(ranks, peer, self.estimates_tag, count, self.device)))
+                self.arriving[-1][1].start()
             for peer, rows in rows_by(plan.halo_sends.peer) if self.reads else ():
                 pieces = [self.halo_piece(row) for row in rows.tolist()]
                 Outgoing(ranks, peer, self.halo_tag, pieces).start()
@@ -131,16 +134,17 @@ class Exchange:
     def put(self, slot: int, estimate: Tensor) -> None:
         """Store the estimate (channels, scale p, scale p) of the window in a slot, and send what is complete. Local.
 
-        A rank is sent all its pieces in one message, as soon as the last estimate that it needs is stored.
+        A message leaves as soon as the last estimate in it is stored. Messages to one rank are received in the order of
+        the slots: estimates that leave window by window must be put in that order.
         """
         window_id = int(self.plan.window_ids[slot])
         self.estimates[window_id] = estimate
-        for peer, missing in self.missing.items():
+        for (peer, rows), missing in zip(self.to_send, self.missing, strict=True):
             if window_id not in missing:
                 continue
             missing.discard(window_id)
             if not missing:
-                pieces = [self.piece(row)[2] for row in self.to_send[peer].tolist()]
+                pieces = [self.piece(row)[2]() for row in rows.tolist()]
                 Outgoing(self.canvas.ranks, peer, self.estimates_tag, pieces).start()
 
     def piece(self, row: int) -> Piece:
@@ -149,22 +153,21 @@ class Exchange:
         window_id, box = int(sends.window_id[row]), sends.window(row).scaled(scale)
         y, x = self.plan.cover.corners(sends.window_id[row : row + 1])[0].tolist()
         whole = Box(y, x, y + patch, x + patch).scaled(scale)
-        return window_id, box, self.estimates[window_id][(slice(None), *box.within(whole))]
+        return window_id, box, lambda: self.estimates[window_id][(slice(None), *box.within(whole))]
 
     def pieces(self) -> dict[int, list[Piece]]:
-        """For every shard that this rank fuses the pieces of estimates, in the order of their window_ids.
-
-        Waits for what others send.
-        """
+        """For every shard that this rank fuses the pieces of estimates, in the order of their window_ids. Local."""
         plan, sends, recvs = self.plan, self.plan.estimate_sends, self.plan.estimate_recvs
         pieces: dict[int, list[Piece]] = {shard: [] for shard in plan.shards}
         for row in np.nonzero(sends.peer == plan.rank)[0].tolist():
             pieces[int(sends.shard[row])].append(self.piece(row))
-        for peer, rows in rows_by(recvs.peer):
-            boxes = [recvs.window(row).scaled(self.scale) for row in rows.tolist()]
-            parts = split(self.arriving[peer].tensor(), self.channels, boxes)
-            for row, box, part in zip(rows.tolist(), boxes, parts, strict=True):
+        for rows, message in self.arriving:
+            start = 0
+            for row in rows.tolist():
+                box = recvs.window(row).scaled(self.scale)
+                part = partial(part_of, message, start, self.channels, box)
                 pieces[int(recvs.shard[row])].append((int(recvs.window_id[row]), box, part))
+                start += self.channels * box.area
         return {shard: sorted(of_shard, key=lambda piece: piece[0]) for shard, of_shard in pieces.items()}
 
     def fuse(self, cover: Cover | None = None) -> Shards:
@@ -193,7 +196,7 @@ def fuse_latents(cover: Cover, shard: Box, pieces: Sequence[Piece], channels: in
     estimates = torch.empty(len(window_ids), channels, p, p, device=device)
     for n, (_, box, part) in enumerate(pieces):
         y, x = corners[n].tolist()
-        estimates[(n, slice(None), *box.within(Box(y, x, y + p, x + p)))] = part
+        estimates[(n, slice(None), *box.within(Box(y, x, y + p, x + p)))] = part()
     used = np.array([(box.y0, box.x0, box.y1, box.x1) for _, box, _ in pieces])
     weights = weights_of(cover, shard, pieces, device)
     return fuse(
@@ -223,19 +226,39 @@ def weights_of(cover: Cover, shard: Box, pieces: Sequence[Piece], device: str) -
 
 
 def fuse_pixels(cover: Cover, shard: Box, pieces: Sequence[Piece], channels: int, device: str) -> Tensor:
-    """float32 (channels, h, w): a shard fused one window after another, for windows of pixels are many bytes."""
+    """float32 (channels, h, w): a shard fused one window after another, for windows of pixels are many bytes.
+
+    It begins with the first while others are still decoded elsewhere.
+    """
     total, weights = torch.zeros(channels, *shard.shape, device=device), torch.zeros(shard.shape, device=device)
     for window_id, box, part in pieces:
         weight = cover.weight(window_id, box)
         where = box.within(shard)
         given = None if weight is None else torch.from_numpy(weight).to(device)
-        accumulate(total[(slice(None), *where)], weights[where], part, given)
+        accumulate(total[(slice(None), *where)], weights[where], part(), given)
     return normalize(total, weights)
 
 
 def rows_by(ranks: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Each rank that occurs in a column, with the rows where it does."""
     return [(int(rank), np.nonzero(ranks == rank)[0]) for rank in np.unique(ranks)]
+
+
+def messages_of(pieces: EstimatePieces, by_window: bool) -> list[tuple[int, np.ndarray]]:
+    """The messages that estimates travel in, as (rank at the other end, rows): one a rank, or one a rank and window.
+
+    Both ends list a window's pieces one after another, and windows in the order of the sender's slots.
+    """
+    messages = []
+    for peer, rows in rows_by(pieces.peer):
+        cuts = np.nonzero(np.diff(pieces.window_id[rows]))[0] + 1 if by_window else np.empty(0, np.int64)
+        messages += [(peer, part) for part in np.split(rows, cuts)]
+    return messages
+
+
+def part_of(message: Incoming, start: int, channels: int, box: Box) -> Tensor:
+    """The piece (channels, h, w) of a message that begins with value number ``start``; waits for the message."""
+    return message.tensor()[start : start + channels * box.area].reshape(channels, *box.shape)
 
 
 def split(message: Tensor, channels: int, boxes: Sequence[Box]) -> list[Tensor]:

@@ -32,9 +32,14 @@ class InputFile:
         return self.reader(self.path, self.option)
 
     @property
+    def source(self) -> np.ndarray:
+        """The array as the file holds it, where it is read at another size."""
+        return getattr(self.array, "source", self.array)
+
+    @property
     def in_memory(self) -> bool:
         """Whether the array is in memory whole, because the file cannot be read by box."""
-        return self.path.suffix != ".npy" and isinstance(self.array, np.ndarray)  # an array in Zarr is of its own type
+        return self.path.suffix != ".npy" and isinstance(self.source, np.ndarray)  # an array in Zarr is of its own type
 
     def close(self) -> None:
         """Let go of the array; who reads the file after this opens it again."""

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.diffusion.latent_map import LatentMap
 from engine.inputs.input_file import InputFile, integer_file
 from engine.inputs.maps import bands_of, check_size, digest_of
+from engine.inputs.resize import scaled_to
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Box, Frames
-from engine.storage.readers import read_picture
+from engine.storage.readers import read_integers, read_picture
 
 
 def add_roi(inputs: Inputs, job: SampleJob, frames: Frames) -> Inputs:
     """The inputs with the region of interest, where the job names one.
 
     Raises:
-        ValueError: a mask of another size, or one that marks nothing.
+        ValueError: a mask of other proportions, or one that marks nothing.
     """
     if job.roi is None:
         return inputs
-    mask = integer_file(job.roi, "`roi`")
-    check_size(mask.array.shape, job, str(mask))
+    mask = InputFile(Path(job.roi), "`roi`", partial(read_scaled, size=job.size))
     if not marks_anything(mask):
         raise ValueError(f"`roi` {job.roi} is 0 throughout: nothing is wanted; mark the region with 1 or 255")
-    return inputs.adding({"roi_hash": digest_of(mask.array)}, {"roi": mask}, roi=roi_map(mask, frames))
+    height, width = mask.source.shape
+    scaled = f"{mask}, {height} x {width} px, is scaled to {job.size[0]} x {job.size[1]} px"
+    notes = (scaled,) if (height, width) != job.size else ()
+    return inputs.adding({"roi_hash": digest_of(mask.source)}, {"roi": mask}, roi=roi_map(mask, frames), notes=notes)
+
+
+def read_scaled(path: Path, option: str, size: tuple[int, int]) -> Any:
+    """A mask of any size, as if it had the image's."""
+    return scaled_to(read_integers(path, option), size, f"{option} {path}")
 
 
 def add_inpainting(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
@@ -51,7 +60,7 @@ def add_inpainting(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
 
 
 def marks_anything(mask: InputFile) -> bool:
-    return any(band.any() for band in bands_of(mask.array))
+    return any(band.any() for band in bands_of(mask.source))
 
 
 def roi_map(mask: InputFile, frames: Frames) -> LatentMap:

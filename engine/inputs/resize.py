@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from engine.diffusion.boxes import ReadBox
@@ -38,3 +40,45 @@ def nearest_box(
     y0, x0 = int(rows[0]), int(columns[0])
     values = read(Box(y0, x0, int(rows[-1]) + 1, int(columns[-1]) + 1))
     return values[np.ix_(rows - y0, columns - x0)]
+
+
+class Scaled:
+    """A map brought to another size, read by box as if it had that size.
+
+    Args:
+        source: The map (h, w) at its own size, or something sliced like it.
+        shape: Height and width that it is brought to.
+    """
+
+    def __init__(self, source: Any, shape: tuple[int, int]) -> None:
+        self.source, self.shape, self.dtype, self.ndim = source, shape, source.dtype, 2
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows, columns = (*(key if isinstance(key, tuple) else (key,)), slice(None))[:2]
+        (y0, y1, _), (x0, x1, _) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
+        if y0 >= y1 or x0 >= x1:
+            return np.empty((max(y1 - y0, 0), max(x1 - x0, 0)), self.dtype)
+        return nearest_box(self.read, self.source.shape, self.shape, Box(y0, x0, y1, x1))
+
+    def read(self, box: Box) -> np.ndarray:
+        """A box of the map at its own size."""
+        return np.asarray(self.source[box.y0 : box.y1, box.x0 : box.x1])
+
+
+def scaled_to(array: Any, size: tuple[int, int], what: str) -> Any:
+    """A map at a size, as it is or ``Scaled``.
+
+    Args:
+        what: Name of the map, for messages.
+    Raises:
+        ValueError: the map has other proportions, by more than a pixel of its own.
+    """
+    height, width = array.shape
+    if (height, width) == size:
+        return array
+    if abs(size[0] * width - size[1] * height) > max(size):  # a pixel of the map in either direction
+        raise ValueError(
+            f"{what} is {height} x {width} px but the image is {size[0]} x {size[1]} px, of other proportions; "
+            f"cut the mask out of a picture of the whole image, or pass `size` {height}x{width}"
+        )
+    return Scaled(array, size)

@@ -28,6 +28,7 @@ class Inputs:
         nuclei: The nuclei of the instance map.
         roi: 1 at the latents of the region of interest; None: everywhere.
         files: The files that are read during the run too, by the job's field: image, mask, roi, style_map.
+        notes: What is to be said of them before the run.
     """
 
     hashes: dict[str, str] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Inputs:
     nuclei: Nuclei | None = None
     roi: LatentMap | None = None
     files: dict[str, InputFile] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ K channels of a map.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -280,7 +281,15 @@ def save_tensors(config: dict[str, Any], tensors: dict[str, Tensor], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / WEIGHTS) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+        temporary.chmod(0o666 & ~umask())  # safetensors lets nobody else read it
         write_json(folder / "config.json", config)
+
+
+def umask() -> int:
+    """The process's mask of permissions; the only way to read it is to set it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def device_of(name: str, local_rank: int) -> str:

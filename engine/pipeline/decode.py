@@ -1,4 +1,4 @@
-"""Latents -> pixels: window by window, blended where they overlap; shard by shard, each rank one a round."""
+"""Latents -> pixels: window by window, blended where they overlap; in rounds of a shard a rank, decoded by all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.distributed.ranks import Ranks
 from engine.pipeline.background_task import BackgroundTask
 from engine.planning.cover import Cover
 from engine.planning.ownership import DecodeRounds
-from engine.planning.plan import plan_decode
+from engine.planning.plan import Plan, Planning, plan_decode
 
 
 def to_uint8(pixels: Tensor, black_white: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:
@@ -119,17 +119,23 @@ def decode_canvas(
         Whether all shards were decoded.
     """
     ranks, ownership, cover = canvas.ranks, canvas.ownership, decoder.cover
-    planner = Planner(ranks, lambda turn: plan_decode(ranks.rank, cover, ownership, rounds, turn), len(rounds))
+    kept: np.ndarray | None = None  # the windows of the round before
+
+    def part(turn: int) -> Planning[Plan]:
+        return plan_decode(ranks.rank, cover, ownership, rounds, turn, kept)
+
+    planner = Planner(ranks, part, len(rounds))
     with ranks.background(planner.advance):
         decoded: dict[int, Tensor] = {}  # window_id -> pixels
         for turn in range(len(rounds)):
             plan = planner.take(turn)
+            kept = plan.window_ids
             exchange = Exchange(canvas, plan, decoder.channels, scale=decoder.factor, device="cpu", turn=turn)
             exchange.start()
             planner.begin(turn + 1)
             before_round(len(plan))
             with ranks.computing("decode"), torch.inference_mode():
-                # Windows at the edge of a shard are in the next round too: those of the round before are kept.
+                # Windows at the edge of a shard are in the next round too: who decoded them has kept them.
                 decoded = {window_id: image for window_id, image in decoded.items() if window_id in plan.window_ids}
                 for slot, window_id in enumerate(plan.window_ids.tolist()):
                     latents = exchange.read([slot], 1, torch.float32).contiguous()  # always: it takes what others sent

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.pipeline.level_plans import all_decode_plans, labels_and_costs, level_cover
+from engine.pipeline.level_plans import decode_counts, labels_and_costs, level_cover
 from engine.pipeline.memory import ITEM, available_memory, memory_bytes
 from engine.pipeline.output_checks import least_disk_bytes
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.watch import clock
 from engine.planning.counts import LevelCounts, count_level
-from engine.planning.plan import Plan as RankPlan
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "disk_free": free_disk(Path(prepared.options.out)),
     }
     if card.factor > 1:
-        plans = list(all_decode_plans(prepared))
-        facts["exchange_bytes"] += sum(decode_bytes(prepared, plan) for plan in plans)
-        facts["decodes_per_rank"] = -(-sum(len(plan) for plan in plans) // prepared.rank_count)
+        rounds = decode_counts(prepared)
+        facts["exchange_bytes"] += sum(decode_bytes(prepared, one) for one in rounds)
+        facts["decodes_per_rank"] = sum(int(one.evaluations.max()) for one in rounds)
     if prepared.label_stage is not None:
         facts = {"label_map": plan_facts(prepared.label_stage), **facts, "evaluations_are": "at least"}
     return facts
@@ -174,8 +173,7 @@ def level_bytes(prepared: Prepared, level: LevelCounts) -> int:
     return ITEM * (level.halo * card.channels + level.estimates * card.schedule.output_channels(card.channels))
 
 
-def decode_bytes(prepared: Prepared, plan: RankPlan) -> int:
-    """Bytes that a rank is sent in a round of decoding: latents before, decoded pixels after."""
+def decode_bytes(prepared: Prepared, counts: LevelCounts) -> int:
+    """Bytes that ranks are sent in a round of decoding: latents before, decoded pixels after."""
     card = prepared.card
-    halo, decoded = plan.travelling()
-    return ITEM * (halo * card.channels + decoded * card.factor**2 * card.image_channels)
+    return ITEM * (counts.halo * card.channels + counts.estimates * card.factor**2 * card.image_channels)

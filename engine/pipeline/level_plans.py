@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from engine.diffusion.conditions import Condition
 from engine.diffusion.latent_map import LatentMap
 from engine.pipeline.prepared import Prepared
+from engine.planning.counts import LevelCounts, count_decode
 from engine.planning.cover import Cover, StackedCover, cover_of, strided
 from engine.planning.decode_cover import decode_cover, gaussian_pixel_cover, pixel_cover
 from engine.planning.geometry import Box
 from engine.planning.ownership import DecodeRounds
-from engine.planning.plan import LabelsAndCosts, Plan, Planning, plan_decode, plan_level, run_in_lockstep
+from engine.planning.plan import LabelsAndCosts, Plan, Planning, plan_level
 
 
 def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = None, round_index: int = 0) -> Cover:
@@ -138,14 +139,10 @@ def rank_plan(
     return plan_level(rank, cover, prepared.ownership, labels_and_costs(prepared, level, cover), run_ends)
 
 
-def all_decode_plans(prepared: Prepared) -> Iterator[Plan]:
-    """Every rank's part of every round of decoding the whole image, made in this process."""
+def decode_counts(prepared: Prepared) -> list[LevelCounts]:
+    """What every round of decoding the whole image takes, over all ranks."""
     cover, _ = decode_covers(prepared)
     shards = prepared.wanted
     if prepared.inputs.roi is not None:
         shards = np.array([shard for shard in shards if not outside_region(prepared, int(shard))])
-    rounds = DecodeRounds(shards, prepared.rank_count)
-    for turn in range(len(rounds)):
-        yield from run_in_lockstep(
-            [plan_decode(rank, cover, prepared.ownership, rounds, turn) for rank in range(prepared.rank_count)]
-        )
+    return list(count_decode(cover, prepared.ownership, DecodeRounds(shards, prepared.rank_count)))

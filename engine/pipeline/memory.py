@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
+from engine.pipeline.level_plans import decode_covers
 from engine.pipeline.prepared import Prepared
 from engine.storage.readers import reads_in_boxes
 
@@ -135,10 +136,20 @@ def decoder_activation_bytes(prepared: Prepared) -> int:
 
 
 def decoded_bytes(prepared: Prepared) -> int:
-    """The shards of pixels while they are decoded and written."""
+    """The pixels of a round of decoding: the windows decoded here, those that travel, and the shard that they make."""
+    card, ownership, size = prepared.card, prepared.ownership, prepared.rank_count
     rows, columns = shard_shape(prepared)
-    copies = 4  # the weighted sum, the windows that go into it, the mean, and the shard that is still written
-    return copies * ITEM * prepared.card.image_channels * rows * columns * prepared.card.factor**2
+    value = ITEM * card.image_channels * card.factor**2
+    shards = 3 * rows * columns  # the weighted sum, the mean, and the shard that is still written
+    if card.factor == 1:
+        return value * shards
+    cover, _ = decode_covers(prepared)
+    middle = ownership.shard((ownership.shards.counts[0] // 2) * ownership.columns + ownership.columns // 2)
+    of_shard = len(cover.overlapping(middle))
+    share = -(-min(size, ownership.count) * of_shard // size)
+    kept = share if 1 < size < ownership.count else 0  # beside a share of its own; one rank has each window once
+    travelling = share + of_shard if size > 1 else 0  # packed to be sent, and received for the shard written here
+    return value * (shards + (share + kept + travelling) * cover.patch**2)
 
 
 def random_cover_bytes(prepared: Prepared) -> int:

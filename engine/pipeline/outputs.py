@@ -126,7 +126,7 @@ def copy_inputs(ranks: Ranks, prepared: Prepared, output: Output) -> Prepared:
         copies = {}
         for name, file in inputs.files.items():
             if file.in_memory:
-                copies[name] = replace(file, path=Path(output.keep_input(name, file.array)))
+                copies[name] = replace(file, path=Path(output.keep_input(name, file.source)))
             file.close()
         return copies
 
@@ -173,6 +173,24 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
     assert read is not None
     labels = LatentMap(prepared.frames, lambda image, box, step: read(image, box)[::step, ::step])
     return replace(prepared, inputs=replace(prepared.inputs, labels=labels), label_stage=None)
+
+
+def clear_labels_outside_region(ranks: Ranks, prepared: Prepared, output: Output) -> None:
+    """Set the stored labels to 0 outside the region of interest, once the image was sampled from them. Collective."""
+    name = output.layout.labels
+    if name is None or "roi" not in prepared.inputs.files:
+        return
+
+    def clear() -> None:
+        region, boxes = prepared.inputs.files["roi"].array, output.layout.boxes()
+        for index in range(ranks.rank, len(boxes), ranks.size):
+            box = boxes[index]
+            inside = np.asarray(region[box.y0 : box.y1, box.x0 : box.x1]) != 0
+            if not inside.all():
+                labels = output.read(name, box)
+                output.write(name, box, labels * inside.astype(labels.dtype), round_index=1)  # the ledger's later line
+
+    ranks.agree(clear)
 
 
 def unfinished_shards(

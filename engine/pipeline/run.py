@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,12 +12,20 @@ import numpy as np
 import torch
 
 from engine.distributed.ranks import Ranks
+from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.folder import Model, check_model_folder, device_of, load_model
 from engine.models.optimize import check_compiles
 from engine.pipeline.accept import MOST_ROUNDS, accepting
 from engine.pipeline.memory import estimated_latents
-from engine.pipeline.outputs import build_pyramids, copy_inputs, open_output, sign, write_label_array
+from engine.pipeline.outputs import (
+    build_pyramids,
+    clear_labels_outside_region,
+    copy_inputs,
+    open_output,
+    sign,
+    write_label_array,
+)
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import DECODE_COST, IMAGE, LABEL_MAP, Progress
 from engine.pipeline.sampling_round import Round, Shared
@@ -46,6 +55,8 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     progress = ranks.agree(lambda: Progress(ranks.rank, pixels, options.json_log, watch.view))
     with torch_threads(job.threads), progress:
         expect_stages(progress, prepared)
+        for note in (*prepared.inputs.notes, *idle_cores(ranks, job, device)):
+            progress.say(note)
         completed = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
         progress.write_log(event="finished" if completed else "stopped", memory=progress.memory)
     took = clock(time.monotonic() - begun)
@@ -78,6 +89,7 @@ def run_stage(
         if not rounds.run():
             return False
         with ranks.timer("store"):
+            clear_labels_outside_region(ranks, prepared, output)
             build_pyramids(ranks, output, progress)
         seconds = rounds.seconds(time.monotonic() - begun)
         ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected))
@@ -105,6 +117,15 @@ def expect_stages(progress: Progress, prepared: Prepared) -> None:
 def evaluation_cost(card: ModelCard) -> int:
     """Bytes of the network's weights times latents of a window."""
     return sum(file_size(path) for path in (card.folder / "unet").glob("*.safetensors")) * card.patch**2
+
+
+def idle_cores(ranks: Ranks, job: SampleJob, device: str) -> list[str]:
+    """A hint, where one rank is alone on more cores than it uses."""
+    cores = len(os.sched_getaffinity(0))
+    if ranks.size > 1 or device != "cpu" or cores < 2 * job.threads:
+        return []
+    used = "1 core" if job.threads == 1 else f"{job.threads} cores"
+    return [f"one rank uses {used} of {cores}: mpiexec -n {cores // job.threads} before the command uses them all"]
 
 
 @contextmanager

@@ -220,7 +220,8 @@ class Round:
         prepared, ranks, progress, levels = self.prepared, self.ranks, self.progress, len(self.prepared.timesteps)
         self.evaluations = self.planner.peek(first).evaluations if first < levels else 0
         evaluations, decodes = self.evaluations * (levels - first), self.decodes(remaining)
-        work = f"about {evaluations} evaluations, {decodes} decodes, {ranks.size} ranks on {self.shared.device}"
+        work = f"about {counted(evaluations, 'evaluation')}, {counted(decodes, 'decode')}, "
+        work += f"{counted(ranks.size, 'rank')} on {self.shared.device}"
         progress.say(self.headline() + work + (f", from level {first}" if first else ""))
         least = prepared.card.patch * prepared.card.factor
         if min(prepared.job.size) < least:
@@ -261,6 +262,15 @@ class Round:
         self.evaluations = plan.evaluations
         following = f"level {level + 1}/{len(self.steps)}" if level < len(self.steps) else "decoding"
         self.progress.advance("evaluation", plan.evaluations, following, memory, **facts)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "rank"), counted(1200, "evaluation")
+    ('1 rank', '1,200 evaluations')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def steps_of_job(prepared: Prepared) -> list[Step]:

@@ -184,31 +184,77 @@ def plan_level(
     label_bits, costs = ask(window_ids)
     home = np.repeat(np.array(owned, np.int64), list(map(len, at_home)))
     table = np.stack([home, window_ids, label_bits.view(np.int64)], 1)
-    before, total = yield PrefixSumRequest((int(costs.sum()), len(window_ids)))
-    asked = np.nonzero(costs)[0]  # a window that costs nothing is neither read nor used
-    evaluator = partition_by_cost(costs[asked], int(before[0]), int(total[0]), ownership.size, run_ends)
-    dealt = yield SparseExchangeRequest({int(to): table[asked[evaluator == to]] for to in np.unique(evaluator)})
-    table = np.concatenate([np.empty(0, np.int64), *map(np.ravel, dealt.values())]).reshape(-1, 3)
-    table = table[np.lexsort((table[:, 1], table[:, 0]))]
+    table, total = yield from deal(table, costs, ownership.size, run_ends)
     plan = yield from plan_exchanges(rank, cover, ownership, table, owned, ownership.owner)
     return replace(plan, windows=int(total[1]), evaluations=int(total[0]))
 
 
-def plan_decode(rank: int, cover: Cover, ownership: Ownership, rounds: DecodeRounds, turn: int) -> Planning[Plan]:
-    """A rank's part of round number ``turn`` of decoding: the windows that its shard needs and no neighbour decodes.
+def deal(
+    table: np.ndarray, costs: np.ndarray, size: int, run_ends: np.ndarray | None = None
+) -> Planning[tuple[np.ndarray, np.ndarray]]:
+    """Deal the windows of all ranks to all ranks, in runs of equal cost along the line of ranks.
 
-    A window is decoded once a round, by the writer of the first shard of the round that its core overlaps.
+    Args:
+        table: int64 (n, 3), a row for every window at home with this rank: home shard, window_id, labels as bits.
+        costs: int64 (n,), the cost of each; a window that costs nothing is dealt to nobody.
+        size: Number of ranks.
+        run_ends: Where the ranks' runs end, see ``partition_by_cost``; None: runs of equal cost.
+    Returns:
+        The rows that are dealt to this rank, sorted; and int64 (2,), the cost and the number of all windows.
+    """
+    before, total = yield PrefixSumRequest((int(costs.sum()), len(table)))
+    asked = np.nonzero(costs)[0]  # a window that costs nothing is neither read nor used
+    evaluator = partition_by_cost(costs[asked], int(before[0]), int(total[0]), size, run_ends)
+    dealt = yield SparseExchangeRequest({int(to): table[asked[evaluator == to]] for to in np.unique(evaluator)})
+    rows = np.concatenate([np.empty(0, np.int64), *map(np.ravel, dealt.values())]).reshape(-1, 3)
+    return rows[np.lexsort((rows[:, 1], rows[:, 0]))], total
+
+
+def plan_decode(
+    rank: int, cover: Cover, ownership: Ownership, rounds: DecodeRounds, turn: int, kept: np.ndarray | None = None
+) -> Planning[Plan]:
+    """A rank's part of round number ``turn`` of decoding: an equal part of the windows that the round's shards need.
+
+    All ranks decode, whether they write a shard in the round or not. A window is decoded once a round; it is at home
+    in the first shard of the round that its core overlaps. A rank that kept its pixels has it in its part again, and
+    the others are dealt in the order of their homes, so that most pixels stay where they are written.
+
+    Args:
+        kept: int64 (n,), the windows whose pixels this rank has from the round before; no two ranks have the same.
+            None, on all ranks alike: nobody kept any.
     """
     own = rounds.shards(rank, turn)
     window_ids = cover.overlapping(ownership.shard(own[0])) if own else np.empty(0, np.int64)
+    window_ids = window_ids[np.isin(decode_homes(cover, ownership, window_ids, rounds, turn), own)]
+    stay = np.empty((0, 3), np.int64)
+    if kept is not None:
+        homes = decode_homes(cover, ownership, kept, rounds, turn)
+        stay = decode_table(homes[homes >= 0], kept[homes >= 0])
+        writers = rounds.writer(stay[:, 0], turn)
+        told = yield SparseExchangeRequest({int(to): stay[writers == to, 1] for to in np.unique(writers)})
+        window_ids = window_ids[~np.isin(window_ids, np.concatenate([np.empty(0, np.int64), *told.values()]))]
+    homes = np.full(len(window_ids), own[0] if own else 0)
+    table, _ = yield from deal(decode_table(homes, window_ids), np.ones(len(homes), np.int64), ownership.size)
+    table = np.concatenate([table, stay])
+    table = table[np.lexsort((table[:, 1], table[:, 0]))]
+    return (yield from plan_exchanges(rank, cover, ownership, table, own, lambda shards: rounds.writer(shards, turn)))
+
+
+def decode_table(homes: np.ndarray, window_ids: np.ndarray) -> np.ndarray:
+    """int64 (n, 3): the rows of windows that are decoded, see ``deal``; each has one label."""
+    return np.stack([homes, window_ids, np.ones_like(window_ids)], 1)
+
+
+def decode_homes(
+    cover: Cover, ownership: Ownership, window_ids: np.ndarray, rounds: DecodeRounds, turn: int
+) -> np.ndarray:
+    """int64 (n,): the first shard of a round that each window's core overlaps; -1 where it overlaps none."""
     pieces = cut_by_shards(cover.core(window_ids), ownership)
     pieces = pieces[rounds.writer(pieces.shard, turn) >= 0]
     rows, first = np.unique(pieces.parent, return_index=True)  # the first piece of each window: they are in order
-    window_ids = window_ids[rows[pieces.shard[first] == own]] if own else window_ids
-    home = np.full(len(window_ids), own[0] if own else 0)
-    table = np.stack([home, window_ids, np.ones_like(window_ids)], 1)
-    plan = yield from plan_exchanges(rank, cover, ownership, table, own, lambda shards: rounds.writer(shards, turn))
-    return plan
+    homes = np.full(len(window_ids), -1)
+    homes[rows] = pieces.shard[first]
+    return homes
 
 
 def plan_exchanges(

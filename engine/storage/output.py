@@ -15,11 +15,12 @@ import numpy as np
 
 from engine.planning.geometry import Box
 from engine.storage.checkpoint import Checkpoints
-from engine.storage.files import digest, file_size, halved
+from engine.storage.files import file_size, halved
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
 from engine.storage.set_layout import SetLayout
+from engine.storage.shard_file import threads, write_shard
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 
 
@@ -82,8 +83,8 @@ class Output:
         Args:
             round_index: The round of rejection sampling that drew it.
         """
-        self.array(name)[self.layout.index(box)] = pixels
-        self.ledger.append(FinishedShard(name, box, digest(pixels), round_index))
+        sha256 = write_shard(self.shard_file(name, box), self.array(name), pixels)
+        self.ledger.append(FinishedShard(name, box, sha256, round_index))
 
     def read(self, name: str, box: Box) -> np.ndarray:
         """Read the pixels in a box.
@@ -105,7 +106,7 @@ class Output:
         return f"engine.verify {self.path} says what else is damaged; sample it again with `overwrite`"
 
     def halve(self, finest: str, level: int, box: Box) -> None:
-        """Make one shard of a pyramid level from the four of the level below, one after another.
+        """Make one shard of a pyramid level from the four of the level below, on threads.
 
         Args:
             finest: Name of the array at full size. An image is averaged; of labels every second pixel is taken.
@@ -122,11 +123,14 @@ class Output:
                 raise ValueError(
                     f"{self.shard_file(below, source)} is gone; give the same command again to make it anew"
                 )
-            pixels = self.read(below, source)
-            return halved(pixels) if finest == self.layout.image else pixels[..., ::2, ::2]
+            whole = self.read(below, source)
+            return halved(whole) if finest == self.layout.image else whole[..., ::2, ::2]
 
-        rows = [[quarter(y, x) for x in range(box.x0, box.x1, half)] for y in range(box.y0, box.y1, half)]
-        self.write(self.layout.level(finest, level), box, np.block(rows))
+        self.array(below)  # opened once, and not by every thread
+        rows = range(box.y0, box.y1, half)
+        parts = [[threads().submit(quarter, y, x) for x in range(box.x0, box.x1, half)] for y in rows]
+        pixels = np.block([[part.result() for part in row] for row in parts])
+        self.write(self.layout.level(finest, level), box, pixels)
 
     # -- what only an unfinished output has --
 

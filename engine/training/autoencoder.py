@@ -218,7 +218,7 @@ def train(
     training = AutoencoderTraining(trainer, patches, ranks, settings.lr, recipe, device)
     if decoder_alone and (out / "unet" / "config.json").exists():
         training.renoise = ranks.agree(lambda: renoiser(out, device))
-    if resume and trainer.resume() and ranks.rank == 0:
+    if resume and ranks.agree(trainer.resume) and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
     if settings.compile:
         network.encoder.compile()

@@ -116,7 +116,7 @@ def fit(
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(network, settings, ranks, folder)
-    if resume and trainer.resume() and ranks.rank == 0:
+    if resume and ranks.agree(trainer.resume) and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
     if settings.compile:
         network.compile()

@@ -198,6 +198,19 @@ def judge(
     return float(np.mean(losses))
 
 
+def check_names(names: Sequence[str], labels: int) -> None:
+    """Refuse names for some of the labels alone.
+
+    Raises:
+        ValueError: the label maps hold more labels than there are names.
+    """
+    if names and len(names) < labels:
+        raise ValueError(
+            f"`labels` names {len(names)} ({', '.join(names)}) but the label maps hold {labels}, 0 to {labels - 1}; "
+            "name them all, or none"
+        )
+
+
 def train(
     data: Path,
     out: Path,
@@ -241,6 +254,7 @@ def train(
         return LatentWindows(autoencoder, images, window, drop, settings.seed, device, balance, own_label, shifts)
 
     windows = ranks.agree(lambda: windows_of(images, shifts))
+    ranks.agree(lambda: check_names(names, windows.num_classes))
     judged = ranks.agree(lambda: windows_of(kept, 1)) if kept else None
     torch.manual_seed(settings.seed)
     config |= {"num_classes": windows.num_classes, "channels": autoencoder.config["latent_channels"]}

@@ -9,9 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from engine.storage.files import whole_file
 B = TypeVar("B")
 T = TypeVar("T")
 AHEAD = 3  # batches
+ONE_RUN = ("batch_size", "lr", "warmup", "ema", "seed")  # settings that a resumed run shares with the one before
 PROGRESS = ("ema_updates", "step", "seconds", "settings")  # of a saved state: what is no tensor
 
 
@@ -32,14 +33,15 @@ class LoopSettings:
 
     Args:
         steps: optimiser steps in all.
-        minutes: stop earlier after this many minutes of training (0: no limit); the learning rate then
-            follows whichever of steps and minutes is further on.
+        minutes: stop earlier after this many minutes from ``began``, and of earlier runs (0: no limit); the learning
+            rate then follows whichever of steps and minutes is further on.
         batch_size: patches a step, over all ranks.
         lr: peak learning rate; rises linearly over the first ``warmup`` steps, then falls as a cosine.
         ema: decay of the weight average that is saved.
         every: steps between checkpoints and sample grids.
         deadline: leave with a checkpoint when ``time.monotonic()`` comes to this (0: no limit); the same command goes
             on, and the learning rate knows nothing of it.
+        began: ``time.monotonic()`` when the command began.
         precision: ``float32``, or ``bfloat16`` where torch's autocast allows it.
         compile: the network, by ``torch.compile``: a minute or two at the start, steps up to twice as fast on a GPU.
     """
@@ -53,6 +55,7 @@ class LoopSettings:
     every: int = 500
     seed: int = 0
     deadline: float = 0.0
+    began: float = field(default_factory=time.monotonic)
     precision: str = "float32"
     compile: bool = False
 
@@ -165,6 +168,7 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location="cpu")
+        check_resumed(self.settings, self.network, state, path)
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.ema.updates = state["ema_updates"]
@@ -198,7 +202,7 @@ class Trainer:
         Returns:
             Whether the training came to its end.
         """
-        leave = False
+        leave, before, began = False, self.seconds, self.settings.began
         pin = self.device.type == "cuda"
         batches = Ahead(lambda step: pinned(prepare(self.positions(step)), pin), self.step)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
@@ -208,7 +212,6 @@ class Trainer:
         if self.done >= 1.0:  # the run was killed between its last checkpoint and the model
             after()
         while self.done < 1.0 and not leave:
-            start = time.monotonic()
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
             self.optimizer.zero_grad(set_to_none=True)
@@ -223,7 +226,7 @@ class Trainer:
             # All ranks must agree when the time is over: rank 0's clock rules.
             now = time.monotonic()
             over = self.ranks.stop_requested or 0 < self.settings.deadline <= now
-            self.seconds, leave = self.ranks.bcast((self.seconds + now - start, over))
+            self.seconds, leave = self.ranks.bcast((before + now - began, over))
             figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
             ends = leave or self.done >= 1.0
             if log and (time.monotonic() - shown > 10 or ends):
@@ -236,11 +239,29 @@ class Trainer:
                 log.flush()
             if self.step % self.settings.every == 0 or ends:
                 self.save()
+                if log:
+                    print(f"step {self.step}: saved; now its pictures", flush=True)
                 after()
         batches.end()
         if log:
             log.close()
         return self.done >= 1.0
+
+
+def check_resumed(settings: LoopSettings, network: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Refuse to go on with the state of another training.
+
+    Raises:
+        ValueError: naming what differs, and the way out.
+    """
+    way = "give the same settings to go on with it, choose another `out`, or start anew with `resume` never"
+    for name in ONE_RUN:
+        theirs, ours = state["settings"].get(name), getattr(settings, name)
+        if theirs is not None and theirs != ours:
+            raise ValueError(f"{path.parent} holds a training whose `{name}` is {theirs}, yours is {ours}; {way}")
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in state["network"].items()}:
+        raise ValueError(f"{path.parent} holds a training of a network of another shape; {way}")
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
