@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports its own room and rooms on lower floors, nothing else.
 FLOORS = (
-    ("kernels", "engine.planning", "engine.options", "engine.command_line"),
-    ("engine.diffusion", "engine.storage"),
+    ("kernels", "engine.planning", "engine.messages"),
+    ("engine.options", "engine.command_line", "engine.diffusion", "engine.storage"),
     ("engine.models", "engine.distributed"),
     ("engine.job", "engine.training"),
     ("engine.parsing", "engine.inputs"),

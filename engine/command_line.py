@@ -7,7 +7,10 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+from engine.messages import did_you_mean, one_line, shortened
 
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 
@@ -17,6 +20,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}; see {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments by name, all of which must be known.
+
+        Raises:
+            ValueError: naming the first that is not, and the option that is nearest to it.
+        """
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            near = did_you_mean(name, self.flags()) if name.startswith("-") else ""
+            self.error(f"unrecognized argument {shortened(name)}" + (f"; {near}" if near else ""))
+        return given
+
+    def flags(self) -> Iterator[str]:
+        """Every option, those of subcommands too."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values():
+                    yield from sub.flags()
 
 
 def positive(kind: type):
@@ -48,13 +72,14 @@ def comma_separated(text: str) -> tuple[str, ...]:
 
 def describe(error: BaseException) -> str:
     """One line for a user: what the error says, with the file it is about."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         way = "; make room, then give the same command again" if error.errno == errno.ENOSPC else ""
-        return f"{where}{error.strerror}{way}"
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}" if str(error) else "out of memory"
-    return str(error)
+        text = f"{where}{error.strerror}{way}"
+    elif isinstance(error, MemoryError):
+        text = f"out of memory: {error}" if text else "out of memory"
+    return one_line(text)
 
 
 def print_error(error: BaseException) -> None:

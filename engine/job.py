@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.diffusion.names import SOLVERS
+from engine.messages import did_you_mean, quoted, shortened
 from engine.options import (
     FILE,
     FLAG,
@@ -71,7 +72,7 @@ class SampleJob(Checked):
     labels: str | None = condition_option(
         None, FILE, "label map: PNG, TIFF, .npy or Zarr; 'example' draws one", models=LABEL_MAP + CLASS
     )
-    label: int | tuple[int, ...] | None = condition_option(
+    label: int | str | tuple[int | str, ...] | None = condition_option(
         None,
         some_labels(LARGEST_LABEL),
         "label or class of the whole canvas; several are those of a set's images in turn",
@@ -219,15 +220,23 @@ class SampleJob(Checked):
         Raises:
             ValueError: settings that do not go together or that the model does not have.
         """
+        check_defaults(card)
         check_condition(self, card)
         check_kind_of_job(self)
         check_guidance(self, card)
-        check_label(self, card)
-        job = with_stride(with_defaults(without_omega(self), card), card)
+        job = with_label_numbers(self, card)
+        check_label(job, card)
+        job = with_stride(with_defaults(without_omega(job), card), card)
         check_levels(job, card)
         check_solver(job)
         check_shard(job, card)
         return job
+
+    @property
+    def label_numbers(self) -> tuple[int, ...]:
+        """The numbers of the labels that ``label`` names; of a job whose names are numbers already."""
+        several = self.label if isinstance(self.label, tuple) else (self.label,)
+        return tuple(label for label in several if isinstance(label, int))
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -257,6 +266,10 @@ class RunOptions(Checked):
     )
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
+    verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")
+    mend: bool = run_option(
+        False, FLAG, "sample a damaged output again, all of it if it must be, and write the damaged shards alone"
+    )
     checkpoint_every: float = run_option(
         300.0, number(0), "time from one checkpoint to the next; 0 writes one after every level", metavar="SECONDS"
     )
@@ -284,7 +297,7 @@ def taken_by(condition: str) -> tuple[str, ...]:
 
 def shown(job: SampleJob, name: str) -> str:
     """An option that is given, in a message."""
-    return f"`{name}` {options_of(SampleJob)[name].kind.show(getattr(job, name))}"
+    return f"`{name}` {options_of(SampleJob)[name].shown(getattr(job, name))}"
 
 
 # ---- what does not go together --------------------------------------------------------------
@@ -343,13 +356,45 @@ def check_label(job: SampleJob, card: ModelCard) -> None:
         raise ValueError(f"both {' and '.join(shown(job, name) for name in given)} are given; choose one")
     for name in ("prompt", "label_steps", "label_guidance"):
         if getattr(job, name) is not None and job.label_model is None:
+            given = [f"`{way}`" for way in ("labels", "label") if getattr(job, way) is not None]
+            if given:
+                raise ValueError(
+                    f"{shown(job, name)} is for the label model, which samples the label map, but {given[0]} says "
+                    f"what the map is; leave out `{name}`, or {given[0]}"
+                )
             raise ValueError(f"{shown(job, name)} is for the label model, and none is used; add `label_model` DIR")
-    chosen = job.label if isinstance(job.label, tuple) else () if job.label is None else (job.label,)
+    chosen = job.label_numbers
     if len(chosen) > 1 and job.count is None:
         raise ValueError(f"{shown(job, 'label')} is several labels but one image has one; pass `count` N, or one label")
     if chosen and max(chosen) >= len(card.labels) and not (card.condition == "class" and job.embeddings):
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(card.labels))
-        raise ValueError(f"`label` is {max(chosen)} but the model knows {names}; choose one of these")
+        raise ValueError(f"`label` is {max(chosen)} but the model knows {listed(card)}; choose one of these")
+
+
+def listed(card: ModelCard) -> str:
+    """The labels of a model, by number and name."""
+    return ", ".join(f"{i} {name}" for i, name in enumerate(card.labels))
+
+
+def with_label_numbers(job: SampleJob, card: ModelCard) -> SampleJob:
+    """The job with the names in its ``label`` as the model's numbers.
+
+    Raises:
+        ValueError: a name that the model does not know.
+    """
+
+    def number_of(label: int | str) -> int:
+        if isinstance(label, int):
+            return label
+        if label not in card.labels:
+            near = did_you_mean(label, card.labels)
+            way = near or "choose one of these"
+            raise ValueError(f"`label` {shortened(label)} is none of the model's, which are {listed(card)}; {way}")
+        return card.labels.index(label)
+
+    if job.label is None or isinstance(job.label, int):
+        return job
+    several = job.label if isinstance(job.label, tuple) else (job.label,)
+    return replace(job, label=tuple(number_of(label) for label in several))
 
 
 def check_levels(job: SampleJob, card: ModelCard) -> None:
@@ -383,23 +428,32 @@ def without_omega(job: SampleJob) -> SampleJob:
 
 
 def with_defaults(job: SampleJob, card: ModelCard) -> SampleJob:
-    """The job with what it leaves open as the model has it, else as its fields declare.
-
-    Raises:
-        ValueError: the model's own defaults are no values of these options.
-    """
+    """The job with what it leaves open as the model has it, else as its fields declare."""
     values = {name: declared.fallback for name, declared in options_of(SampleJob).items()}
     if card.condition == "embedding":  # centres of cells, but where the strided cover's windows begin at corners
         values["interpolation"] = "corner" if job.cover == "strided" else "centre"
     values |= card.defaults
     solver = job.solver or values["solver"]
     values["eta"] = card.defaults.get("eta", 0.0) if solver == "ddim" else 0.0  # the model's belongs to ddim
-    try:
-        return replace(
-            job, **{k: v for k, v in values.items() if k in options_of(SampleJob) and getattr(job, k) is None}
-        )
-    except ValueError as problem:
-        raise ValueError(f"{card.folder / 'card.json'}: of its defaults {problem}") from None
+    return replace(job, **{k: v for k, v in values.items() if getattr(job, k) is None})
+
+
+def check_defaults(card: ModelCard) -> None:
+    """Refuse a model whose defaults are no values of options that a job may leave to its model.
+
+    Raises:
+        ValueError: naming the file, the option and its value.
+    """
+    file, options = card.folder / "card.json", options_of(SampleJob)
+    left_open = [name for name, declared in options.items() if declared.unset == MODELS or name == "eta"]
+    for name, value in card.defaults.items():
+        if name not in left_open:
+            way = did_you_mean(name, left_open) or f"it may choose {', '.join(left_open)}"
+            raise ValueError(f"{file}: of its defaults {quoted(name)} is none that a model chooses; {way}")
+        try:
+            options[name].read(value)
+        except ValueError as problem:
+            raise ValueError(f"{file}: of its defaults {problem}") from None
 
 
 def with_stride(job: SampleJob, card: ModelCard) -> SampleJob:

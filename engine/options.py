@@ -14,6 +14,10 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
+from engine.messages import quoted, shortened
+
+LONGEST_PATH = 4095  # bytes; the longest that Linux opens
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -77,7 +81,11 @@ class Option:
         try:
             return self.kind.read(value)
         except ValueError as problem:
-            raise ValueError(f"{where or f'`{self.name}`'} is {value!r}: {problem}") from None
+            raise ValueError(f"{where or f'`{self.name}`'} is {quoted(value)}: {problem}") from None
+
+    def shown(self, value: Any) -> str:
+        """A value as it is given on the command line, in a message."""
+        return shortened(self.kind.show(value))
 
 
 def option(
@@ -140,11 +148,14 @@ def described(settings: type) -> str:
 # ---- kinds of values ------------------------------------------------------------------------
 
 
+DIGITS = r"[+-]?\d{1,4000}"  # Python reads no longer ones
+
+
 def whole(low: int, high: int = 2**63 - 1) -> Kind:
     """Whole numbers in [low, high], as numbers or in digits."""
 
     def read(value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+        if isinstance(value, str) and re.fullmatch(DIGITS, value.strip()):
             value = int(value)
         if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             raise ValueError("expected a whole number")
@@ -163,7 +174,7 @@ def number(low: float, high: float = math.inf) -> Kind:
             raise ValueError("expected a number")
         try:
             value = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError("expected a number") from None
         if not math.isfinite(value) or not low <= value <= high:
             raise ValueError(f"expected a number from {low:g}" + (f" to {high:g}" if high < math.inf else " upwards"))
@@ -184,27 +195,32 @@ def choice(*names: str) -> Kind:
 
 
 def some_labels(most: int) -> Kind:
-    """One label, or several separated by commas, each in [0, most].
+    """One label, or several separated by commas: numbers in [0, most], or names, which only the model's card knows.
 
-    >>> some_labels(63).read("3"), some_labels(63).read("0,2")
-    (3, (0, 2))
+    >>> some_labels(63).read("3"), some_labels(63).read("0,2"), some_labels(63).read("tumour stroma")
+    (3, (0, 2), 'tumour stroma')
     """
-    one = whole(0, most)
+    number_of = whole(0, most)
 
-    def read(value: Any) -> int | tuple[int, ...]:
+    def one(part: Any) -> int | str:
+        named = isinstance(part, str) and not re.fullmatch(DIGITS, part.strip())
+        return _text(part.strip()) if named else number_of.read(part)
+
+    def read(value: Any) -> int | str | tuple[int | str, ...]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         try:
-            several = tuple(one.read(part) for part in parts)
+            several = tuple(one(part) for part in parts)
         except ValueError as problem:
             raise ValueError(f"{problem}; a label, or several separated by commas") from None
         if not several:
             raise ValueError("expected a label, or several separated by commas")
         return several[0] if len(several) == 1 else several
 
-    def show(value: int | tuple[int, ...]) -> str:
+    def show(value: int | str | tuple[int | str, ...]) -> str:
         return ",".join(map(str, value if isinstance(value, tuple) else (value,)))
 
-    return Kind(read, f"one or several whole numbers, 0 to {most}, as 1,3", "N[,N...]", show)
+    takes = f"one or several labels, by number (0 to {most}) or name, as 1,3 or carcinoma"
+    return Kind(read, takes, "LABEL[,LABEL...]", show)
 
 
 def _text(value: Any) -> str:
@@ -212,6 +228,12 @@ def _text(value: Any) -> str:
         value = os.fspath(value)
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("expected a path or name")
+    try:
+        length = len(value.encode())
+    except UnicodeEncodeError:
+        raise ValueError("expected a path or name of whole characters, in UTF-8") from None
+    if length > LONGEST_PATH:
+        raise ValueError(f"expected a path or name of at most {LONGEST_PATH} bytes")
     return value
 
 
@@ -245,20 +267,23 @@ def _rgb(value: Any) -> tuple[int, ...]:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    """``HxW`` or [H, W].
+    """``HxW`` or [H, W]; one number is a square.
 
-    >>> SIZE.read("1000x1544")
-    (1000, 1544)
+    >>> SIZE.read("1000x1544"), SIZE.read("1024")
+    ((1000, 1544), (1024, 1024))
     """
+    way = "HxW in whole pixels, such as 1024x1536, or 1024 for a square"
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*([+-]?\d+)\s*[xX]\s*([+-]?\d+)\s*", value)
+        match = re.fullmatch(rf"\s*({DIGITS})\s*(?:[xX]\s*({DIGITS})\s*)?", value)
         if not match:
-            raise ValueError("expected HxW in pixels, such as 1024x1536")
-        value = [int(match[1]), int(match[2])]
+            raise ValueError(f"expected {way}")
+        value = [int(match[1]), int(match[2] or match[1])]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = [value, value]
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("expected HxW in pixels, such as 1024x1536")
+        raise ValueError(f"expected {way}")
     if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value):
-        raise ValueError("expected HxW in whole pixels, such as 1024x1536")
+        raise ValueError(f"expected {way}")
     if min(value) < 1 or max(value) > 2**31:
         raise ValueError("expected a height and width of 1 px up to 2147483648 px")
     return int(value[0]), int(value[1])
@@ -268,6 +293,6 @@ PATH = Kind(_text, "path", "PATH")
 FILE = Kind(_text, "file", "FILE")  # one that is read; Python may give an array in its place
 NAME = Kind(_text, "name", "NAME")
 FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
-SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536", "HxW", "{0[0]}x{0[1]}".format)
+SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536, or one for a square", "HxW", "{0[0]}x{0[1]}".format)
 INTERVAL = Kind(_interval, "two whole numbers, the first below the last, as 5:20", "FIRST:LAST", "{0[0]}:{0[1]}".format)
 RGB = Kind(_rgb, "three whole numbers, 0 to 255, as 120,80,150", "R,G,B", lambda value: ",".join(map(str, value)))

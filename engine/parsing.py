@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.command_line import Parser, as_flags, flag_of
 from engine.job import GROUPS, RunOptions, SampleJob
+from engine.messages import did_you_mean, quoted
 from engine.options import FLAG, Option, options_of
 
 JOB_OPTIONS, RUN_OPTIONS = options_of(SampleJob), options_of(RunOptions)
@@ -90,28 +91,18 @@ def read_job_file(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: unreadable, not a mapping, an unknown key, or a value of the wrong kind.
     """
-    import yaml
+    from engine.storage.settings_file import read_yaml  # yaml
 
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"`job` {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`job` {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"`job` {path}: expected keys and values, such as 'size: 1024x1024'")
+    content = read_yaml(path, f"`job` {path}")
     for key in content:
         if key not in OPTIONS:
-            raise ValueError(f"{path}: unknown key {key!r}; {nearest(str(key))}")
+            raise ValueError(f"{path}: unknown key {quoted(key)}; {nearest(str(key))}")
     return {key: OPTIONS[key].read(value, f"{path}: {key}") for key, value in content.items()}
 
 
 def nearest(name: str) -> str:
     """The way out for a name that is no option."""
-    import difflib
-
-    near = difflib.get_close_matches(name, OPTIONS, 1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OPTIONS)}"
+    return did_you_mean(name, OPTIONS) or f"known: {', '.join(OPTIONS)}"
 
 
 def to_yaml(job: SampleJob) -> str:

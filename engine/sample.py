@@ -41,6 +41,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
 
     from engine.command_line import STOPPED
     from engine.pipeline.dry_run import Plan
+    from engine.pipeline.mending import examined
     from engine.pipeline.prepare import prepare  # zarr, for which wrong arguments do not wait
     from engine.pipeline.preview import preview, preview_path
     from engine.storage.output import Output
@@ -51,6 +52,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         facts = ranks.on_root(lambda: facts_of(prepared, options.measure))
         say(ranks, lambda: json.dumps(facts) if options.json else repr(Plan(facts)))
         return 0
+    prepared = examined(ranks, prepared)
     if prepared.state == "finished":
         ranks.on_root(lambda: Output(Path(options.out)).tidy())  # a kill may have come between the two
         if (picture := preview_path(options)) and not picture.exists():

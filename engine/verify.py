@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"damaged: {line}", file=sys.stderr)
     shape = output.layout.shape_text()
     if damaged:
-        print(f"damaged: {len(damaged)} shards; {shape}")
+        print(f"damaged: {len(damaged)} files; {shape}")
         return 1
     if not output.finished:
         print(f"unfinished at level {mark.level if mark else 0} of {output.provenance['levels']}; {shape}")

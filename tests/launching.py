@@ -71,10 +71,11 @@ def launch(ranks: int, *arguments: object, module: str = "engine.sample", **extr
         return launch_alone(ranks, *arguments, module=module, **extra)
     if ranks not in POOLS:
         POOLS[ranks] = RankPool(ranks)
-    done = POOLS[ranks].run(module, [str(word) for word in arguments])
-    if POOLS[ranks].ended:
-        del POOLS[ranks]
-    return done
+    try:
+        return POOLS[ranks].run(module, [str(word) for word in arguments])
+    finally:
+        if POOLS[ranks].ended:
+            del POOLS[ranks]
 
 
 class RankPool:

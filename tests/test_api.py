@@ -282,7 +282,7 @@ def test_damage_is_named_and_never_read_as_zeros(pipe, labels, tmp_path):
     want = made[...]
     shard = made.path / "0" / "c" / "0" / "0" / "0"
     shard.write_bytes(os.urandom(shard.stat().st_size))
-    with pytest.raises(engine.Damaged, match=rf"^{shard} cannot be read .*again with `overwrite`$"):
+    with pytest.raises(engine.Damaged, match=rf"^{shard} cannot be read .*the same job with `mend` makes it anew$"):
         made[:, 5, ::7]
     assert (made[:, 5, 130:] == want[:, 5, 130:]).all(), "other shards are read as ever"
     shard.unlink()
@@ -297,7 +297,7 @@ def test_damage_is_named_and_never_read_as_zeros(pipe, labels, tmp_path):
     label_shard.unlink()
     with pytest.raises(engine.Damaged, match=f"^{label_shard} is gone"):
         made.labels[129, 300]
-    again = pipe(labels=labels, out=made.path, overwrite=True, **OPTIONS)
+    again = pipe(labels=labels, out=made.path, mend=True, **OPTIONS)
     assert (again[...] == want).all(), "the way out that the message names"
     again.path.rename(tmp_path / "elsewhere.zarr")
     with pytest.raises(engine.Damaged, match=r"field\.zarr is gone"):

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from bad_inputs import faults
 from launching import ROOT, environment, launch, launch_alone, refused, tree
 from PIL import Image
 
@@ -21,7 +22,6 @@ def place(tmp_path, tiny_model):
         (("--size", "0x128"), ["--size", "0x128", "1 px"]),
         (("--size", "-5x128"), ["-5x128"]),
         (("--size", "big"), ["big", "HxW"]),
-        (("--size", "128"), ["128", "HxW"]),
         (("--steps", "0"), ["--steps", "'0'", "1 or more"]),
         (("--steps", "1001"), ["1001", "1000"]),
         (("--steps", "many"), ["many", "whole number"]),
@@ -35,6 +35,18 @@ def place(tmp_path, tiny_model):
         (("--shard", "100"), ["100"]),
         (("--seed", "-1"), ["--seed", "-1"]),
         (("--bogus", "1"), ["--bogus", "--help"]),
+        (("--stepz", "1"), ["unrecognized argument --stepz; did you mean '--steps'?"]),
+        (("--batchsize=8",), ["unrecognized argument --batchsize; did you mean '--batch-size'?"]),
+        (("--label", "carcinom"), ["--label carcinom", "0 unknown, 1 carcinoma", "did you mean 'carcinoma'?"]),
+        (("--prompt", "1", "--label", "1"), ["--prompt 1", "leave out --prompt, or --label"]),
+        (("--label-steps", "3", "--labels", "example"), ["leave out --label-steps, or --labels"]),
+        (("--ranks", "4"), ["--ranks 4", "mpiexec -n 4 python -m engine.sample"]),
+        (("--prompt", "a\nb\x1b[2J"), ["--prompt a\\nb\\x1b[2J"]),
+        (("--seed", "9" * 5000), ["'99999", "expected a whole number"]),
+        (("--model", "m" * 300), ["mmm...mmm", "(301 characters) File name too long"]),
+        (("--out", "o" * 240), ["longer than 200 bytes"]),
+        (("--out", "a/" * 2500), ["at most 4095 bytes"]),
+        (("--out", "\udc80.zarr"), ["'\\udc80.zarr'", "UTF-8"]),
         (("--device", "tpu"), ["tpu", "cpu"]),
         (("--checkpoint-every", "-3"), ["--checkpoint-every", "-3"]),
     ],
@@ -95,7 +107,7 @@ def write_labels(folder, kind):
         ("floating", ["float64", "whole numbers"]),
         ("value", ["value 7", "row 40, column 50", "4 other"]),
         ("negative", ["value -2", "row 3, column 4"]),
-        ("rgb", ["RGB", "one channel"]),
+        ("rgb", ["colour 1,1,1 at row 0, column 0", "214,39,40 carcinoma"]),
         ("no image", ["labels.png", "cannot be read"]),
         ("truncated", ["labels.png", "cannot be read"]),
         ("pickled", ["labels.npy", "cannot be read"]),
@@ -159,7 +171,13 @@ def test_weights_of_another_network_are_refused(place, tiny_model):
         ("steps: three\n", ["steps is 'three'", "whole number"]),
         ("steps: 2.5\n", ["steps is 2.5", "whole number"]),
         ("guidance: [1]\n", ["guidance is [1]", "a number"]),
-        ("size: 12\n", ["size is 12", "HxW"]),
+        ("size: 12.5\n", ["size is 12.5", "HxW"]),
+        ("steps: 1" + "0" * 4000 + "\n", ["steps is a number of 4001 digits", "or less"]),
+        ("prompt: 2001-99-99\n", ["not YAML"]),
+        ("label: &a [1]\n", ["anchor"]),
+        ("steps: " + "[" * 60 + "]" * 60 + "\n", ["nested more than"]),
+        ("a: " + "x" * 70000 + "\n", ["larger than 65536 bytes"]),
+        ("label: " + str(list(range(500))) + "\n", ["label is [0, 1, 2, 3, 4, 5, ...]", "63 or less"]),
         ("overwrite: yes please\n", ["overwrite is 'yes please'", "true or false"]),
         ("- a\n- b\n", ["keys and values"]),
         ("a: [\n", ["not YAML"]),
@@ -268,3 +286,8 @@ def test_help_costs_no_torch_and_is_printed_once():
     done = launch_alone(3, "--help")
     assert done.returncode == 0
     assert done.stdout.count("at most 2048 px a side") == 1
+
+
+def test_a_slice_of_the_campaign_of_bad_inputs_is_refused_in_one_line_each(tmp_path, tiny_model, monkeypatch):
+    """``test_long.py`` has all of it."""
+    assert not faults(range(42), tmp_path, tiny_model, monkeypatch)

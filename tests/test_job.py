@@ -27,7 +27,7 @@ EVERY = """
 --guidance 1.5 --omega -0.5 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann
 --seed 4611686018427387904 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256
 --decode-overlap 0 --decode-weights gaussian --accept 0.6,0.5 --threads 2 --out o.zarr --preview none --overwrite
---resume never --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
+--resume never --verify --mend --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
 PLAIN: dict = {
@@ -123,6 +123,8 @@ def test_the_values_of_a_run_are_what_they_were():
             "preview": None,
             "overwrite": False,
             "resume": "auto",
+            "verify": False,
+            "mend": False,
             "checkpoint_every": 300.0,
             "json_log": None,
             "dry_run": False,
@@ -137,6 +139,8 @@ def test_the_values_of_a_run_are_what_they_were():
             "preview": "none",
             "overwrite": True,
             "resume": "never",
+            "verify": True,
+            "mend": True,
             "checkpoint_every": 0.0,
             "json_log": "l.jsonl",
             "dry_run": True,
@@ -159,6 +163,19 @@ def test_text_of_the_command_line_and_values_of_python_give_the_same_job():
     assert hash(from_text) == hash(from_values)
 
 
+def test_one_number_is_the_size_of_a_square():
+    assert SampleJob(size="1024") == SampleJob(size=1024) == SampleJob(size="1024x1024")
+
+
+def test_labels_are_taken_by_name(tiny_model):
+    card = read_card(str(tiny_model))
+    assert SampleJob(label="carcinoma").resolved(card) == SampleJob(label=1).resolved(card)
+    several = SampleJob(label="tumour stroma, 2,unknown", count=3)
+    assert several.resolved(card) == SampleJob(label=(3, 2, 0), count=3).resolved(card)
+    with pytest.raises(ValueError, match="did you mean 'necrosis'"):
+        SampleJob(label="necrosi").resolved(card)
+
+
 def test_paths_and_numbers_of_numpy_are_taken_from_python():
     import numpy as np
 
@@ -171,7 +188,7 @@ WRONG = [
     ("solver", "magic", "expected one of ddim, ddpm, dpmpp2m, euler"),
     ("batch_size", "0", "expected 1 or more"),
     ("batch_size", "65537", "expected 65536 or less"),
-    ("size", "256", "expected HxW in pixels, such as 1024x1536"),
+    ("size", "256x", "expected HxW in whole pixels, such as 1024x1536, or 1024 for a square"),
     ("size", "0x5", "expected a height and width of 1 px up to 2147483648 px"),
     ("eta", "1.5", "expected a number from 0 to 1"),
     ("guidance", "nan", "expected a number from 0 upwards"),
@@ -227,7 +244,7 @@ def test_a_value_of_the_wrong_type_is_refused_from_python(name, value):
         SampleJob(**{name: value})
 
 
-@pytest.mark.parametrize("value", ["10", "x10", "1x2x3", "1.5x2", [1], [1, 2.0], None, True, "0x5"])
+@pytest.mark.parametrize("value", ["x10", "1x2x3", "1.5x2", "10x", [1], 1.5, [1, 2.0], None, True, "0x5"])
 def test_sizes_that_are_none_are_refused(value):
     with pytest.raises(ValueError, match="expected"):
         SIZE.read(value)

@@ -5,17 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import ROOT
+from launching import ROOT, launch, sha
 from PIL import Image
+from tiny import LABELS
 
 from engine.inputs.input_file import integer_file
 from engine.inputs.label_cleanup import clean_box, clean_labels, majority_box
 from engine.inputs.maps import MapFile
 from engine.inputs.nuclei import edges
 from engine.inputs.resize import nearest_box, nearest_index
+from engine.models.card import color
 from engine.planning.geometry import Box, grid
+from engine.storage.readers import read_label_map
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 
@@ -148,3 +153,69 @@ def test_a_vote_in_boxes_equals_the_vote_on_the_whole_map(h, w, data):
     padded = np.pad(labels, 2, mode="edge")
     votes = np.bincount(padded[y : y + 5, x : x + 5].ravel(), minlength=4)
     assert whole[y, x] == votes.argmax()
+
+
+# ---- label maps drawn in colours --------------------------------------------------------------------
+
+DRAWN = [(name, color(index)) for index, name in enumerate(LABELS)]
+COLORS = np.array([rgb for _, rgb in DRAWN], np.uint8)
+
+
+def read_back(path: Path, *image: int) -> np.ndarray:
+    """The map, or that of an image of a stack, which any box of it is a part of."""
+    read = read_label_map(path, "`labels`", DRAWN, stack=bool(image))
+    whole = np.asarray(read[(*image, slice(0, 40), slice(0, 50))])
+    assert np.array_equal(read[(*image, slice(3, 20), slice(5, 9))], whole[3:20, 5:9])
+    assert read.shape[-2:] == whole.shape
+    return whole
+
+
+def test_a_map_drawn_in_the_labels_colours_is_read_back(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 5, (40, 50)).astype(np.uint8)
+    drawn = COLORS[labels]
+    opaque = np.where(labels == 0, 0, 255).astype(np.uint8)  # as viewers of OME-Zarr draw it: label 0 is transparent
+    for name, pixels in (("a", drawn), ("b", np.dstack([drawn, opaque]))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb")
+        np.save(tmp_path / f"{name}.npy", pixels)
+        for ending in ("png", "tif", "npy"):
+            assert np.array_equal(read_back(tmp_path / f"{name}.{ending}"), labels), ending
+    np.save(tmp_path / "stack.npy", np.stack([drawn, drawn[::-1]]))
+    assert np.array_equal(read_back(tmp_path / "stack.npy", 0), labels)
+    assert np.array_equal(read_back(tmp_path / "stack.npy", 1), labels[::-1])
+
+
+def test_a_palette_is_read_by_its_colours_where_they_are_the_labels_and_else_by_its_values(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 5, (40, 50)).astype(np.uint8)
+    order = np.array([3, 0, 4, 1, 2], np.uint8)  # the palette holds label order[i] at i
+    for palette, expected in ((COLORS[order], order[labels]), (COLORS // 2, labels)):
+        image = Image.fromarray(labels, "L").convert("P")
+        image.putdata(labels.ravel().tolist())
+        image.putpalette(palette.ravel().tolist())
+        image.save(tmp_path / "map.png")
+        assert np.array_equal(read_back(tmp_path / "map.png"), expected)
+
+
+def test_a_colour_that_is_no_labels_is_named_with_its_pixel(tmp_path):
+    drawn = COLORS[np.ones((40, 50), int)]
+    drawn[31, 7] = drawn[31, 8] = (214, 39, 41)
+    np.save(tmp_path / "map.npy", drawn)
+    with pytest.raises(ValueError, match=r"colour 214,39,41 at row 31, column 7; .* 214,39,40 carcinoma"):
+        read_label_map(tmp_path / "map.npy", "`labels`", DRAWN)[20:40, 5:50]
+
+
+@pytest.mark.parametrize("ending", ["png", "npy"])
+def test_an_image_from_a_drawn_map_is_that_from_its_numbers(tmp_path, tiny_model, ending):
+    labels = blobs((100, 120)) * 4
+    np.save(tmp_path / "numbers.npy", labels.astype(np.uint8))
+    drawn = COLORS[labels.astype(int)]
+    np.save(tmp_path / "drawn.npy", drawn)
+    Image.fromarray(drawn).save(tmp_path / "drawn.png")
+    shas = set()
+    for name in ("numbers.npy", f"drawn.{ending}"):
+        out = tmp_path / f"{name}.zarr"
+        small = ("--model", tiny_model, "--size", "100x120", "--steps", "1", "--shard", "64", "--chunk", "64")
+        done = launch(2, *small, "--labels", tmp_path / name, "--out", out, "--preview", "none")
+        assert done.returncode == 0, done.stderr
+        shas.add((sha(out), zarr.open_array(out / "labels" / "tissue" / "0", mode="r")[:].tobytes()))
+    assert len(shas) == 1

@@ -8,7 +8,10 @@ import time
 from contextlib import suppress
 
 import pytest
+from bad_inputs import faults
+from damages import JOB, ROWS, damage_finished, damage_unfinished, kill_and_resume, make_killed, make_whole
 from launching import Running, launch, launch_alone, lines_of, ranks_below, sha, start_and_kill, verify
+from power import lose_power_and_resume
 
 from engine.command_line import STOPPED
 
@@ -77,3 +80,42 @@ def test_a_large_image_of_the_embedded_model_is_the_same_on_1_and_4_ranks_and_af
     shas.add(sha(out))
     assert len(shas) == 1
     shutil.rmtree(out)
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model):
+    return ("--model", tiny_model, *JOB)
+
+
+@pytest.fixture(scope="module")
+def whole(job, tmp_path_factory):
+    return make_whole(job, tmp_path_factory.mktemp("whole") / "out.zarr")
+
+
+@pytest.fixture(scope="module")
+def killed(job, tmp_path_factory):
+    return make_killed(job, tmp_path_factory.mktemp("killed") / "out.zarr")
+
+
+@pytest.mark.parametrize(("state", "kind", "way"), sorted(random.Random("damages").sample(ROWS, 120)))
+def test_no_damage_is_taken_for_whole(job, whole, killed, tmp_path, state, kind, way):
+    drawn = random.Random(f"{state} {kind} {way}")
+    ranks, seed = drawn.randint(1, 3), drawn.randrange(10**6)
+    if state == "finished":
+        damage_finished(whole, tmp_path / "out.zarr", kind, way, seed, ranks, job)
+    else:
+        damage_unfinished(whole, killed, tmp_path / "out.zarr", kind, way, seed, ranks, job)
+
+
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_a_run_that_is_killed_once_ends_in_the_same_bytes(job, whole, tmp_path, seed):
+    kill_and_resume(whole, tmp_path, seed, job)
+
+
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_a_run_whose_disk_loses_its_power_ends_in_the_same_bytes(job, whole, tmp_path, seed):
+    lose_power_and_resume(whole, tmp_path, seed, job)
+
+
+def test_300_bad_inputs_are_refused_in_one_line_each(tmp_path, tiny_model, monkeypatch):
+    assert not faults(range(300), tmp_path, tiny_model, monkeypatch)

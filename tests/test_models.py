@@ -10,11 +10,23 @@ from launching import ROOT
 
 from engine.models.card import colored, read_card
 from engine.models.files import EMBEDDED, EMBEDDED_LABELS, WEIGHTS
-from engine.models.folder import load_model, load_part, save_part
+from engine.models.folder import check_model_folder, load_model, load_part, save_part
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.mask_unet import Attention, LabelUNet, LinearAttention, MaskAttention, MaskUNet
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+
+def test_weights_that_are_not_finite_are_named_before_anything_runs(tmp_path, tiny_model):
+    from safetensors.torch import load_file, save_file
+
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    check_model_folder(model)
+    tensors = load_file(model / "vae" / WEIGHTS)
+    tensors["decoder.0.bias"][1] = float("nan")
+    save_file(tensors, model / "vae" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"vae.*safetensors: decoder.0.bias has 1 of \d+ values that are not finite"):
+        check_model_folder(model)
 
 
 def test_mask_attention_is_softmax_attention_with_the_mask_as_query():

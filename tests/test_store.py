@@ -86,7 +86,7 @@ def test_a_torn_last_line_of_any_ranks_ledger_counts_for_nothing(output):
     assert named(output) == [("0", first), ("0", second), ("0", lost)]
     output.ledger.merge(check=True)
     assert named(output) == [("0", first), ("0", second)]
-    assert [path.name for path in output.private.iterdir()] == ["ledger.jsonl"]
+    assert {path.name for path in output.private.iterdir()} == {"ledger.jsonl", "metadata.json"}
     assert output.ledger.latest()["0"].tolist() == [0, 0, -1, -1, -1, -1]
     output.ledger.append(FinishedShard("0", other, "x"))
     assert named(output) == [("0", first), ("0", second), ("0", other)]
@@ -297,7 +297,7 @@ def test_a_round_begins_from_noise_and_is_forgotten_when_the_output_is_whole(out
     assert output.checkpoints.mark() is None
     output.tidy()
     assert output.checkpoints.sampling_round() == SamplingRound()
-    assert list(output.private.iterdir()) == []
+    assert [path.name for path in output.private.iterdir()] == ["metadata.json"]
 
 
 def test_zarr_is_configured_whichever_file_of_the_room_is_imported_first():

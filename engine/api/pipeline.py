@@ -35,6 +35,7 @@ from engine.options import number
 from engine.parsing import RUN_OPTIONS, split_job_and_options
 from engine.pipeline.collective_call import Facts, agreed, array_text, failing_together, read_as
 from engine.pipeline.dry_run import Plan, plan_facts
+from engine.pipeline.mending import examined
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import write_preview
@@ -150,7 +151,7 @@ class Pipeline:
                 place = OutputLocation.choose(ranks, values.get("out"))
                 job, run_options = split_job_and_options({**values, "out": str(place.path)})
                 prepared = ranks.on_root(lambda: prepare(job, run_options, ranks.size, ranks.local_size))
-                prepared = replace(prepared, given=arguments.given)
+                prepared = examined(ranks, replace(prepared, given=arguments.given))
                 completed, interrupted = prepared.state == "finished", False
                 if not completed:
                     with ranks.catching_interrupts():

@@ -1,3 +1,7 @@
-"""Names of the solvers; without numpy, so that ``--help`` does not wait for it."""
+"""Names that options and model folders are checked against; without numpy, so that ``--help`` does not wait for it."""
 
 SOLVERS = ("ddim", "ddpm", "dpmpp2m", "euler")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+SPACINGS = ("leading", "linspace", "trailing")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")

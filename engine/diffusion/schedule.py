@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
-SPACINGS = ("leading", "linspace", "trailing")
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+from engine.diffusion.names import BETA_SCHEDULES, PREDICTIONS, SPACINGS, VARIANCES
+
+LEAST_SIGNAL = 1e-30  # alpha_bar at the last timestep; denoised estimates are divided by its square root
 
 
 def betas(kind: str, timesteps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
@@ -29,7 +29,7 @@ def betas(kind: str, timesteps: int, start: float = 1e-4, end: float = 0.02) -> 
         edges = np.arange(timesteps + 1, dtype=np.float64) / timesteps
         curve = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1 - curve[1:] / curve[:-1], 0.999)
-    raise ValueError(f"beta_schedule is {kind!r}; known: linear, scaled_linear, squaredcos_cap_v2")
+    raise ValueError(f"beta_schedule is {kind!r}; known: {', '.join(BETA_SCHEDULES)}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Mapping) -> Schedule:
-        """From the contents of a ``scheduler_config.json``."""
+        """From the contents of a ``scheduler_config.json``.
+
+        Raises:
+            ValueError: a name that is not known, or betas that leave no signal or add no noise.
+        """
         trained = config.get("trained_betas")
         table = (
             np.asarray(trained, np.float64)
@@ -76,8 +80,13 @@ class Schedule:
                 config.get("beta_end", 0.02),
             )
         )
+        if table.ndim != 1 or not len(table) or not ((table > 0) & (table < 1)).all():
+            raise ValueError("its betas are not all numbers above 0 and below 1")
+        alpha_bar = np.cumprod(1 - table)
+        if alpha_bar[-1] < LEAST_SIGNAL:
+            raise ValueError("its betas leave no signal at the last timestep, where a run begins")
         return cls(
-            alpha_bar=tuple(np.cumprod(1 - table).tolist()),
+            alpha_bar=tuple(alpha_bar.tolist()),
             prediction=config.get("prediction_type", "epsilon"),
             clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None,
             rederive_noise=bool(config.get("rederive_noise", False)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.storage.readers import read_integers
+from engine.storage.readers import DrawnLabel, read_integers, read_label_map
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,13 @@ def integer_file(path: str, option: str, stack: bool = False) -> InputFile:
         stack: Whether it may be a stack of maps (images, h, w).
     """
     return InputFile(Path(path), option, partial(read_integers, stack=stack))
+
+
+def label_file(path: str, option: str, labels: Sequence[DrawnLabel], stack: bool = False) -> InputFile:
+    """A label map (h, w), of whole numbers or drawn in the labels' colours.
+
+    Args:
+        labels: Name and RGB of each label, 0 first.
+        stack: Whether it may be a stack of maps (images, h, w).
+    """
+    return InputFile(Path(path), option, partial(read_label_map, labels=tuple(labels), stack=stack))

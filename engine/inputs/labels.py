@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.diffusion.latent_map import LatentMap
 from engine.inputs.example import example_labels
-from engine.inputs.input_file import integer_file
+from engine.inputs.input_file import label_file
 from engine.inputs.maps import MapFile, check_size, digest_of
 from engine.inputs.values import Inputs, LabelSource
 from engine.job import SampleJob
@@ -58,7 +58,7 @@ def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
     """
     drawn = card.condition == "label-map" and known >= 5 and job.image is None
     if job.label is not None or (job.labels is None and not drawn):
-        labels = job.label if isinstance(job.label, tuple) else (job.label or 0,)
+        labels = job.label_numbers or (0,)
         if max(labels) >= known:
             raise ValueError(f"`label` is {max(labels)} but the model knows {known} classes: 0 to {known - 1}")
         return LabelSource(partial(uniform_labels, labels), f"label {','.join(map(str, labels))}")
@@ -68,7 +68,8 @@ def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
                 f"`labels` example draws 5 labels but the model knows {known}; pass a label map, or `label` N"
             )
         return LabelSource(partial(example_of_image, job.size[0]), "example")
-    file = integer_file(str(job.labels), "`labels`", stack=job.count is not None)
+    entries = list(zip(card.labels, card.colors, strict=True))[:known]
+    file = label_file(str(job.labels), "`labels`", entries, stack=job.count is not None)
     check_size(file.array.shape, job, f"label map {file.path}", "; or `resize_labels` nearest", job.resize_labels)
     return LabelSource(MapFile(file, job.size, known, card.labels).read, "")
 
@@ -101,9 +102,7 @@ def read_class_table(job: SampleJob, card: ModelCard) -> np.ndarray:
     """
     kept = card.folder / "embedder" / CLASSES
     if job.embeddings is None and kept.exists():
-        from safetensors.numpy import load_file
-
-        return load_file(kept)["embeddings"].astype(np.float32)
+        return kept_class_table(kept, card.embedding_width)
     if job.embeddings is None:
         raise ValueError(
             f"the model {card.folder.name} is asked for classes by embeddings and holds none; "
@@ -119,4 +118,22 @@ def read_class_table(job: SampleJob, card: ModelCard) -> np.ndarray:
         raise ValueError(f"`embeddings` {job.embeddings} holds values that are not finite; compute them again")
     if len(table) > LARGEST_LABEL + 1:
         raise ValueError(f"`embeddings` {job.embeddings} has {len(table)} classes; at most {LARGEST_LABEL + 1}")
+    return table.astype(np.float32)
+
+
+def kept_class_table(path: Path, width: int) -> np.ndarray:
+    """float32 (classes, D): the embeddings of the classes in a model folder.
+
+    Raises:
+        ValueError: a file without them, or with such as the model does not take.
+    """
+    from safetensors.numpy import load_file
+
+    table = load_file(path).get("embeddings", np.empty(0))
+    if table.ndim != 2 or table.shape[1] != width or not 1 <= len(table) <= LARGEST_LABEL + 1:
+        raise ValueError(
+            f"{path} has embeddings of shape {table.shape}; the model takes 1 to 64 rows of {width} numbers"
+        )
+    if table.dtype.kind != "f" or not np.isfinite(table).all():
+        raise ValueError(f"{path} holds {table.dtype} or values that are not finite; convert the checkpoint again")
     return table.astype(np.float32)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.diffusion.schedule import Schedule
+from engine.models.facts import CARD, CONDITIONS, SCHEDULER, check_config, check_facts
 from engine.models.files import Parts, check_safetensors, folder_of, read_parts
 
-CONDITIONS = ("label-map", "class", "embedding", "semantic", "none")
+__all__ = ["CONDITIONS", "ModelCard", "read_card"]
 COLORS = ((160, 160, 160), (214, 39, 40), (255, 187, 20), (44, 120, 200), (60, 170, 90))
 # Keys of card.json that change the bytes of a sample; ``digest`` hashes patch_size and latents_gain besides.
 HASHED = (
@@ -93,6 +94,7 @@ def read_card(name: str) -> ModelCard:
         ValueError: the folder is no model, a part of it is missing or truncated, or a pickle was named.
     """
     parts = read_parts(folder_of(name))
+    check_parts(parts)
     for path in parts.weights():
         check_safetensors(path)
     facts, configs = parts.facts, parts.configs
@@ -108,7 +110,7 @@ def read_card(name: str) -> ModelCard:
             labels=tuple(entry["name"] for entry in labels),
             colors=tuple(tuple(entry.get("color") or color(i)) for i, entry in enumerate(labels)),
             pixel_size_um=float(facts["pixel_size_um"]),
-            schedule=Schedule.from_config(parts.scheduler),
+            schedule=schedule_of(parts),
             latents_gain=float(facts.get("latents_gain", 1.0)),
             defaults=facts.get("defaults", {}),
             condition=facts.get("condition", "label-map"),
@@ -123,10 +125,34 @@ def read_card(name: str) -> ModelCard:
             decodes=latents["decodes"],
             has_null=bool(facts.get("has_null", facts.get("condition") != "none")),
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"`model` {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from error
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"`model` {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from None
     check_card(card, parts)
     return card
+
+
+def check_parts(parts: Parts) -> None:
+    """Refuse facts and settings that their declarations do not take, before any is used.
+
+    Raises:
+        ValueError: naming the file, the key, its value and what was expected.
+    """
+    check_facts(parts.facts, CARD, parts.folder / "card.json")
+    check_facts(parts.scheduler, SCHEDULER, parts.scheduler_path)
+    for name, config in parts.configs.items():
+        check_config(config, parts.folders[name] / "config.json")
+
+
+def schedule_of(parts: Parts) -> Schedule:
+    """The noise schedule of a model folder.
+
+    Raises:
+        ValueError: settings that make none, naming their file.
+    """
+    try:
+        return Schedule.from_config(parts.scheduler)
+    except ValueError as problem:
+        raise ValueError(f"{parts.scheduler_path}: {problem}") from None
 
 
 def latents_of(parts: Parts) -> dict[str, Any]:
@@ -205,15 +231,14 @@ def check_card(card: ModelCard, parts: Parts) -> None:
         ValueError: a fact is out of range, or the network does not have the channels that the facts demand.
     """
     path = parts.folder / "card.json"
-    if not 1 <= len(parts.facts.get("labels", card.labels)) <= 64:
-        raise ValueError(f"{path} has {len(parts.facts.get('labels', []))} labels; 1 to 64 are supported")
-    if card.condition not in CONDITIONS:
-        raise ValueError(f"{path}: condition is {card.condition!r}; known: {', '.join(CONDITIONS)}")
-    if card.role not in ("image", "labels"):
-        raise ValueError(f"{path}: role is {card.role!r}; known: image, labels")
     divisor = divisor_of(parts.configs["unet"])
-    if card.patch < 1 or card.patch % divisor:
+    if card.patch % divisor:
         raise ValueError(f"{path}: patch_size is {card.patch}; the network halves it: choose a multiple of {divisor}")
+    if card.role == "labels" and card.label_count < 2:
+        raise ValueError(f"{path}: label_count is {card.label_count}; the maps of a label model have 2 or more")
+    std = parts.facts.get("latents_std", 1.0)
+    if isinstance(std, list) and len(std) != card.channels:
+        raise ValueError(f"{path}: latents_std has {len(std)} numbers but the latents have {card.channels} channels")
     outputs, variance = parts.configs["unet"].get("out_channels", card.channels), parts.scheduler.get("variance_type")
     if outputs != card.channels * (2 if variance == "learned_range" else 1):
         raise ValueError(
@@ -228,7 +253,7 @@ def digest(parts: Parts) -> str:
     A part's class counts by its name alone: ``model_index.json`` also says which module it is from, and modules move.
     """
     facts = parts.facts
-    classes = {name: entry[-1] for name, entry in parts.index.items() if isinstance(entry, list)}
+    classes = {name: entry[-1] for name, entry in parts.index.items() if isinstance(entry, list) and entry}
     total = hashlib.sha256()
     for value in (classes, parts.configs, parts.scheduler, facts.get("patch_size"), facts.get("latents_gain")):
         total.update(json.dumps(value, sort_keys=True).encode())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from engine.messages import quoted
+from engine.storage.settings_file import check_regular, read_json_object
 
 EMBEDDED = Path(__file__).with_name("embedded")
 EMBEDDED_LABELS = Path(__file__).with_name("embedded_labels")
@@ -15,6 +19,9 @@ CLASSES = "classes.safetensors"
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 OURS = "SlidefieldModel"
 AUTOENCODERS = ("vae", "vqvae")
+# Bytes of a value in safetensors; networks and tables are of floating-point numbers.
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+LARGEST_HEADER = 100_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,10 @@ class Parts:
     configs: dict[str, dict[str, Any]]
     scheduler: dict[str, Any]
     facts: dict[str, Any]
+
+    @property
+    def scheduler_path(self) -> Path:
+        return self.folder / "scheduler" / "scheduler_config.json"
 
     def weights(self) -> list[Path]:
         """The files that hold weights: those of each network, and the table of class embeddings where there is one."""
@@ -72,10 +83,14 @@ def read_parts(folder: Path) -> Parts:
     """
     index = read_json(folder / "model_index.json")
     if "unet" not in index:
-        parts = ", ".join(name for name in index if not name.startswith("_"))
+        parts = ", ".join(name for name in index if not name.startswith("_")) or "nothing"
         raise ValueError(
             f"{folder / 'model_index.json'} names no unet (it names {parts}); only U-Nets are sampled here"
         )
+    for name in ("unet", *AUTOENCODERS, "embedder"):
+        entry = index.get(name, [None, None])
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise ValueError(f"{folder / 'model_index.json'}: {name} is {quoted(entry)}: expected [library, class]")
     ours = index.get("_class_name") == OURS
     facts = read_json(folder / "card.json") if ours or (folder / "card.json").exists() else None
     folders = network_folders(folder, index)
@@ -112,7 +127,7 @@ def read_scheduler(path: Path, ours: bool) -> dict[str, Any]:
     for key in ("num_train_timesteps", "prediction_type"):
         if key not in scheduler:
             raise ValueError(f"{path} lacks {key}; the model folder is damaged")
-    if not {"beta_schedule", "trained_betas"} & set(scheduler):
+    if not {key for key in ("beta_schedule", "trained_betas") if scheduler.get(key) is not None}:
         raise ValueError(f"{path} lacks beta_schedule; the model folder is damaged")
     if scheduler.get("rescale_betas_zero_snr"):
         raise ValueError(f"{path} has rescale_betas_zero_snr, whose first level has no signal: not supported")
@@ -143,21 +158,18 @@ def diffusers_facts(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> d
     }
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file of a model folder.
 
     Raises:
         ValueError: the file is missing, or holds no JSON object.
     """
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {path.parent} is not (the whole of) a model folder")
     try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: {path.parent} is not (the whole of) a model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); the model folder is damaged") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; the model folder is damaged")
-    return value
+        return read_json_object(path, str(path))
+    except ValueError as problem:
+        raise ValueError(f"{problem}; the model folder is damaged") from None
 
 
 def check_safetensors(path: Path) -> None:
@@ -170,17 +182,65 @@ def check_safetensors(path: Path) -> None:
         pickled = [p.name for p in path.parent.glob("*") if p.suffix in PICKLES]
         hint = f"; {pickled[0]} beside it is a pickle, which is never opened here" if pickled else ""
         raise ValueError(f"{path} is missing{hint}; save the model with safetensors")
+    check_regular(path, str(path))
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100_000_000):
+        if not 2 <= length <= min(size - 8, LARGEST_HEADER):
             raise ValueError(f"{path} is not a safetensors file, or is truncated ({size} bytes); copy it again")
-        try:
-            header = json.loads(stream.read(length))
-            end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} is not a safetensors file: its header is no JSON; copy it again") from None
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [entry["data_offsets"][1] for entry in tensors.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise ValueError(f"{path} is not a safetensors file: its header is no JSON; copy it again") from None
+    end = max((end for end in ends if isinstance(end, int)), default=0)
     if size != 8 + length + end:
         raise ValueError(
-            f"{path} has {size} bytes but its header speaks of {8 + length + end}: truncated; copy it again"
+            f"{path} has {size} bytes but its header speaks of {quoted(8 + length + end)}: truncated; copy it again"
         )
+    check_tensors(tensors, path)
+
+
+def check_tensors(tensors: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Refuse tensors that lie over one another, leave bytes between them, or are not of floating-point numbers.
+
+    Args:
+        tensors: Type, shape and offsets of each tensor, by name.
+    Raises:
+        ValueError: naming the file and the tensor.
+    """
+    position = 0
+    spans = {name: span_of(name, entry, path) for name, entry in tensors.items()}
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != position:
+            raise ValueError(
+                f"{path} is damaged: {quoted(name)} begins at byte {quoted(begin)}, not where the one before "
+                f"ends, at {quoted(position)}; copy it again"
+            )
+        position = end
+
+
+def span_of(name: str, entry: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """First byte of a tensor, and the byte after its last.
+
+    Raises:
+        ValueError: its type, shape and place do not belong together, or it is not of floating-point numbers.
+    """
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape", []), entry.get("data_offsets", [])
+    if dtype not in FLOATS:
+        raise ValueError(
+            f"{path}: {quoted(name)} holds {quoted(dtype)}; weights are floating-point numbers ({', '.join(FLOATS)})"
+        )
+    whole = [shape, offsets]
+    if not all(isinstance(part, list) and all(type(n) is int and n >= 0 for n in part) for part in whole):
+        raise ValueError(f"{path} is damaged: {quoted(name)} has the shape {quoted(shape)} at {quoted(offsets)}")
+    begin, end = offsets if len(offsets) == 2 else (0, -1)
+    takes = FLOATS[dtype] * math.prod(shape)
+    if end - begin != takes:
+        raise ValueError(
+            f"{path} is damaged: {quoted(name)} of shape {quoted(shape)} takes {quoted(takes)} bytes, "
+            f"not those of {quoted(offsets)}; copy it again"
+        )
+    return begin, end

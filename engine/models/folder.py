@@ -170,32 +170,49 @@ def load_part(folder: Path) -> nn.Module:
         network = build(config)
         tensors = {k: v.float() for k, v in load_file(folder / WEIGHTS).items()}
         network.load_state_dict(renamed(tensors) if name in DIFFUSERS else tensors, assign=True)
-    except (TypeError, RuntimeError) as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"{folder}: weights and config.json do not fit each other: {line[:200]}") from None
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # a network that cannot be built from these settings fails in its own way
+        line = " ".join(str(error).split())
+        raise ValueError(f"{folder}: weights and config.json do not fit each other: {line[:200]}") from None
     if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
         raise ValueError(f"{folder}: {name} keeps more than the weights file holds; it is not supported")
     return network.eval().requires_grad_(False)
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder whose weights are not those of the networks that it configures; read names and shapes alone.
+    """Refuse a folder whose weights are not those of the networks that it configures, or are not finite.
+
+    Names and shapes are compared first; then the weights are read once, one at a time.
 
     Raises:
-        ValueError: the first weight that differs.
+        ValueError: the first weight that differs, or that is not finite.
     """
     from safetensors import safe_open
 
-    for name, path in read_parts(folder).folders.items():
+    for path in read_parts(folder).folders.values():
         with safe_open(path / WEIGHTS, "pt") as weights:
-            shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
-        config = read_json(path / "config.json")
-        try:
-            check_fit(config, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{folder / name}: {error}") from None
+            names = list(weights.keys())
+            config = read_json(path / "config.json")
+            try:
+                shapes = {key: weights.get_slice(key).get_shape() for key in names}
+                check_fit(config, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+            except Exception as error:  # a network that cannot be built from these settings fails in its own way
+                raise ValueError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from None
+            for key in names:
+                check_finite(weights.get_tensor(key), f"{path / WEIGHTS}: {key}")
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        ValueError: naming them, and how many they are.
+    """
+    values = tensor if tensor.element_size() > 1 else tensor.float()
+    if not bool(values.isfinite().all()):
+        count = int((~values.isfinite()).sum())
+        raise ValueError(f"{what} has {count} of {tensor.numel()} values that are not finite; the training went wrong")
 
 
 def check_fit(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

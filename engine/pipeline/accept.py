@@ -56,8 +56,9 @@ def imported(rule: str) -> Accept:
     module, _, name = rule.partition(":")
     try:
         accept = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`accept` {rule} cannot be imported ({error}); put the module on PYTHONPATH") from None
+    except Exception as error:  # somebody else's code
+        text = f"{type(error).__name__}: {error}"
+        raise ValueError(f"`accept` {rule} cannot be imported ({text}); put the module on PYTHONPATH") from None
     if not callable(accept):
         raise ValueError(f"`accept` {rule} is not a function; name one that takes an image and its label")
     return accept

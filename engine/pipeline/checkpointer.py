@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
 from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.ranks import Ranks
 from engine.pipeline.background_task import BackgroundTask
-from engine.storage.checkpoint import CommitMark
+from engine.storage.checkpoint import CommitMark, digest_of
 from engine.storage.output import Output
 
 
@@ -25,6 +26,7 @@ class CheckpointManager:
         self.last = time.monotonic()
         self.task = BackgroundTask(ranks, "checkpoint")
         self.uncommitted: CommitMark | None = None
+        self.fingerprints = 0  # of what this rank wrote of it, their sum
         self.slot = 0
 
     def due(self) -> bool:
@@ -50,9 +52,12 @@ class CheckpointManager:
         arrays = [("x", dict(self.canvas.x)), ("previous", dict(self.canvas.previous) if history else {})]
 
         def write() -> None:
+            self.fingerprints = 0
             for name, shards in arrays:
                 for shard, values in shards.items():
-                    self.output.checkpoints.write(mark.slot, name, ownership.shard(shard), values.cpu().numpy())
+                    box, latents = ownership.shard(shard), values.cpu().numpy()
+                    self.output.checkpoints.write(mark.slot, name, box, latents)
+                    self.fingerprints += mark.fingerprint(name, box, latents)
 
         self.task.start(write)
         self.uncommitted = mark
@@ -61,7 +66,7 @@ class CheckpointManager:
     def commit(self) -> None:
         """Set the mark that commits the checkpoint, once every rank's shards are on disk. Collective."""
         assert self.uncommitted is not None
-        mark = self.uncommitted
+        mark = replace(self.uncommitted, digest=digest_of(self.ranks.allgather(self.fingerprints)))
         self.ranks.on_root(lambda: self.output.checkpoints.commit(mark))
         self.uncommitted, self.slot = None, 1 - mark.slot
 
@@ -75,25 +80,43 @@ class CheckpointManager:
             self.commit()
 
     def restore(self) -> int:
-        """Fill the canvas from the last checkpoint, or with noise; returns the level to go on from. Collective."""
-        canvas, ownership = self.canvas, self.canvas.ownership
-        mark = self.ranks.on_root(self.output.checkpoints.mark)
-        self.ranks.on_root(
-            lambda: self.output.checkpoints.make_slots((canvas.channels, *ownership.shape), ownership.sides)
-        )
+        """Fill the canvas from the last checkpoint, or with noise; returns the level to go on from. Collective.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+        """
+        canvas, ownership, checkpoints = self.canvas, self.canvas.ownership, self.output.checkpoints
+        mark = self.ranks.on_root(checkpoints.mark)
+        if mark is not None:
+            self.read(mark)
+        shape, whole = (canvas.channels, *ownership.shape), None if mark is None else mark.slot
+        self.ranks.on_root(lambda: checkpoints.make_slots(shape, ownership.sides, whole))
         if mark is None:
             canvas.start()
             return 0
         self.slot = 1 - mark.slot
-
-        def read(name: str) -> Shards:
-            arrays = {
-                shard: self.output.checkpoints.read(mark.slot, name, ownership.shard(shard))
-                for shard in ownership.owned(self.ranks.rank)
-            }
-            return {shard: torch.from_numpy(array).to(canvas.device) for shard, array in arrays.items()}
-
-        canvas.x = self.ranks.agree(lambda: read("x"))
-        if mark.history:
-            canvas.previous = self.ranks.agree(lambda: read("previous"))
         return mark.level
+
+    def read(self, mark: CommitMark) -> None:
+        """Fill the canvas from the slot that a mark names. Collective.
+
+        Raises:
+            ValueError: the slot is damaged, or holds something else.
+        """
+        canvas, ownership, checkpoints = self.canvas, self.canvas.ownership, self.output.checkpoints
+        self.fingerprints = 0
+
+        def shards(name: str) -> Shards:
+            read: Shards = {}
+            for shard in ownership.owned(self.ranks.rank):
+                box = ownership.shard(shard)
+                latents = checkpoints.read(mark.slot, name, box)
+                self.fingerprints += mark.fingerprint(name, box, latents)
+                read[shard] = torch.from_numpy(latents).to(canvas.device)
+            return read
+
+        canvas.x = self.ranks.agree(lambda: shards("x"))
+        if mark.history:
+            canvas.previous = self.ranks.agree(lambda: shards("previous"))
+        digest = digest_of(self.ranks.allgather(self.fingerprints))
+        self.ranks.on_root(lambda: checkpoints.check(mark, digest))

@@ -15,6 +15,7 @@ from engine.storage.readers import reads_in_boxes
 
 ITEM = 4  # bytes of a float32
 PROCESS_BYTES = 700 * 2**20  # Python, torch and MPI of one rank
+ADDRESSES = 2**30  # bytes; of libraries that are mapped, and of threads' stacks and heaps, beside what is held
 
 
 def peak_memory() -> int:
@@ -31,32 +32,65 @@ def check_memory(bytes_per_rank: int, ranks_per_node: int) -> None:
         ValueError: naming what is needed and what there is.
     """
     need, have = bytes_per_rank * ranks_per_node, available_memory()
-    if have and need > have:
+    if have is not None and need > have:
         raise ValueError(
             f"the plan needs {need / 2**30:.1f} GiB on this node ({ranks_per_node} ranks) "
             f"but {have / 2**30:.1f} GiB are free; "
             "use more nodes, fewer ranks a node, a smaller `shard` or `batch_size`, or a smaller `size`"
         )
+    limit, soft = resource.getrlimit(resource.RLIMIT_AS)[0], bytes_per_rank + ADDRESSES
+    if limit != resource.RLIM_INFINITY and soft > limit:
+        raise ValueError(
+            f"a rank needs {soft / 2**30:.1f} GiB of addresses but `ulimit -v` allows {limit / 2**30:.1f} GiB: "
+            "libraries and threads would not fit; raise it, or limit the memory of the job instead"
+        )
 
 
-def available_memory() -> int:
-    """Bytes free on this node, by the kernel and this process's control groups; 0 where unknown."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes free on this node, by the kernel and this process's control groups; None where unknown.
+
+    Args:
+        root: Where ``proc`` and ``sys`` lie.
+    """
     limits = []
+    for line in lines_of(root / "proc" / "meminfo"):
+        if line.startswith("MemAvailable"):
+            limits.append(int(line.split()[1]) * 1024)
+    for line in lines_of(root / "proc" / "self" / "cgroup"):
+        _, controllers, group = line.split(":", 2)
+        mount = root / "sys" / "fs" / "cgroup"
+        if not controllers:
+            limits += free_in_groups(mount, group, ("memory.max", "memory.current"))
+        elif "memory" in controllers.split(","):
+            limits += free_in_groups(mount / "memory", group, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+    return max(min(limits), 0) if limits else None
+
+
+def free_in_groups(mount: Path, group: str, names: tuple[str, str]) -> list[int]:
+    """Bytes free by the limit of a control group, and of each that it lies in.
+
+    Args:
+        mount: Where the groups lie. In a container that may be the process's own group, whatever its name.
+        names: The files of the limit and of what is used.
+    """
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    free = []
+    for depth in range(len(parts), -1, -1):
+        folder = mount.joinpath(*parts[:depth])
+        limit, used = (next(iter(lines_of(folder / name)), "") for name in names)
+        if limit.isdigit() and used.isdigit():
+            facts = dict(line.split(maxsplit=1) for line in lines_of(folder / "memory.stat") if " " in line)
+            cached = int(facts.get("inactive_file", 0)) + int(facts.get("active_file", 0))
+            free.append(int(limit) - int(used) + cached)
+    return free
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file of the kernel's; none where it cannot be read."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                limits.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
-        while group.is_relative_to("/sys/fs/cgroup"):
-            limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
-            if limit.isdigit():
-                facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                cached = int(facts.get("inactive_file", 0)) + int(facts.get("active_file", 0))
-                limits.append(int(limit) - int((group / "memory.current").read_text()) + cached)
-            group = group.parent
-    except (OSError, IndexError, ValueError):
-        pass
-    return max(min(limits), 0) if limits else 0
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def memory_bytes(prepared: Prepared) -> int:

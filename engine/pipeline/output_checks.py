@@ -9,7 +9,9 @@ from typing import Any
 
 from engine.job import RunOptions
 from engine.pipeline.prepared import Prepared
-from engine.storage.output import provenance_at
+from engine.storage.output import Unrecognisable, provenance_at
+
+LONGEST_NAME = 200  # bytes of an output's name; names of 255 can be made, and ours are made longer for a moment
 
 
 def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
@@ -22,7 +24,12 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
         ValueError: the output is another job's, and is not to be overwritten.
     """
     path = Path(options.out)
-    provenance = provenance_at(path)
+    try:
+        provenance = provenance_at(path)
+    except Unrecognisable:
+        if options.overwrite:
+            return "replace"
+        raise
     if provenance is None:
         return "absent"
     theirs = provenance["identity"]
@@ -46,7 +53,10 @@ def check_log(options: RunOptions) -> None:
         ValueError: naming it.
     """
     log = options.json_log
-    if log and (Path(log).is_dir() or not Path(log).absolute().parent.is_dir()):
+    if not log:
+        return
+    path = Path(log)
+    if path.is_dir() or path.is_fifo() or path.is_socket() or not path.absolute().parent.is_dir():
         raise ValueError(f"`json_log` {log}: not a file in a folder that is there; choose another")
 
 
@@ -67,6 +77,8 @@ def check_place(options: RunOptions, least: int) -> None:
         ValueError: naming the place, and what it lacks.
     """
     path = Path(options.out)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(f"`out` {path}: its name is longer than {LONGEST_NAME} bytes; choose a shorter `out`")
     parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if parent != path.absolute() and not parent.is_dir():
         raise ValueError(f"`out` {path}: {parent} is not a folder; choose another `out`")

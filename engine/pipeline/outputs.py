@@ -26,6 +26,7 @@ from engine.inputs.values import LabelSource
 from engine.pipeline.decode import to_label_levels, to_uint8
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.label_stage import stage_source
+from engine.pipeline.mending import look_at, named
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.planning.geometry import Box
@@ -33,6 +34,7 @@ from engine.planning.ownership import image_box
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.create import create
 from engine.storage.files import lock, remove
+from engine.storage.metadata import restore_metadata
 from engine.storage.output import Output
 from engine.storage.readers import reads_in_boxes
 from engine.storage.zarr_setup import ZARR_VERSION
@@ -47,25 +49,53 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
 
     def make() -> Output:
         if prepared.state == "replace":
-            with lock(path):
-                remove(path)
-        if prepared.state != "unfinished":
+            replace_output(path)
+        if prepared.state in ("absent", "replace"):
             create(path, prepared.layout, prepared.card.pixel_size_um, provenance(prepared, device))
-        output = Output(path)
-        output.held = lock(path)
+        held = lock(path)
         try:
+            restore_metadata(path)
+            output = Output(path)
             check_device(output, device)
             output.sweep()
-            output.ledger.merge(check=True)
+            output.ledger.merge()
         except BaseException:
-            output.close()
+            held.close()
             raise
+        output.held = held
         return output
 
     made = ranks.agree(lambda: make() if ranks.rank == 0 else None)
     output = ranks.agree(lambda: made or Output(path, ranks.rank))
+    if prepared.state in ("unfinished", "damaged"):
+        take_up(ranks, output)
     output.earlier = ranks.on_root(output.ledger.latest)  # a byte a shard, of arrays that earlier runs wrote to
     return output
+
+
+def replace_output(path: Path) -> None:
+    """Remove what lies where the output is to be, if no run is writing it. Rank 0 calls this."""
+    if not (path / "slidefield").is_dir():
+        remove(path)
+        return
+    with lock(path):
+        remove(path)
+
+
+def take_up(ranks: Ranks, output: Output) -> None:
+    """Go on with an output: what is damaged of it is forgotten, to be made anew. Collective."""
+    damaged = look_at(ranks, output, read=True)
+
+    def forget() -> None:
+        output.forget([(shard.array, shard.box) for shard in damaged])
+        if damaged:
+            print(f"{output.path} is damaged: {named(damaged)}; made anew", flush=True)
+        if output.finished:
+            output.annotate(state="unfinished")
+
+    ranks.on_root(forget)
+    if output.finished:  # here, on the ranks that did not write it
+        output.provenance["state"] = "unfinished"
 
 
 def check_device(output: Output, device: str) -> None:
@@ -101,13 +131,18 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
         ),
         **({"label_stage": prepared.label_stage.identity} if prepared.label_stage else {}),
         **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
-        "versions": {
-            "slidefield": engine.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "zarr": ZARR_VERSION,
-        },
+        "versions": present_versions(),
+    }
+
+
+def present_versions() -> dict[str, str]:
+    """The versions of this program and of what its bytes depend on."""
+    return {
+        "slidefield": engine.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "zarr": ZARR_VERSION,
     }
 
 
@@ -191,6 +226,12 @@ def clear_labels_outside_region(ranks: Ranks, prepared: Prepared, output: Output
                 output.write(name, box, labels * inside.astype(labels.dtype), round_index=1)  # the ledger's later line
 
     ranks.agree(clear)
+
+
+def lacks_labels(output: Output) -> bool:
+    """Whether labels beside the image are still to be written. Local."""
+    labels = output.layout.labels
+    return labels is not None and next(unfinished_shards(output, [labels], 0, 0, 1), None) is not None
 
 
 def unfinished_shards(
@@ -356,5 +397,11 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
             f"{output.shard_file(*lost)} was there and is gone; give the same command again to make it anew, "
             "or start anew with `resume` never"
         )
-    output.annotate(state="finished", seconds=seconds, ranks=size, **({"rejected": rejected} if rejected else {}))
+    if other := len(output.ledger.made_otherwise()):
+        was, versions = output.provenance["versions"], present_versions()
+        now = ", ".join(f"{name} {was.get(name)} then, {versions[name]} now" for name in ("torch", "numpy"))
+        print(f"{other} shards were made anew with other bytes than the ledger had of them ({now})", flush=True)
+    facts = {} if "seconds" in output.provenance else {"seconds": seconds, "ranks": size}  # a mended one keeps its own
+    facts |= {"rejected": rejected} if rejected and facts else {}
+    output.annotate(state="finished", **facts)
     output.tidy()

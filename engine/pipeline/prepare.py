@@ -34,6 +34,7 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
     Raises:
         ValueError: anything that would stop the run, with the way out.
     """
+    check_ranks(options)
     card = read_card(job.model)
     if not card.decodes:
         raise ValueError(f"`model` {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
@@ -53,6 +54,19 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
         if prepared.state != "finished":
             check_machine(prepared, ranks_per_node)
     return replace(prepared, inputs=inputs.unread())  # small: it is sent to all ranks
+
+
+def check_ranks(options: RunOptions) -> None:
+    """Refuse a number of ranks that nothing is planned for: a run has those that it was started on.
+
+    Raises:
+        ValueError: with the command that starts so many.
+    """
+    if options.ranks is not None and not options.dry_run:
+        raise ValueError(
+            f"`ranks` {options.ranks} is what `dry_run` plans for, and a run has the ranks that it is started on: "
+            f"leave `ranks` out and start mpiexec -n {options.ranks} python -m engine.sample ..."
+        )
 
 
 def style_cards(job: SampleJob, card: ModelCard) -> tuple[ModelCard, ...]:
@@ -102,8 +116,16 @@ def with_output_state(prepared: Prepared) -> Prepared:
     """
     state, stage = output_state(prepared.options, prepared.identity), prepared.label_stage
     if stage is not None and state == "unfinished":
-        stage = replace(stage, state=output_state(stage.options, stage.identity))
+        stage = replace(stage, state=label_stage_state(stage))
     return replace(prepared, state=state, label_stage=stage)
+
+
+def label_stage_state(stage: Prepared) -> str:
+    """The state of the label map's output: what is damaged among private files is made anew."""
+    try:
+        return output_state(stage.options, stage.identity)
+    except ValueError:
+        return "replace"
 
 
 def check_machine(prepared: Prepared, ranks_per_node: int) -> None:
@@ -114,5 +136,5 @@ def check_machine(prepared: Prepared, ranks_per_node: int) -> None:
     """
     check_memory(memory_bytes(prepared), ranks_per_node)
     check_log(prepared.options)
-    resumed = prepared.state == "unfinished"  # most of it may be on the disk already
+    resumed = prepared.state in ("unfinished", "damaged")  # most of it may be on the disk already
     check_place(prepared.options, 0 if resumed else least_disk_bytes(prepared))

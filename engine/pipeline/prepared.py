@@ -30,7 +30,8 @@ class Prepared:
         rank_count: Number of ranks that the work is planned for.
         inputs: The contents of the job's files.
         identity: The values that another job must share for its bytes to be the same.
-        state: State of the output before the run: absent, unfinished (to be resumed), finished, or replace.
+        state: State of the output before the run: absent, unfinished (to be resumed), finished, damaged
+            (finished, and some of it to be made anew), or replace.
         label_stage: The run that samples the label map, where a label model does; until it is done ``inputs`` has no
             labels.
         given: Fields of the job as its output keeps them, where the run needs them in other words: paths as they were

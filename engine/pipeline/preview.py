@@ -56,8 +56,10 @@ def is_ours(picture: Path) -> bool:
     """Whether a file is a picture that this program wrote."""
     from PIL import Image
 
+    if not picture.is_file():
+        return False
     try:
-        with Image.open(picture) as image:
+        with Image.open(picture, formats=("PNG",)) as image:
             return image.info.get("Software") == MADE_BY
     except OSError:
         return False

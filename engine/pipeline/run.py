@@ -18,10 +18,12 @@ from engine.models.folder import Model, check_model_folder, device_of, load_mode
 from engine.models.optimize import check_compiles
 from engine.pipeline.accept import MOST_ROUNDS, accepting
 from engine.pipeline.memory import estimated_latents
+from engine.pipeline.mending import examined
 from engine.pipeline.outputs import (
     build_pyramids,
     clear_labels_outside_region,
     copy_inputs,
+    lacks_labels,
     open_output,
     sign,
     write_label_array,
@@ -57,6 +59,9 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
         expect_stages(progress, prepared)
         for note in (*prepared.inputs.notes, *idle_cores(ranks, job, device)):
             progress.say(note)
+        if job.compile:
+            minutes = "minutes" if device == "cpu" else "a minute or two"
+            progress.say(f"torch compiles the network at its first windows, which takes {minutes}")
         completed = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
         progress.write_log(event="finished" if completed else "stopped", memory=progress.memory)
     took = clock(time.monotonic() - begun)
@@ -77,7 +82,9 @@ def run_stage(
     begun = time.monotonic()
     with closing(open_output(ranks, prepared, device)) as output:
         prepared = copy_inputs(ranks, prepared, output)
-        stage = prepared.label_stage
+        stage = prepared.label_stage if lacks_labels(output) else None
+        if stage is not None:
+            stage = examined(ranks, stage)
         if stage is not None and stage.state != "finished":
             progress.stage = LABEL_MAP
             if not run_stage(ranks, stage, device, load, progress, None):

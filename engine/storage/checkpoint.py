@@ -3,22 +3,23 @@
 Their files are::
 
     OUT/slidefield/checkpoint/0, 1       two slots, written in turn: float32 arrays "x" and "previous", C H W
-    OUT/slidefield/checkpoint.json       commit mark: the slot that is whole, and the level to go on from
+    OUT/slidefield/checkpoint.json       commit mark: the slot that is whole, the level to go on from, and a
+                                         digest that binds the two to what the slot holds
     OUT/slidefield/round.json            of a set whose images are judged, the round under way
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
-import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.files import write_json
+from engine.storage.files import discard, read_signed, sync_new, write_signed
 from engine.storage.zarr_setup import LATENT_CODECS, zarr
 
 
@@ -45,11 +46,35 @@ class CommitMark:
         slot: The slot that holds it, 0 or 1.
         level: The level to go on from.
         history: Whether the slot holds the estimate of the level before ("previous") as well.
+        digest: Sum of the ``fingerprint`` of every shard of the slot, modulo 2^64, in hexadecimal.
     """
 
     slot: int
     level: int
     history: bool
+    digest: str = ""
+
+    def fingerprint(self, name: str, box: Box, latents: np.ndarray) -> int:
+        """Hash one shard of the checkpoint together with its place, the slot, the level and the history.
+
+        Fingerprints are added up over shards and ranks, in any order: a slot that holds another level, or a shard of
+        another, has another sum.
+
+        Args:
+            latents: float32 (C, h, w).
+        """
+        hashed = hashlib.sha256(repr((self.slot, self.level, self.history, name, box)).encode())
+        hashed.update(np.ascontiguousarray(latents).data)
+        return int.from_bytes(hashed.digest()[:8], "little")
+
+
+def digest_of(fingerprints: Iterable[int]) -> str:
+    """The digest of a checkpoint, from the fingerprints of its shards or from sums of them.
+
+    >>> digest_of([1, 2**64 + 1])
+    '0000000000000002'
+    """
+    return f"{sum(fingerprints) % 2**64:016x}"
 
 
 class Checkpoints:
@@ -63,6 +88,7 @@ class Checkpoints:
     def __init__(self, private: Path, levels: int) -> None:
         self.private, self.levels = private, levels
         self.opened: dict[Path, zarr.Array] = {}  # opening is slow on a file system that many ranks share
+        self.kept: set[Path] = set()  # folders that the disk has
 
     # -- the commit mark --
 
@@ -74,33 +100,47 @@ class Checkpoints:
         """
         path = self.private / "checkpoint.json"
         try:
-            mark = CommitMark(**json.loads(path.read_text()))
-            known = mark.slot in (0, 1) and 0 <= mark.level <= self.levels
-            if known and isinstance(mark.level, int) and isinstance(mark.history, bool):
-                return mark
+            mark = CommitMark(**read_signed(path))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
-            pass
-        raise ValueError(f"{path} is damaged; start anew with `resume` never")
+            raise ValueError(f"{path} is damaged; start anew with `resume` never") from None
+        if not 0 <= mark.level <= self.levels:
+            raise ValueError(f"{path} says level {mark.level} of {self.levels}; start anew with `resume` never")
+        return mark
 
     def commit(self, mark: CommitMark) -> None:
         """Set the mark, once all shards of its slot are on disk: from now on a run resumes there. Rank 0 calls this."""
-        write_json(self.private / "checkpoint.json", asdict(mark))
+        write_signed(self.private / "checkpoint.json", asdict(mark))
+
+    def check(self, mark: CommitMark, digest: str) -> None:
+        """Compare what was read from the slot with what the mark says of it.
+
+        Args:
+            digest: The digest of what was read.
+        Raises:
+            ValueError: they are not of one checkpoint.
+        """
+        if digest != mark.digest:
+            raise ValueError(
+                f"{self.private / 'checkpoint.json'} says that slot {mark.slot} holds level {mark.level}, "
+                "and it holds something else; start anew with `resume` never"
+            )
 
     # -- the slots --
 
-    def make_slots(self, shape: tuple[int, int, int], sides: tuple[int, int]) -> None:
-        """Make the arrays that checkpoints are written to, where they are not there yet. Rank 0 calls this.
+    def make_slots(self, shape: tuple[int, int, int], sides: tuple[int, int], whole: int | None = None) -> None:
+        """Make the arrays that checkpoints are written to, whatever is there. Rank 0 calls this.
 
         Args:
             shape: Shape of the canvas of latents (C, H, W).
             sides: Rows and columns of a shard, in latents.
+            whole: The slot that holds a checkpoint, which stays as it is; None: neither does.
         """
         chunk = (shape[0], *(min(a, b) for a, b in zip(sides, shape[1:], strict=True)))
         for slot, name in itertools.product((0, 1), ("x", "previous")):
             path = self.slot_path(slot, name)
-            if (path / "zarr.json").exists():  # the folder alone may be what a kill left: zarr makes it first
+            if slot == whole:
                 continue
             zarr.create_array(
                 str(path),
@@ -112,6 +152,7 @@ class Checkpoints:
                 fill_value=float("nan"),
                 overwrite=True,
             )
+            sync_new(path / "zarr.json", self.private, self.kept)
 
     def slot_path(self, slot: int, name: str) -> Path:
         return self.private / "checkpoint" / str(slot) / name
@@ -124,13 +165,16 @@ class Checkpoints:
         return self.opened[path]
 
     def write(self, slot: int, name: str, box: Box, latents: np.ndarray) -> None:
-        """Write one shard of latents (C, h, w) to a slot. The shard's owner calls this.
+        """Write one shard of latents (C, h, w) to a slot, and have the disk keep it. The shard's owner calls this.
 
         Args:
             name: "x" or "previous".
             box: Box of the shard, in latents.
         """
-        self.slot_array(slot, name)[:, box.y0 : box.y1, box.x0 : box.x1] = latents
+        array = self.slot_array(slot, name)
+        array[:, box.y0 : box.y1, box.x0 : box.x1] = latents
+        place = (str(start // side) for start, side in zip((0, box.y0, box.x0), array.chunks, strict=True))
+        sync_new(self.slot_path(slot, name).joinpath("c", *place), self.private, self.kept)
 
     def read(self, slot: int, name: str, box: Box) -> np.ndarray:
         """Read one shard of latents, float32 (C, h, w).
@@ -143,28 +187,39 @@ class Checkpoints:
             latents = np.asarray(self.slot_array(slot, name)[:, box.y0 : box.y1, box.x0 : box.x1])
         except Exception as error:  # zarr raises what its codecs and stores raise
             raise ValueError(f"checkpoint {path} is damaged ({error}); start anew with `resume` never") from error
-        if np.isnan(latents).any():  # the fill value: the chunk has no file
+        if latents.shape[1:] != box.shape or latents.dtype != np.float32 or np.isnan(latents).any():
+            # NaN is the fill value: the chunk has no file
             raise ValueError(f"checkpoint {path} lacks latents {box}; start anew with `resume` never")
         return latents
 
     def drop(self) -> None:
         """Remove all checkpoints, the mark first. Rank 0 calls this."""
-        (self.private / "checkpoint.json").unlink(missing_ok=True)
-        shutil.rmtree(self.private / "checkpoint", ignore_errors=True)
+        discard(self.private / "checkpoint.json")
+        discard(self.private / "checkpoint")
         self.opened.clear()
+        self.kept.clear()
 
     # -- rounds of rejection sampling --
 
     def sampling_round(self) -> SamplingRound:
-        """Read which round is under way."""
+        """Read which round is under way.
+
+        Raises:
+            ValueError: the file that says so is damaged.
+        """
         path = self.private / "round.json"
-        return SamplingRound(**json.loads(path.read_text())) if path.exists() else SamplingRound()
+        try:
+            return SamplingRound(**read_signed(path))
+        except FileNotFoundError:
+            return SamplingRound()
+        except (ValueError, TypeError):
+            raise ValueError(f"{path} is damaged; start anew with `resume` never") from None
 
     def begin_round(self, sampling_round: SamplingRound) -> None:
         """Begin a round from noise: remove the checkpoints of the round before. Rank 0 calls this."""
         self.drop()
-        write_json(self.private / "round.json", asdict(sampling_round))
+        write_signed(self.private / "round.json", asdict(sampling_round))
 
     def end_rounds(self) -> None:
         """Forget which round was under way. Rank 0 calls this."""
-        (self.private / "round.json").unlink(missing_ok=True)
+        discard(self.private / "round.json")

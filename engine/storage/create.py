@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.storage.files import sync, sync_tree
 from engine.storage.layout import Layout
+from engine.storage.metadata import keep_metadata
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 
 
 def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping[str, Any]) -> None:
     """Create an output's groups and arrays. Rank 0 calls this.
 
-    They are made in a folder beside the path, which is then renamed: a kill leaves no half of an output.
+    They are made in a folder beside the path, which is then renamed: neither a kill nor a loss of power leaves half of
+    an output.
 
     Raises:
         ValueError: another run made something at the path meanwhile.
@@ -27,13 +30,17 @@ def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping
     create_arrays(group, layout)
     for name, metadata in layout.ome_groups(pixel_size_um).items():
         (group[name] if name else group).attrs["ome"] = metadata
-    group.attrs["slidefield"] = {**provenance, "state": "unfinished", "layout": layout.attributes()}
+    known: dict[str, Any] = {"state": "unfinished", "layout": layout.attributes(), "metadata_copy": True}
+    group.attrs["slidefield"] = {**provenance, **known}
     (building / "slidefield").mkdir()
+    keep_metadata(building)
+    sync_tree(building)
     try:
         building.rename(path)
     except OSError:
         shutil.rmtree(building)
         raise ValueError(f"{path} was made by another run meanwhile; wait for it, or choose another `out`") from None
+    sync(path.parent)
 
 
 def create_arrays(group: zarr.Group, layout: Layout) -> None:

@@ -1,14 +1,16 @@
-"""What storage needs besides zarr: small files, locks, removal, hashes, and means of pixels."""
+"""What storage needs besides zarr: small files, what the disk keeps, locks, removal, hashes, and means of pixels."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,32 +20,104 @@ import numpy as np
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))
+
+
+def write_signed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of its values; ``read_signed`` reads it."""
+    write_json(path, {**values, "checksum": checksum(values)})
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """Read a JSON object that ``write_signed`` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    try:
+        values = json.loads(path.read_text())
+        if values.pop("checksum") == checksum(values):
+            return values
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # no JSON, or no object
+    raise ValueError(f"{path} is damaged")
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """The sha256 of JSON values, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The path to write a file to, so that it appears under its own name only when it is whole.
+    """The path to write a file to, so that it appears under its own name only when the disk has all of it.
 
     An error leaves the file that was there before as it was.
     """
     temporary = path.with_name(path.name + ".partial")
     try:
         yield temporary
+        sync(temporary)
         temporary.rename(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def file_size(path: Path) -> int:
-    """Number of bytes of a file; 0 where there is none."""
+def sync(path: Path) -> None:
+    """Have the disk keep the content of a file, or the names in a folder, should the power fail."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        return path.stat().st_size
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_new(file: Path, top: Path, kept: set[Path]) -> None:
+    """Have the disk keep a new file, with its name and the folders on the way to it.
+
+    Args:
+        top: Folder that the disk keeps already.
+        kept: Folders below it of which the same is known; those on the way are added.
+    """
+    sync(file)
+    folder = file.parent
+    sync(folder)
+    while folder != top and folder not in kept:
+        kept.add(folder)
+        folder = folder.parent
+        sync(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have the disk keep a folder and all that is in it."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_size(path: Path) -> int:
+    """Number of bytes of a file; 0 where there is none, or something else."""
+    try:
+        facts = path.stat()
     except OSError:
         return 0
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
 
 
 def halved(image: np.ndarray) -> np.ndarray:
@@ -79,7 +153,10 @@ def lock(path: Path) -> IO[str]:
     Raises:
         ValueError: another run has locked it.
     """
-    stream = (path / "slidefield" / "lock").open("w")
+    file = path / "slidefield" / "lock"
+    if file.is_dir():
+        discard(file)
+    stream = file.open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -93,7 +170,9 @@ def remove(path: Path) -> None:
     """Remove an output. It is renamed first, so that a kill leaves no half of it under its name."""
     condemned = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".removing", dir=path.parent))
     path.rename(condemned / "output")
-    shutil.rmtree(condemned)
+    sync(path.parent)
+    discard(condemned / "output")
+    condemned.rmdir()
 
 
 def bands(height: int, side: int) -> Iterator[tuple[int, int]]:

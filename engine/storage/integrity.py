@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.files import digest
+from engine.storage.checkpoint import SamplingRound
+from engine.storage.files import digest, file_size
+from engine.storage.ledger import FinishedShard
+from engine.storage.metadata import damaged_metadata
 from engine.storage.output import Output
 
 
@@ -23,29 +28,73 @@ def pixels_sha256(output: Output) -> str:
     return total.hexdigest()
 
 
+class DamagedShard(NamedTuple):
+    """A shard that is not what the ledger says.
+
+    Args:
+        why: What is wrong with it.
+    """
+
+    array: str
+    box: Box
+    why: str
+
+    def __str__(self) -> str:
+        box = self.box
+        return f"array {self.array} shard rows {box.y0}:{box.y1} columns {box.x0}:{box.x1} {self.why}"
+
+
 def damage(output: Output) -> Iterator[str]:
-    """Say which shards differ from the ledger and, in a finished output, which the ledger lacks: a line each.
+    """Say which files of metadata and which shards differ from what the output keeps of them: a line each."""
+    for name in damaged_metadata(output.path):
+        yield f"{name} differs from what was written"
+    yield from map(str, damaged_shards(output))
+
+
+def damaged_shards(output: Output, read: bool = True, turn: int = 0, turns: int = 1) -> Iterator[DamagedShard]:
+    """List the shards that differ from the ledger and, in a finished output, those that it lacks.
 
     The ledger is read line by line, twice.
+
+    Args:
+        read: Whether shards are read, and their pixels hashed; if not, the sizes of their files are compared alone.
+        turn, turns: Every ``turns``-th line is looked at, from the ``turn``-th on: of several ranks each takes a share.
     """
-    ledger, image, sampling_round = output.ledger, output.layout.image, output.checkpoints.sampling_round()
-    latest = ledger.latest()
-    for shard in ledger:
-        name, box = shard.array, shard.box
-        if name not in latest or shard.round_index != latest[name][ledger.index_of(shard)]:
+    ledger, latest = output.ledger, output.ledger.latest()
+    sampling_round = output.checkpoints.sampling_round()
+    for shard in islice(ledger, turn, None, turns):
+        if shard.array not in latest or shard.round_index != latest[shard.array][ledger.index_of(shard)]:
             continue  # a later round drew it again, or it was finished after the first reading
-        earlier_round = name == image and shard.round_index < sampling_round.index
-        if earlier_round and any(box.y0 <= number < box.y1 for number in sampling_round.images or []):
-            continue  # it is being drawn again: the file may be newer than its line
-        try:
-            if digest(output.read(name, box)) != shard.sha256:
-                yield f"{where(name, box)} differs from the ledger (missing, or changed after it was written)"
-        except Exception as error:  # codecs raise errors of many kinds
-            yield f"{where(name, box)} cannot be read: {' '.join(str(error).split())}"
-    for name, box in ledger.lacking(latest) if output.finished else ():
-        yield f"{where(name, box)} is not in the ledger"
+        newer = is_drawn_again(output, shard, sampling_round)
+        if why := what_is_wrong(output, shard, read, newer):
+            yield DamagedShard(shard.array, shard.box, why)
+    for name, box in islice(ledger.lacking(latest), turn, None, turns) if output.finished else ():
+        yield DamagedShard(name, box, "is not in the ledger")
 
 
-def where(name: str, box: Box) -> str:
-    """Name a shard, for people."""
-    return f"array {name} shard rows {box.y0}:{box.y1} columns {box.x0}:{box.x1}"
+def is_drawn_again(output: Output, shard: FinishedShard, sampling_round: SamplingRound) -> bool:
+    """Whether the round under way draws images of this shard: its file may be newer than its line."""
+    if shard.array != output.layout.image or shard.round_index >= sampling_round.index:
+        return False
+    return any(shard.box.y0 <= number < shard.box.y1 for number in sampling_round.images or [])
+
+
+def what_is_wrong(output: Output, shard: FinishedShard, read: bool, newer: bool) -> str:
+    """Say what is wrong with a shard; empty: nothing is.
+
+    Args:
+        read: Whether its pixels are read.
+        newer: Whether its file may be newer than its line; then it has to be readable, no more.
+    """
+    size = file_size(output.shard_file(shard.array, shard.box))
+    if not size:
+        return "is missing"
+    if not newer and shard.size not in (None, size):
+        return f"has {size} bytes in place of {shard.size}"
+    if not read:
+        return ""
+    try:
+        same = newer | (digest(output.read(shard.array, shard.box)) == shard.sha256)
+    except Exception as error:  # codecs raise errors of many kinds
+        return f"cannot be read: {' '.join(str(error).split())}"
+    return "" if same else "differs from the ledger (changed after it was written)"

@@ -146,7 +146,7 @@ class Layout(ABC):
         arrays = self.arrays()
         shards = sum(len(self.boxes(array.level)) for array in arrays)
         groups = {folder for array in arrays for folder in PurePath(array.name).parents}
-        return shards + len(arrays) + len(groups) + 3  # ledger, lock, checkpoint
+        return shards + len(arrays) + len(groups) + 4  # ledger, lock, checkpoint, copy of the metadata
 
     def shape_text(self) -> str:
         """Say the shape of the image in words."""

@@ -4,22 +4,22 @@ Its files are::
 
     OUT/slidefield/ledger.jsonl          one ledger of all ranks, merged when a run begins and when it ends
     OUT/slidefield/ledger/RANK.jsonl     what each rank has finished since: every rank appends to a file of its own
+    OUT/slidefield/forgotten.jsonl       while an output is mended, its lines about the shards that are made anew
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.planning.geometry import Box, Grid
-from engine.storage.files import file_size, whole_file
+from engine.storage.files import discard, file_size, sync, whole_file
 from engine.storage.layout import Layout
 
 ROUNDS = range(128)  # what int8 holds
@@ -33,17 +33,20 @@ class FinishedShard(NamedTuple):
         box: Its box, one of ``Layout.boxes``.
         sha256: Hash of its pixels.
         round_index: Number of the round of rejection sampling that wrote it, from 0; only a set has several.
+        size: Number of bytes of its file; None: an earlier version wrote the line, and did not say.
     """
 
     array: str
     box: Box
     sha256: str
     round_index: int = 0
+    size: int | None = None
 
     def line(self) -> str:
         """Write the line as JSON; round 0 is left out."""
         box = self.box
-        values = {"array": self.array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": self.sha256}
+        values: dict[str, Any] = {"array": self.array, "box": [box.y0, box.x0, box.y1, box.x1], "sha256": self.sha256}
+        values |= {} if self.size is None else {"bytes": self.size}
         return json.dumps({**values, "round": self.round_index} if self.round_index else values) + "\n"
 
 
@@ -60,6 +63,7 @@ class Ledger:
         self.path, self.layout, self.rank = path, layout, rank
         self.merged = path / "slidefield" / "ledger.jsonl"
         self.of_ranks = path / "slidefield" / "ledger"
+        self.forgotten = path / "slidefield" / "forgotten.jsonl"
 
     @cached_property
     def shards(self) -> dict[str, Grid]:
@@ -72,11 +76,16 @@ class Ledger:
 
     def append(self, shard: FinishedShard) -> None:
         """Append a line to this rank's file. The shard's writer calls this, once the shard is on disk."""
+        file = self.of_ranks / f"{self.rank:05}.jsonl"
+        is_new = not file.exists()
         self.of_ranks.mkdir(exist_ok=True)
-        with (self.of_ranks / f"{self.rank:05}.jsonl").open("a") as stream:
+        with file.open("a") as stream:
             stream.write(shard.line())
             stream.flush()
             os.fsync(stream.fileno())
+        if is_new:
+            sync(self.of_ranks)
+            sync(self.of_ranks.parent)
 
     def __iter__(self) -> Iterator[FinishedShard]:
         """Read the lines of all ranks, file by file; malformed lines (a kill tears the last) are skipped.
@@ -84,7 +93,7 @@ class Ledger:
         Lines are in no order: of several about one shard, that of the latest round counts.
         """
         for file in (self.merged, *sorted(self.of_ranks.glob("*.jsonl"))):
-            if not file.exists():
+            if not file.is_file():
                 continue
             with file.open(errors="replace") as stream:
                 yield from filter(None, map(self.parse, stream))
@@ -95,9 +104,10 @@ class Ledger:
             line = json.loads(text)
             array, box = line["array"], Box(*map(int, line["box"]))
             round_index = int(line.get("round", line.get("attempt", 0)))  # older outputs say "attempt"
-            shard = FinishedShard(array, box, str(line["sha256"]), round_index)
+            size = None if line.get("bytes") is None else int(line["bytes"])
+            shard = FinishedShard(array, box, str(line["sha256"]), round_index, size)
             is_shard = self.shards[array][self.index_of(shard)] == box
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
         return shard if is_shard and round_index in ROUNDS else None
 
@@ -129,21 +139,41 @@ class Ledger:
             for index in np.flatnonzero(rounds < 0).tolist():
                 yield array, boxes[index]
 
-    def merge(self, check: bool = False) -> None:
+    def remember(self, shards: Collection[tuple[str, Box]]) -> None:
+        """Keep the lines about shards that are made anew, for ``made_otherwise``. Rank 0 calls this."""
+        with self.forgotten.open("a") as stream:
+            stream.writelines(shard.line() for shard in self if (shard.array, shard.box) in shards)
+
+    def made_otherwise(self) -> list[FinishedShard]:
+        """List the shards that were made anew and are not the bytes that the ledger had of them."""
+        if not self.forgotten.is_file():
+            return []
+        with self.forgotten.open(errors="replace") as stream:
+            before = {(shard.array, shard.box): shard for shard in filter(None, map(self.parse, stream))}
+        now = {(shard.array, shard.box): shard for shard in self if (shard.array, shard.box) in before}
+        return [now[key] for key in before if key in now and now[key].sha256 != before[key].sha256]
+
+    def has_file(self, shard: FinishedShard) -> bool:
+        """Whether the shard's file is there and as large as when it was written."""
+        size = file_size(self.path / self.layout.shard_file(shard.array, shard.box))
+        return size > 0 and shard.size in (None, size)
+
+    def merge(self, check: bool = False, without: Collection[tuple[str, Box]] = ()) -> None:
         """Make one ledger of all ranks', with the one line that counts about each shard. Rank 0 calls this.
 
         Args:
-            check: Whether to drop lines whose shard has no file any more, or an empty one.
+            check: Whether to drop lines whose shard has no file any more, or one of another size.
+            without: Shards whose lines are dropped, as (array, box).
         """
         latest = self.latest()
+        if self.merged.is_dir():
+            discard(self.merged)
         with whole_file(self.merged) as building, building.open("w") as stream:
             for shard in self:
                 index = self.index_of(shard)
                 if latest[shard.array][index] != shard.round_index:
                     continue
                 latest[shard.array][index] = -1  # one line is enough
-                if not check or file_size(self.path / self.layout.shard_file(shard.array, shard.box)):
+                if (shard.array, shard.box) not in without and (not check or self.has_file(shard)):
                     stream.write(shard.line())
-            stream.flush()
-            os.fsync(stream.fileno())
-        shutil.rmtree(self.of_ranks, ignore_errors=True)
+        discard(self.of_ranks)

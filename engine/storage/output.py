@@ -5,20 +5,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.checkpoint import Checkpoints
-from engine.storage.files import file_size, halved
+from engine.storage.checkpoint import Checkpoints, SamplingRound
+from engine.storage.files import discard, file_size, halved, sync_new
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
+from engine.storage.metadata import ROOT, content_of, kept_provenance, write_provenance
 from engine.storage.set_layout import SetLayout
 from engine.storage.shard_file import threads, write_shard
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
@@ -39,13 +38,15 @@ class Output:
         self.earlier: dict[str, np.ndarray] = {}  # the ledger's ``latest()`` when this run began: what is not done anew
         self.held: IO[str] | None = None  # the open lock file: it locks the output; rank 0 of a run alone has one
         self.opened: dict[Path, zarr.Array] = {}  # opening is slow on a file system that many ranks share
+        self.kept: set[Path] = set()  # folders that the disk has
         try:
             self.group = zarr.open_group(path, mode="r+")
             self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
             self.layout = layout_of(self.provenance["layout"])
             self.array(self.layout.image)
-        except (KeyError, TypeError, ValueError, FileNotFoundError, AssertionError) as error:
-            raise ValueError(f"{path} is damaged ({error}); sample it anew elsewhere, or remove it yourself") from None
+        except Exception as error:  # zarr raises errors of many kinds for metadata that says nothing it knows
+            why = f"{path} is damaged ({' '.join(str(error).split())})"
+            raise ValueError(f"{why}; the command that sampled it mends it, or `overwrite` replaces it") from None
         self.ledger = Ledger(path, self.layout, rank)
         self.checkpoints = Checkpoints(self.private, self.provenance.get("levels", 0))
 
@@ -67,9 +68,10 @@ class Output:
         if path not in self.opened:
             try:
                 array = self.group[name]
-            except (KeyError, OSError) as error:
-                raise ValueError(f"{path} is gone ({error}); put it back, or start anew with `resume` never") from None
-            assert isinstance(array, zarr.Array)
+                assert isinstance(array, zarr.Array), "it is no array"
+            except Exception as error:  # as above
+                why = f"{path} is damaged ({' '.join(str(error).split())})"
+                raise ValueError(f"{why}; give the command that sampled it again") from None
             self.opened[path] = array
         return self.opened[path]
 
@@ -83,8 +85,10 @@ class Output:
         Args:
             round_index: The round of rejection sampling that drew it.
         """
-        sha256 = write_shard(self.shard_file(name, box), self.array(name), pixels)
-        self.ledger.append(FinishedShard(name, box, sha256, round_index))
+        file = self.shard_file(name, box)
+        sha256 = write_shard(file, self.array(name), pixels)
+        sync_new(file, self.path, self.kept)
+        self.ledger.append(FinishedShard(name, box, sha256, round_index, file_size(file)))
 
     def read(self, name: str, box: Box) -> np.ndarray:
         """Read the pixels in a box.
@@ -103,7 +107,7 @@ class Output:
         """What to do about a shard that is missing or cannot be read."""
         if not self.finished:
             return "remove it, then give the same command again"
-        return f"engine.verify {self.path} says what else is damaged; sample it again with `overwrite`"
+        return f"engine.verify {self.path} says what else is damaged; the same job with `mend` makes it anew"
 
     def halve(self, finest: str, level: int, box: Box) -> None:
         """Make one shard of a pyramid level from the four of the level below, on threads.
@@ -149,13 +153,31 @@ class Output:
         """Remove what only an unfinished output needs. Rank 0 calls this."""
         self.checkpoints.drop()
         self.checkpoints.end_rounds()
+        discard(self.ledger.forgotten)
         for name in ("labels.zarr", "inputs"):
-            shutil.rmtree(self.private / name, ignore_errors=True)
+            discard(self.private / name)
 
     def sweep(self) -> None:
         """Remove files that a killed run left half written. Rank 0 calls this."""
         for leftover in self.path.rglob("*.partial"):
-            leftover.unlink(missing_ok=True)
+            discard(leftover)
+
+    def forget(self, shards: Collection[tuple[str, Box]]) -> None:
+        """Remove shards that are damaged, files and lines, so that they are made anew. Rank 0 calls this.
+
+        A set whose images are judged begins with round 0 again, which draws what these shards have lost; shards that
+        later rounds have finished stay as they are.
+
+        Args:
+            shards: As (array, box).
+        """
+        for name, box in shards:
+            discard(self.shard_file(name, box))
+        if self.finished:
+            self.ledger.remember(set(shards))
+        self.ledger.merge(without=set(shards))
+        if self.checkpoints.sampling_round().index and any(name == self.layout.image for name, _ in shards):
+            self.checkpoints.begin_round(SamplingRound())
 
     # -- provenance --
 
@@ -172,7 +194,7 @@ class Output:
     def annotate(self, **values: Any) -> None:
         """Set fields of the provenance. Rank 0 calls this."""
         self.provenance |= values
-        self.group.attrs["slidefield"] = self.provenance
+        write_provenance(self.path, self.provenance)
 
 
 def layout_of(attributes: Mapping[str, Any]) -> Layout:
@@ -192,22 +214,32 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
     return SetLayout(*shared, count=attributes["count"], group=attributes["group"])
 
 
+class Unrecognisable(ValueError):
+    """An output is ours, and does not say any more what it is of."""
+
+
 def provenance_at(path: Path) -> dict[str, Any] | None:
     """Read the provenance of an output without opening its arrays; None: nothing lies at the path.
 
     Raises:
+        Unrecognisable: an output of ours lies there, whose ``zarr.json`` is damaged, and the copy of it too.
         ValueError: something lies there that is no output of ours.
     """
     if not path.exists() and not path.is_symlink():
         return None
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]["slidefield"]
-        assert isinstance(attributes["identity"], dict)
-        return attributes
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        raise ValueError(
-            f"{path} is there but is no output of engine.sample; remove it yourself, or choose another `out`"
-        ) from None
+        provenance = kept_provenance(path) or content_of(path / ROOT)["attributes"]["slidefield"]
+        assert isinstance(provenance["identity"], dict)
+        assert provenance["state"] in ("unfinished", "finished")
+        return provenance
+    except (KeyError, TypeError, AssertionError):
+        pass
+    if any((path / "slidefield" / name).exists() for name in ("metadata.json", "ledger.jsonl", "ledger", "lock")):
+        raise Unrecognisable(
+            f"{path} is an output whose zarr.json is damaged beyond repair; "
+            "pass `overwrite` to replace it, or choose another `out`"
+        )
+    raise ValueError(f"{path} is there but is no output of engine.sample; remove it yourself, or choose another `out`")
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
@@ -218,6 +250,8 @@ def provenance_of(path: Path) -> dict[str, Any]:
     """
     try:
         provenance = provenance_at(path)
+    except Unrecognisable:
+        raise
     except ValueError:
         raise ValueError(f"{path} is no output of engine.sample") from None
     if provenance is None:

@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from engine.storage.settings_file import check_regular
 from engine.storage.zarr_setup import zarr
 
 HDF5 = (".h5", ".hdf5")
+PICTURES = ("PNG", "JPEG", "JPEG2000", "BMP", "GIF", "WEBP", "PPM")  # Pillow's; others start programs, or read C's way
+METADATA = ("zarr.json", ".zarray", ".zgroup")
+DrawnLabel = tuple[str, tuple[int, int, int]]  # name and RGB
+
+
+class ZarrInput:
+    """An array in Zarr that somebody else wrote: read where it is sliced; where that fails, it says which file it is.
+
+    Args:
+        name: Option and path, for messages.
+    """
+
+    def __init__(self, array: zarr.Array, name: str) -> None:
+        self.array, self.name = array, name
+        self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
+        self.ndim, self.nbytes = len(self.shape), int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            with quiet():
+                return np.asarray(self.array[index])
+        except Exception as error:  # every codec raises its own kinds of error
+            raise ValueError(f"{self.name} is damaged: a part of it cannot be read ({reason(error)})") from None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = self[...]
+        return whole if dtype is None else whole.astype(dtype)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While this lasts, libraries neither warn nor log: what is wrong with a file is said once, by us."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def reason(error: Exception) -> str:
+    """What a library's error says, on one line."""
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 def read_integers(path: Path, option: str, stack: bool = False) -> np.ndarray:
@@ -20,13 +75,75 @@ def read_integers(path: Path, option: str, stack: bool = False) -> np.ndarray:
     Raises:
         ValueError: it is unreadable, or has other dimensions, or holds no integers.
     """
-    label_map = read_array(path, option)
+    return checked_integers(read_array(path, option), path, option, stack)
+
+
+def checked_integers(label_map: np.ndarray, path: Path, option: str, stack: bool) -> np.ndarray:
+    """A map of integers, or a stack of maps, as it is.
+
+    Raises:
+        ValueError: it has other dimensions, or holds no integers.
+    """
     if label_map.ndim != 2 and not (stack and label_map.ndim == 3):
         wanted = "two dimensions (height, width)" + (", or a stack of them three (index, height, width)" * stack)
         raise ValueError(f"{option} {path} has shape {label_map.shape}; a label map has {wanted}")
     if label_map.dtype.kind not in "uib":
         raise ValueError(f"{option} {path} holds {label_map.dtype}; a label map holds whole numbers, such as uint8")
     return label_map
+
+
+def read_label_map(path: Path, option: str, labels: Sequence[DrawnLabel], stack: bool = False) -> np.ndarray:
+    """Read a label map (h, w): of whole numbers, as ``read_integers`` does, or drawn in the labels' colours.
+
+    Args:
+        labels: Name and RGB of each label, 0 first.
+        stack: Whether a stack of maps (images, h, w) is accepted too.
+    Raises:
+        ValueError: as ``read_integers``; where it is sliced, of a colour that is no label's.
+    """
+    drawn = read_array(path, option, labels=labels)
+    if drawn.dtype == np.uint8 and drawn.ndim in (3, 3 + stack) and drawn.shape[-1] in (3, 4):
+        return ColoredMap(drawn, labels, f"{option} {path}")  # type: ignore[return-value]
+    return checked_integers(drawn, path, option, stack)
+
+
+class ColoredMap:
+    """A label map drawn in colours, sliced like the map of labels uint8 (h, w), or a stack of maps (images, h, w).
+
+    Args:
+        drawn: uint8 (h, w, 3) or (h, w, 4), or a stack of such. Where it is transparent the label is 0, as viewers of
+            OME-Zarr draw label 0.
+        labels: Name and RGB of each label, 0 first.
+        name: Option and path, for messages.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, drawn: np.ndarray, labels: Sequence[DrawnLabel], name: str) -> None:
+        self.drawn, self.labels, self.name = drawn, labels, name
+        self.shape, self.ndim = drawn.shape[:-1], drawn.ndim - 1
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
+        pixels, none = np.asarray(self.drawn[index]), len(self.labels)
+        values = np.full(pixels.shape[:-1], none, np.uint8)
+        for label in reversed(range(none)):  # of two labels of one colour, the first
+            values[(pixels[..., :3] == self.labels[label][1]).all(-1)] = label
+        if pixels.shape[-1] == 4:
+            values[pixels[..., 3] < 255] = none
+            values[pixels[..., 3] == 0] = 0
+        if (wrong := values == none).any():
+            y, x = np.argwhere(wrong)[0].tolist()
+            row, column = (at + (part.start or 0) for at, part in zip((y, x), index[-2:], strict=True))
+            color = ",".join(map(str, pixels[y, x]))
+            known = ", ".join(f"{','.join(map(str, color))} {name}" for name, color in self.labels)
+            raise ValueError(
+                f"{self.name} has the colour {color} at row {row}, column {column}; "
+                f"the model's labels are drawn in {known}"
+            )
+        return values
 
 
 def read_picture(path: Path, option: str, channels: int, size: tuple[int, int]) -> np.ndarray:
@@ -59,7 +176,7 @@ def read_picture(path: Path, option: str, channels: int, size: tuple[int, int]) 
     return picture
 
 
-def read_array(path: Path, option: str, color: bool = False) -> np.ndarray:
+def read_array(path: Path, option: str, color: bool = False, labels: Sequence[DrawnLabel] | None = None) -> np.ndarray:
     """Read an array of any shape and type. Zarr and ``.npy`` are read where they are sliced; HDF5, PNG and TIFF whole.
 
     A dataset of an HDF5 file is named after a colon: ``FILE.h5:/dataset``.
@@ -67,19 +184,29 @@ def read_array(path: Path, option: str, color: bool = False) -> np.ndarray:
     Args:
         option: Name of the option that gave the path, in backticks, for messages.
         color: Whether a PNG of several channels is accepted; it becomes RGB.
+        labels: Name and RGB of each label, for a label map that may be drawn in them; a palette of these colours
+            becomes the labels.
     Raises:
-        ValueError: it is unreadable.
+        ValueError: it is unreadable, or holds no values, or a single one.
     """
     file, dataset = split_dataset(path)
     if not file.exists():
         raise ValueError(f"{option} {file} is not there")
+    check_regular(file, f"{option} {file}", folder=True)
     try:
-        return _read_hdf5(file, dataset) if dataset or file.suffix in HDF5 else _open_array(file, color)
+        with quiet():
+            if dataset or file.suffix in HDF5:
+                opened = _read_hdf5(file, dataset)
+            else:
+                opened = _open_array(file, color, labels, f"{option} {path}")
     except Exception as error:  # every reader raises its own kinds of error: users get one message
-        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{option} {path} cannot be read as PNG, TIFF, .npy, Zarr or HDF5 ({reason(error)})") from None
+    if not opened.ndim or 0 in opened.shape:
+        what = "no values" if opened.ndim else "a single value"
         raise ValueError(
-            f"{option} {path} cannot be read as PNG, TIFF, .npy, Zarr or HDF5 ({' '.join(text.split())})"
-        ) from None
+            f"{option} {path} holds {what} (its shape is {opened.shape}); pass an array of an image's size"
+        )
+    return opened
 
 
 def split_dataset(path: Path) -> tuple[Path, str]:
@@ -99,7 +226,7 @@ def _read_hdf5(file: Path, dataset: str) -> np.ndarray:
             names: list[str] = []
             opened.visititems(lambda name, item: names.append("/" + name) if isinstance(item, h5py.Dataset) else None)
             raise ValueError(f"it has no dataset {dataset or '(none was named)'}; name one as {file}:{names[:5]}")
-        return item[()]
+        return np.asarray(item[()])
 
 
 def reads_in_boxes(path: Path) -> bool:
@@ -107,29 +234,65 @@ def reads_in_boxes(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".npy"
 
 
-def _open_array(path: Path, color: bool) -> np.ndarray:
+def _open_array(path: Path, color: bool, labels: Sequence[DrawnLabel] | None, name: str) -> np.ndarray:
     if path.is_dir():
-        opened = zarr.open(path, mode="r")
-        if isinstance(opened, zarr.Group):
-            arrays = dict(opened.arrays())
-            if "0" not in arrays:
-                raise ValueError("a Zarr group without an array '0'; name the array itself")
-            opened = arrays["0"]
-        return opened  # type: ignore[return-value]
+        return _open_zarr(path, name)  # type: ignore[return-value]
     if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return _open_npy(path)
     if path.suffix.lower() in (".tif", ".tiff"):
         import tifffile
 
         return tifffile.imread(path)
+    return _read_picture(path, color, labels)
+
+
+def _read_picture(path: Path, color: bool, labels: Sequence[DrawnLabel] | None) -> np.ndarray:
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # Pillow refuses large images as an attack; here they are usual
-    with Image.open(path) as image:
+    with Image.open(path, formats=PICTURES) as image:
         if color and image.mode not in ("L", "I", "I;16", "1"):
             return np.asarray(image.convert("RGB"))
         if image.mode == "P":
+            values = np.asarray(image)
+            return values if labels is None else _palette_labels(values, np.asarray(image.getpalette("RGB")), labels)
+        if image.mode in ("RGB", "RGBA") and labels is not None:
             return np.asarray(image)
         if image.mode not in ("L", "I", "I;16", "1", "F"):
             raise ValueError(f"an image of mode {image.mode}; a label map has one channel of whole numbers")
         return np.asarray(image)
+
+
+def _palette_labels(values: np.ndarray, palette: np.ndarray, labels: Sequence[DrawnLabel]) -> np.ndarray:
+    """The labels of a picture with a palette: by colour where all its colours are labels', else its values."""
+    by_color = {color: label for label, (_, color) in reversed(list(enumerate(labels)))}
+    colors = [tuple(color) for color in palette.reshape(-1, 3).tolist()]
+    used = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    if any(index >= len(colors) or colors[index] not in by_color for index in used):
+        return values
+    table = np.zeros(256, np.uint8)
+    table[used] = [by_color[colors[index]] for index in used]
+    return table[values]
+
+
+def _open_zarr(path: Path, name: str) -> ZarrInput:
+    for folder in (path, path / "0"):
+        for file in METADATA:
+            if (folder / file).exists():
+                check_regular(folder / file, str(folder / file))
+    opened = zarr.open(path, mode="r")
+    if isinstance(opened, zarr.Group):
+        arrays = dict(opened.arrays())
+        if "0" not in arrays:
+            raise ValueError("a Zarr group without an array '0'; name the array itself")
+        opened = arrays["0"]
+    return ZarrInput(opened, name)
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # an array of no values cannot be mapped
+        if path.stat().st_size > 2**16:
+            raise
+        return np.load(path, allow_pickle=False)
