@@ -19,11 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = top.parse_args(arguments).out
     from engine.command_line import STOPPED
     from engine.storage.integrity import damage, pixels_sha256
-    from engine.storage.output import Output, provenance_at
+    from engine.storage.output import Output, provenance_of
 
     try:
-        if provenance_at(path) is None:
-            raise ValueError(f"{path} is not there")
+        provenance_of(path)
         output = Output(path)
         mark, damaged = output.checkpoints.mark(), list(damage(output))
     except (ValueError, OSError, KeyError) as error:

@@ -1,10 +1,10 @@
-"""Between a call and its run: options checked, arrays made files, a place for the output, errors that end all ranks."""
+"""Between a call and its run: arguments checked, arrays made files, a place for the output."""
 
 from __future__ import annotations
 
+import numbers
+import os
 import shutil
-import tempfile
-import traceback
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,15 +14,223 @@ from typing import Any
 
 import numpy as np
 
+from engine.api.temporary import claim, make_folder, release
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.job import RunOptions, SampleJob
-from engine.options import FILE
-from engine.parsing import OPTIONS, nearest, split_job_and_options
-from engine.pipeline.watch import CallbackFailed
+from engine.options import FILE, PATH
+from engine.parsing import JOB_OPTIONS, OPTIONS, nearest, split_job_and_options
+from engine.pipeline.collective_call import array_fact, array_text
+
+NAMES = {"model": "embedded", "label_model": "embedded", "labels": "example", "preview": "none"}  # that are no paths
+PLANNED = {
+    "dry_run": "pipe.plan(...) says what a job would take",
+    "json": "pipe.plan(...).facts is what --dry-run --json prints",
+    "measure": "pass `speed` to pipe.plan, evaluations a second of one rank",
+    "model": "a pipeline has one model; make another with engine.Pipeline.from_pretrained(...)",
+}
+# Keywords that mean nothing in a place, and where they belong instead.
+NOT_OF_A_PLAN = PLANNED
+NOT_OF_A_CALL = {
+    **PLANNED,
+    "ranks": "pipe.plan(ranks=N) plans for N; a call runs on those of `comm`, as mpiexec -n N started them",
+}
+NOT_OF_A_PIPELINE = {
+    **{name: way for name, way in NOT_OF_A_CALL.items() if name != "model"},
+    **{name: f"pass it to the call, pipe({name}=...)" for name in ("out", "preview", "on_level", "progress", "comm")},
+}
 
 
 class Stopped(RuntimeError):
     """The run was asked to stop before its end, and left a checkpoint."""
+
+
+# ---- arguments ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a call is given.
+
+    Args:
+        values: Options by name, those that are arrays left out; paths are absolute.
+        arrays: Arrays that are given in place of files.
+        given: Fields of the job as its output keeps them, see ``Prepared.given``.
+    """
+
+    values: dict[str, Any]
+    arrays: dict[str, Any]
+    given: dict[str, str]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], elsewhere: Mapping[str, str]) -> Arguments:
+        """Keywords as they are given.
+
+        Args:
+            elsewhere: The way out for each keyword that means nothing here.
+        Raises:
+            TypeError: a keyword that is no option, or that means nothing here.
+        """
+        for name in options:
+            if name in elsewhere:
+                raise TypeError(f"{name!r} means nothing here; {elsewhere[name]}")
+            if name not in OPTIONS:
+                raise TypeError(f"{name!r} is no option; {nearest(name)}")
+        arrays = {name: as_array(name, value) for name, value in options.items() if is_array(name, value)}
+        values = {name: as_option(name, value) for name, value in options.items() if name not in arrays}
+        moved = {name for name in values if name in JOB_OPTIONS and is_path(name) and values[name] != options[name]}
+        given = {name: os.fspath(options[name]) for name in moved} | dict.fromkeys(arrays, "array")
+        return cls(values, arrays, given)
+
+    def overriding(self, other: Arguments) -> Arguments:
+        """Those of a call, on top of the pipeline's."""
+
+        def over(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+            again = {*self.values, *self.arrays}
+            return {**{name: value for name, value in theirs.items() if name not in again}, **ours}
+
+        return Arguments(
+            over(self.values, other.values), over(self.arrays, other.arrays), over(self.given, other.given)
+        )
+
+    def checked(self) -> tuple[SampleJob, RunOptions]:
+        """The job and the run options, without the arrays.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        return split_job_and_options(self.values)
+
+    def facts(self) -> dict[str, str]:
+        """Text that tells every argument from another; checks them.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        plain = {name: repr(value) for part in self.checked() for name, value in vars(part).items()}
+        return {**plain, **{name: array_fact(array) for name, array in self.arrays.items()}}
+
+    def converted(self) -> Arguments:
+        """The same with numpy arrays, which lazy ones are read for.
+
+        Raises:
+            ValueError: one that cannot be read, naming the option.
+        """
+        return Arguments(self.values, {name: to_numpy(name, array) for name, array in self.arrays.items()}, self.given)
+
+
+def is_path(name: str) -> bool:
+    """Whether an option is a path."""
+    return name in OPTIONS and OPTIONS[name].kind in (PATH, FILE)
+
+
+def is_array(name: str, value: Any) -> bool:
+    """Whether an option is given an array in place of a file."""
+    takes_file = name in OPTIONS and OPTIONS[name].kind is FILE
+    return takes_file and value is not None and not isinstance(value, str | os.PathLike)
+
+
+def as_option(name: str, value: Any) -> Any:
+    """A value as the option takes it: torch's dtypes and devices by their names, one side of a square, absolute paths.
+
+    Paths are made absolute because Python may change its folder, after a call and in the middle of one.
+    """
+    if name in ("dtype", "device") and type(value).__module__ == "torch":
+        return str(value).removeprefix("torch.")
+    if name == "size" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return (int(value), int(value))
+    if not is_path(name) or not isinstance(value, str | os.PathLike):
+        return value
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or text == NAMES.get(name):
+        return text
+    return ",".join(map(absolute, text.split(","))) if name == "style" else absolute(text)
+
+
+def absolute(path: str) -> str:
+    """A path that stays the same when Python changes its folder."""
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+
+
+def as_array(name: str, value: Any) -> Any:
+    """What is given in place of a file, as something that has a shape and a type.
+
+    Raises:
+        ValueError: it is no array.
+    """
+    array = value if hasattr(value, "shape") and hasattr(value, "dtype") else to_numpy(name, value)
+    if isinstance(array, np.ndarray) and (array.dtype.kind not in "biuf" or not array.ndim):
+        raise ValueError(f"`{name}` is of type {type(value).__name__}: expected a file, or an array of numbers")
+    return array
+
+
+def to_numpy(name: str, value: Any) -> np.ndarray:
+    """An array of numpy.
+
+    Raises:
+        ValueError: it cannot be one, naming the option.
+    """
+    try:
+        return np.asarray(value)
+    except Exception as error:  # of whatever library it is
+        why = " ".join(str(error).split())
+        raise ValueError(f"`{name}` is of type {type(value).__name__}, which numpy cannot read ({why})") from error
+
+
+# ---- arrays as files ------------------------------------------------------------------------
+
+
+@contextmanager
+def arrays_as_files(ranks: Ranks | None, arguments: Arguments) -> Iterator[dict[str, Any]]:
+    """The options with arrays saved as .npy files, for as long as this lasts. Collective.
+
+    The files lie beside the output, so that all ranks see them; without one, in the folder for temporary files. A
+    message about such a file says that it is an array.
+
+    Args:
+        ranks: That read the files; None: this process alone.
+    """
+    if not arguments.arrays:
+        yield dict(arguments.values)
+        return
+
+    def save() -> Path:
+        folder = make_folder(".slidefield-inputs-", folder_above(arguments.values.get("out")))
+        try:
+            held.append(claim(folder))
+            for name, array in arguments.arrays.items():
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
+
+    held: list[Any] = []
+    try:
+        folder = save() if ranks is None else ranks.on_root(save)
+        files = {name: str(folder / f"{name}.npy") for name in arguments.arrays}
+        try:
+            yield {**arguments.values, **files}
+        except (AgreedError, ValueError) as error:
+            text = str(error)
+            for name, file in files.items():
+                text = text.replace(file, array_text(arguments.arrays[name]))
+            if text == str(error):
+                raise
+            raise (AgreedError if isinstance(error, AgreedError) else ValueError)(text) from None
+    finally:
+        for stream in held:
+            release(stream, os.getpid())
+
+
+def folder_above(out: str | None) -> Path | None:
+    """The nearest folder above an output that is there; None: there is no output, or none can be written there."""
+    if out is None:
+        return None
+    folder = next(parent for parent in Path(out).parents if parent.is_dir())
+    return folder if os.access(folder, os.W_OK) else None
+
+
+# ---- the place of the output ----------------------------------------------------------------
 
 
 @dataclass
@@ -30,113 +238,48 @@ class OutputLocation:
     """Where an output lies.
 
     Args:
-        holder: Of a temporary place: a file that says that this rank still refers to it. The place goes with the last.
+        path: Absolute.
+        held: Of a temporary place: this process's claim on its folder, which goes with the last claim.
     """
 
     path: Path
-    holder: Path | None = None
+    held: Any = None
 
     def __post_init__(self) -> None:
-        if self.holder is not None:
-            self.holder.touch()
-            weakref.finalize(self, release, self.holder)
+        if self.temporary:
+            weakref.finalize(self, release, self.held, os.getpid())
+
+    @property
+    def temporary(self) -> bool:
+        return self.held is not None
 
     @classmethod
-    def choose(cls, ranks: Ranks, out: str | Path | None) -> OutputLocation:
+    def choose(cls, ranks: Ranks, out: str | None) -> OutputLocation:
         """The place that was named, or a temporary one that all ranks see. Collective.
 
         Raises:
-            ValueError: none was named and the ranks are on several nodes.
+            AgreedError: none was named and the ranks are on several nodes.
         """
         if out is not None:
             return cls(Path(out))
         if ranks.any(ranks.local_size != ranks.size):
-            raise ValueError("`out` is None but the ranks are on several nodes; name a place that all of them see")
-        folder = ranks.on_root(lambda: tempfile.mkdtemp(prefix="slidefield-"))
-        place = cls(Path(folder) / "image.zarr", Path(folder) / f"rank-{ranks.rank}.held")
+            raise AgreedError("`out` is None but the ranks are on several nodes; name a place that all of them see")
+        folder = ranks.on_root(lambda: make_folder("slidefield-image-"))
+        place = cls(folder / "image.zarr", ranks.agree(lambda: claim(folder, ranks.rank)))
         ranks.barrier()  # none lets go before all hold on
         return place
 
     def stopped(self, interrupted: bool) -> BaseException:
         """What a call raises that was asked to stop."""
-        kept = "nothing is kept, for `out` is None"
-        if self.holder is None:
-            kept = f"{self.path} holds a checkpoint; the same call goes on from it"
+        kept = f"{self.path} holds a checkpoint; the same call goes on from it"
+        if self.temporary:
+            kept = "nothing is kept, for `out` is None"
         return KeyboardInterrupt(kept) if interrupted else Stopped(kept)
 
-
-def release(holder: Path) -> None:
-    """Refer to a temporary place no more; remove it if nobody else does."""
-    holder.unlink(missing_ok=True)
-    if not list(holder.parent.glob("rank-*.held")):
-        shutil.rmtree(holder.parent, ignore_errors=True)
-
-
-def job_and_options(options: Mapping[str, Any]) -> tuple[SampleJob, RunOptions]:
-    """Keywords -> job and run options, checked as on the command line.
-
-    Raises:
-        TypeError: a keyword that is no option.
-        ValueError: a value out of its range.
-    """
-    for name in options:
-        if name not in OPTIONS:
-            raise TypeError(f"{name!r} is no option; {nearest(name)}")
-    return split_job_and_options({name: value for name, value in options.items() if value is not None})
-
-
-@contextmanager
-def arrays_as_files(
-    ranks: Ranks | None, options: Mapping[str, Any], out: str | Path | None
-) -> Iterator[dict[str, Any]]:
-    """The options with arrays saved as .npy files, for as long as this lasts. Collective.
-
-    Args:
-        ranks: That read the files; None: this process alone.
-        out: Beside which the files lie, so that all ranks see them; None: in the folder for temporary files.
-    """
-    arrays = {name: value for name, value in options.items() if is_array(name, value)}
-    if not arrays:
-        yield dict(options)
-        return
-    beside = None if out is None else Path(out).absolute().parent
-
-    def save() -> Path:
-        folder = Path(tempfile.mkdtemp(prefix=".slidefield-inputs-", dir=beside))
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", np.asarray(array))
-        return folder
-
-    folder = save() if ranks is None else ranks.on_root(save)
-    try:
-        yield {**options, **{name: str(folder / f"{name}.npy") for name in arrays}}
-    finally:
-        if ranks is None or ranks.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_array(name: str, value: Any) -> bool:
-    """Whether an option is given an array in place of a file."""
-    takes_file = name in OPTIONS and OPTIONS[name].kind is FILE
-    return takes_file and value is not None and not isinstance(value, str | Path)
-
-
-@contextmanager
-def failing_together(ranks: Ranks) -> Iterator[None]:
-    """Errors that all ranks agreed on reach every caller; any other error of one rank of several ends all ranks.
-
-    Without that the others would wait for it without end.
-    """
-    try:
-        yield
-    except AgreedError as error:
-        ranks.barrier()
-        raise ValueError(str(error)) from None
-    except CallbackFailed as failed:
-        raise failed.error from failed.__cause__
-    except (Stopped, KeyboardInterrupt):
-        raise
-    except BaseException:
-        if ranks.size > 1:
-            ranks.abort(f"rank {ranks.rank} of {ranks.size} failed, ending all:\n{traceback.format_exc()}")
-        raise
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.temporary:
+            raise TypeError(
+                "an image without `out` cannot be pickled, for its store goes with this process; "
+                "pass `out` to the call, or pass on the pixels, image[...]"
+            )
+        return OutputLocation, (self.path,)

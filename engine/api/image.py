@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import fields
 from functools import cached_property
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.api.call import OutputLocation
+from engine.api.call import OutputLocation, absolute
 from engine.job import SampleJob
 from engine.pipeline.preview import thumbnail
+from engine.storage.files import file_size
 from engine.storage.integrity import damage, pixels_sha256
-from engine.storage.output import Output, provenance_at
+from engine.storage.layout import ArraySpec
+from engine.storage.output import Output, provenance_of
 
 if TYPE_CHECKING:
     import dask.array
@@ -27,15 +33,18 @@ class Damaged(ValueError):
 
 
 class Array:
-    """An array of an output, read where it is sliced, as numpy does.
+    """An array of an output, read where it is sliced, as numpy does. Its store lives as long as it does.
+
+    Of an unfinished output, what is not written yet reads as zeros.
 
     Args:
-        output: That holds it.
+        place: Where the output lies.
+        output: The output, open.
         name: Of the array in the output.
     """
 
-    def __init__(self, output: Output, name: str) -> None:
-        self._output, self._name = output, name
+    def __init__(self, place: OutputLocation, output: Output, name: str) -> None:
+        self._place, self._output, self._name = place, output, name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,29 +62,80 @@ class Array:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        return np.asarray(self._output.array(self._name)[key])
+        """The pixels of an index.
+
+        Raises:
+            Damaged: a shard of a finished output is gone or cannot be read; it names the file.
+        """
+        array, name = self._output.array(self._name), self._name
+        if not self._output.path.is_dir():
+            raise Damaged(f"{self._output.path} is gone")
+        if self._output.finished:
+            for index in shards_of(key, self._spec):
+                if not file_size(file := self._output.path / shard_file(name, index)):
+                    raise Damaged(f"{file} is gone; {self._output.way_out()}")
+        try:
+            return np.asarray(array[key])
+        except IndexError:
+            raise
+        except Exception as error:  # zarr raises what its codecs and stores raise
+            for index in shards_of(key, self._spec):
+                try:
+                    array[shard_slices(index, self._spec)]
+                except Exception as damaged:
+                    file, why = self._output.path / shard_file(name, index), " ".join(str(damaged).split())
+                    raise Damaged(f"{file} cannot be read ({why}); {self._output.way_out()}") from error
+            raise
+
+    @cached_property
+    def _spec(self) -> ArraySpec:
+        return next(spec for spec in self._output.layout.arrays() if spec.name == self._name)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[...], dtype)
 
-    def to_dask(self) -> dask.array.Array:
-        """A lazy dask array, its chunks those of the store's shards."""
-        import dask.array
+    def __copy__(self) -> Array:
+        """Itself: nothing of it can change."""
+        return self
 
-        return dask.array.from_zarr(str(self._output.path / self._name))
+    def __deepcopy__(self, memo: Any) -> Array:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return array_at, (self._place, self._name)
+
+    def to_dask(self) -> dask.array.Array:
+        """A lazy dask array, its chunks those of the store's shards. Needs dask.
+
+        Raises:
+            ImportError: dask is not installed.
+        """
+        try:
+            import dask.array
+        except ImportError:
+            raise ImportError("lazy arrays need dask: pip install dask") from None
+        chunks = tuple(min(side, length) for side, length in zip(self._spec.shards, self.shape, strict=True))
+        meta = np.empty((0,) * self.ndim, self.dtype)
+        return dask.array.from_array(self, chunks=chunks, name=False, asarray=False, fancy=False, meta=meta)
+
+    def __repr__(self) -> str:
+        where = "in memory" if self._place.temporary else str(self._output.path)
+        return f"<Array {self._name} {' x '.join(map(str, self.shape))} {self.dtype}, {where}>"
 
 
 class Image(Array):
     """A sampled image, (c, y, x) uint8, or a set of images, (index, c, y, x); read where it is sliced.
 
     Args:
-        place: Where the output lies; a temporary one is removed with the last reference to this image.
+        place: Where the output lies; a temporary one is removed with the last reference to this image and its views.
     """
 
     def __init__(self, place: OutputLocation) -> None:
-        self._place = place
         output = Output(place.path)
-        super().__init__(output, output.layout.image)
+        super().__init__(place, output, output.layout.image)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Image, (self._place,)
 
     @property
     def path(self) -> Path:
@@ -84,12 +144,12 @@ class Image(Array):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the output says of its making: job, model hash, device, versions, seconds, ..."""
-        return dict(self._output.provenance)
+        """What the output says of its making: job, model hash, device, versions, seconds, ... A copy."""
+        return deepcopy(self._output.provenance)
 
     @property
     def job(self) -> SampleJob:
-        """The job that made it, the model's defaults in place."""
+        """The job that made it, the model's defaults in place; a file that was given as an array is ``array``."""
         known = {field.name for field in fields(SampleJob)}
         return SampleJob(**{name: value for name, value in self.provenance["job"].items() if name in known})
 
@@ -106,7 +166,7 @@ class Image(Array):
     def labels(self) -> Array | None:
         """What it was made from, (y, x) or (index, y, x): labels, classes or nuclei; None where nothing is stored."""
         name = self._output.layout.labels
-        return None if name is None else Array(self._output, name)
+        return None if name is None else Array(self._place, self._output, name)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -118,20 +178,26 @@ class Image(Array):
         """The sha256 of the pixels, as ``python -m engine.verify`` prints it.
 
         Raises:
+            ValueError: the image is unfinished.
             Damaged: naming the shards that are missing or changed.
         """
         wrong = list(damage(self._output))
         if wrong:
             raise Damaged(f"{self.path}: " + "; ".join(wrong))
+        if not self._output.finished:
+            raise ValueError(f"{self.path} is unfinished; make the same call again to finish it, then open it again")
         return pixels_sha256(self._output)
 
     def to_xarray(self) -> xarray.DataArray:
         """A lazy DataArray with named axes, y and x in micrometres. Needs xarray and dask.
 
         Raises:
-            ImportError: xarray is not installed.
+            ImportError: one of them is not installed.
         """
-        import xarray
+        try:
+            import xarray
+        except ImportError:
+            raise ImportError("labelled arrays need xarray: pip install xarray dask") from None
 
         pixel = float(self.provenance.get("pixel_size_um", 1.0))
         axes = ("index", "c", "y", "x")[-self.ndim :]
@@ -141,7 +207,7 @@ class Image(Array):
         )
 
     def __repr__(self) -> str:
-        where = "in memory" if self._place.holder else str(self.path)
+        where = "in memory" if self._place.temporary else str(self.path)
         return f"<Image {' x '.join(map(str, self.shape))} {self.dtype}, {self.state}, seed {self.seed}, {where}>"
 
     def _repr_png_(self) -> bytes:
@@ -154,12 +220,58 @@ class Image(Array):
 
 
 def open(path: str | Path) -> Image:
-    """An output of this engine, finished or not.
+    """An output of this engine, finished or not; of an unfinished one, what is not written yet reads as zeros.
 
     Raises:
         ValueError: nothing lies there, or something else.
     """
-    place = Path(path)
-    if provenance_at(place) is None:
-        raise ValueError(f"{place} is not there")
+    place = Path(absolute(os.fspath(path)))
+    provenance_of(place)
     return Image(OutputLocation(place))
+
+
+def array_at(place: OutputLocation, name: str) -> Array:
+    """An array of the output at a place."""
+    return Array(place, Output(place.path), name)
+
+
+# ---- the shards of an index -----------------------------------------------------------------
+
+
+def shards_of(key: Any, spec: ArraySpec) -> Iterator[tuple[int, ...]]:
+    """The shards that an index reads, by their numbers along every axis; at least those."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    if (at := next((i for i, part in enumerate(keys) if part is Ellipsis), None)) is not None:
+        keys[at : at + 1] = [slice(None)] * (len(spec.shape) - len(keys) + 1)
+    keys += [slice(None)] * (len(spec.shape) - len(keys))
+    yield from product(*(numbers_along(*axis) for axis in zip(keys, spec.shape, spec.shards, strict=False)))
+
+
+def numbers_along(part: Any, length: int, side: int) -> list[int]:
+    """The numbers of the shards that one part of an index reads along its axis.
+
+    >>> numbers_along(slice(5, 12), 20, 8), numbers_along(-1, 20, 8), numbers_along([0, 19], 20, 8)
+    ([0, 1], [2], [0, 2])
+    """
+    if isinstance(part, slice):
+        wanted = range(length)[part]
+        if not wanted:
+            return []
+        if abs(wanted.step) <= side:
+            return list(range(min(wanted[0], wanted[-1]) // side, max(wanted[0], wanted[-1]) // side + 1))
+        return sorted({index // side for index in wanted})
+    values = np.asarray(part)
+    if values.dtype.kind not in "iub":  # zarr says what is wrong with it
+        return []
+    values = np.flatnonzero(values) if values.dtype.kind == "b" else np.where(values < 0, values + length, values)
+    return np.unique(values[(values >= 0) & (values < length)] // side).tolist()
+
+
+def shard_slices(index: tuple[int, ...], spec: ArraySpec) -> tuple[slice, ...]:
+    """The index of a shard."""
+    return tuple(slice(i * side, (i + 1) * side) for i, side in zip(index, spec.shards, strict=True))
+
+
+def shard_file(name: str, index: tuple[int, ...]) -> PurePath:
+    """The file of a shard, relative to the output."""
+    return PurePath(name, "c", *map(str, index))

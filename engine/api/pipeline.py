@@ -9,22 +9,37 @@
 (3, 2, 2)
 
 Every option of ``python -m engine.sample`` is a keyword of the same name, is checked alike and gives the same bytes.
-Under MPI every call that samples is collective: all ranks of the communicator make it, with the same arguments.
+Under MPI every call that samples is collective: all ranks of the communicator make it, with the same arguments; one
+call at a time.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.api.call import OutputLocation, arrays_as_files, failing_together, is_array, job_and_options
+from engine.api.call import (
+    NOT_OF_A_CALL,
+    NOT_OF_A_PIPELINE,
+    NOT_OF_A_PLAN,
+    Arguments,
+    OutputLocation,
+    arrays_as_files,
+)
 from engine.api.image import Image
 from engine.distributed.launch import ranks_of
+from engine.options import number
+from engine.parsing import RUN_OPTIONS, split_job_and_options
+from engine.pipeline.collective_call import Facts, agreed, array_text, failing_together, read_as
 from engine.pipeline.dry_run import Plan, plan_facts
 from engine.pipeline.mending import examined
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
+from engine.pipeline.preview import write_preview
+from engine.pipeline.run import load_models, run  # torch now: an interrupt while it is imported would leave half of it
 from engine.pipeline.watch import Bar, OnLevel, Silent, View, Watch
 
 if TYPE_CHECKING:
@@ -34,19 +49,22 @@ if TYPE_CHECKING:
 class Pipeline:
     """A model, and the job that its options describe; calling it samples.
 
+    docs/options.md lists all options; ``help(engine.SampleJob)`` and ``help(engine.RunOptions)`` do too.
+
     Args:
         model: Model folder, or ``embedded``.
-        settings: Options that every call starts from (``device``, ``dtype``, ``compile``, ``threads``, ...).
+        settings: Options that every call starts from (``device``, ``dtype``, ``compile``, ``threads``, ``size``, ...).
+            None, here and in calls, leaves an option to the model; options with a default of their own refuse it.
 
     Raises:
         ValueError: an option out of its range, naming the field; at a call also whatever would stop the run.
-        TypeError: a keyword that is no option.
+        TypeError: a keyword that is no option, or that belongs to a call.
     """
 
     def __init__(self, model: str | Path = "embedded", **settings: Any) -> None:
-        self.settings = {"model": str(model), **settings}
+        self._arguments = Arguments.of({"model": model, **settings}, NOT_OF_A_PIPELINE)
+        self._arguments.facts()  # checks them now
         self._models: dict[Any, list[Model]] = {}
-        job_and_options(self.settings)  # checks them now
 
     @classmethod
     def from_pretrained(
@@ -55,16 +73,35 @@ class Pipeline:
         """A pipeline of a model folder; its networks are loaded at the first call and kept.
 
         Args:
+            model: Folder that ``engine.train`` wrote, ``engine.models.convert`` made or diffusers saved; ``embedded``
+                is the one in the package.
             device: ``auto``, ``cpu`` or ``cuda``; with ``auto`` the GPUs, if every rank has one.
             dtype: Of the networks: ``float32``, ``bfloat16`` or ``float16``.
+            settings: Other options that every call starts from, see docs/options.md.
+        Raises:
+            ValueError: the folder is no model, or an option is out of its range.
+            TypeError: a keyword that is no option, or that belongs to a call.
         """
         from engine.models.card import read_card
 
-        read_card(str(model))  # a wrong folder is refused here, not at the first call
-        return cls(model, device=device, dtype=dtype, **settings)
+        pipe = cls(model, device=device, dtype=dtype, **settings)
+        read_card(os.fspath(model))  # a wrong folder is refused here, not at the first call
+        return pipe
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What every call starts from; paths are absolute."""
+        return {**self._arguments.values, **self._arguments.arrays}
 
     def __repr__(self) -> str:
-        return f"Pipeline({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
+        arguments = self._arguments
+        texts = {name: repr(arguments.given.get(name, value)) for name, value in arguments.values.items()}
+        texts |= {name: array_text(array) for name, array in arguments.arrays.items()}
+        return f"Pipeline({', '.join(f'{name}={text}' for name, text in texts.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The pipeline without its networks, which are loaded again where it is unpickled."""
+        return {**self.__dict__, "_models": {}}
 
     def __call__(
         self,
@@ -79,37 +116,53 @@ class Pipeline:
 
         Args:
             out: OME-Zarr to write; an unfinished one of the same job is gone on with, a finished one is opened. None:
-                the result lives in a temporary store for as long as the returned image does.
-            comm: mpi4py communicator; None: all ranks that were started together (one, in a notebook).
+                the result lives in a temporary store for as long as the returned image, or a view of it, does.
+            comm: mpi4py communicator; None: all ranks that were started together (one, in a notebook). It takes one
+                call at a time: from a callback or another thread give another communicator.
             on_level: Called after every level of the image as ``on_level(level, levels, preview)`` on every rank;
                 ``preview()`` is collective and returns the present estimate of the image, uint8 (h, w, 3) of at most
                 512 px a side. Returning True stops the run, which leaves a checkpoint in ``out``.
             progress: Whether a tqdm bar shows the run; None: where rank 0 has a terminal or a notebook.
-            options: The job: ``size``, ``labels``, ``seed``, ``steps``, ``guidance``, ... and ``overwrite``,
-                ``resume``, ``checkpoint_every``, ``json_log``. Files may be given as arrays instead.
+            options: The job: ``size``, ``labels``, ``seed``, ``steps``, ``guidance``, ... (docs/options.md), and
+                ``overwrite``, ``resume``, ``checkpoint_every``, ``json_log``, ``preview`` (a PNG to write). Files may
+                be given as arrays instead.
         Raises:
-            ValueError: an option or a file that does not suit, naming the field; before anything is written.
+            ValueError: an option or a file that does not suit, naming the field, or arguments that are not the same on
+                all ranks; before anything is written.
+            TypeError: a keyword that is no option, or that means nothing here.
+            RuntimeError: another call is under way on this communicator.
             Stopped: ``on_level`` asked for a stop.
             KeyboardInterrupt: Ctrl-C, once the level is done and its checkpoint written; at once at the second.
         """
-        from engine.pipeline.run import run  # torch
-
         ranks = ranks_of(comm)
-        job_and_options(
-            {**self.settings, **{name: value for name, value in options.items() if not is_array(name, value)}}
-        )
-        with failing_together(ranks), arrays_as_files(ranks, options, out) as options:
-            place = OutputLocation.choose(ranks, out)
-            job, run_options = job_and_options({**self.settings, **options, "out": str(place.path), "preview": "none"})
-            prepared = ranks.on_root(lambda: prepare(job, run_options, ranks.size, ranks.local_size))
-            prepared = examined(ranks, prepared)
-            if prepared.state != "finished":
-                with ranks.catching_interrupts():
-                    completed = run(ranks, prepared, self._load, Watch(view_of(progress), on_level))
-                ranks.flush()
+
+        def check() -> tuple[Arguments, Facts]:
+            if on_level is not None and not callable(on_level):
+                raise TypeError(f"`on_level` is {on_level!r}: expected a function of (level, levels, preview)")
+            named = {"preview": "none", **options, **({} if out is None else {"out": out})}
+            arguments = Arguments.of(named, NOT_OF_A_CALL).overriding(self._arguments)
+            told = "None" if on_level is None else "a function"
+            facts = {**arguments.facts(), "out": repr(arguments.values.get("out")), "on_level": told}
+            return arguments.converted() if ranks.rank == 0 else arguments, facts
+
+        with ranks.one_call():
+            arguments = agreed(ranks, check)
+            with failing_together(ranks), arrays_as_files(ranks, arguments) as values:
+                place = OutputLocation.choose(ranks, values.get("out"))
+                job, run_options = split_job_and_options({**values, "out": str(place.path)})
+                prepared = ranks.on_root(lambda: prepare(job, run_options, ranks.size, ranks.local_size))
+                prepared = examined(ranks, replace(prepared, given=arguments.given))
+                completed, interrupted = prepared.state == "finished", False
                 if not completed:
-                    raise place.stopped(ranks.any(ranks.interrupted is not None))
-            ranks.barrier()
+                    with ranks.catching_interrupts():
+                        completed = run(ranks, prepared, self._load, Watch(view_of(progress), on_level))
+                    ranks.flush()
+                    interrupted = not completed and ranks.any(ranks.interrupted is not None)
+                if completed:
+                    ranks.on_root(lambda: write_preview(run_options))
+                ranks.barrier()
+        if not completed:
+            raise place.stopped(interrupted)
         return Image(place)
 
     def plan(self, *, ranks: int = 1, speed: float | None = None, **options: Any) -> Plan:
@@ -119,21 +172,38 @@ class Pipeline:
             ranks: How many the plan is for.
             speed: Evaluations a second of one rank; None: the plan says no time.
             options: The job, as for a call.
+        Raises:
+            ValueError, TypeError: as a call does.
         """
-        with arrays_as_files(None, options, None) as options:
-            job, run_options = job_and_options({**self.settings, **options, "dry_run": True, "preview": "none"})
-            prepared = prepare(job, run_options, ranks, ranks)
+        count = RUN_OPTIONS["ranks"].read(ranks)
+        if speed is not None:
+            speed = read_speed(speed)
+        arguments = Arguments.of(options, NOT_OF_A_PLAN).overriding(self._arguments).converted()
+        arguments.checked()
+        with arrays_as_files(None, arguments) as values:
+            job, run_options = split_job_and_options({**values, "dry_run": True, "preview": "none"})
+            prepared = replace(prepare(job, run_options, count, count), given=arguments.given)
             return Plan(plan_facts(prepared), speed)
 
     def _load(self, prepared: Prepared, device: str) -> list[Model]:
         """The networks of a job, loaded once for as long as this pipeline lives."""
-        from engine.pipeline.run import load_models
-
         job = prepared.job
         key = (tuple(card.hash for card in prepared.cards), job.dtype, job.compile, device)
         if key not in self._models:
             self._models[key] = load_models(prepared, device)
         return self._models[key]
+
+
+def read_speed(speed: Any) -> float:
+    """A speed above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = float(read_as("speed", number(0), speed))
+    if not value:
+        raise ValueError(f"`speed` is {speed!r}: expected evaluations a second above 0; leave it out for no time")
+    return value
 
 
 def view_of(progress: bool | None) -> View:

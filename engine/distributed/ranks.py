@@ -68,6 +68,7 @@ class Ranks:
         self.tags_used = 0
         self.stop_requested = False
         self.interrupted: float | None = None  # when Ctrl-C was pressed, by time.monotonic
+        self.call_lock = threading.Lock()  # held for as long as a call samples
         self.timer = Timer()
         self.device = "cpu"
         # What goes on in the background, and the thread that keeps it going while this rank computes.
@@ -155,6 +156,23 @@ class Ranks:
         """A tag of ``plan_comm`` that no exchange under way has: all ranks take theirs in one order. Local."""
         self.tags_used += 1
         return self.tags_used % 16384  # MPI allows 32767 at least
+
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """Refuse another call while this lasts, made by a callback or by another thread. Local.
+
+        Raises:
+            RuntimeError: one is under way.
+        """
+        if not self.call_lock.acquire(blocking=False):
+            raise RuntimeError(
+                "one call at a time per communicator; another is under way, around this callback or in another thread: "
+                "let it end first, or give this one a communicator of its own, `comm` MPI.COMM_WORLD.Dup()"
+            )
+        try:
+            yield
+        finally:
+            self.call_lock.release()
 
     # ---- waiting and agreeing -------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "shards": len(prepared.wanted),
         "files": prepared.layout.files(),
         "ranks": prepared.rank_count,
-        "job": prepared.job.plain(),
+        "job": prepared.plain_job,
         "windows_per_level": [level.windows for level in levels],
         "evaluations_per_level": [int(level.evaluations.sum()) for level in levels],
         "evaluations": int(per_rank.sum()),

@@ -117,7 +117,7 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
     card = prepared.card
     return {
         "kind": "image" if prepared.job.count is None else "set",
-        "job": prepared.job.plain(),
+        "job": prepared.plain_job,
         "identity": prepared.identity,
         "seed": prepared.job.seed,
         "device": device.split(":")[0],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,8 @@ class Prepared:
             (finished, and some of it to be made anew), or replace.
         label_stage: The run that samples the label map, where a label model does; until it is done ``inputs`` has no
             labels.
+        given: Fields of the job as its output keeps them, where the run needs them in other words: paths as they were
+            given that are absolute in the job, and ``array`` for an array that lies in a file meanwhile.
     """
 
     job: SampleJob
@@ -43,10 +46,16 @@ class Prepared:
     identity: dict[str, Any]
     state: str
     label_stage: Prepared | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def card(self) -> ModelCard:
         return self.cards[0]
+
+    @property
+    def plain_job(self) -> dict[str, Any]:
+        """The job as JSON values, as it was given."""
+        return {**self.job.plain(), **self.given}
 
     @cached_property
     def frames(self) -> Frames:

@@ -66,17 +66,23 @@ def is_ours(picture: Path) -> bool:
 
 
 def preview(ranks: Ranks, options: RunOptions) -> None:
-    """Write the picture, on rank 0. Collective."""
-    ranks.on_root(lambda: write_preview(options))
+    """Write the picture, on rank 0, and say so. Collective."""
+    picture = ranks.on_root(lambda: write_preview(options))
+    if picture is not None and ranks.rank == 0:
+        print(f"{picture} shows it", flush=True)
 
 
-def write_preview(options: RunOptions) -> None:
-    """A PNG of the image, at most ``LONGEST_SIDE`` px a side; beside it its label map, where the labels have names."""
+def write_preview(options: RunOptions) -> Path | None:
+    """A PNG of the image, at most ``LONGEST_SIDE`` px a side; beside it its label map, where the labels have names.
+
+    Returns:
+        The file; None: none is wanted.
+    """
     from PIL import PngImagePlugin
 
     picture = preview_path(options)
     if picture is None:
-        return
+        return None
     output = Output(Path(options.out))
     image = thumbnail(output, LONGEST_SIDE)
     if output.layout.label is not None and output.layout.label.entries and isinstance(output.layout, ImageLayout):
@@ -85,7 +91,7 @@ def write_preview(options: RunOptions) -> None:
     facts.add_text("Software", MADE_BY)
     with whole_file(picture) as temporary:
         image.save(temporary, format="PNG", pnginfo=facts)
-    print(f"{picture} shows it", flush=True)
+    return picture
 
 
 def thumbnail(output: Output, most: int) -> Image.Image:

@@ -101,7 +101,13 @@ class Output:
             return np.asarray(array[self.layout.index(box)])
         except Exception as error:  # zarr raises what its codecs and stores raise
             file, why = self.shard_file(name, box), " ".join(str(error).split())
-            raise ValueError(f"{file} cannot be read ({why}); remove it, then give the same command again") from error
+            raise ValueError(f"{file} cannot be read ({why}); {self.way_out()}") from error
+
+    def way_out(self) -> str:
+        """What to do about a shard that is missing or cannot be read."""
+        if not self.finished:
+            return "remove it, then give the same command again"
+        return f"engine.verify {self.path} says what else is damaged; the same job with `mend` makes it anew"
 
     def halve(self, finest: str, level: int, box: Box) -> None:
         """Make one shard of a pyramid level from the four of the level below, on threads.
@@ -234,3 +240,20 @@ def provenance_at(path: Path) -> dict[str, Any] | None:
             "pass `overwrite` to replace it, or choose another `out`"
         )
     raise ValueError(f"{path} is there but is no output of engine.sample; remove it yourself, or choose another `out`")
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Read the provenance of the output that lies at a path, for those who only read it.
+
+    Raises:
+        ValueError: nothing lies there, or no output of ours.
+    """
+    try:
+        provenance = provenance_at(path)
+    except Unrecognisable:
+        raise
+    except ValueError:
+        raise ValueError(f"{path} is no output of engine.sample") from None
+    if provenance is None:
+        raise ValueError(f"{path} is not there")
+    return provenance
