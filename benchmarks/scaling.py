@@ -8,14 +8,15 @@
   network's arithmetic: planning, exchange, fusion, stores, waiting;
 - emulated +-10 %: after a normally distributed time, drawn by rank and call.
 
-A micro-batch of the emulated network is one window, which keeps the arithmetic that is not emulated small. Canvases are
-one latent larger than a whole number of windows, less one: every level's cover then has exactly rows x columns windows,
-whatever its offset. Seconds are those of all levels but the first, which imports and warms up: from the first
-evaluation of the second level on any rank to the end of the last evaluation on any rank, for no rank waits for all
-others; of the nodes' clocks, which a cluster keeps together. On a GPU calls return before they end: there they are from
-the end of the first level to the end of the last, on rank 0, and there is no split. The split in % is the mean over the ranks, between a rank's first evaluations of the second and of the last
-level. *Rest* is everything but the levels, as it was measured: opening, the last checkpoint, decoding, storing; *job*
-the efficiency of a whole job, of that and of ``--job-levels`` levels.
+A micro-batch of the emulated network is one window, which keeps the arithmetic that is not emulated small. Canvases
+are one latent larger than a whole number of windows, less one: every level's cover then has exactly rows x columns
+windows, whatever its offset. Seconds are those of all levels but the first, which imports and warms up: from the
+first evaluation of the second level on any rank to the end of the last evaluation on any rank, for no rank waits for
+all others; of the nodes' clocks, which a cluster keeps together. On a GPU calls return before they end: there they
+are from the end of the first level to the end of the last, on rank 0, and there is no split. The split in % is the
+mean over the ranks, between a rank's first evaluations of the second and of the last level. *Rest* is everything but
+the levels, as it was measured: opening, the last checkpoint, decoding, storing; *job* the efficiency of a whole job,
+of that and of ``--job-levels`` levels.
 Every figure is the median over ``--repeats`` runs, for the machine is seldom alone.
 """
 

@@ -1,4 +1,4 @@
-"""``python jobs/labels_png.py LABELS.zarr MODEL FILE.png``: the map that a label model sampled, as ``--labels`` takes it.
+"""``python jobs/labels_png.py LABELS.zarr MODEL FILE.png``: what a label model sampled, as ``--labels`` takes it.
 
 Cleaned as the label stage of one job cleans it; one pixel for each of the map's, which ``--resize-labels nearest`` then
 enlarges.

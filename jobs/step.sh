@@ -1,11 +1,13 @@
 # What the templates share. They source it, so submit them from the folder that holds jobs/.
+#   PYTHON  what runs Python, as "apptainer exec --nv slidefield.sif python"  (python)
 set -u
+read -ra python <<<"${PYTHON:-python}"
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since Slurm 22.05 srun does not take it from sbatch
 
 # sample JOB.yaml [options], or options alone: engine.sample on all ranks
 sample() {
     case ${1:--} in -*) ;; *) set -- --job "$@" ;; esac
-    step python -m engine.sample "$@"
+    step "${python[@]}" -m engine.sample "$@"
 }
 
 # step COMMAND [arguments]: run it on all ranks and end with its status. USR1 and TERM, which Slurm sends to this shell

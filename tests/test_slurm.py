@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,13 +75,18 @@ class Slurm:
     def ended(self, number: str) -> dict[str, str]:
         return self.reached(number, *ENDED)
 
-    def sampling(self, number: str, log: Path) -> None:
-        """Wait until a job has written two lines more into its JSON log."""
-        before, end = lines(log), time.monotonic() + LONGEST
-        while lines(log) < before + 2:
+    def until(self, number: str, reached: Callable[[], bool]) -> None:
+        """Wait for a moment of a job that has not ended."""
+        end = time.monotonic() + LONGEST
+        while not reached():
             assert time.monotonic() < end, self.log(number)
             assert self.job(number)["JobState"] not in ENDED, self.log(number)
             time.sleep(0.05)
+
+    def sampling(self, number: str, log: Path) -> None:
+        """Wait until a job has written two levels more into its JSON log."""
+        before = lines(log)
+        self.until(number, lambda: lines(log) >= before + 2)
 
     def log(self, number: str) -> str:
         return "".join(path.read_text() for path in self.folder.glob(f"*-{number}.out"))
@@ -318,17 +324,16 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_goes_on(slurm):
     for i in range(8):
         Image.effect_noise((160, 160), 90).convert("RGB").save(tiles / f"{i}.png")
     small = ("--crop", 64, "--channels", "8,16", "--blocks", "1,1", "--batch-size", 2, "--every", 1000, "--threads", 1)
-    given = ("autoencoder", "--data", "tiles", "--out", "model", "--steps", 4000, "--device", "cpu", *small)
+    given = ("autoencoder", "--data", "tiles", "--out", "model", "--steps", 600, "--device", "cpu", *small)
     number = slurm.submit("train.slurm", *given, options=("--nodes=2", *SMALL))
-    log = slurm.folder / "model" / "vae" / "training.jsonl"
-    slurm.sampling(number, log)
+    slurm.until(number, (slurm.folder / "model" / "vae" / "training.jsonl").exists)
     slurm.call("scancel", "--signal=USR1", "--batch", number)
     job = slurm.reached(number, "COMPLETED", restarts=1)
     assert job["ExitCode"] == "0:0"
     assert (slurm.folder / f"slidefield-train-{number}.out").exists()
-    done = [int(step) for step in re.findall(r"^step (\d+)/4000", slurm.log(number), re.MULTILINE)]
+    done = [int(step) for step in re.findall(r"^step (\d+)/600", slurm.log(number), re.MULTILINE)]
     assert done == sorted(done)
-    assert done[-1] == 4000
+    assert done[-1] == 600
 
 
 @pytest.mark.runs
