@@ -2,6 +2,7 @@
 # make test        set up, then lint, type-check and run every test, on 1 to 4 MPI ranks (10 minutes on 2 cores)
 # make check       of these what a developer runs all the time (2 minutes)
 # make test-long   what is too long for every change: more ranks, many random kills, large images
+# make gpu         on a machine with a GPU, without a network: CUDA tests and benchmarks into benchmarks/notes (10 minutes)
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
@@ -9,7 +10,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: sample test check test-long lint clean
+.PHONY: sample test check test-long gpu lint clean
 
 sample: $(VENV)/.sample
 	$(BIN)/mpiexec -n $(RANKS) $(BIN)/python -m engine.sample $(ARGS)
@@ -24,6 +25,9 @@ check: $(VENV)/.test lint
 
 test-long: $(VENV)/.test
 	$(PYTEST) -m long
+
+gpu:
+	benchmarks/gpu.sh
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -8,13 +8,15 @@
   network's arithmetic: planning, exchange, fusion, stores, waiting;
 - emulated +-10 %: after a normally distributed time, drawn by rank and call.
 
-A micro-batch of the emulated network is one window, which keeps the arithmetic that is not emulated small. Canvases are
-one latent larger than a whole number of windows, less one: every level's cover then has exactly rows x columns windows,
-whatever its offset. Seconds are those of all levels but the first, which imports and warms up: from the first
-evaluation of the second level on any rank to the end of the last evaluation on any rank, for no rank waits for all
-others. The split in % is the mean over the ranks, between a rank's first evaluations of the second and of the last
-level. *Rest* is everything but the levels, as it was measured: opening, the last checkpoint, decoding, storing; *job*
-the efficiency of a whole job, of that and of ``--job-levels`` levels.
+A micro-batch of the emulated network is one window, which keeps the arithmetic that is not emulated small. Canvases
+are one latent larger than a whole number of windows, less one: every level's cover then has exactly rows x columns
+windows, whatever its offset. Seconds are those of all levels but the first, which imports and warms up: from the
+first evaluation of the second level on any rank to the end of the last evaluation on any rank, for no rank waits for
+all others; of the nodes' clocks, which a cluster keeps together. On a GPU calls return before they end: there they
+are from the end of the first level to the end of the last, on rank 0, and there is no split. The split in % is the
+mean over the ranks, between a rank's first evaluations of the second and of the last level. *Rest* is everything but
+the levels, as it was measured: opening, the last checkpoint, decoding, storing; *job* the efficiency of a whole job,
+of that and of ``--job-levels`` levels.
 Every figure is the median over ``--repeats`` runs, for the machine is seldom alone.
 """
 
@@ -25,6 +27,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -138,13 +141,13 @@ def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> No
     run(ranks, prepared, lambda prepared, device: models(prepared, device, case, ranks.rank, watch))
     splits = [split for split in ranks.allgather(watch.split()) if split]
     spans = [span for span in ranks.allgather(watch.span) if span[1]]
-    span = max(end for _, end in spans) - min(begin for begin, _ in spans)
     split = {kind: float(np.mean([s[kind] for s in splits])) for kind in KINDS} if splits else None
 
     def leave() -> None:
+        levels = levels_of(log)
         measured = {
-            "span": span,
-            "levels": levels_of(log),
+            "span": span_of(spans, levels),
+            "levels": levels,
             "seconds": Output(out).provenance["seconds"],
             "split": split,
         }
@@ -154,13 +157,24 @@ def run_case(ranks: Ranks, case: Case, arguments: list[str], folder: Path) -> No
     ranks.on_root(leave)
 
 
+def span_of(spans: Sequence[tuple[float, float]], levels: Sequence[dict[str, float]]) -> float:
+    """Seconds of all levels but the first: of the ranks' evaluations, or on GPUs, which are not watched, of the log.
+
+    Args:
+        spans: when a rank's second level began, and its last evaluation ended.
+    """
+    if not spans:
+        return levels[-1]["end"] - levels[0]["end"]
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+
 class Watch:
     """A rank's timer as it stands at the first evaluation of every level."""
 
     def __init__(self, timer: Any) -> None:
         self.timer, self.t = timer, -1
         self.marks: list[dict[str, float]] = []
-        self.span = (0.0, 0.0)  # when the second level began, and the last evaluation ended; of the node's one clock
+        self.span = (0.0, 0.0)  # when the second level began, and the last evaluation ended; seconds since 1970
 
     def __call__(self, network: Callable) -> Callable:
         def call(x: Any, t: Any, inputs: Any) -> Any:
@@ -169,9 +183,9 @@ class Watch:
                 self.timer.switch(self.timer.kind)
                 self.marks.append(dict(self.timer.seconds))
                 if len(self.marks) == 2:
-                    self.span = (time.monotonic(), 0.0)
+                    self.span = (time.time(), 0.0)
             out = network(x, t, inputs)
-            self.span = (self.span[0], time.monotonic() if self.span[0] else 0.0)
+            self.span = (self.span[0], time.time() if self.span[0] else 0.0)
             return out
 
         return call
@@ -241,16 +255,20 @@ def launch(ranks: int, cases: Sequence[Case], card: ModelCard, args: argparse.Na
     }
     path = folder / f"task-{ranks}.json"
     path.write_text(json.dumps(task))
-    beside = Path(sys.executable).with_name("mpiexec")
-    mpiexec = str(beside) if beside.exists() else "mpiexec"
-    kept = {k: v for k, v in os.environ.items() if not re.match("PMI|PMIX|OMPI|HYDRA|MPI|SLURM", k)}
-    subprocess.run(
-        [mpiexec, "-n", str(ranks), sys.executable, "-m", "benchmarks.scaling", "--worker", str(path)],
-        env=kept | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    line = [*launcher(ranks, args), sys.executable, "-m", "benchmarks.scaling", "--worker", str(path)]
+    hidden = "PMI|PMIX|OMPI|HYDRA|MPI" if args.launcher else "PMI|PMIX|OMPI|HYDRA|MPI|SLURM"
+    kept = {k: v for k, v in os.environ.items() if not re.match(hidden, k)}
+    subprocess.run(line, env=kept | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True)
     return [json.loads((folder / f"run-{ranks}-{i}" / MEASURED).read_text()) for i in range(1, len(cases))]
+
+
+def launcher(ranks: int, args: argparse.Namespace) -> list[str]:
+    """The words that start so many ranks, before the command itself."""
+    if args.launcher:
+        nodes = math.ceil(ranks / args.ranks_per_node)
+        return shlex.split(args.launcher.format(ranks=ranks, nodes=nodes))
+    beside = Path(sys.executable).with_name("mpiexec")
+    return [str(beside) if beside.exists() else "mpiexec", "-n", str(ranks)]
 
 
 def row_of(case: Case, runs: Sequence[dict[str, Any]], card: ModelCard, levels: int) -> dict[str, Any]:
@@ -338,6 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument("--shard", type=int, default=512, help="px; small, that every rank has some")
     top.add_argument("--seed", type=int, default=0)
     top.add_argument("--scratch", type=Path, help="folder for the outputs (default: a temporary one)")
+    top.add_argument("--launcher", help="what starts the ranks, with {ranks} and {nodes} (default: mpiexec)")
+    top.add_argument("--ranks-per-node", type=int, default=1, help="from which {nodes} is counted")
     top.add_argument("--plot", metavar="FILE.png", help="efficiency against ranks; needs matplotlib")
     top.add_argument("--json", help="write the report here")
     top.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

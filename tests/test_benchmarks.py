@@ -96,6 +96,27 @@ def test_network_runs_and_every_form_computes_the_same(tmp_path):
     assert all(float(row["difference"]) < 1e-5 for row in rows)
 
 
+def test_images_runs_and_bfloat16_computes_nearly_the_same(tmp_path):
+    small = ("--dim", 16, "--side", 16, "--batch", 2, "--rounds", 1, "--levels", 5)
+    bench("images", *small, "--device", "cpu", "--json", tmp_path / "r.json")
+    whole, half = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (whole["dtype"], half["dtype"]) == ("float32", "bfloat16")
+    assert whole["difference"] == 0 < half["difference"] < 0.05
+    assert whole["images / s"] == pytest.approx(2 / (2 * 5 * whole["ms"] / 1e3))
+
+
+@pytest.mark.long
+def test_what_make_gpu_runs_runs_on_the_cpu_too_and_says_what_it_leaves_out(tmp_path):
+    script = ROOT / "benchmarks" / "gpu.sh"
+    done = execute(script, TINY="1", OUT=str(tmp_path), PYTHON=sys.executable)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = {"kernels", "images", "overhead", "overhead-bfloat16", "images-compiled"}
+    assert {path.name for path in tmp_path.glob("*.json")} == {f"gpu-{name}.json" for name in reports}
+    done = execute(script, TINY="1", OUT=str(tmp_path), PYTHON=sys.executable, MINUTES="0.1")
+    assert done.returncode == 1
+    assert done.stdout.count("left out: out of time") == len(reports) + 2
+
+
 def test_kernels_runs_and_no_kernel_moves_less_than_it_must(tmp_path):
     bench("kernels", "--side", 128, "--count-side", 128, "--repeats", 1, "--json", tmp_path / "r.json")
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]

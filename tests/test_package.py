@@ -1,8 +1,10 @@
 """What is installed: one list of requirements, said in two files, and one name for all commands."""
 
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import entry_points, requires
 
 import pytest
@@ -25,6 +27,33 @@ def test_environment_yaml_asks_for_the_ranges_of_setup_py():
     own = [line for line in requires("slidefield") if "extra" not in line]
     assert len(own) > 10
     assert not {re.match(r"[\w-]+", line)[0] for line in own} - set(conda)
+
+
+def test_containers_install_what_make_installs():
+    """Neither was built where it was written; what can be known without: the same pip, and all the files it reads."""
+    (ours,) = re.findall(r"pip install .*(-c constraints.txt -e '.*\[mpich\]')", (ROOT / "Makefile").read_text())
+    docker, apptainer = ((ROOT / "jobs" / name).read_text() for name in ("Dockerfile", "apptainer.def"))
+    lines = [re.findall(r"pip install .*", text) for text in (docker, apptainer)]
+    assert lines == [[f"pip install --no-cache-dir {ours.replace('-e ', '')}"]] * 2
+    copied = " ".join(re.findall(r"^COPY (.*) /opt/slidefield/\S*$", docker, re.MULTILINE)).split()
+    assert copied == re.findall(r"^    (\S+) /opt/slidefield/\S+$", apptainer, re.MULTILINE)
+    assert re.findall(r"python:[\d.]+", docker) == re.findall(r"python:[\d.]+", apptainer) == ["python:3.11"]
+    assert all("Not built where this was written" in text for text in (docker, apptainer))
+
+
+def test_what_containers_copy_is_all_that_the_package_is_made_of(tmp_path):
+    docker = (ROOT / "jobs" / "Dockerfile").read_text()
+    for name in " ".join(re.findall(r"^COPY (.*) /opt/slidefield/\S*$", docker, re.MULTILINE)).split():
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    line = [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", "made"]
+    made = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = (tmp_path / "made").glob("slidefield-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(["git", "ls-files", "engine", "kernels"], cwd=ROOT, capture_output=True, text=True)
+    assert len(tracked.stdout.split()) > 100
+    assert set(tracked.stdout.split()) <= names
 
 
 def test_slidefield_is_installed_and_is_python_m_engine():

@@ -376,9 +376,7 @@ def test_a_decoder_that_makes_no_numbers_is_named(tiny_model, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     weights = next((model / "vae").glob("*.safetensors"))
     tensors = safetensors.numpy.load_file(weights)
-    safetensors.numpy.save_file(
-        {k: v * np.float32(1e30) if "decoder" in k else v for k, v in tensors.items()}, weights
-    )
+    safetensors.numpy.save_file({k: v * np.float32(1e30) if "decoder" in k else v for k, v in tensors.items()}, weights)
     done = launch_alone(
         2, "--model", model, "--size", "128x128", "--label", 1, "--steps", 2, "--out", tmp_path / "o.zarr"
     )
