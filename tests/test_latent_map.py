@@ -153,7 +153,12 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
         done = launch(2, *arguments, "--out", out)
         assert done.returncode == 0, done.stderr
         shas.add(sha(out))
-        assert {path.name for path in (out / "slidefield").iterdir()} == {"ledger.jsonl", "lock", "metadata.json"}
+        assert {path.name for path in (out / "slidefield").iterdir()} == {
+            "ledger.jsonl",
+            "lock",
+            "metadata.json",
+            "zarr.json",
+        }
     assert len(shas) == 1
 
 

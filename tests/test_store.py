@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -34,6 +35,17 @@ SET_01 = {"size": [20, 30], "channels": 3, "shard": 64, "chunk": 16, **COMMON, "
 def output(tmp_path):
     create(tmp_path / "o.zarr", IMAGE, 0.5, {"identity": {}, "levels": 30})
     return Output(tmp_path / "o.zarr")
+
+
+def test_no_reader_stumbles_over_what_is_private(tmp_path):
+    create(tmp_path / "slide.zarr", IMAGE, 0.5, {"identity": {}, "levels": 30})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(tmp_path / "slide.zarr", mode="r")
+        names = {name for name, _ in group.members(max_depth=None)}
+    assert names >= {"0", "1", f"labels/{LABELS.name}/0", "slidefield"}
+    assert group["slidefield"].shape == (0,)
+    assert group.attrs["ome"]["multiscales"][0]["name"] == "slide"
 
 
 def test_means_of_four_are_rounded_half_to_even():
@@ -86,7 +98,7 @@ def test_a_torn_last_line_of_any_ranks_ledger_counts_for_nothing(output):
     assert named(output) == [("0", first), ("0", second), ("0", lost)]
     output.ledger.merge(check=True)
     assert named(output) == [("0", first), ("0", second)]
-    assert {path.name for path in output.private.iterdir()} == {"ledger.jsonl", "metadata.json"}
+    assert {path.name for path in output.private.iterdir()} == {"ledger.jsonl", "metadata.json", "zarr.json"}
     assert output.ledger.latest()["0"].tolist() == [0, 0, -1, -1, -1, -1]
     output.ledger.append(FinishedShard("0", other, "x"))
     assert named(output) == [("0", first), ("0", second), ("0", other)]
@@ -215,8 +227,11 @@ def test_a_folder_of_another_kind_is_no_output(tmp_path):
 
 
 def test_the_pyramid_goes_down_to_one_shard():
-    assert ImageLayout((5000, 300), 3, 2048, 512).sizes() == [(5000, 300), (2500, 150), (1250, 75)]
-    assert ImageLayout((2048, 2048), 3, 2048, 512).sizes() == [(2048, 2048)]
+    sizes = [(5000, 300), (2500, 150), (1250, 75), (625, 38), (313, 19)]
+    assert ImageLayout((5000, 300), 3, 2048, 512).sizes() == sizes, "down to what a screen shows, whatever the shard"
+    assert ImageLayout((5000, 300), 3, 2048, 512, coarsest=2048).sizes() == sizes[:3]
+    assert ImageLayout((300, 200), 3, 256, 64).sizes() == [(300, 200), (150, 100)]
+    assert ImageLayout((512, 512), 3, 2048, 512).sizes() == [(512, 512)]
 
 
 @pytest.fixture(params=[IMAGE, SET], ids=["image", "set"])
@@ -270,9 +285,13 @@ def test_the_shards_with_some_images_are_those_whose_boxes_hold_them():
 
 
 @pytest.mark.parametrize(("layout", "attributes"), [(IMAGE, IMAGE_01), (SET, SET_01)], ids=["image", "set"])
-def test_what_an_output_says_of_its_layout_is_as_it_always_was(layout, attributes):
-    assert layout_of(attributes) == layout
-    assert json.dumps(layout.attributes()) == json.dumps(attributes)
+def test_what_an_output_says_of_its_layout_is_read_in_every_version(layout, attributes):
+    said = layout.attributes()
+    assert layout_of(said) == layout
+    said.pop("coarsest", None)  # since 0.2: the pyramid of 0.1 ended where a shard held it
+    assert json.dumps(said) == json.dumps(attributes)
+    earlier = layout_of(attributes)
+    assert (earlier.size, earlier.sizes()) == (layout.size, layout.sizes())
 
 
 def test_shards_that_no_line_names_are_lacking(whole):
@@ -297,7 +316,7 @@ def test_a_round_begins_from_noise_and_is_forgotten_when_the_output_is_whole(out
     assert output.checkpoints.mark() is None
     output.tidy()
     assert output.checkpoints.sampling_round() == SamplingRound()
-    assert [path.name for path in output.private.iterdir()] == ["metadata.json"]
+    assert {path.name for path in output.private.iterdir()} == {"metadata.json", "zarr.json"}
 
 
 def test_zarr_is_configured_whichever_file_of_the_room_is_imported_first():

@@ -13,6 +13,8 @@ from engine.storage.layout import Layout
 from engine.storage.metadata import keep_metadata
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 
+PRIVATE = "the files in this folder are slidefield's own: the ledger, checkpoints, a copy of the metadata"
+
 
 def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping[str, Any]) -> None:
     """Create an output's groups and arrays. Rank 0 calls this.
@@ -28,11 +30,12 @@ def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping
     building.chmod(0o755)
     group = zarr.open_group(building, mode="w", zarr_format=3)
     create_arrays(group, layout)
-    for name, metadata in layout.ome_groups(pixel_size_um).items():
+    for name, metadata in layout.ome_groups(path.name.removesuffix(".zarr"), pixel_size_um).items():
         (group[name] if name else group).attrs["ome"] = metadata
     known: dict[str, Any] = {"state": "unfinished", "layout": layout.attributes(), "metadata_copy": True}
     group.attrs["slidefield"] = {**provenance, **known}
-    (building / "slidefield").mkdir()
+    # An array without values: what lies in its folder is ours, and no program takes it for a broken part of the group.
+    group.create_array("slidefield", shape=(0,), dtype="uint8", chunks=(1,), attributes={"about": PRIVATE})
     keep_metadata(building)
     sync_tree(building)
     try:

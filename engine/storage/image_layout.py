@@ -3,7 +3,7 @@
 OUT/zarr.json            group: OME-Zarr 0.5 metadata; the job and its provenance under "slidefield"
 OUT/0, 1, ...            the image, c y x, and its pyramid
 OUT/labels/NAME/0 ...    what it was made from, y x, and its pyramid: "tissue", "classes" or "nuclei"
-OUT/slidefield/          ledger, lock and, while unfinished, checkpoints: no member of the Zarr group
+OUT/slidefield/          ledger, lock and, while unfinished, checkpoints, in the folder of an array without values
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ from engine.storage.files import bands
 from engine.storage.layout import ArraySpec, Layout
 from engine.storage.ome_metadata import image_metadata, label_metadata, labels_metadata
 
+COARSEST = 512  # px; a screen shows it whole, whatever the shard
+
 
 @dataclass(frozen=True)
 class ImageLayout(Layout):
-    """One image with its pyramid: the image is array "0", its labels are "labels/NAME/0"."""
+    """One image with its pyramid: the image is array "0", its labels are "labels/NAME/0".
+
+    Args:
+        coarsest: Side in px of what holds the coarsest level of the pyramid; a shard, where that is smaller.
+    """
+
+    coarsest: int = COARSEST
 
     @property
     def image(self) -> str:
@@ -34,9 +42,9 @@ class ImageLayout(Layout):
         return None if self.label is None else f"labels/{self.label.name}/0"
 
     def sizes(self) -> list[tuple[int, int]]:
-        """List the height and width of each pyramid level: each is half the one before, until one shard holds it."""
+        """List the height and width of each pyramid level: halves, down to one that a screen shows."""
         sizes = [self.size]
-        while max(sizes[-1]) > self.shard:
+        while max(sizes[-1]) > min(self.shard, self.coarsest):
             height, width = sizes[-1]
             sizes.append((-(-height // 2), -(-width // 2)))
         return sizes
@@ -61,9 +69,9 @@ class ImageLayout(Layout):
             axes=("c", "y", "x") if lead else ("y", "x"),
         )
 
-    def ome_groups(self, pixel_size_um: float) -> dict[str, dict[str, Any]]:
+    def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
         levels, label = len(self.sizes()), self.label
-        groups = {"": image_metadata(self.channels, levels, pixel_size_um)}
+        groups = {"": image_metadata(name, self.channels, levels, pixel_size_um)}
         if label is not None:
             groups["labels"] = labels_metadata([label.name])
             groups[f"labels/{label.name}"] = label_metadata(label.name, label.entries, levels, pixel_size_um)

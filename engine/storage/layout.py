@@ -95,7 +95,7 @@ class Layout(ABC):
         """List every array, level by level."""
 
     @abstractmethod
-    def ome_groups(self, pixel_size_um: float) -> dict[str, dict[str, Any]]:
+    def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
         """Make the OME-Zarr metadata of every group that has any, by the group's path; the output itself is ``""``."""
 
     @abstractmethod
@@ -146,7 +146,7 @@ class Layout(ABC):
         arrays = self.arrays()
         shards = sum(len(self.boxes(array.level)) for array in arrays)
         groups = {folder for array in arrays for folder in PurePath(array.name).parents}
-        return shards + len(arrays) + len(groups) + 4  # ledger, lock, checkpoint, copy of the metadata
+        return shards + len(arrays) + len(groups) + 5  # the private array, metadata, ledger, lock, checkpoint
 
     def shape_text(self) -> str:
         """Say the shape of the image in words."""

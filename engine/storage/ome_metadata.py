@@ -9,15 +9,16 @@ VERSION = "0.5"
 COLORS = {1: [("grey", "FFFFFF")], 3: [("R", "FF0000"), ("G", "00FF00"), ("B", "0000FF")]}
 
 
-def image_metadata(channels: int, levels: int, pixel_size_um: float) -> dict[str, Any]:
+def image_metadata(name: str, channels: int, levels: int, pixel_size_um: float) -> dict[str, Any]:
     """Describe an image: its pyramid, and the colours in which viewers show its channels.
 
     Args:
+        name: Of the image, which viewers show.
         channels: Number of channels.
         levels: Number of pyramid levels.
         pixel_size_um: Side of a pixel at full size, micrometres.
     """
-    pyramid = multiscale("image", levels, pixel_size_um, axes="cyx", method="2x2 mean, round half to even")
+    pyramid = multiscale(name, levels, pixel_size_um, axes="cyx", method="2x2 mean, round half to even")
     colors = COLORS[1] if channels == 1 else COLORS[3]
     return {
         "version": VERSION,

@@ -210,7 +210,7 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
     height, width = attributes["size"]
     shared = ((height, width), attributes["channels"], attributes["shard"], attributes["chunk"], label)
     if attributes["count"] is None:
-        return ImageLayout(*shared)
+        return ImageLayout(*shared, coarsest=attributes.get("coarsest", attributes["shard"]))  # version 0.1: a shard
     return SetLayout(*shared, count=attributes["count"], group=attributes["group"])
 
 

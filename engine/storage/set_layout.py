@@ -63,7 +63,7 @@ class SetLayout(Layout):
             axes=("index", "c", "y", "x") if lead else ("index", "y", "x"),
         )
 
-    def ome_groups(self, pixel_size_um: float) -> dict[str, dict[str, Any]]:
+    def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
         return {}  # OME-Zarr has no word for a set of images
 
     def index(self, box: Box) -> tuple[Any, ...]:
