@@ -115,7 +115,7 @@ class Pipeline:
         """Sample one image, or with ``count`` a set of images. Collective over ``comm``.
 
         Args:
-            out: OME-Zarr to write; an unfinished one of the same job is gone on with, a finished one is opened. None:
+            out: OME-Zarr to write; an unfinished one of the same job is resumed, a finished one is opened. None:
                 the result lives in a temporary store for as long as the returned image, or a view of it, does.
             comm: mpi4py communicator; None: all ranks that were started together (one, in a notebook). It takes one
                 call at a time: from a callback or another thread give another communicator.

@@ -64,7 +64,7 @@ class Ranks:
         if node is not comm:
             node.Free()
         self.plan_comm, self.status_comm = comm.Dup(), comm.Dup()
-        self.plan_lock = threading.RLock()  # held by the thread that goes on with a plan
+        self.plan_lock = threading.RLock()  # held by the thread that advances a plan
         self.tags_used = 0
         self.stop_requested = False
         self.interrupted: float | None = None  # when Ctrl-C was pressed, by time.monotonic
@@ -82,7 +82,7 @@ class Ranks:
     # ---- the background -------------------------------------------------------------------------
 
     def carry(self, message: Message) -> None:
-        """Keep a message, and go on with it until it has left. Local."""
+        """Keep a message, and advance it until it has left. Local."""
         with self.unsent_lock:
             if not message.advance():
                 self.unsent.append(message)
@@ -120,7 +120,7 @@ class Ranks:
 
     @contextmanager
     def computing(self, kind: str) -> Iterator[None]:
-        """Time of this kind, see ``Timer``, in which a thread goes on with the background while this rank computes.
+        """Time of this kind, see ``Timer``, in which a thread advances the background work while this rank computes.
 
         There is no thread where the MPI library does not let two threads call it.
         """

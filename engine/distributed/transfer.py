@@ -28,7 +28,7 @@ class Outgoing:
         self.requests: list | None = None
 
     def start(self) -> None:
-        """Pack the pieces, and begin to send them; ``ranks`` goes on with it. Local."""
+        """Pack the pieces, and begin to send them; ``ranks`` advances it. Local."""
         self.buffer, self.packed = pack(self.pieces, self.ranks.gpu_aware)
         self.pieces = ()
         self.ranks.carry(self)

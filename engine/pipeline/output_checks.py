@@ -39,7 +39,7 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
         key = next(k for k in (*identity, *theirs) if identity.get(k) != theirs.get(k))
         raise ValueError(
             f"{path} holds another job: its {key} is {theirs.get(key)}, yours is {identity.get(key)}; "
-            "give the same settings to go on with it, choose another `out`, or pass `overwrite` to replace it"
+            "give the same settings to resume it, choose another `out`, or pass `overwrite` to replace it"
         )
     if provenance["state"] == "finished":
         return "replace" if options.overwrite else "finished"

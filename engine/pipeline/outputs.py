@@ -99,7 +99,7 @@ def take_up(ranks: Ranks, output: Output) -> None:
 
 
 def check_device(output: Output, device: str) -> None:
-    """Refuse to go on with an output that was begun on another kind of device.
+    """Refuse to resume an output that was begun on another kind of device.
 
     Raises:
         ValueError: naming both.
@@ -108,7 +108,7 @@ def check_device(output: Output, device: str) -> None:
     if kind != device.split(":")[0]:
         raise ValueError(
             f"{output.path} was begun on {kind} and this run is on {device}, whose last digits differ; "
-            f"go on with `device` {kind}, or start anew with `resume` never"
+            f"resume it with `device` {kind}, or start anew with `resume` never"
         )
 
 

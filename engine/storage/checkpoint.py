@@ -1,4 +1,4 @@
-"""Checkpoints and the round of rejection sampling say where a run goes on with an unfinished output.
+"""Checkpoints, and the round of rejection sampling under way: what a run resumes an unfinished output from.
 
 Their files are::
 

@@ -249,12 +249,12 @@ class Trainer:
 
 
 def check_resumed(settings: LoopSettings, network: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Refuse to go on with the state of another training.
+    """Refuse to resume another training.
 
     Raises:
         ValueError: naming what differs, and the way out.
     """
-    way = "give the same settings to go on with it, choose another `out`, or start anew with `resume` never"
+    way = "give the same settings to resume it, choose another `out`, or start anew with `resume` never"
     for name in ONE_RUN:
         theirs, ours = state["settings"].get(name), getattr(settings, name)
         if theirs is not None and theirs != ours:
