@@ -216,9 +216,9 @@ from mpi4py import MPI
 
 opened, open_array = [], engine.storage.readers._open_array
 
-def counted(path, color):
+def counted(path, *how):
     opened.append(path.name)
-    return open_array(path, color)
+    return open_array(path, *how)
 
 engine.storage.readers._open_array = counted
 status = engine.sample.main(sys.argv[1:])

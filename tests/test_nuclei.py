@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inputs.nuclei import MOST, channel_count, edges, published_channels
+from engine.inputs.nuclei import LARGEST_ID, channel_count, edges, published_channels
 from engine.inputs.nuclei_scan import scan_nuclei
 from engine.planning.geometry import Box
 
@@ -41,12 +41,12 @@ KEEP = {"border": "keep"}
 
 def rows_of(nuclei):
     """The table's rows of nuclei that are not dropped."""
-    return nuclei.table[(nuclei.table["key"] & np.uint64(MOST) > 0) & ~nuclei.dropped]
+    return nuclei.table[(nuclei.table["key"] & np.uint64(LARGEST_ID) > 0) & ~nuclei.dropped]
 
 
 def ids_of(nuclei):
     """Ascending ids; in a stack image by image."""
-    return (rows_of(nuclei)["key"] & np.uint64(MOST)).tolist()
+    return (rows_of(nuclei)["key"] & np.uint64(LARGEST_ID)).tolist()
 
 
 def boxes_of(nuclei):
@@ -73,7 +73,7 @@ def random_map(seed, height=40, width=50, nuclei=30, largest=9):
     """Overlapping boxes with holes and torn off bits; large ids with gaps; some 1 px thin."""
     draw = np.random.default_rng(seed)
     instances = np.zeros((height, width), np.uint32)
-    for identity in draw.choice(MOST, nuclei, replace=False) + 1:
+    for identity in draw.choice(LARGEST_ID, nuclei, replace=False) + 1:
         y, x, h, w = draw.integers(-3, height), draw.integers(-3, width), *draw.integers(1, largest, 2)
         part = instances[max(y, 0) : y + h, max(x, 0) : x + w]
         part[draw.random(part.shape) < 0.8] = identity

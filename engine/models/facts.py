@@ -111,8 +111,8 @@ OPTIONAL = ("variance_type", "trained_betas")  # null is as good as none
 LISTS = {"dim_mults", "channel_mult", "block_out_channels"}  # keys of configurations that hold a number a level
 # Keys of configurations whose numbers count something that there is, or that values are divided by.
 SIZES = LISTS | {"dim", "channels", "in_channels", "out_channels", "latent_channels", "num_classes", "map_channels"}
-SIZES |= {"blocks", "block_per_layer", "layers_per_block", "num_res_blocks", "resnet_block_groups", "norm_num_groups"}
-SIZES |= {"model_channels", "patch_width", "width", "fold", "scaling_factor"}
+SIZES |= {"resnet_block_groups", "norm_num_groups", "model_channels", "patch_width", "width", "fold", "scaling_factor"}
+DEPTHS = {"blocks", "block_per_layer", "layers_per_block", "num_res_blocks"}  # keys whose numbers may be 0
 
 
 def check_facts(facts: Mapping[str, Any], kinds: Mapping[str, Kind], path: Path) -> None:
@@ -153,6 +153,8 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         counted = numbers_of(value)
         if key in SIZES and value is not None and (not counted or min(counted) <= 0):
             raise ValueError(f"{path}: {key} is {quoted(value)}: expected a number above 0")
+        if key in DEPTHS and value is not None and (not counted or min(counted) < 0):
+            raise ValueError(f"{path}: {key} is {quoted(value)}: expected 0 or more")
 
 
 def numbers_of(value: Any) -> list[float]:
