@@ -212,10 +212,10 @@ def test_a_wrong_option_fails_the_job_with_one_line_and_is_not_queued_again(slur
 def test_a_rank_that_is_killed_ends_the_job_at_once_and_the_same_command_goes_on(slurm, undisturbed):
     log = slurm.folder / "o.jsonl"
     given = ("sample-cpu.slurm", "job.yaml", "--steps", 400, "--out", "o.zarr", "--json-log", log)
-    options = ("--nodes=2", "--ntasks=4", "--time=10")
+    options = ("--nodes=2", "--ntasks=3", "--time=10")
     number = slurm.submit(*given, "--checkpoint-every", 0, options=options)
     slurm.sampling(number, log)
-    assert len(slurm.ranks()) == 4
+    assert len(slurm.ranks()) == 3
     os.kill(slurm.ranks()[-1], signal.SIGKILL)
     began = time.monotonic()
     job = slurm.ended(number)
@@ -277,6 +277,9 @@ def test_a_node_that_fails_queues_the_job_again_elsewhere(slurm, undisturbed):
     finally:
         subprocess.run(["slurmd", "-N", node, "-f", slurm.state / "slurm.conf"], env=slurm.environment, check=True)
         slurm.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        end = time.monotonic() + 60
+        while "idle" not in slurm.call("sinfo", "-h", "-n", node, "-p", "low", "-o", "%t") and time.monotonic() < end:
+            time.sleep(0.2)
     assert "from level" in slurm.log(number)
     launch(2, "--job", slurm.folder / "job.yaml", "--steps", 100, "--out", slurm.folder / "same.zarr")
     assert sha(out) == sha(slurm.folder / "same.zarr")
@@ -289,7 +292,8 @@ def test_a_job_that_makes_way_for_another_is_queued_again(slurm):
     given = ("sample.slurm", "job.yaml", "--steps", 100, "--out", out, "--json-log", log, "--checkpoint-every", 0)
     number = slurm.submit(*given, options=("--nodes=2", *SMALL))
     slurm.sampling(number, log)
-    first = slurm.submit("set.slurm", "job.yaml", options=(f"--nodes={NODES}", "-phigh", "--exclusive", "--array=3"))
+    nodes = f"--nodelist={slurm.job(number)['NodeList']}"
+    first = slurm.submit("set.slurm", "job.yaml", options=("-N2", "-n2", nodes, "-phigh", "--exclusive", "--array=3"))
     slurm.reached(number, "PENDING", "RUNNING", restarts=1)
     assert slurm.ended(f"{first}_3")["JobState"] == "COMPLETED"
     assert slurm.reached(number, "COMPLETED", restarts=1)["ExitCode"] == "0:0"
@@ -355,8 +359,8 @@ def test_the_pipeline_goes_from_labels_to_files_and_its_rest_is_cancelled_where_
         said = slurm.call("bash", "jobs/pipeline.slurm", "256x384", "--steps", 2, **given, **extra)
         return re.findall(r"\d+", said)
 
-    given = {"LABELS": "--ntasks=2", "IMAGE": " ".join(("--nodes=2", *SMALL)), "OUT": "slide"}
-    numbers = run(LABELS_STEPS="2", MODEL=str(tiny_model))
+    given = {"LABELS": "--ntasks=2 --time=10", "IMAGE": " ".join(("--nodes=2", *SMALL)), "OUT": "slide"}
+    numbers = run(MODEL=str(tiny_model))
     assert [slurm.ended(number)["ExitCode"] for number in numbers] == ["0:0"] * 4, "".join(map(slurm.log, numbers))
     assert Image.open(slurm.folder / "slide" / "image" / "samples" / "000000.png").size == (384, 256)
     assert Image.open(slurm.folder / "slide" / "labels.png").size == (48, 32)
