@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import LONGEST, ROOT, environment, launch, sha
+from launching import LONGEST, ROOT, environment, launch, sha, shared_memory_of
 from PIL import Image
 
 TOOLS = Path(os.environ.get("SLIDEFIELD_SLURM_TOOLS", ROOT.parent / "shared" / "tools"))
@@ -134,7 +134,7 @@ def cluster(tiny_model):
     if reason := obstacle():
         pytest.skip(f"no throw-away Slurm: {reason}")
     state = Path(tempfile.mkdtemp(prefix="slidefield-slurm-"))
-    slurm = Slurm(state, state)
+    slurm, began = Slurm(state, state), time.time()
     try:
         up = [TOOLS / "slurm-up.sh", state, str(NODES), str(CPUS)]
         subprocess.run(up, env=slurm.environment, stdout=subprocess.DEVNULL, check=True, timeout=60)
@@ -144,7 +144,20 @@ def cluster(tiny_model):
     finally:
         down = [TOOLS / "slurm-down.sh", state]
         subprocess.run(down, env=slurm.environment, stdout=subprocess.DEVNULL, check=False, timeout=60)
+        remove_shared_memory(began)
         shutil.rmtree(state, ignore_errors=True)
+
+
+def remove_shared_memory(began: float) -> None:
+    """Remove what killed ranks left: MPI's files since a time that no process has mapped.
+
+    The next throw-away Slurm counts its jobs from 1 again, and these files are named by job and step.
+    """
+    mapped = {file for entry in Path("/proc").glob("[0-9]*") for file in shared_memory_of(int(entry.name))}
+    for file in set(Path("/dev/shm").glob("mpich_shm_*")) - mapped:
+        with contextlib.suppress(OSError):
+            if began < file.stat().st_mtime < time.time() - 5:
+                file.unlink()
 
 
 @pytest.fixture
@@ -356,11 +369,14 @@ def test_scaling_measures_one_two_and_four_nodes_and_draws_them(slurm, tiny_mode
 @long
 def test_the_pipeline_goes_from_labels_to_files_and_its_rest_is_cancelled_where_a_step_fails(slurm, tiny_model):
     def run(**extra):
-        said = slurm.call("bash", "jobs/pipeline.slurm", "256x384", "--steps", 2, **given, **extra)
+        said = slurm.call("bash", "jobs/pipeline.slurm", "256x384", "--steps", 2, **(given | extra))
         return re.findall(r"\d+", said)
 
     given = {"LABELS": "--ntasks=2 --time=10", "IMAGE": " ".join(("--nodes=2", *SMALL)), "OUT": "slide"}
     numbers = run(MODEL=str(tiny_model))
+    slurm.until(numbers[0], lambda: any(f"[{numbers[0]}.0]" in step for step in steps(numbers[0])))
+    slurm.call("scancel", "--signal=USR1", "--batch", numbers[0])  # before Python can take it
+    slurm.reached(numbers[0], "COMPLETED", restarts=1)
     assert [slurm.ended(number)["ExitCode"] for number in numbers] == ["0:0"] * 4, "".join(map(slurm.log, numbers))
     assert Image.open(slurm.folder / "slide" / "image" / "samples" / "000000.png").size == (384, 256)
     assert Image.open(slurm.folder / "slide" / "labels.png").size == (48, 32)
