@@ -264,7 +264,7 @@ def test_a_job_that_is_cancelled_stays_cancelled(slurm):
     number = slurm.submit("sample.slurm", "slow.yaml", "--out", "o.zarr", "--json-log", log, options=("-N2", *SMALL))
     slurm.sampling(number, log)
     slurm.call("scancel", number)
-    assert slurm.ended(number)["JobState"] == "CANCELLED"
+    assert slurm.reached(number, "CANCELLED", "PENDING")["JobState"] == "CANCELLED"
     end = time.monotonic() + 60
     while slurm.ranks() and time.monotonic() < end:
         time.sleep(0.2)
