@@ -65,7 +65,7 @@ class Slurm:
             if job["JobState"] in states and int(job["Restarts"]) >= restarts:
                 return job
             assert job["JobState"] not in ENDED, f"{job}\n{self.log(number)}"
-            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and not steps(job["JobId"]):
+            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and not steps(f"{job['JobId']}."):
                 time.sleep(2)
                 with contextlib.suppress(AssertionError):  # it may just have begun
                     self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
@@ -88,6 +88,14 @@ class Slurm:
         before = lines(log)
         self.until(number, lambda: lines(log) >= before + 2)
 
+    def cancel_all(self) -> None:
+        """Cancel what is queued or runs, and wait for its processes, which Slurm's own end would leave alone."""
+        for number in self.call("squeue", "-h", "-o", "%A").split():
+            self.call("scancel", number)
+        end = time.monotonic() + 60
+        while steps() and time.monotonic() < end:
+            time.sleep(0.2)
+
     def log(self, number: str) -> str:
         return "".join(path.read_text() for path in self.folder.glob(f"*-{number}.out"))
 
@@ -103,10 +111,10 @@ class Slurm:
         return alive
 
 
-def steps(number: str) -> list[str]:
-    """What still runs of a job: its steps, each a process of Slurm's on every node."""
+def steps(number: str = "") -> list[str]:
+    """What still runs of a job, or of all: its steps, each a process of Slurm's on every node."""
     words = [entry.read_bytes() for entry in Path("/proc").glob("[0-9]*/cmdline") if entry.exists()]
-    return [word.decode() for word in words if word.startswith(f"slurmstepd: [{number}.".encode())]
+    return [word.decode() for word in words if word.startswith(f"slurmstepd: [{number}".encode())]
 
 
 def lines(path: Path) -> int:
@@ -139,8 +147,7 @@ def cluster(tiny_model):
         up = [TOOLS / "slurm-up.sh", state, str(NODES), str(CPUS)]
         subprocess.run(up, env=slurm.environment, stdout=subprocess.DEVNULL, check=True, timeout=60)
         yield slurm
-        for number in slurm.call("squeue", "-h", "-o", "%A").split():
-            slurm.call("scancel", number)
+        slurm.cancel_all()
     finally:
         down = [TOOLS / "slurm-down.sh", state]
         subprocess.run(down, env=slurm.environment, stdout=subprocess.DEVNULL, check=False, timeout=60)
@@ -168,8 +175,7 @@ def slurm(cluster, tiny_model, tmp_path):
     (tmp_path / "slow.yaml").write_text(JOB.format(model=tiny_model, steps=1000))
     slurm = Slurm(cluster.state, tmp_path)
     yield slurm
-    for number in slurm.call("squeue", "-h", "-o", "%A").split():
-        slurm.call("scancel", number)
+    slurm.cancel_all()
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +380,7 @@ def test_the_pipeline_goes_from_labels_to_files_and_its_rest_is_cancelled_where_
 
     given = {"LABELS": "--ntasks=2 --time=10", "IMAGE": " ".join(("--nodes=2", *SMALL)), "OUT": "slide"}
     numbers = run(MODEL=str(tiny_model))
-    slurm.until(numbers[0], lambda: any(f"[{numbers[0]}.0]" in step for step in steps(numbers[0])))
+    slurm.until(numbers[0], lambda: any(f"[{numbers[0]}.0]" in step for step in steps(f"{numbers[0]}.")))
     slurm.call("scancel", "--signal=USR1", "--batch", numbers[0])  # before Python can take it
     slurm.reached(numbers[0], "COMPLETED", restarts=1)
     assert [slurm.ended(number)["ExitCode"] for number in numbers] == ["0:0"] * 4, "".join(map(slurm.log, numbers))
