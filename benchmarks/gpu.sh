@@ -54,6 +54,7 @@ bench kernels 60 kernels "${kernels[@]}"
 bench images 60 images --device "$device" "${images[@]}"
 bench overhead 90 overhead --device "$device" "${overhead[@]}"
 bench overhead-bfloat16 60 overhead --device "$device" --dtype bfloat16 "${overhead[@]}"
+[ "$TINY" = 1 ] && images=(--dim 8 --side 16 --batch 1 --rounds 1 --dtypes float32) # to compile takes minutes there
 bench images-compiled 180 images --device "$device" --compile "${images[@]}"
 try tests-compiled 120 "$PYTHON" -m pytest -p no:cacheprovider -m gpu tests/test_gpu.py -k compiled
 echo "$SECONDS s; reports are in $OUT"

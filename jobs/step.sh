@@ -14,7 +14,12 @@ sample() {
 # alone, reach every rank. What was stopped by them, or left by itself with status 75, goes on when the job runs again:
 # it is queued once more, under the same number.
 step() {
-    local ranks status signalled asked=
+    local ranks status signalled asked= restart
+    # MPICH names its shared memory by job and step, and what was killed leaves it behind, on which its successor would
+    # stumble. A job that runs again therefore takes another number for its step.
+    for ((restart = 0; restart < ${SLURM_RESTART_COUNT:-0}; restart++)); do
+        srun --nodes=1 --ntasks=1 --ntasks-per-node=1 true
+    done
     # --mpi: pmi2 for MPICH, pmix for Open MPI (srun --mpi=list). --kill-on-bad-exit ends all when one rank is killed.
     srun --mpi="${SLURM_MPI_TYPE:-pmi2}" --kill-on-bad-exit=1 "$@" &
     ranks=$!

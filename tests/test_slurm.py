@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import LONGEST, ROOT, environment, launch, sha
+from launching import LONGEST, ROOT, environment, launch, sha, shared_memory_of
 from PIL import Image
 
 TOOLS = Path(os.environ.get("SLIDEFIELD_SLURM_TOOLS", ROOT.parent / "shared" / "tools"))
@@ -65,7 +65,7 @@ class Slurm:
             if job["JobState"] in states and int(job["Restarts"]) >= restarts:
                 return job
             assert job["JobState"] not in ENDED, f"{job}\n{self.log(number)}"
-            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and not steps(job["JobId"]):
+            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and not steps(f"{job['JobId']}."):
                 time.sleep(2)
                 with contextlib.suppress(AssertionError):  # it may just have begun
                     self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
@@ -88,6 +88,14 @@ class Slurm:
         before = lines(log)
         self.until(number, lambda: lines(log) >= before + 2)
 
+    def cancel_all(self) -> None:
+        """Cancel what is queued or runs, and wait for its processes, which Slurm's own end would leave alone."""
+        for number in self.call("squeue", "-h", "-o", "%A").split():
+            self.call("scancel", number)
+        end = time.monotonic() + 60
+        while steps() and time.monotonic() < end:
+            time.sleep(0.2)
+
     def log(self, number: str) -> str:
         return "".join(path.read_text() for path in self.folder.glob(f"*-{number}.out"))
 
@@ -103,10 +111,10 @@ class Slurm:
         return alive
 
 
-def steps(number: str) -> list[str]:
-    """What still runs of a job: its steps, each a process of Slurm's on every node."""
+def steps(number: str = "") -> list[str]:
+    """What still runs of a job, or of all: its steps, each a process of Slurm's on every node."""
     words = [entry.read_bytes() for entry in Path("/proc").glob("[0-9]*/cmdline") if entry.exists()]
-    return [word.decode() for word in words if word.startswith(f"slurmstepd: [{number}.".encode())]
+    return [word.decode() for word in words if word.startswith(f"slurmstepd: [{number}".encode())]
 
 
 def lines(path: Path) -> int:
@@ -134,17 +142,29 @@ def cluster(tiny_model):
     if reason := obstacle():
         pytest.skip(f"no throw-away Slurm: {reason}")
     state = Path(tempfile.mkdtemp(prefix="slidefield-slurm-"))
-    slurm = Slurm(state, state)
+    slurm, began = Slurm(state, state), time.time()
     try:
         up = [TOOLS / "slurm-up.sh", state, str(NODES), str(CPUS)]
         subprocess.run(up, env=slurm.environment, stdout=subprocess.DEVNULL, check=True, timeout=60)
         yield slurm
-        for number in slurm.call("squeue", "-h", "-o", "%A").split():
-            slurm.call("scancel", number)
+        slurm.cancel_all()
     finally:
         down = [TOOLS / "slurm-down.sh", state]
         subprocess.run(down, env=slurm.environment, stdout=subprocess.DEVNULL, check=False, timeout=60)
+        remove_shared_memory(began)
         shutil.rmtree(state, ignore_errors=True)
+
+
+def remove_shared_memory(began: float) -> None:
+    """Remove what killed ranks left: MPI's files since a time that no process has mapped.
+
+    The next throw-away Slurm counts its jobs from 1 again, and these files are named by job and step.
+    """
+    mapped = {file for entry in Path("/proc").glob("[0-9]*") for file in shared_memory_of(int(entry.name))}
+    for file in set(Path("/dev/shm").glob("mpich_shm_*")) - mapped:
+        with contextlib.suppress(OSError):
+            if began < file.stat().st_mtime < time.time() - 5:
+                file.unlink()
 
 
 @pytest.fixture
@@ -155,8 +175,7 @@ def slurm(cluster, tiny_model, tmp_path):
     (tmp_path / "slow.yaml").write_text(JOB.format(model=tiny_model, steps=1000))
     slurm = Slurm(cluster.state, tmp_path)
     yield slurm
-    for number in slurm.call("squeue", "-h", "-o", "%A").split():
-        slurm.call("scancel", number)
+    slurm.cancel_all()
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +231,10 @@ def test_a_wrong_option_fails_the_job_with_one_line_and_is_not_queued_again(slur
 def test_a_rank_that_is_killed_ends_the_job_at_once_and_the_same_command_goes_on(slurm, undisturbed):
     log = slurm.folder / "o.jsonl"
     given = ("sample-cpu.slurm", "job.yaml", "--steps", 400, "--out", "o.zarr", "--json-log", log)
-    options = ("--nodes=2", "--ntasks=4", "--time=10")
+    options = ("--nodes=2", "--ntasks=3", "--time=10")
     number = slurm.submit(*given, "--checkpoint-every", 0, options=options)
     slurm.sampling(number, log)
-    assert len(slurm.ranks()) == 4
+    assert len(slurm.ranks()) == 3
     os.kill(slurm.ranks()[-1], signal.SIGKILL)
     began = time.monotonic()
     job = slurm.ended(number)
@@ -251,7 +270,7 @@ def test_a_job_that_is_cancelled_stays_cancelled(slurm):
     number = slurm.submit("sample.slurm", "slow.yaml", "--out", "o.zarr", "--json-log", log, options=("-N2", *SMALL))
     slurm.sampling(number, log)
     slurm.call("scancel", number)
-    assert slurm.ended(number)["JobState"] == "CANCELLED"
+    assert slurm.reached(number, "CANCELLED", "PENDING")["JobState"] == "CANCELLED"
     end = time.monotonic() + 60
     while slurm.ranks() and time.monotonic() < end:
         time.sleep(0.2)
@@ -277,6 +296,9 @@ def test_a_node_that_fails_queues_the_job_again_elsewhere(slurm, undisturbed):
     finally:
         subprocess.run(["slurmd", "-N", node, "-f", slurm.state / "slurm.conf"], env=slurm.environment, check=True)
         slurm.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        end = time.monotonic() + 60
+        while "idle" not in slurm.call("sinfo", "-h", "-n", node, "-p", "low", "-o", "%t") and time.monotonic() < end:
+            time.sleep(0.2)
     assert "from level" in slurm.log(number)
     launch(2, "--job", slurm.folder / "job.yaml", "--steps", 100, "--out", slurm.folder / "same.zarr")
     assert sha(out) == sha(slurm.folder / "same.zarr")
@@ -289,7 +311,8 @@ def test_a_job_that_makes_way_for_another_is_queued_again(slurm):
     given = ("sample.slurm", "job.yaml", "--steps", 100, "--out", out, "--json-log", log, "--checkpoint-every", 0)
     number = slurm.submit(*given, options=("--nodes=2", *SMALL))
     slurm.sampling(number, log)
-    first = slurm.submit("set.slurm", "job.yaml", options=(f"--nodes={NODES}", "-phigh", "--exclusive", "--array=3"))
+    nodes = f"--nodelist={slurm.job(number)['NodeList']}"
+    first = slurm.submit("set.slurm", "job.yaml", options=("-N2", "-n2", nodes, "-phigh", "--exclusive", "--array=3"))
     slurm.reached(number, "PENDING", "RUNNING", restarts=1)
     assert slurm.ended(f"{first}_3")["JobState"] == "COMPLETED"
     assert slurm.reached(number, "COMPLETED", restarts=1)["ExitCode"] == "0:0"
@@ -352,11 +375,14 @@ def test_scaling_measures_one_two_and_four_nodes_and_draws_them(slurm, tiny_mode
 @long
 def test_the_pipeline_goes_from_labels_to_files_and_its_rest_is_cancelled_where_a_step_fails(slurm, tiny_model):
     def run(**extra):
-        said = slurm.call("bash", "jobs/pipeline.slurm", "256x384", "--steps", 2, **given, **extra)
+        said = slurm.call("bash", "jobs/pipeline.slurm", "256x384", "--steps", 2, **(given | extra))
         return re.findall(r"\d+", said)
 
-    given = {"LABELS": "--ntasks=2", "IMAGE": " ".join(("--nodes=2", *SMALL)), "OUT": "slide"}
-    numbers = run(LABELS_STEPS="2", MODEL=str(tiny_model))
+    given = {"LABELS": "--ntasks=2 --time=10", "IMAGE": " ".join(("--nodes=2", *SMALL)), "OUT": "slide"}
+    numbers = run(MODEL=str(tiny_model))
+    slurm.until(numbers[0], lambda: any(f"[{numbers[0]}.0]" in step for step in steps(f"{numbers[0]}.")))
+    slurm.call("scancel", "--signal=USR1", "--batch", numbers[0])  # before Python can take it
+    slurm.reached(numbers[0], "COMPLETED", restarts=1)
     assert [slurm.ended(number)["ExitCode"] for number in numbers] == ["0:0"] * 4, "".join(map(slurm.log, numbers))
     assert Image.open(slurm.folder / "slide" / "image" / "samples" / "000000.png").size == (384, 256)
     assert Image.open(slurm.folder / "slide" / "labels.png").size == (48, 32)
