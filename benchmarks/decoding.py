@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     latents, size = args.side * card.patch, args.side * card.patch * card.factor
     windows = len(decode_cover((latents, latents), card.patch, int(card.defaults.get("decode_overlap", OVERLAP))))
     shard = -(-size // 512) * 512
-    run = argparse.Namespace(model=args.model, device="cpu", seed=0, levels=2, shard=shard)
+    run = argparse.Namespace(model=args.model, device="cpu", seed=0, levels=2, shard=shard, launcher=None)
     seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for ranks in map(int, args.ranks.split(",")):
