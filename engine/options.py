@@ -78,14 +78,25 @@ class Option:
         Raises:
             ValueError: naming the setting, the value and what was expected.
         """
-        try:
-            return self.kind.read(value)
-        except ValueError as problem:
-            raise ValueError(f"{where or f'`{self.name}`'} is {quoted(value)}: {problem}") from None
+        return read_as(self.kind, value, where or f"`{self.name}`")
 
     def shown(self, value: Any) -> str:
         """A value as it is given on the command line, in a message."""
         return shortened(self.kind.show(value))
+
+
+def read_as(kind: Kind, value: Any, where: str) -> Any:
+    """A value after the check of its kind.
+
+    Args:
+        where: How a message names what the value is given for.
+    Raises:
+        ValueError: naming it, the value and what was expected.
+    """
+    try:
+        return kind.read(value)
+    except ValueError as problem:
+        raise ValueError(f"{where} is {quoted(value)}: {problem}") from None
 
 
 def option(

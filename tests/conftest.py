@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from damages import JOB, make_killed, make_whole
 from hypothesis import HealthCheck, settings
 from launching import close_pools, left_behind
 from tiny import make_tiny_model
@@ -42,3 +43,21 @@ def nothing_is_left_behind():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model):
+    """The job whose outputs are damaged and killed."""
+    return ("--model", tiny_model, *JOB)
+
+
+@pytest.fixture(scope="module")
+def whole(job, tmp_path_factory):
+    """Its finished output."""
+    return make_whole(job, tmp_path_factory.mktemp("whole") / "out.zarr")
+
+
+@pytest.fixture(scope="module")
+def killed(job, tmp_path_factory):
+    """Its output after a kill."""
+    return make_killed(job, tmp_path_factory.mktemp("killed") / "out.zarr")

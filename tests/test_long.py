@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 from bad_inputs import faults
-from damages import JOB, ROWS, damage_finished, damage_unfinished, kill_and_resume, make_killed, make_whole
+from damages import ROWS, damage_finished, damage_unfinished, kill_and_resume
 from launching import Running, launch, launch_alone, lines_of, ranks_below, sha, start_and_kill, verify
 from power import lose_power_and_resume
 
@@ -80,21 +80,6 @@ def test_a_large_image_of_the_embedded_model_is_the_same_on_1_and_4_ranks_and_af
     shas.add(sha(out))
     assert len(shas) == 1
     shutil.rmtree(out)
-
-
-@pytest.fixture(scope="module")
-def job(tiny_model):
-    return ("--model", tiny_model, *JOB)
-
-
-@pytest.fixture(scope="module")
-def whole(job, tmp_path_factory):
-    return make_whole(job, tmp_path_factory.mktemp("whole") / "out.zarr")
-
-
-@pytest.fixture(scope="module")
-def killed(job, tmp_path_factory):
-    return make_killed(job, tmp_path_factory.mktemp("killed") / "out.zarr")
 
 
 @pytest.mark.parametrize(("state", "kind", "way"), sorted(random.Random("damages").sample(ROWS, 120)))

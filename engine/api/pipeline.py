@@ -31,9 +31,9 @@ from engine.api.call import (
 )
 from engine.api.image import Image
 from engine.distributed.launch import ranks_of
-from engine.options import number
+from engine.options import number, read_as
 from engine.parsing import RUN_OPTIONS, split_job_and_options
-from engine.pipeline.collective_call import Facts, agreed, array_text, failing_together, read_as
+from engine.pipeline.collective_call import Facts, agreed, array_text, failing_together
 from engine.pipeline.dry_run import Plan, plan_facts
 from engine.pipeline.mending import examined
 from engine.pipeline.prepare import prepare
@@ -200,7 +200,7 @@ def read_speed(speed: Any) -> float:
     Raises:
         ValueError: it is none.
     """
-    value = float(read_as("speed", number(0), speed))
+    value = float(read_as(number(0), speed, "`speed`"))
     if not value:
         raise ValueError(f"`speed` is {speed!r}: expected evaluations a second above 0; leave it out for no time")
     return value

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.diffusion.latent_map import LatentMap
-from engine.planning.cover import Cover
+from engine.planning.cover import Cover, windows_of
 from engine.planning.geometry import Box
 from engine.planning.names import LARGEST_LABEL
 
@@ -68,6 +68,11 @@ class Condition:
         for cond, null in map(self.keys, labels_of(label_bits)):
             needed |= {cond, null} if self.guidance != 1 and null is not None else {null if cond is None else cond}
         return sorted(key for key in needed if key is not None)
+
+    def first_request(self, cover: Cover) -> tuple[Box, int]:
+        """The first window of a cover, and the key of an evaluation that it takes: for trials, one like any other."""
+        first = np.zeros(1, np.int64)
+        return Box(*windows_of(cover, first)[0].tolist()), self.requests(int(self.label_bits(cover, first)[0]))[0]
 
     def unguided(self) -> Condition:
         """The same condition without guidance, and so without the nulls that only guidance needs."""

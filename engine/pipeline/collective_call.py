@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.distributed.ranks import AgreedError, RaisedTogether, Ranks
-from engine.options import Kind
+from engine.messages import shortened
 from engine.pipeline.watch import CallbackFailed
 
 T = TypeVar("T")
@@ -50,18 +50,6 @@ def agreed(ranks: Ranks, check: Callable[[], tuple[T, Facts]]) -> T:
     return result  # type: ignore[return-value]
 
 
-def read_as(name: str, kind: Kind, value: Any) -> Any:
-    """An argument after the check of its kind.
-
-    Raises:
-        ValueError: naming it, the value and what was expected.
-    """
-    try:
-        return kind.read(value)
-    except ValueError as problem:
-        raise ValueError(f"`{name}` is {value!r}: {problem}") from None
-
-
 def differences(of_ranks: list[Facts]) -> str:
     """Which arguments differ, and how, in one line.
 
@@ -73,13 +61,9 @@ def differences(of_ranks: list[Facts]) -> str:
         values = [facts.get(name, "not given") for facts in of_ranks]
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:
-            said.append(f"`{name}` is {shortened(values[0])} on rank 0 and {shortened(values[other])} on rank {other}")
+            root, theirs = (shortened(values[rank], SHOWN) for rank in (0, other))
+            said.append(f"`{name}` is {root} on rank 0 and {theirs} on rank {other}")
     return f"all ranks make the same call, but {', '.join(said)}; give every rank the same arguments"
-
-
-def shortened(text: str) -> str:
-    """A value of a few words."""
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def array_fact(array: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.pipeline.level_plans import decode_counts, labels_and_costs, level_cover
 from engine.pipeline.memory import ITEM, available_memory, memory_bytes
-from engine.pipeline.output_checks import least_disk_bytes
+from engine.pipeline.output_checks import least_disk_bytes, what_is_there
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.watch import clock
 from engine.planning.counts import LevelCounts, count_level
@@ -162,7 +162,7 @@ def counts_of(prepared: Prepared, level: int) -> LevelCounts:
 def free_disk(path: Path) -> int:
     """Bytes free where a file would be written; 0 where that is unknown."""
     try:
-        return shutil.disk_usage(next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())).free
+        return shutil.disk_usage(what_is_there(path)).free
     except OSError:
         return 0
 

@@ -18,11 +18,10 @@ from engine.distributed.launch import ranks_of
 from engine.distributed.planner import Planner
 from engine.distributed.ranks import Ranks
 from engine.job import SampleJob
-from engine.options import options_of, whole
-from engine.pipeline.collective_call import Facts, agreed, array_text, call_users, failing_together, read_as
+from engine.options import options_of, read_as, whole
+from engine.pipeline.collective_call import Facts, agreed, array_text, call_users, failing_together
 from engine.pipeline.sampler import sample
-from engine.planning.cover import Cover, cover_of, windows_of
-from engine.planning.geometry import Box
+from engine.planning.cover import Cover, cover_of
 from engine.planning.ownership import Ownership
 from engine.planning.plan import LabelsAndCosts, Plan, Planning, plan_level
 
@@ -209,7 +208,7 @@ def read_settings(settings: Mapping[str, Any], schedule: Schedule) -> dict[str, 
         ValueError: naming the argument.
     """
     chosen: dict[str, Any] = {
-        name: None if name == "stride" and value is None else read_as(name, KINDS[name], value)
+        name: None if name == "stride" and value is None else read_as(KINDS[name], value, f"`{name}`")
         for name, value in settings.items()
     }
     cover, stride, patch = chosen["cover"], chosen["stride"], chosen["patch"]
@@ -235,7 +234,7 @@ def read_shape(shape: Any) -> tuple[int, int, int]:
     lengths = tuple(shape) if isinstance(shape, Iterable) else ()
     if len(lengths) != 3:
         raise ValueError(f"`shape` is {shape!r}: expected channels, height and width")
-    channels, height, width = (read_as("shape", whole(1, 2**31), length) for length in lengths)
+    channels, height, width = (read_as(whole(1, 2**31), length, "`shape`") for length in lengths)
     return channels, height, width
 
 
@@ -294,13 +293,11 @@ def checking(network: Network, channels: int) -> Network:
 
 def evaluate_once(denoiser: Denoiser, windows: Cover, channels: int) -> None:
     """Evaluate a micro-batch of noise in the place of the first window. Local."""
-    first, condition = np.zeros(1, np.int64), denoiser.condition
-    key = next(iter(condition.requests(int(condition.label_bits(windows, first)[0]))))
+    condition = denoiser.condition
     x = torch.randn(
         (denoiser.batch_size, channels, windows.patch, windows.patch), generator=torch.Generator().manual_seed(0)
     )
-    box = Box(*windows_of(windows, first)[0].tolist())
-    denoiser.evaluate(condition, [(box, key)], x.to(denoiser.device), int(denoiser.timesteps[0]))
+    denoiser.evaluate(condition, [condition.first_request(windows)], x.to(denoiser.device), int(denoiser.timesteps[0]))
 
 
 def whole_of(canvas: Canvas, shards: dict[int, Tensor]) -> Tensor:

@@ -15,7 +15,6 @@ from engine.pipeline.level_plans import level_cover
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import load_models, torch_threads
 from engine.pipeline.sampling_round import make_denoiser
-from engine.planning.cover import windows_of
 from engine.planning.geometry import Box
 
 REPEATS = 3
@@ -28,13 +27,10 @@ def measure(prepared: Prepared) -> dict[str, Any]:
         models = load_models(prepared, device)
         condition = condition_of(prepared.inputs, job, card, prepared.frames, no_nuclei)
         denoiser = make_denoiser(prepared, models, condition, device)
-        cover, first = level_cover(prepared, 0), np.zeros(1, np.int64)
-        box = Box(*windows_of(cover, first)[0].tolist())
-        key = condition.requests(int(condition.label_bits(cover, first)[0]))[0]
         latents = torch.randn(denoiser.batch_size, card.channels, card.patch, card.patch, device=device)
         latents = latents.to(getattr(torch, job.dtype)).contiguous(memory_format=torch.channels_last)
         t = int(prepared.timesteps[0])
-        batch = [(box, key)] * denoiser.batch_size
+        batch = [condition.first_request(level_cover(prepared, 0))] * denoiser.batch_size
         evaluating = seconds_of(lambda: denoiser.evaluate(condition, batch, latents, t), device)
         facts = {"evaluations_per_second": denoiser.batch_size / evaluating, "device": device, "decode_seconds": 0.0}
         if (decode := models[0].decode) is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.job import RunOptions
+from engine.pipeline.memory import ITEM
 from engine.pipeline.prepared import Prepared
 from engine.storage.output import Unrecognisable, provenance_at
 
@@ -64,8 +65,13 @@ def least_disk_bytes(prepared: Prepared) -> int:
     """Bytes that the output takes at the least: pixels compressed to a quarter, and two checkpoints of the canvas."""
     (height, width), (rows, columns) = prepared.job.size, prepared.ownership.shape
     pixels = prepared.frames.images * height * width * prepared.card.image_channels
-    latents = 4 * rows * columns * prepared.card.channels  # bytes of float32
+    latents = ITEM * rows * columns * prepared.card.channels
     return pixels // 4 + 2 * latents
+
+
+def what_is_there(path: Path) -> Path:
+    """A path, or the nearest above it that there is."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def check_place(options: RunOptions, least: int) -> None:
@@ -79,7 +85,7 @@ def check_place(options: RunOptions, least: int) -> None:
     path = Path(options.out)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise ValueError(f"`out` {path}: its name is longer than {LONGEST_NAME} bytes; choose a shorter `out`")
-    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    parent = what_is_there(path)
     if parent != path.absolute() and not parent.is_dir():
         raise ValueError(f"`out` {path}: {parent} is not a folder; choose another `out`")
     if not os.access(parent, os.W_OK):
