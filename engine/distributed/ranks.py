@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
+import stat
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +25,7 @@ T = TypeVar("T")
 POLL_WHILE_COMPUTING = 0.005  # seconds between two looks at messages while a rank computes
 SECOND_INTERRUPT = 1.0  # seconds after which another Ctrl-C is a second one
 LONGEST_PAUSE = 0.002  # seconds between two looks at messages while a rank waits
+STDERR = 2  # its descriptor
 DRAIN = 5.0  # seconds that ranks that leave together spend on bringing their messages to an end
 
 
@@ -307,5 +311,27 @@ class Ranks:
         sys.stdout.flush()
         print(message, file=sys.stderr, flush=True)
         if self.size > 1:
+            with suppress(OSError):
+                wait_until_read(STDERR)
             self.comm.Abort(1)
         os._exit(1)
+
+
+def wait_until_read(file: int, limit: float = 5.0, pause: float = 0.5) -> None:
+    """Wait until the launcher has read what was printed and passed it on. Local.
+
+    MPICH's launcher ends at an Abort without a look at its pipes: on a busy machine one message in twenty was lost.
+
+    Args:
+        file: descriptor; what is no pipe is not waited for.
+        limit: seconds at most until all is read.
+        pause: seconds then, in which the launcher passes it on.
+    """
+    if not stat.S_ISFIFO(os.fstat(file).st_mode):
+        return
+    deadline = time.monotonic() + limit
+    while int.from_bytes(fcntl.ioctl(file, termios.FIONREAD, bytes(4)), sys.byteorder):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
+    time.sleep(pause)
