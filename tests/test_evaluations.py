@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import zarr
-from launching import launch, lines_of, refused, sha
+from launching import launch, lines_of, refused, sha, verify
 from PIL import Image
 
 from engine.diffusion.latent_map import LatentMap
@@ -60,6 +60,24 @@ def test_what_lies_outside_the_region_costs_nothing_and_is_white(tiny_model, tmp
     assert labels[mask == 1].any()
     assert (image[:, mask == 0] == 255).all()
     assert (image[:, mask == 1] != 255).mean() > 0.5
+    assert stored["labels"].attrs["ome"]["labels"] == ["tissue", "roi"]
+    assert (stored["labels/roi/0"][:] == mask).all()
+
+
+def test_the_stored_region_is_verified_and_mended(tiny_model, tmp_path, region):
+    out = tmp_path / "out.zarr"
+    command = ("--model", tiny_model, *SIZE[:1], "600x840", *SIZE[2:], *region[1], "--out", out)
+    assert launch(2, *command).returncode == 0
+    whole = zarr.open(out)["labels/roi/1"][:]
+    assert (whole == region[0]).all(), "the region is scaled by 2, and the pyramid halves it"
+    (out / "labels" / "roi" / "0" / "c" / "1" / "5").unlink()
+    status, line = verify(out)
+    assert status == 1
+    assert "labels/roi/0" in line
+    done = launch(1, *command)
+    assert done.returncode == 0, done.stderr
+    assert zarr.open(out)["labels/roi/0"][256:384, 640:768].any()
+    assert verify(out)[0] == 0
 
 
 @pytest.mark.parametrize("cover", ["shifted", "random", "strided"])

@@ -34,7 +34,7 @@ def finished_output(path: Path) -> Output:
 
 def check_shards(output: Output) -> None:
     """Refuse an output that lacks a shard, which would be exported black."""
-    for name in filter(None, (output.layout.image, output.layout.labels)):
+    for name in output.layout.finest:
         for box in output.layout.boxes():
             if not output.shard_file(name, box).exists():
                 raise ValueError(

@@ -210,6 +210,20 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
     return replace(prepared, inputs=replace(prepared.inputs, labels=labels), label_stage=None)
 
 
+def write_region(ranks: Ranks, prepared: Prepared, output: Output) -> None:
+    """Store the region of interest beside the image, 1 inside: each rank its part. Collective."""
+    name = output.layout.roi
+    if name is None:
+        return
+
+    def write() -> None:
+        region = prepared.inputs.files["roi"].array
+        for _, box in unfinished_shards(output, [name], 0, ranks.rank, ranks.size):
+            output.write(name, box, (np.asarray(region[box.y0 : box.y1, box.x0 : box.x1]) != 0).astype(np.uint8))
+
+    ranks.agree(write)
+
+
 def clear_labels_outside_region(ranks: Ranks, prepared: Prepared, output: Output) -> None:
     """Set the stored labels to 0 outside the region of interest, once the image was sampled from them. Collective."""
     name = output.layout.labels
@@ -365,14 +379,13 @@ class ImageWriter:
 def build_pyramids(ranks: Ranks, output: Output, progress: Progress) -> None:
     """Make the coarser levels of image and labels, each shard by one rank. Collective."""
     layout, done = output.layout, 0
-    finest = [name for name in (layout.image, layout.labels) if name]
     levels = range(1, len(layout.sizes()))
     progress.begin("pyramid")
-    progress.expect("shard", len(finest) * sum(len(layout.boxes(level)) for level in levels))
+    progress.expect("shard", len(layout.finest) * sum(len(layout.boxes(level)) for level in levels))
 
     def build(level: int) -> None:
         nonlocal done
-        for name, box in unfinished_shards(output, finest, level, ranks.rank, ranks.size):
+        for name, box in unfinished_shards(output, layout.finest, level, ranks.rank, ranks.size):
             output.halve(name, level, box)
             done += ranks.size
             progress.within("shard", done)

@@ -74,7 +74,7 @@ class Prepared:
         channels = 1 if self.card.role == "labels" else self.card.image_channels
         shared = (job.size, channels, job.shard, job.chunk, self.inputs.label_array)
         if job.count is None:
-            return ImageLayout(*shared)
+            return ImageLayout(*shared, region=job.roi is not None)
         return SetLayout(*shared, count=job.count, group=self.frames.group(job.shard))
 
     @cached_property

@@ -27,6 +27,7 @@ from engine.pipeline.outputs import (
     open_output,
     sign,
     write_label_array,
+    write_region,
 )
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import DECODE_COST, IMAGE, LABEL_MAP, Progress
@@ -91,6 +92,7 @@ def run_stage(
                 return False
             progress.stage = IMAGE
         prepared = write_label_array(ranks, prepared, output)
+        write_region(ranks, prepared, output)
         models = ranks.agree(lambda: load(prepared, device))
         rounds = Rounds(Shared(ranks, prepared, output, device, models, progress, on_level))
         if not rounds.run():

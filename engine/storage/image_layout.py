@@ -3,6 +3,7 @@
 OUT/zarr.json            group: OME-Zarr 0.5 metadata; the job and its provenance under "slidefield"
 OUT/0, 1, ...            the image, c y x, and its pyramid
 OUT/labels/NAME/0 ...    what it was made from, y x, and its pyramid: "tissue", "classes" or "nuclei"
+OUT/labels/roi/0 ...     1 in the region of interest, where one was given, and its pyramid
 OUT/slidefield/          ledger, lock and, while unfinished, checkpoints, in the folder of an array without values
 """
 
@@ -17,9 +18,10 @@ import numpy as np
 
 from engine.planning.geometry import Box, Grid, grid
 from engine.storage.files import bands
-from engine.storage.layout import ArraySpec, Layout
+from engine.storage.layout import ArraySpec, LabelArray, Layout
 from engine.storage.ome_metadata import image_metadata, label_metadata, labels_metadata
 
+ROI = LabelArray("roi", "uint8", (("outside", (0, 0, 0)), ("region of interest", (255, 200, 0))))
 COARSEST = 512  # px; a screen shows it whole, whatever the shard
 
 
@@ -29,9 +31,11 @@ class ImageLayout(Layout):
 
     Args:
         coarsest: Side in px of what holds the coarsest level of the pyramid; a shard, where that is smaller.
+        region: Whether a region of interest is stored: as another label map, "labels/roi/0".
     """
 
     coarsest: int = COARSEST
+    region: bool = False
 
     @property
     def image(self) -> str:
@@ -40,6 +44,10 @@ class ImageLayout(Layout):
     @property
     def labels(self) -> str | None:
         return None if self.label is None else f"labels/{self.label.name}/0"
+
+    @property
+    def roi(self) -> str | None:
+        return f"labels/{ROI.name}/0" if self.region else None
 
     def sizes(self) -> list[tuple[int, int]]:
         """List the height and width of each pyramid level: halves, down to one that a screen shows."""
@@ -54,8 +62,7 @@ class ImageLayout(Layout):
         return grid(self.sizes()[level], self.shard)
 
     def arrays(self) -> list[ArraySpec]:
-        finest = [name for name in (self.image, self.labels) if name]
-        return [self._array(name, level) for level in range(len(self.sizes())) for name in finest]
+        return [self._array(name, level) for level in range(len(self.sizes())) for name in self.finest]
 
     def _array(self, finest: str, level: int) -> ArraySpec:
         lead = (self.channels,) if finest == self.image else ()
@@ -70,10 +77,11 @@ class ImageLayout(Layout):
         )
 
     def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
-        levels, label = len(self.sizes()), self.label
+        levels, maps = len(self.sizes()), [self.label] * (self.label is not None) + [ROI] * self.region
         groups = {"": image_metadata(name, self.channels, levels, pixel_size_um)}
-        if label is not None:
-            groups["labels"] = labels_metadata([label.name])
+        if maps:
+            groups["labels"] = labels_metadata([label.name for label in maps])
+        for label in maps:
             groups[f"labels/{label.name}"] = label_metadata(label.name, label.entries, levels, pixel_size_um)
         return groups
 

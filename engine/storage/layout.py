@@ -82,6 +82,16 @@ class Layout(ABC):
     def labels(self) -> str | None:
         """Name the array that holds the labels at full size; None: there is none."""
 
+    @property
+    def roi(self) -> str | None:
+        """Name the array that holds the region of interest at full size; None: there is none."""
+        return None
+
+    @property
+    def finest(self) -> tuple[str, ...]:
+        """Name every array at full size: the image or images first, then the maps beside it."""
+        return tuple(name for name in (self.image, self.labels, self.roi) if name)
+
     @abstractmethod
     def sizes(self) -> list[tuple[int, int]]:
         """List the height and width of each pyramid level, px."""
@@ -138,8 +148,8 @@ class Layout(ABC):
         return f"{name.removesuffix('0')}{level}" if level else name
 
     def dtype_of(self, name: str) -> str:
-        """Name the type of an array's values, given its name at full size: the image is uint8."""
-        return "uint8" if name == self.image or self.label is None else self.label.dtype
+        """Name the type of an array's values, given its name at full size: image and region are uint8."""
+        return self.label.dtype if self.label and name == self.labels else "uint8"
 
     def files(self) -> int:
         """Count the files of the finished output, metadata included, without listing them."""

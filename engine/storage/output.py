@@ -210,7 +210,8 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
     height, width = attributes["size"]
     shared = ((height, width), attributes["channels"], attributes["shard"], attributes["chunk"], label)
     if attributes["count"] is None:
-        return ImageLayout(*shared, coarsest=attributes.get("coarsest", attributes["shard"]))  # version 0.1: a shard
+        coarsest = attributes.get("coarsest", attributes["shard"])  # version 0.1: a shard
+        return ImageLayout(*shared, coarsest, attributes.get("region", False))
     return SetLayout(*shared, count=attributes["count"], group=attributes["group"])
 
 

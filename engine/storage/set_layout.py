@@ -47,7 +47,7 @@ class SetLayout(Layout):
         return grid((self.count, 1), (self.group, 1))
 
     def arrays(self) -> list[ArraySpec]:
-        return [self._array(name) for name in (self.image, self.labels) if name]
+        return [self._array(name) for name in self.finest]
 
     def _array(self, name: str) -> ArraySpec:
         lead = (self.channels,) if name == self.image else ()
