@@ -77,7 +77,7 @@ class ImageLayout(Layout):
         )
 
     def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
-        levels, maps = len(self.sizes()), [self.label] * (self.label is not None) + [ROI] * self.region
+        levels, maps = len(self.sizes()), ([self.label] if self.label else []) + ([ROI] if self.region else [])
         groups = {"": image_metadata(name, self.channels, levels, pixel_size_um)}
         if maps:
             groups["labels"] = labels_metadata([label.name for label in maps])
