@@ -160,6 +160,14 @@ def test_trees_runs_and_compares_the_bytes(tiny_model, tmp_path):
     assert all(0 < row["new s"] < 600 for row in rows if row["part"] != "sampling")
 
 
+def test_chunks_counts_what_viewers_read(tmp_path):
+    bench("chunks", "--size", 600, "--shard", 256, "--chunk", 64, "--screens", 2, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    requests = [row["requests"] for row in rows]
+    assert requests[0] == requests[1] == requests[3] == 3 * requests[2]
+    assert rows[3]["MiB"] > 2 * rows[2]["MiB"], "a channel alone costs three"
+
+
 @pytest.mark.timing
 @again_where_disturbed
 def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):

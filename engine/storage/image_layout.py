@@ -71,7 +71,7 @@ class ImageLayout(Layout):
             level=level,
             dtype=self.dtype_of(finest),
             shape=(*lead, *self.sizes()[level]),
-            chunks=(*(1 for _ in lead), self.chunk, self.chunk),
+            chunks=(*lead, self.chunk, self.chunk),
             shards=(*lead, self.shard, self.shard),
             axes=("c", "y", "x") if lead else ("y", "x"),
         )
