@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, comma_separated, launched_rank, positive
-from engine.training.recipe import DECODER_ALONE, Recipe
+from engine.training.recipe import DECODER_ALONE, EDGES_ALONE, Recipe
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -88,6 +88,11 @@ def autoencoder_options(sub: argparse.ArgumentParser) -> None:
         "--decoder-alone",
         action="store_true",
         help="train the decoder on, by losses of its own; latents stay as they are",
+    )
+    add(
+        "--edges-alone",
+        action="store_true",
+        help="train the decoder on to end its windows as it goes on there within larger ones, and nothing else",
     )
     for field, text in LOSSES.items():
         add(f"--{field}", type=not_negative, default=getattr(Recipe, field), metavar="WEIGHT", help=text)
@@ -194,7 +199,11 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     ranks.catch_signals()
     if args.network == "autoencoder":
         common |= {name: getattr(args, name) for name in ("latent_channels", "channels", "blocks", "padding", "fold")}
-        common |= {"crop": args.crop, "decoder_alone": args.decoder_alone, "recipe": recipe_of(args)}
+        common |= {
+            "crop": args.crop,
+            "decoder_alone": args.decoder_alone or args.edges_alone,
+            "recipe": recipe_of(args),
+        }
         return 0 if autoencoder.train(args.data, args.out, settings, ranks, **common) else STOPPED
     common |= {"window": args.window, "drop": args.drop, "names": args.labels, "pixel_size_um": args.pixel_size}
     common |= {"dim": args.dim, "dim_mults": args.dim_mults}
@@ -208,8 +217,8 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The losses that the options of the autoencoder ask for; the decoder alone has its own."""
-    if args.decoder_alone:
-        return DECODER_ALONE
+    if args.decoder_alone or args.edges_alone:
+        return DECODER_ALONE if args.decoder_alone else EDGES_ALONE
     fields = (*LOSSES, "adversarial_from", "latent_noise", "cut")
     return replace(Recipe(), **{field: getattr(args, field) for field in fields})
 

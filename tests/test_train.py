@@ -19,7 +19,7 @@ from engine.models.networks.autoencoder import PatchAutoencoder, Upsample
 from engine.models.networks.mask_unet import LabelUNet
 from engine.models.optimize import DoublingConv, prepare_for_inference
 from engine.training import pieces
-from engine.training.autoencoder import cut_window
+from engine.training.autoencoder import cut_window, to_tensor
 from engine.training.data import Patches, dihedral, find_images, hold_out
 from engine.training.diffusion import snr_weights
 from engine.training.image import LatentWindows, turned_corner
@@ -121,6 +121,38 @@ def test_the_decoder_alone_goes_on_and_leaves_the_latents_as_they_were(trained, 
     after = load_part(out / "vae").state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder"}
+
+
+def edge_error(network, whole, latents):
+    """How far a window ends from what lies there within a larger one, and how far its middle is from that."""
+    m, f = network.margin, network.factor
+    part = network.decode(latents[..., m:-m, m:-m])
+    off = (part - whole[..., m * f : -m * f, m * f : -m * f]).abs()
+    middle = off[..., m * f : -m * f, m * f : -m * f]
+    return float((off.sum() - middle.sum()) / (off.numel() - middle.numel())), float(middle.mean())
+
+
+def test_training_edges_alone_mends_where_windows_end_and_leaves_the_rest(tiles, tmp_path):
+    out = tmp_path / "model"
+    common = ("--data", tiles, "--out", out, "--batch-size", 4, "--channels", "8,16", "--blocks", "1,1", "--warmup", 2)
+    done = launch(1, "autoencoder", *common, "--steps", 30, "--crop", 32, "--ema", 0.5, module="engine.train")
+    assert done.returncode == 0, done.stderr
+    before = load_part(out / "vae")
+    options = (*common, "--ema", 0.5, "--edges-alone", "--lr", 1e-3)
+    done = launch(1, "autoencoder", *options, "--steps", 30, "--crop", 40, module="engine.train")
+    assert done.returncode == 1
+    assert "--crop is 40 px" in done.stderr
+    done = launch(1, "autoencoder", *options, "--steps", 60, "--crop", 96, module="engine.train")
+    assert done.returncode == 0, done.stderr
+    after = load_part(out / "vae")
+    x = to_tensor([np.tile(np.asarray(Image.open(tiles / "t1.png").convert("RGB")), (2, 2, 1))])
+    with torch.no_grad():
+        latents = before.encode(x)
+        assert torch.equal(latents, after.encode(x))
+        whole = before.decode(latents)
+        (edges_before, _), (edges_after, middle) = (edge_error(net, whole, latents) for net in (before, after))
+    assert edges_after < 0.7 * edges_before
+    assert middle < 0.5 * edges_before
 
 
 def test_patches_are_a_function_of_seed_and_position_and_an_epoch_sees_every_image_once(tiles):

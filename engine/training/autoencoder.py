@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,11 @@ def cut_window(z: Tensor, x: Tensor, factor: int, less: int) -> tuple[Tensor, Te
     return z[..., top : top + h, left : left + w], of_image
 
 
+def within(x: Tensor, less: int) -> Tensor:
+    """The middle of images or latents (..., h, w), without ``less`` on every side."""
+    return x[..., less:-less, less:-less]
+
+
 class AutoencoderTraining:
     """The losses of one step; owns the discriminator and its optimiser."""
 
@@ -72,6 +78,7 @@ class AutoencoderTraining:
         self.trainer, self.patches, self.ranks, self.device = trainer, patches, ranks, device
         self.recipe = recipe
         self.renoise: Callable[[Tensor], Tensor] | None = None
+        self.as_it_was: PatchAutoencoder | None = None
         self.discriminator = PatchDiscriminator().to(device)
         self.features = RandomFeatures().to(device)
         assert isinstance(trainer.network, PatchAutoencoder)
@@ -88,6 +95,8 @@ class AutoencoderTraining:
         assert isinstance(network, PatchAutoencoder)
         x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         w = self.recipe
+        if self.as_it_was is not None:
+            return self.edges(network, self.as_it_was, x)
         z, x = cut_window(network.encode(x), x, network.factor, w.cut)
         if self.renoise is not None and float(torch.rand(())) < w.renoised:
             y = network.decode(self.renoise(z)).float()
@@ -106,6 +115,19 @@ class AutoencoderTraining:
             loss = loss + ramp * adversarial
         return loss, shown
 
+    def edges(
+        self, network: PatchAutoencoder, as_it_was: PatchAutoencoder, x: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far decoded windows end from what the decoder, as it was, makes there within larger windows.
+
+        Away from its ends a window is decoded as before: that is where these losses are 0 to begin with.
+        """
+        less = network.margin
+        with torch.no_grad():
+            z = network.encode(x)
+            goes_on = within(as_it_was.decode(z).float(), less * network.factor)
+        return self.reconstruction(goes_on, network.decode(within(z, less)).float())
+
     def reconstruction(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """How far the reconstructions y are from the images x, and figures to show."""
         w = self.recipe
@@ -120,6 +142,7 @@ class AutoencoderTraining:
 
     def adversarial(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Train the discriminator one step, then judge the reconstruction by it."""
+        y = y.clamp(-1, 1)  # as it is seen: or a spike in a corner, which costs little, would be praised without end
         self.optimizer.zero_grad(set_to_none=True)
         d_loss = hinge(self.discriminator(x)[0], self.discriminator(y.detach())[0])
         d_loss.backward()
@@ -159,6 +182,18 @@ def measure_latents(network: PatchAutoencoder, patches: Patches, device: str, co
         z = torch.cat([network.encode(to_tensor([patches.patch(p)[0]]).to(device)) for p in range(count)])
     network.config["latents_mean"] = [round(v, 5) for v in z.mean((0, 2, 3)).tolist()]
     network.config["latents_std"] = [round(v, 5) for v in z.std((0, 2, 3)).tolist()]
+
+
+def as_it_is(network: PatchAutoencoder, crop: int) -> PatchAutoencoder:
+    """A copy to train the edges by.
+
+    Raises:
+        ValueError: the patches have no middle to compare with.
+    """
+    least = (2 * network.margin + 1) * network.factor
+    if crop < least:
+        raise ValueError(f"`crop` is {crop} px; training edges alone takes {least} or more")
+    return deepcopy(network).requires_grad_(False)
 
 
 def load_autoencoder(out: Path) -> PatchAutoencoder:
@@ -214,9 +249,12 @@ def train(
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder = out / "vae"
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(network, settings, ranks, folder, "decoder-training" if decoder_alone else "training")
+    name = "edges-training" if recipe.edges else "decoder-training" if decoder_alone else "training"
+    trainer = Trainer(network, settings, ranks, folder, name)
     training = AutoencoderTraining(trainer, patches, ranks, settings.lr, recipe, device)
-    if decoder_alone and (out / "unet" / "config.json").exists():
+    if recipe.edges:
+        training.as_it_was = ranks.agree(lambda: as_it_is(network, crop))
+    elif decoder_alone and (out / "unet" / "config.json").exists():
         training.renoise = ranks.agree(lambda: renoiser(out, device))
     if resume and ranks.agree(trainer.resume) and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)

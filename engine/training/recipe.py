@@ -21,6 +21,7 @@ class Recipe:
         kl: Weight of half the mean square of the latents: for a fixed std their divergence from a standard normal, up
             to a constant (Kingma & Welling 2013, arXiv:1312.6114). The latents are bounded besides.
         cut: Latents a side by which a decoded window is smaller than the encoded patch; see ``cut_window``.
+        edges: Nothing but where windows end is trained: see ``AutoencoderTraining.edges``.
     """
 
     pixel: float = 1.0
@@ -36,6 +37,7 @@ class Recipe:
     equivariance: float = 0.0
     kl: float = 0.0
     cut: int = 0
+    edges: bool = False
 
 
 DECODER_ALONE = Recipe(
@@ -48,3 +50,4 @@ DECODER_ALONE = Recipe(
     adversarial_from=0.03,
     renoised=0.7,
 )
+EDGES_ALONE = Recipe(edges=True)
