@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from launching import ROOT
+from PIL import Image
 
 from engine.models.card import colored, read_card
 from engine.models.files import EMBEDDED, EMBEDDED_LABELS, WEIGHTS
 from engine.models.folder import check_model_folder, load_model, load_part, save_part
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.mask_unet import Attention, LabelUNet, LinearAttention, MaskAttention, MaskUNet
+from engine.training.autoencoder import to_tensor, within
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 
@@ -172,3 +174,19 @@ def test_the_embedded_label_model_is_small_has_a_card_and_runs():
     with torch.inference_mode():
         out = network(torch.zeros(1, 5, 64, 64), torch.full((1,), 500), torch.tensor([1]))
     assert out.shape == (1, 5, 64, 64)
+
+
+@torch.no_grad()
+def test_the_embedded_decoder_ends_all_four_corners_of_an_image_alike():
+    """Windows that end somewhere against what larger ones have there; a spike in a corner was 4 times the edges'."""
+    network = load_part(ROOT / "engine" / "models" / "embedded" / "vae")
+    tissue = np.asarray(Image.open(ROOT / "benchmarks" / "notes" / "sample.jpg").convert("RGB"))[:704, :704]
+    less, rng, off = network.margin, np.random.default_rng(0), np.zeros((128, 128))
+    for _ in range(6):
+        y, x = rng.integers(0, tissue.shape[0] - 320, 2)
+        latents = network.encode(to_tensor([tissue[y : y + 320, x : x + 320]]))
+        whole, part = network.decode(latents), network.decode(within(latents, less))
+        off += (part - within(whole, less * network.factor)).abs().mean((0, 1)).numpy()
+    edges = np.mean([side.mean() for side in (off[:8], off[-8:], off[:, :8], off[:, -8:])])
+    corners = [part.mean() for half in (off[:8], off[-8:]) for part in (half[:, :8], half[:, -8:])]
+    assert max(corners) < 2 * edges, corners
