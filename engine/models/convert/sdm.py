@@ -92,6 +92,6 @@ def scheduler(said: Mapping[str, Any], learned: bool) -> dict[str, Any]:
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "rederive_noise": True,
-        "timestep_spacing": "leading",
+        "timestep_spacing": "smallest_stride",
     }
     return {**scheduler, "network_timestep_scale": 1000 / steps} if said["rescale_timesteps"] else scheduler
