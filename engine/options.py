@@ -319,7 +319,5 @@ NAME = Kind(_text, "name", "NAME")
 FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
 SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536, or one for a square", "HxW", "{0[0]}x{0[1]}".format)
 INTERVAL = Kind(_interval, "two whole numbers, the first below the last, as 5:20", "FIRST:LAST", "{0[0]}:{0[1]}".format)
-SECTIONS = Kind(
-    _sections, "whole numbers, 1 or more, as 10,15,20", "N[,N...]", lambda value: ",".join(map(str, value))
-)
+SECTIONS = Kind(_sections, "whole numbers, 1 or more, as 10,15,20", "N[,N...]", lambda value: ",".join(map(str, value)))
 RGB = Kind(_rgb, "three whole numbers, 0 to 255, as 120,80,150", "R,G,B", lambda value: ",".join(map(str, value)))

@@ -190,7 +190,8 @@ def test_images_that_are_too_dark_are_drawn_again(tiny_model, tmp_path):
     first = images_of(tmp_path / "all.zarr")
     means = first.mean((1, 2, 3)) / 255
     middle = float(np.median(means)) + 0.1
-    shas = {sampled(tmp_path / f"{n}.zarr", n, *arguments, "--accept", f"{middle:.6f}") for n in (1, 3)}
+    most = ("--accept-rounds", 20)  # one of the classes may be dark whatever is drawn
+    shas = {sampled(tmp_path / f"{n}.zarr", n, *arguments, "--accept", f"{middle:.6f}", *most) for n in (1, 3)}
     assert len(shas) == 1
     images = images_of(tmp_path / "1.zarr")
     bright = means >= middle - 0.1
