@@ -468,3 +468,30 @@ def test_another_package_called_kernels_is_refused_in_one_line(tmp_path, first):
     assert f"another package `kernels` ({tmp_path / 'kernels' / '__init__.py'})" in line
     assert f"put {ROOT} first on PYTHONPATH" in line
     assert not trace or first[0] == "-c"  # a command says it in one line; a program of somebody's gets its traceback
+
+
+def test_sections_say_how_many_levels_there_are(tiny_model):
+    card = read_card(str(tiny_model))
+    job = SampleJob(sections="10,15,20").resolved(card)
+    assert (job.steps, job.sections) == (45, (10, 15, 20))
+    assert len(card.schedule.timesteps(job.steps, job.sections)) == 45
+    assert SampleJob(sections=[10, 15], steps=25).resolved(card).steps == 25
+    for settings, said in (
+        ({"sections": "10,15", "steps": 30}, "`sections` 10,15 are 25 levels but `steps` is 30"),
+        ({"sections": "2000"}, "2000 levels in part 1 of 1, which has 1000"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SampleJob(**settings).resolved(card)
+    for wrong in ("10,", "0", "a", "", []):
+        with pytest.raises(ValueError, match="`sections`"):
+            SampleJob(sections=wrong)
+
+
+def test_published_means_are_those_of_the_card(tiny_model):
+    card = read_card(str(tiny_model))
+    with pytest.raises(ValueError, match="has no class_means"):
+        SampleJob(count=2, accept="published").resolved(card)
+    with_means = dataclasses.replace(card, class_means=(0.5, 0.2913, 0.1, 0.2, 0.3))
+    assert SampleJob(count=2, accept="published").resolved(with_means).accept == "0.5,0.2913,0.1,0.2,0.3"
+    with pytest.raises(ValueError, match="`accept_rounds` is 3 but every image is kept"):
+        SampleJob(count=2, accept_rounds=3).resolved(card)
