@@ -155,7 +155,8 @@ def check_options(system: str, options: Options) -> None:
     """
     for name, systems in SYSTEMS_OF_OPTION.items():
         if getattr(options, name) not in (None, (), {}) and system not in systems:
-            raise ValueError(f"`{name}` is an option of {' and '.join(systems)}, not of {system}")
+            flag = {"settings": "set"}.get(name, name)
+            raise ValueError(f"`{flag}` is an option of {' and '.join(systems)}, not of {system}")
     if options.clip is not None and options.class_embeddings is not None:
         raise ValueError("both `clip` and `class_embeddings` are given; choose one")
 

@@ -78,13 +78,14 @@ class Converted:
 
 
 def unsaid(
-    options: Options, presets: Mapping[str, Mapping[str, Any]], file: str
+    options: Options, presets: Mapping[str, Mapping[str, Any]], file: str, more: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What a checkpoint's weights cannot say, from a preset and the options, and a note of what was taken from where.
 
     Args:
         presets: Published settings by name, the system's usual ones first.
         file: File of settings that there is none of.
+        more: Settings that can be given besides those of a preset.
     Raises:
         ValueError: the preset or a setting is none that there is.
     """
@@ -92,8 +93,8 @@ def unsaid(
     if name not in presets:
         raise ValueError(f"`preset` {name} is none of this system's: {', '.join(presets)}")
     preset = presets[name]
-    if wrong := sorted(options.settings.keys() - preset.keys()):
-        raise ValueError(f"`set` {wrong[0]}: not one of what the weights cannot say: {', '.join(preset)}")
+    if wrong := sorted(options.settings.keys() - preset.keys() - set(more)):
+        raise ValueError(f"`set` {wrong[0]}: not one of what the weights cannot say: {', '.join((*preset, *more))}")
     known = {**preset, **options.settings}
     listed = ", ".join(f"{key} {value}" for key, value in known.items())
     note = (

@@ -59,7 +59,7 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
     tensors = below(checkpoint, "")
     notes: tuple[str, ...] = ()
     if config is None:
-        known, notes = unsaid(options, PRESETS, "args.json")
+        known, notes = unsaid(options, PRESETS, "args.json", ("num_heads", "num_heads_upsample"))
         said = {**DEFAULTS, **sizes(tensors, int(known["image_size"])), **known}
     else:
         refuse_preset(options, config)
