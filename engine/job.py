@@ -318,7 +318,7 @@ def taken_by(condition: str) -> tuple[str, ...]:
     """The options of models of one condition alone.
 
     >>> taken_by("class")
-    ('labels', 'label', 'resize_labels', 'embeddings')
+    ('labels', 'label', 'labels_scale', 'labels_table', 'resize_labels', 'embeddings')
     """
     return tuple(name for name, declared in options_of(SampleJob).items() if condition in declared.models)
 

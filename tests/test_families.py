@@ -216,6 +216,19 @@ def test_a_set_killed_while_images_are_drawn_again_resumes_to_the_same_bytes(tin
     assert len(rejected[0]) > 1
 
 
+def test_images_are_drawn_again_without_a_limit_unless_there_is_one(tiny_model, tmp_path):
+    arguments = ("--model", tiny_model, "--size", "32x32", "--count", 1, "--steps", 1, "--preview", "none")
+    arguments = (*arguments, "--shard", 64, "--chunk", 32, "--accept", "filters:rarely")
+    done = launch(1, *arguments, "--out", tmp_path / "all.zarr")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rejected = zarr.open(tmp_path / "all.zarr").attrs["slidefield"]["rejected"]
+    assert rejected == [1] * 21 + [0]
+    assert "20 rounds accepted none of 1 images" in done.stdout
+    limited = launch(2, *arguments, "--accept-rounds", 3, "--out", tmp_path / "three.zarr")
+    assert limited.returncode == 0, limited.stderr
+    assert zarr.open(tmp_path / "three.zarr").attrs["slidefield"]["rejected"] == rejected[:3]
+
+
 def test_a_filter_of_ones_own_decides(tiny_model, tmp_path):
     arguments = ("--model", tiny_model, "--size", "128x128", "--count", 4, "--steps", 2, "--label", "0,1")
     out = tmp_path / "out.zarr"

@@ -6,6 +6,7 @@ a system is converted by the real command and compared with the arrays in its ``
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from engine.distributed.launch import world
 from engine.distributed.planner import Planner
 from engine.models.card import ModelCard, read_card
 from engine.models.convert.__main__ import main
+from engine.models.files import read_parts
 from engine.models.folder import Model, load_model
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas
 from engine.pipeline.sampler import sample
@@ -115,6 +117,39 @@ def golden(request: pytest.FixtureRequest, converted: Callable[[str, Path], Path
 
 def guided(null: torch.Tensor, conditional: torch.Tensor, weight: float) -> torch.Tensor:
     return null + weight * (conditional - null)
+
+
+# What a configuration says that weights cannot, of the systems whose trainings write none.
+UNSAID = {
+    "sdm": ("image_size", "num_head_channels", "num_heads", "num_heads_upsample", "use_new_attention_order")
+    + ("noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps"),
+    "feature-aligned": ("sample_size", "attention_head_dim", "norm_num_groups"),
+}
+
+
+@pytest.mark.parametrize("system", ["diffinfinite-image", "diffinfinite-mask", "sdm-nuclei", "feature-aligned"])
+def test_a_checkpoint_as_it_lies_becomes_the_same_model(system, tmp_path, converted):
+    """No system but Large-Image-Diffusion writes a configuration beside its checkpoint."""
+    if not folders(system):
+        pytest.skip(f"{GOLDEN / system} is not here: a checkpoint as the system writes it")
+    pytest.importorskip("diffusers")
+    for folder in folders(system):
+        with_config = read_parts(converted(system, folder))
+        checkpoint = next(path for path in sorted(folder.iterdir()) if path.suffix == ".pt")
+        alone = tmp_path / folder.name / checkpoint.name
+        alone.parent.mkdir()
+        alone.symlink_to(checkpoint)
+        settings = json.loads(next(folder.glob("*.json")).read_text())
+        told = [f"{key}={settings[key]}" for key in UNSAID.get(SYSTEMS[system], ()) if key in settings]
+        out = alone.parent / "model"
+        options = ["--set", ",".join(told)] if told else []
+        assert main([SYSTEMS[system], str(alone), "--out", str(out), *options]) == 0
+        assert read_parts(out).scheduler == with_config.scheduler
+        said = set(read_parts(out).configs["unet"]) & set(with_config.configs["unet"]) - {"dropout"}
+        assert said
+        for key in said:
+            assert read_parts(out).configs["unet"][key] == with_config.configs["unet"][key], key
+        assert load_model(out).network is not None
 
 
 @goldens("diffinfinite-image")

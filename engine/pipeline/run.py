@@ -198,8 +198,8 @@ class Rounds:
 
     def say_hopeless(self) -> None:
         """Say, once in so many rounds, that none of them accepted an image."""
-        rounds = len(self.rejected)
-        if rounds % PATIENCE or self.rejected[-PATIENCE] != self.rejected[-1]:
+        drawn = [self.shared.prepared.frames.images, *self.rejected]  # images of each round, the next one included
+        if len(self.rejected) % PATIENCE or drawn[-1 - PATIENCE] != drawn[-1]:
             return
         self.shared.progress.say(
             f"note: {PATIENCE} rounds accepted none of {self.rejected[-1]} images; a run with `accept_rounds` N keeps "

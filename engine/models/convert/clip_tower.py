@@ -35,7 +35,7 @@ def why_no_tower(clip: Mapping[str, Tensor], names: Sequence[str]) -> str:
     words, exit_layer = clip.get("text_model.embeddings.token_embedding.weight"), clip.get("text_projection.weight")
     if words is None or exit_layer is None:
         return "the checkpoint holds no text tower of CLIP"
-    if unknown := [name for name in names if name not in TOKENS_OF_NAMES]:
+    if unknown := [name for name in names if name.lower() not in TOKENS_OF_NAMES]:  # CLIP knows no capitals
         return f"{unknown[0]} is none of the published names ({', '.join(TOKENS_OF_NAMES)}), and it holds no tokenizer"
     if len(words) <= END or words.shape[1] % HEAD:
         return (
@@ -49,7 +49,7 @@ def class_embeddings(clip: Mapping[str, Tensor], names: Sequence[str]) -> np.nda
     """The projected embedding of each name, not normalised: float32 (names, width)."""
     text = {key.removeprefix("text_model."): value.float() for key, value in clip.items()}
     with torch.inference_mode():
-        rows = [embedding(text, (START, *TOKENS_OF_NAMES[name], END)) for name in names]
+        rows = [embedding(text, (START, *TOKENS_OF_NAMES[name.lower()], END)) for name in names]
     return torch.stack(rows).numpy()
 
 

@@ -69,8 +69,8 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
     count = len(NAMES) if classes is None else len(classes)
     names = options.names or (NAMES if count == len(NAMES) else numbered("class", count))
     card["labels"] = named(options, count, names)
-    if set(names) <= set(NAMES):
-        card["class_means"] = [MEANS[NAMES.index(name)] for name in names]
+    if all(name.lower() in NAMES for name in names):
+        card["class_means"] = [MEANS[NAMES.index(name.lower())] for name in names]
     return Converted(parts, scheduler(), card, (*notes, *told), classes=classes)
 
 
