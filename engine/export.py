@@ -7,8 +7,13 @@
     classes.csv   the class of every image, for a set that stores classes
     export.json   the output that this came from, and its provenance
 
-Files are named by the number of the image: 000000.png. A set is read one shard at a time. A large image is read one row
-of tiles at a time for TIFF, and whole for PNG. The exit status is 0 (exported) or 1 (refused).
+With ``--by-class`` there are these instead, as the feature-aligned system writes them:
+
+    CLASS/        the images of each class, image_0.png, image_1.png, ...
+    export.json
+
+Else files are named by the number of the image: 000000.png. A set is read one shard at a time. A large image is read
+one row of tiles at a time for TIFF, and whole for PNG. The exit status is 0 (exported) or 1 (refused).
 """
 
 from __future__ import annotations
@@ -27,12 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument(
         "--format", choices=("png", "tiff"), default="png", help="format of images and labels (default: png)"
     )
+    top.add_argument("--by-class", action="store_true", help="write the images of a set as a folder a class alone")
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     given = top.parse_args(arguments)
     from engine.exports.folder import export  # torch and zarr
 
     try:
-        written = export(given.out, given.dir, given.format, overwrite=given.overwrite)
+        written = export(given.out, given.dir, given.format, by_class=given.by_class, overwrite=given.overwrite)
     except (ValueError, OSError, MemoryError) as error:
         print_error(error)
         return 1

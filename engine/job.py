@@ -19,6 +19,7 @@ from engine.options import (
     NAME,
     PATH,
     RGB,
+    SECTIONS,
     SIZE,
     Checked,
     choice,
@@ -76,6 +77,21 @@ class SampleJob(Checked):
         None,
         some_labels(LARGEST_LABEL),
         "label or class of the whole canvas; several are those of a set's images in turn",
+        models=LABEL_MAP + CLASS,
+    )
+    labels_scale: str | None = condition_option(
+        None,
+        choice("spread"),
+        "how the labels stand in the file of `labels`: spread over 0 to 255, as DiffInfinite's pictures have them",
+        unset="as they are",
+        models=LABEL_MAP + CLASS,
+        identity=False,
+    )
+    labels_table: str | None = condition_option(
+        None,
+        PATH,
+        "label of each code in the file of `labels`: lines CODE,LABEL, and *,LABEL for all others",
+        metavar="FILE.csv",
         models=LABEL_MAP + CLASS,
     )
     resize_labels: str | None = condition_option(
@@ -156,6 +172,11 @@ class SampleJob(Checked):
     steps: int | None = sampling_option(
         None, whole(1), "number of levels, from noise to image", unset=MODELS, fallback=50
     )
+    sections: tuple[int, ...] | None = sampling_option(
+        None,
+        SECTIONS,
+        "number of levels in each of as many equal parts of the model's timesteps, cleanest first, in place of `steps`",
+    )
     solver: str | None = sampling_option(
         None, choice(*SOLVERS), "update from one level to the next", unset=MODELS, fallback="ddim"
     )
@@ -190,9 +211,15 @@ class SampleJob(Checked):
         None,
         NAME,
         "which images of a set are kept, the others being sampled again: the mean brightness of each class "
-        "(as 0.62 or 0.6,0.55), or a function (module:function)",
+        "(as 0.62 or 0.6,0.55; 'published' are those of the model's card), or a function (module:function)",
         metavar="RULE",
         unset="all",
+    )
+    accept_rounds: int | None = sampling_option(
+        None,
+        whole(1),
+        "number of rounds after which images are kept that `accept` has refused until then",
+        unset="until all are accepted",
     )
 
     shard: int = output_option(
@@ -226,6 +253,7 @@ class SampleJob(Checked):
         check_guidance(self, card)
         job = with_label_numbers(self, card)
         check_label(job, card)
+        job = with_published_means(with_sections(job), card)
         job = with_stride(with_defaults(without_omega(job), card), card)
         check_levels(job, card)
         check_solver(job)
@@ -290,7 +318,7 @@ def taken_by(condition: str) -> tuple[str, ...]:
     """The options of models of one condition alone.
 
     >>> taken_by("class")
-    ('labels', 'label', 'resize_labels', 'embeddings')
+    ('labels', 'label', 'labels_scale', 'labels_table', 'resize_labels', 'embeddings')
     """
     return tuple(name for name, declared in options_of(SampleJob).items() if condition in declared.models)
 
@@ -339,6 +367,8 @@ def check_kind_of_job(job: SampleJob) -> None:
         raise ValueError(f"`roi` {job.roi} is for one image sampled anew; leave out `count` and `image`")
     if job.accept is not None and job.count is None:
         raise ValueError(f"`accept` {job.accept} chooses among the images of a set; pass `count` N too")
+    if job.accept_rounds is not None and job.accept is None:
+        raise ValueError(f"`accept_rounds` is {job.accept_rounds} but every image is kept; add `accept` RULE")
 
 
 def check_guidance(job: SampleJob, card: ModelCard) -> None:
@@ -354,6 +384,12 @@ def check_label(job: SampleJob, card: ModelCard) -> None:
     given = [name for name in ("labels", "label", "label_model") if getattr(job, name) is not None]
     if len(given) > 1:
         raise ValueError(f"both {' and '.join(shown(job, name) for name in given)} are given; choose one")
+    for name in ("labels_scale", "labels_table"):
+        if getattr(job, name) is not None and job.labels in (None, "example"):
+            raise ValueError(f"{shown(job, name)} is for a label map in a file; pass `labels` FILE, or leave it out")
+    if job.labels_scale is not None and job.labels_table is not None:
+        both = " and ".join(shown(job, name) for name in ("labels_scale", "labels_table"))
+        raise ValueError(f"both {both} say what the values of `labels` mean; choose one")
     for name in ("prompt", "label_steps", "label_guidance"):
         if getattr(job, name) is not None and job.label_model is None:
             given = [f"`{way}`" for way in ("labels", "label") if getattr(job, way) is not None]
@@ -399,7 +435,7 @@ def with_label_numbers(job: SampleJob, card: ModelCard) -> SampleJob:
 
 def check_levels(job: SampleJob, card: ModelCard) -> None:
     assert job.steps is not None  # resolved
-    card.schedule.timesteps(job.steps)
+    card.schedule.timesteps(job.steps, job.sections)
     if job.guidance_interval and job.guidance_interval[1] > job.steps:
         first, last = job.guidance_interval
         raise ValueError(f"`guidance_interval` is {first}:{last} but there are {job.steps} levels; end it there")
@@ -425,6 +461,36 @@ def check_shard(job: SampleJob, card: ModelCard) -> None:
 def without_omega(job: SampleJob) -> SampleJob:
     """The job with its guidance as one weight, whichever way it was given."""
     return job if job.omega is None else replace(job, guidance=1 + job.omega, omega=None)
+
+
+def with_sections(job: SampleJob) -> SampleJob:
+    """The job with as many levels as its sections have.
+
+    Raises:
+        ValueError: it says another number too.
+    """
+    if job.sections is None:
+        return job
+    total = sum(job.sections)
+    if job.steps not in (None, total):
+        raise ValueError(f"{shown(job, 'sections')} are {total} levels but `steps` is {job.steps}; leave one out")
+    return replace(job, steps=total)
+
+
+def with_published_means(job: SampleJob, card: ModelCard) -> SampleJob:
+    """The job with the mean brightness of each class as its rule, where it asks for that of the model's card.
+
+    Raises:
+        ValueError: the card has none.
+    """
+    if job.accept != "published":
+        return job
+    if not card.class_means:
+        raise ValueError(
+            f"`accept` published: the card of {card.folder.name} has no class_means; give the mean brightness of each "
+            "class, as 0.62 or 0.6,0.55"
+        )
+    return replace(job, accept=",".join(f"{mean:g}" for mean in card.class_means))
 
 
 def with_defaults(job: SampleJob, card: ModelCard) -> SampleJob:

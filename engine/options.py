@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.messages import quoted, shortened
 
+MOST_SECTIONS = 1000
 LONGEST_PATH = 4095  # bytes; the longest that Linux opens
 
 
@@ -269,6 +270,18 @@ def _interval(value: Any) -> tuple[int, int]:
     return first, last
 
 
+def _sections(value: Any) -> tuple[int, ...]:
+    """``N,N,...`` or [N, N, ...].
+
+    >>> SECTIONS.read("10,15,20"), SECTIONS.read(250)
+    ((10, 15, 20), (250,))
+    """
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if not 1 <= len(parts) <= MOST_SECTIONS:
+        raise ValueError(f"expected 1 to {MOST_SECTIONS} numbers of levels, such as 10,15,20")
+    return tuple(whole(1).read(part) for part in parts)
+
+
 def _rgb(value: Any) -> tuple[int, ...]:
     """``R,G,B`` or [R, G, B], 0 to 255."""
     parts = value.split(",") if isinstance(value, str) else value
@@ -306,4 +319,5 @@ NAME = Kind(_text, "name", "NAME")
 FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
 SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536, or one for a square", "HxW", "{0[0]}x{0[1]}".format)
 INTERVAL = Kind(_interval, "two whole numbers, the first below the last, as 5:20", "FIRST:LAST", "{0[0]}:{0[1]}".format)
+SECTIONS = Kind(_sections, "whole numbers, 1 or more, as 10,15,20", "N[,N...]", lambda value: ",".join(map(str, value)))
 RGB = Kind(_rgb, "three whole numbers, 0 to 255, as 120,80,150", "R,G,B", lambda value: ",".join(map(str, value)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, comma_separated, launched_rank, positive
+from engine.messages import quoted
 from engine.training.recipe import DECODER_ALONE, EDGES_ALONE, Recipe
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     settings = LoopSettings(**{name: getattr(args, name) for name in same}, deadline=deadline, began=began)
     common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
     ranks.agree(lambda: check(args, ranks.size))
+    ranks.agree(lambda: check_folder(args.out, args.network))
     ranks.catch_signals()
     if args.network == "autoencoder":
         common |= {name: getattr(args, name) for name in ("latent_channels", "channels", "blocks", "padding", "fold")}
@@ -213,6 +215,28 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     else:
         finished = labels.train(args.data, args.out, settings, ranks, scale=args.scale, **common)
     return 0 if finished else STOPPED
+
+
+def check_folder(out: Path, network: str) -> None:
+    """Refuse a model folder whose networks are of other kinds than are trained here, such as a converted one.
+
+    Args:
+        out: The folder to train into; it may be absent.
+        network: What is trained: autoencoder, image or labels.
+    Raises:
+        ValueError: naming the folder's network, and what to do.
+    """
+    from engine.models.files import read_json
+
+    trained = {"unet": "LabelUNet"} if network == "labels" else {"vae": "PatchAutoencoder", "unet": "MaskUNet"}
+    for part in ("vae", "unet"):
+        config = out / part / "config.json"
+        kind = read_json(config).get("_class_name") if config.exists() else None
+        if kind not in (None, trained.get(part)):
+            raise ValueError(
+                f"`out` {out}: its {part} is {quoted(kind)}, which engine.train {network} neither trains nor goes on "
+                "from (a converted model is sampled as it is); train into another folder"
+            )
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

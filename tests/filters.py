@@ -11,3 +11,7 @@ def one_in_three(image: np.ndarray, label: int) -> bool:
 
 def even_if_of_class_1(image: np.ndarray, label: int) -> bool:
     return label != 1 or int(image[0, 0, 0]) % 2 == 0
+
+
+def rarely(image: np.ndarray, label: int) -> bool:
+    return int(image.sum()) % 11 == 8

@@ -129,6 +129,70 @@ def test_the_nuclei_network_with_other_settings(tmp_path, changes):
     assert card.schedule.num_train_timesteps == changes.get("diffusion_steps", 1000)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_head_channels": 16},
+        {"resblock_updown": True, "learn_sigma": True, "use_scale_shift_norm": True, "noise_schedule": "cosine"},
+        {"resblock_updown": True, "num_head_channels": 32, "channels": 1, "attention_resolutions": "32,16"},
+        {"use_new_attention_order": True, "num_heads": 2, "num_heads_upsample": 8, "map_channels": 3},
+        {"channel_mult": "1,3,2,2", "image_size": 64, "attention_resolutions": "32,8", "predict_xstart": True},
+        {"channel_mult": "1,2,2", "num_res_blocks": 3, "learn_sigma": True, "diffusion_steps": 500},
+        {"channel_mult": "2", "num_res_blocks": 2, "attention_resolutions": "32", "rescale_timesteps": True},
+    ],
+    ids=str,
+)
+def test_the_nuclei_network_from_its_weights_alone_is_that_of_its_arguments(tmp_path, capsys, changes):
+    """The training writes no arguments: sizes from the weights, and what they cannot say from options."""
+    network = nuclei(tmp_path / "run", **changes)
+    with_arguments, _ = converted("sdm", tmp_path / "run", tmp_path)
+    args = json.loads((tmp_path / "run" / "args.json").read_text())
+    (tmp_path / "run" / "args.json").unlink()
+    unsaid = ("image_size", "num_head_channels", "num_heads", "num_heads_upsample", "use_new_attention_order")
+    unsaid += ("noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps")
+    told = ",".join(f"{key}={args[key]}" for key in unsaid)
+    card, model = converted("sdm", tmp_path / "run", tmp_path, "--overwrite", "--set", told)
+    assert card.hash == with_arguments.hash
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert note.startswith("note: no args.json")
+    assert f"image_size {args['image_size']}, num_head_channels {args['num_head_channels']}" in note
+    x, given = torch.randn(1, card.channels, 32, 32), torch.rand(1, card.semantic_channels, 32, 32)
+    t = torch.tensor([9])
+    with torch.inference_mode():
+        expected = network(x, t * (1000 // args["diffusion_steps"]) if args["rescale_timesteps"] else t, given)
+        assert relative(model.network(x, t, {"map": given}), expected) < 1e-5
+
+
+def test_a_nuclei_checkpoint_alone_is_taken_as_published(tmp_path, capsys):
+    nuclei(tmp_path / "run", learn_sigma=True, use_scale_shift_norm=True, resblock_updown=True)
+    (tmp_path / "run" / "args.json").unlink()
+    card, _ = converted("sdm", tmp_path / "run", tmp_path)
+    assert "preset monuseg): image_size 128, num_head_channels 32" in capsys.readouterr().out
+    assert (card.patch, card.schedule.spacing, card.defaults["steps"]) == (128, "smallest_stride", 1000)
+    assert card.schedule.alpha_bar == pytest.approx(np.cumprod(1 - betas("squaredcos_cap_v2", 1000)))
+    card, _ = converted("sdm", tmp_path / "run", tmp_path, "--overwrite", "--preset", "dsb2018")
+    assert card.schedule.alpha_bar == pytest.approx(np.cumprod(1 - betas("linear", 1000, 1e-4, 0.02)))
+    for options, said in (
+        (("--set", "num_head_channels=48"), "num_head_channels is 48 but attention has 64 features"),
+        (("--preset", "stable"), "--preset stable is none of this system's: monuseg"),
+        (("--set", "dropout=1"), "--set dropout: not one of what the weights cannot say"),
+        (("--set", "image_size=3"), "image_size 3 cannot be halved 1 times"),
+        (("--set", "noise_schedule=warm"), "warm"),
+        (("--set", "num_head_channels=few"), "error"),
+    ):
+        line = refused_elsewhere(tmp_path, capsys, "sdm", tmp_path / "run", *options)
+        assert said in line, line
+
+
+def refused_elsewhere(tmp_path, capsys, *arguments):
+    """As ``refused``, where a model of that name is there already: it stays as it is."""
+    capsys.readouterr()
+    hash_before = read_card(str(tmp_path / "model")).hash
+    line = refused(tmp_path, capsys, *arguments)
+    assert read_card(str(tmp_path / "model")).hash == hash_before
+    return line
+
+
 # --- latent diffusion ---
 
 
@@ -266,10 +330,10 @@ def same_weights(model, network, inputs):
 
 def test_diffinfinites_image_model_from_its_weights_alone(tmp_path, capsys):
     network = diffinfinite(
-        tmp_path / "model-3.pt", random_weights(MaskUNet(16, 3, (1, 3), 5, 8, 1)), None, "linear", 500
+        tmp_path / "model-3.pt", random_weights(MaskUNet(16, 3, (1, 3), 5, 2, 1)), None, "linear", 500
     )
     card, model = converted("diffinfinite-image", tmp_path / "model-3.pt", tmp_path)
-    assert "resnet_block_groups" in capsys.readouterr().out
+    assert "resnet_block_groups: taken as 2" in capsys.readouterr().out
     mask = torch.ones(2, 1, 16, 16)
     assert same_weights(model, network, {"label": torch.tensor([2, 0]), "mask": mask})
     assert (card.channels, card.patch, card.factor, len(card.labels)) == (5, 64, 8, 3)
@@ -370,6 +434,101 @@ def test_a_feature_aligned_model_with_its_table_of_classes(tmp_path):
         tokens = model.embed(torch.from_numpy(table[[0, 2]]), None)
         expected = network(x, t, linear(torch.from_numpy(table[[0, 2]]))[:, None]).sample
         assert relative(model.network(x, t, {"tokens": tokens}), expected) < 1e-5
+
+
+def clip_weights(width=64, depth=2, words=49408, projection=512):
+    """Random weights of CLIP's text tower and of a part of its other tower, by their published names."""
+    torch.manual_seed(5)
+    block = {
+        "layer_norm1": (width,),
+        "layer_norm2": (width,),
+        "mlp.fc1": (4 * width, width),
+        "mlp.fc2": (width, 4 * width),
+    }
+    block |= {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+    layers = {f"encoder.layers.{n}.{name}": shape for n in range(depth) for name, shape in block.items()}
+    layers["final_layer_norm"] = (width,)
+    weights = {"text_projection.weight": torch.randn(projection, width), "logit_scale": torch.ones(())}
+    weights |= {"vision_model.pre_layrnorm.weight": torch.ones(8)}
+    weights["text_model.embeddings.token_embedding.weight"] = torch.randn(words, width)
+    weights["text_model.embeddings.position_embedding.weight"] = torch.randn(77, width)
+    for name, shape in layers.items():
+        weights[f"text_model.{name}.weight"] = torch.randn(shape) * 0.2 + (len(shape) == 1)
+        weights[f"text_model.{name}.bias"] = torch.randn(shape[0])
+    return {f"clip_model.{name}": value for name, value in weights.items()}
+
+
+def text_features(weights, tokens, heads=1):
+    """CLIP's text tower by torch's own layers: pre-normalised blocks, causal, read at the last token."""
+    text = {key.removeprefix("clip_model.text_model."): value for key, value in weights.items()}
+    width = text["final_layer_norm.weight"].shape[0]
+    x = text["embeddings.token_embedding.weight"][tokens] + text["embeddings.position_embedding.weight"][: len(tokens)]
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(len(tokens))
+
+    def norm(name, x):
+        return torch.nn.functional.layer_norm(x, (width,), text[f"{name}.weight"], text[f"{name}.bias"])
+
+    for layer in range(2):
+        at = f"encoder.layers.{layer}"
+        attention = torch.nn.MultiheadAttention(width, heads)
+        parts = [(text[f"{at}.self_attn.{p}_proj.weight"], text[f"{at}.self_attn.{p}_proj.bias"]) for p in "qkv"]
+        attention.in_proj_weight.data = torch.cat([weight for weight, _ in parts])
+        attention.in_proj_bias.data = torch.cat([bias for _, bias in parts])
+        attention.out_proj.weight.data = text[f"{at}.self_attn.out_proj.weight"]
+        attention.out_proj.bias.data = text[f"{at}.self_attn.out_proj.bias"]
+        h = norm(f"{at}.layer_norm1", x)
+        x = x + attention(h, h, h, attn_mask=mask)[0]
+        h = norm(f"{at}.layer_norm2", x) @ text[f"{at}.mlp.fc1.weight"].T + text[f"{at}.mlp.fc1.bias"]
+        x = x + h * torch.sigmoid(1.702 * h) @ text[f"{at}.mlp.fc2.weight"].T + text[f"{at}.mlp.fc2.bias"]
+    return norm("final_layer_norm", x)[-1] @ weights["clip_model.text_projection.weight"].T
+
+
+def test_a_feature_aligned_checkpoint_alone_is_taken_as_published(tmp_path, capsys):
+    """The training writes weights alone: classes by the checkpoint's CLIP, sizes by the weights, the rest tiny-sd's."""
+    weights = clip_weights()
+    network, linear = feature_aligned(tmp_path / "run", **weights)
+    (tmp_path / "run" / "unet_config.json").unlink()
+    card, model = converted(
+        "feature-aligned", tmp_path / "run", tmp_path, "--set", "attention_head_dim=4,norm_num_groups=8"
+    )
+    said = capsys.readouterr().out
+    assert "preset tiny-sd and --set): sample_size 64, attention_head_dim 4, norm_num_groups 8" in said
+    assert "are computed by the checkpoint's own CLIP" in said
+    assert card.labels == ("tumor", "stroma", "complex", "lympho", "debris", "mucosa", "adipose")
+    assert card.class_means == (0.3036, 0.4749, 0.3937, 0.2913, 0.5669, 0.4343, 0.8942)
+    assert (card.patch, card.defaults["steps"], card.defaults["solver"], card.schedule.variance) == (
+        *(64, 1000, "ddpm"),
+        "fixed_small",
+    )
+    job = SampleJob(label="lympho", count=3, accept="published").resolved(card)
+    assert job.accept == "0.3036,0.4749,0.3937,0.2913,0.5669,0.4343,0.8942"
+    table = read_class_table(job, card)
+    with torch.no_grad():
+        lympho = text_features(weights, [49406, 20087, 22707, 49407])
+        tumor = text_features(weights, [49406, 22616, 49407])
+        assert relative(torch.from_numpy(table[[0, 3]]), torch.stack([tumor, lympho])) < 1e-5
+        x, t = torch.randn(2, 1, 32, 32), torch.tensor([900, 5])
+        expected = network(x, t, linear(torch.from_numpy(table[[3, 0]]))[:, None]).sample
+        tokens = model.embed(torch.from_numpy(table[[3, 0]]), None)
+        assert relative(model.network(x, t, {"tokens": tokens}), expected) < 1e-5
+
+
+def test_names_that_the_checkpoints_clip_cannot_embed_are_refused_or_said(tmp_path, capsys):
+    feature_aligned(tmp_path / "run", **clip_weights())
+    line = refused(tmp_path, capsys, "feature-aligned", tmp_path / "run", "--names", "tumor,lung")
+    assert "lung is none of the published names" in line
+    card, _ = converted("feature-aligned", tmp_path / "run", tmp_path, "--names", "lympho,tumor")
+    assert (card.labels, card.class_means) == (("lympho", "tumor"), (0.2913, 0.3036))
+    feature_aligned(tmp_path / "small", **clip_weights(words=100))
+    capsys.readouterr()
+    card, _ = converted("feature-aligned", tmp_path / "small", tmp_path, "--overwrite")
+    assert "its text tower has 100 words" in capsys.readouterr().out
+    assert len(card.labels) == 7
+    with pytest.raises(ValueError, match="asked for classes by embeddings and holds none"):
+        read_class_table(SampleJob(), card)
+    (tmp_path / "small" / "unet_config.json").unlink()
+    line = refused_elsewhere(tmp_path, capsys, "feature-aligned", tmp_path / "small")
+    assert "norm_num_groups is 32 but the network has 16 features" in line
 
 
 # --- refusals ---
@@ -480,9 +639,10 @@ def test_a_missing_or_unreadable_configuration_is_named(checkpoints, capsys, sys
     path.unlink()
     for other in path.parent.glob("*.yaml"):
         other.unlink()
-    line = refused(checkpoints, capsys, system, checkpoints / system)
-    assert Path(config).suffix in line
-    assert "--config" in line
+    if system == "large-image-diffusion":
+        line = refused(checkpoints, capsys, system, checkpoints / system)
+        assert Path(config).suffix in line
+        assert "--config" in line
     assert "nowhere" in refused(checkpoints, capsys, system, checkpoints / system, "--config", "nowhere.json")
     given = checkpoints / "given.json"
     given.write_text(text)
@@ -567,6 +727,9 @@ def test_wrong_options_are_named(checkpoints, capsys):
     assert "--names is an option of diffinfinite" in refused(checkpoints, capsys, *sdm, "--names", "a")
     assert "--pixel-size" in refused(checkpoints, capsys, *sdm, "--pixel-size", "0")
     assert "pass --class-embeddings or --clip too" in refused(checkpoints, capsys, *aligned, "--names", "a")
+    assert "expected KEY=VALUE" in refused(checkpoints, capsys, *sdm, "--set", "num_heads")
+    assert "--set is an option of sdm" in refused(checkpoints, capsys, *image, "--set", "a=1")
+    assert "leave out --preset" in refused(checkpoints, capsys, *sdm, "--preset", "monuseg")
     assert "no diffusers autoencoder" in refused(checkpoints, capsys, *image, "--vae", checkpoints / "nowhere")
     small_autoencoder(checkpoints / "vae", channels=3)
     assert "3 channels" in refused(checkpoints, capsys, *image, "--vae", checkpoints / "vae")

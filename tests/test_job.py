@@ -20,13 +20,14 @@ from engine.planning.names import COVERS, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 EVERY = """
---model m --size 100x200 --count 3 --labels a.png --label 0,2 --resize-labels nearest --label-model lm --prompt tumour
---label-steps 7 --label-guidance 2 --embeddings e.npy --region-embeddings r.npy --grid 4x5 --pitch 256
---interpolation corner --map m.npy --instances i.npy --border-nuclei keep --colors c.png --nucleus-color 1,2,3
---background-color 4,5,6 --style a,b --style-map s.png --image k.png --mask w.png --steps 30 --solver ddim --eta 0.5
---guidance 1.5 --omega -0.5 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann
---seed 4611686018427387904 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256
---decode-overlap 0 --decode-weights gaussian --accept 0.6,0.5 --threads 2 --out o.zarr --preview none --overwrite
+--model m --size 100x200 --count 3 --labels a.png --label 0,2 --labels-scale spread --labels-table t.csv
+--resize-labels nearest --label-model lm --prompt tumour --label-steps 7 --label-guidance 2 --embeddings e.npy
+--region-embeddings r.npy --grid 4x5 --pitch 256 --interpolation corner --map m.npy --instances i.npy
+--border-nuclei keep --colors c.png --nucleus-color 1,2,3 --background-color 4,5,6 --style a,b --style-map s.png
+--image k.png --mask w.png --steps 30 --sections 10,20 --solver ddim --eta 0.5 --guidance 1.5 --omega -0.5
+--guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann --seed 4611686018427387904
+--batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256 --decode-overlap 0
+--decode-weights gaussian --accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --preview none --overwrite
 --resume never --verify --mend --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
@@ -36,6 +37,8 @@ PLAIN: dict = {
     "count": 3,
     "labels": "a.png",
     "label": [0, 2],
+    "labels_scale": "spread",
+    "labels_table": "t.csv",
     "resize_labels": "nearest",
     "label_model": "lm",
     "prompt": "tumour",
@@ -57,6 +60,7 @@ PLAIN: dict = {
     "image": "k.png",
     "mask": "w.png",
     "steps": 30,
+    "sections": [10, 20],
     "solver": "ddim",
     "eta": 0.5,
     "guidance": 1.5,
@@ -76,6 +80,7 @@ PLAIN: dict = {
     "decode_overlap": 0,
     "decode_weights": "gaussian",
     "accept": "0.6,0.5",
+    "accept_rounds": 9,
     "threads": 2,
 }
 DEFAULTS = {
@@ -96,8 +101,8 @@ DEFAULTS = {
     "threads": 1,
 }
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
-FILES |= {"style_map", "image", "mask", "roi"}
-UNNEEDED = {"resize_labels", "prompt", "device"}
+FILES |= {"style_map", "image", "mask", "roi", "labels_table"}
+UNNEEDED = {"resize_labels", "labels_scale", "prompt", "device"}
 
 
 def kinds(values):
@@ -292,7 +297,7 @@ def test_a_default_passes_its_own_check_and_its_text_can_be_given(name):
 
 
 def test_options_of_a_kind_of_model_are_those_that_it_takes():
-    labels = ("labels", "label", "resize_labels")
+    labels = ("labels", "label", "labels_scale", "labels_table", "resize_labels")
     assert taken_by("label-map") == (*labels, "label_model", "prompt", "label_steps", "label_guidance")
     assert taken_by("class") == (*labels, "embeddings")
     assert taken_by("embedding") == ("embeddings", "region_embeddings", "grid", "pitch", "interpolation")
@@ -463,3 +468,30 @@ def test_another_package_called_kernels_is_refused_in_one_line(tmp_path, first):
     assert f"another package `kernels` ({tmp_path / 'kernels' / '__init__.py'})" in line
     assert f"put {ROOT} first on PYTHONPATH" in line
     assert not trace or first[0] == "-c"  # a command says it in one line; a program of somebody's gets its traceback
+
+
+def test_sections_say_how_many_levels_there_are(tiny_model):
+    card = read_card(str(tiny_model))
+    job = SampleJob(sections="10,15,20").resolved(card)
+    assert (job.steps, job.sections) == (45, (10, 15, 20))
+    assert len(card.schedule.timesteps(job.steps, job.sections)) == 45
+    assert SampleJob(sections=[10, 15], steps=25).resolved(card).steps == 25
+    for settings, said in (
+        ({"sections": "10,15", "steps": 30}, "`sections` 10,15 are 25 levels but `steps` is 30"),
+        ({"sections": "2000"}, "2000 levels in part 1 of 1, which has 1000"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SampleJob(**settings).resolved(card)
+    for wrong in ("10,", "0", "a", "", []):
+        with pytest.raises(ValueError, match="`sections`"):
+            SampleJob(sections=wrong)
+
+
+def test_published_means_are_those_of_the_card(tiny_model):
+    card = read_card(str(tiny_model))
+    with pytest.raises(ValueError, match="has no class_means"):
+        SampleJob(count=2, accept="published").resolved(card)
+    with_means = dataclasses.replace(card, class_means=(0.5, 0.2913, 0.1, 0.2, 0.3))
+    assert SampleJob(count=2, accept="published").resolved(with_means).accept == "0.5,0.2913,0.1,0.2,0.3"
+    with pytest.raises(ValueError, match="`accept_rounds` is 3 but every image is kept"):
+        SampleJob(count=2, accept_rounds=3).resolved(card)

@@ -9,12 +9,13 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import ROOT, launch, sha
+from launching import ROOT, launch, refused, sha
 from PIL import Image
 from tiny import LABELS
 
 from engine.inputs.input_file import integer_file
 from engine.inputs.label_cleanup import clean_box, clean_labels, majority_box
+from engine.inputs.label_codes import spread_codes
 from engine.inputs.maps import MapFile
 from engine.inputs.nuclei import edges
 from engine.inputs.resize import nearest_box, nearest_index
@@ -219,3 +220,70 @@ def test_an_image_from_a_drawn_map_is_that_from_its_numbers(tmp_path, tiny_model
         assert done.returncode == 0, done.stderr
         shas.add((sha(out), zarr.open_array(out / "labels" / "tissue" / "0", mode="r")[:].tobytes()))
     assert len(shas) == 1
+
+
+# ---- other codes than the model's labels -----------------------------------------------------------
+
+
+def test_an_image_from_a_map_in_other_codes_is_that_from_its_labels(tmp_path, tiny_model):
+    """DiffInfinite's pictures have labels spread over 0 to 255, rounded or cut off; its annotations are 40 codes."""
+    labels = (blobs((128, 160)) * 4).round().astype(np.uint8)
+    spread = labels * (255 / 4)
+    Image.fromarray(labels).save(tmp_path / "plain.png")
+    Image.fromarray(spread.astype(np.uint8)).save(tmp_path / "cut.png")
+    np.save(tmp_path / "rounded.npy", (spread + 0.5).astype(np.uint8))
+    codes = np.array([0, 7, 9, 23, 31])[labels]
+    codes[labels == 2] = np.where(np.arange((labels == 2).sum()) % 2, 9, 18)
+    tifffile.imwrite(tmp_path / "codes.tif", codes.astype(np.uint16))
+    common = ("--model", tiny_model, "--steps", 2, "--preview", "none", "--labels")
+    own = {
+        "plain": ("plain.png",),
+        "cut": ("cut.png", "--labels-scale", "spread"),
+        "rounded": ("rounded.npy", "--labels-scale", "spread"),
+        "codes": ("codes.tif", "--labels-table", ROOT / "jobs" / "labels-40-to-5.csv"),
+    }
+    shas = set()
+    for name, (file, *options) in own.items():
+        out = tmp_path / f"{name}.zarr"
+        done = launch(2, *common, tmp_path / file, *options, "--size", "128x160", "--out", out)
+        assert done.returncode == 0, done.stderr
+        shas.add(sha(out))
+    assert len(shas) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), ["has value 191", "--labels-scale spread", "--labels-table"]),
+        (("--labels-table", "table.csv"), ["has the code 191 at row", "table.csv", "a line *,LABEL"]),
+        (("--labels-table", "gone.csv"), ["gone.csv", "No such file"]),
+        (("--labels-table", "high.csv"), ["high.csv, line 2: label 5, but the model knows 0 to 4"]),
+        (("--labels-table", "twice.csv"), ["twice.csv, line 3: 7 has a label already, 1"]),
+        (("--labels-table", "words.csv"), ["words.csv, line 1", "expected CODE,LABEL"]),
+        (("--labels-table", "empty.csv"), ["empty.csv names no codes"]),
+        (("--labels-table", "table.csv", "--labels-scale", "spread"), ["--labels-scale spread", "choose one"]),
+    ],
+    ids=str,
+)
+def test_codes_that_no_table_knows_and_wrong_tables_are_refused(tmp_path, tiny_model, options, said):
+    Image.fromarray(np.full((128, 128), 191, np.uint8)).save(tmp_path / "map.png")
+    tables = {"table": "0,0\n7,1\n", "high": "0,0\n7,5\n", "twice": "0,0\n7,1\n7,2\n"}
+    tables |= {"words": "seven,1\n", "empty": "# nothing\n"}
+    for name, text in tables.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    options = [tmp_path / option if option.endswith(".csv") else option for option in options]
+    own = ("--model", tiny_model, "--size", 128, "--steps", 2, "--out", tmp_path / "o.zarr")
+    line = refused(tmp_path, *own, "--labels", tmp_path / "map.png", *options)
+    assert all(words in line for words in said), line
+
+
+def test_a_scale_or_table_without_a_file_is_refused(tmp_path, tiny_model):
+    own = ("--model", tiny_model, "--size", 128, "--steps", 2, "--out", tmp_path / "o.zarr")
+    for options in (("--labels-scale", "spread"), ("--labels-table", tmp_path / "t.csv", "--labels", "example")):
+        assert "pass --labels FILE" in refused(tmp_path, *own, *options)
+
+
+def test_a_value_between_two_spread_labels_is_refused():
+    codes = spread_codes(5)
+    assert codes.label_of(np.array([[0, 63, 64, 127, 128, 191, 255]])).tolist() == [[0, 1, 1, 2, 2, 3, 4]]
+    assert (codes.label_of(np.array([30, 61, 126, 200])) == -1).all()

@@ -167,3 +167,78 @@ def test_solvers_agree_with_diffusers(ours, theirs, eta, spacing, clip, schedule
     mine = run_ours(ours, config, steps, eta, start, outputs, noises, scheduler.timesteps.numpy())
     scale = float(x.abs().max())
     assert float((mine - x).abs().max()) < 2e-5 * scale
+
+
+# ---- as the published systems have it -----------------------------------------------------------------
+
+
+def test_the_noise_of_large_image_diffusion_is_that_of_one_timestep():
+    """Their panorama, 50 levels of 1000: beta of the level's timestep times (1 - ab of 20 before) / (1 - ab)."""
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195, "rederive_noise": True}
+    config |= {"timestep_spacing": "trailing", "eta_variance": "one_timestep"}
+    beta = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    ab = np.cumprod(1 - beta)
+    theirs = [beta[t - 1] * (1 - ab[t - 21]) / (1 - ab[t - 1]) if t > 20 else 0.0 for t in range(1000, 0, -20)]
+    schedule = Schedule.from_config(config)
+    timesteps = schedule.timesteps(50)
+    alpha_bar, of_one = schedule.alpha_bars(timesteps), schedule.eta_betas(timesteps)
+    ours = [step.d**2 for step in steps_of("ddim", alpha_bar, 1.0, True, betas=of_one)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-15)
+    half = [step.d**2 for step in steps_of("ddim", alpha_bar, 0.5, True, betas=of_one)]
+    np.testing.assert_allclose(half, np.array(theirs) / 2, rtol=1e-9, atol=1e-15)
+    for step, after, variance in zip(
+        steps_of("ddim", alpha_bar, 1.0, True, betas=of_one), alpha_bar[1:], theirs, strict=False
+    ):
+        kept = step.a * np.sqrt(1 - alpha_bar[alpha_bar.index(after) - 1])
+        np.testing.assert_allclose(kept**2, 1 - after - variance, rtol=1e-9)
+    posterior = [step.d**2 for step in steps_of("ddim", alpha_bar, 1.0, True)][:-1]
+    ratios = np.array(posterior) / theirs[:-1]
+    assert 16 < ratios.min() < ratios.max() < 19, "what eta 1 gave before"
+
+
+def of_guided_diffusion(total, said):
+    """guided-diffusion's timesteps for "ddimN" or "a,b,c", from the description of its respacing."""
+    if said.startswith("ddim"):
+        fits = [set(range(0, total, s)) for s in range(1, total + 1) if len(range(0, total, s)) == int(said[4:])]
+        return sorted(fits[0], reverse=True)
+    counts = [int(part) for part in said.split(",")]
+    parts = np.array_split(np.arange(total), len(counts))
+    taken = []
+    for part, count in zip(parts, counts, strict=True):
+        at, stride = 0.0, (len(part) - 1) / (count - 1) if count > 1 else 1
+        for _ in range(count):
+            taken.append(int(part[round(at)]))
+            at += stride
+    return taken[::-1]
+
+
+@pytest.mark.parametrize("total", [1000, 500, 7])
+def test_the_smallest_stride_is_taken_that_gives_exactly_so_many_levels(total):
+    schedule = Schedule(tuple(np.linspace(0.9, 0.1, total)), spacing="smallest_stride")
+    leading = Schedule(schedule.alpha_bar, spacing="leading")
+    strides = {len(range(0, total, stride)) for stride in range(1, total + 1)}
+    for steps in range(1, total + 1):
+        if steps in strides:
+            assert schedule.timesteps(steps).tolist() == of_guided_diffusion(total, f"ddim{steps}")
+        else:
+            with pytest.raises(ValueError, match=f"`steps` is {steps}, which no stride .* choose (\\d+) or"):
+                schedule.timesteps(steps)
+        if total % steps == 0:
+            assert (schedule.timesteps(steps) == leading.timesteps(steps)).all(), "these jobs keep their bytes"
+    if total == 1000:
+        assert schedule.timesteps(6).tolist() == [835, 668, 501, 334, 167, 0]
+        assert leading.timesteps(6).tolist() == [830, 664, 498, 332, 166, 0]
+
+
+@pytest.mark.parametrize("said", ["10,15,20", "250", "1,1,1", "334,333,333", "7,1", "999"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "smallest_stride"])
+def test_levels_in_sections_are_those_of_guided_diffusion(said, spacing):
+    schedule = Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing=spacing)
+    sections = tuple(map(int, said.split(",")))
+    assert schedule.timesteps(sum(sections), sections).tolist() == of_guided_diffusion(1000, said)
+
+
+def test_more_levels_than_a_section_has_timesteps_are_refused():
+    schedule = Schedule(tuple(np.linspace(0.9, 0.1, 1000)))
+    with pytest.raises(ValueError, match="334 levels in part 2 of 3, which has 333"):
+        schedule.timesteps(354, (10, 334, 10))

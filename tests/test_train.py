@@ -215,6 +215,19 @@ def train_labels(ranks, maps, out, *options):
     return launch(ranks, "labels", *common, *names, *options, module="engine.train")
 
 
+@pytest.mark.parametrize("network", ["image", "autoencoder", "labels"])
+def test_a_converted_model_is_not_trained_into(tiles, tmp_path, network):
+    for part, kind in (("unet", "MaskUNet" if network != "labels" else "SpadeUNet"), ("vae", "AutoencoderKL")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps({"_class_name": kind}))
+    done = launch(2, network, "--data", tiles, "--out", tmp_path, "--steps", 1, module="engine.train")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "AutoencoderKL" in done.stderr
+    assert "train into another folder" in done.stderr
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["config.json"] * 2
+
+
 def test_the_network_of_label_maps_learns_goes_on_and_leaves_a_model(maps, tmp_path):
     first = train_labels(2, maps, tmp_path, "--steps", 30)
     assert first.returncode == 0, first.stderr

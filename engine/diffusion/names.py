@@ -3,5 +3,6 @@
 SOLVERS = ("ddim", "ddpm", "dpmpp2m", "euler")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-SPACINGS = ("leading", "linspace", "trailing")
+SPACINGS = ("leading", "linspace", "trailing", "smallest_stride")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+ETA_VARIANCES = ("posterior", "one_timestep")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.diffusion.names import BETA_SCHEDULES, PREDICTIONS, SPACINGS, VARIANCES
+from engine.diffusion.names import BETA_SCHEDULES, ETA_VARIANCES, PREDICTIONS, SPACINGS, VARIANCES
 
 LEAST_SIGNAL = 1e-30  # alpha_bar at the last timestep; denoised estimates are divided by its square root
 
@@ -41,9 +41,11 @@ class Schedule:
         prediction: What the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
         clip: The fused estimate of the clean canvas is clipped to +- this; None: it is not clipped.
         rederive_noise: Whether the noise is computed again from the clipped estimate.
-        spacing: How a run's levels are chosen from the timesteps.
+        spacing: How a run's levels are chosen from the timesteps; see ``timesteps``.
         steps_offset: Number added to the timesteps of ``leading``.
         variance: Variance of the ancestral step: the posterior's, beta, or between the two as the network predicts.
+        eta_variance: Variance of ddim's fresh noise: ``posterior``, that of the step from level to level, or
+            ``one_timestep``, whose beta is that of the level's timestep alone (Large-Image-Diffusion's).
     """
 
     alpha_bar: tuple[float, ...]
@@ -53,6 +55,7 @@ class Schedule:
     spacing: str = "leading"
     steps_offset: int = 0
     variance: str = "fixed_small"
+    eta_variance: str = "posterior"
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -61,6 +64,8 @@ class Schedule:
             raise ValueError(f"timestep_spacing is {self.spacing!r}; known: {', '.join(SPACINGS)}")
         if self.variance not in VARIANCES:
             raise ValueError(f"variance_type is {self.variance!r}; known: {', '.join(VARIANCES)}")
+        if self.eta_variance not in ETA_VARIANCES:
+            raise ValueError(f"eta_variance is {self.eta_variance!r}; known: {', '.join(ETA_VARIANCES)}")
 
     @classmethod
     def from_config(cls, config: Mapping) -> Schedule:
@@ -93,6 +98,7 @@ class Schedule:
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=int(config.get("steps_offset", 0)),
             variance=(config.get("variance_type") or "fixed_small").removesuffix("_log"),
+            eta_variance=config.get("eta_variance", "posterior"),
         )
 
     @property
@@ -104,25 +110,42 @@ class Schedule:
         """alpha_bar at each of a run's levels."""
         return [self.alpha_bar[t] for t in timesteps]
 
-    def timesteps(self, steps: int) -> np.ndarray:
+    def eta_betas(self, timesteps: Sequence[int] | np.ndarray) -> list[float] | None:
+        """beta at each of a run's levels, where ``eta_variance`` is made of these; else None."""
+        if self.eta_variance == "posterior":
+            return None
+        return [1 - self.alpha_bar[t] / (self.alpha_bar[t - 1] if t else 1.0) for t in timesteps]
+
+    def timesteps(self, steps: int, sections: Sequence[int] | None = None) -> np.ndarray:
         """The timesteps of a run, noisiest first.
+
+        ``leading`` takes every (T // steps)-th from 0, as diffusers does; ``smallest_stride`` the smallest stride that
+        gives exactly so many from 0 to T, as guided-diffusion's ddimN does: where steps divides T the two agree.
 
         Args:
             steps: Number of levels, 1 up to the model's timesteps.
+            sections: Number of levels in each of as many equal parts of the timesteps, cleanest first; their sum is
+                ``steps``, and the spacing is not used.
         Raises:
-            ValueError: ``steps`` is outside that range.
+            ValueError: ``steps`` is outside that range, or no stride gives so many, or a part has too few timesteps.
 
         >>> Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing="trailing").timesteps(4).tolist()
         [999, 749, 499, 249]
+        >>> Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing="smallest_stride").timesteps(6).tolist()
+        [835, 668, 501, 334, 167, 0]
         """
         total = self.num_train_timesteps
+        if sections is not None:
+            return in_sections(total, sections)
         if not 1 <= steps <= total:
             raise ValueError(f"`steps` is {steps}; the model was trained with {total} timesteps: choose 1 to {total}")
+        if self.spacing == "smallest_stride":
+            return every(smallest_stride(total, steps), steps)
         if self.spacing == "linspace":
             return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
         if self.spacing == "trailing":
             return np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
-        leading = (np.arange(steps) * (total // steps))[::-1].astype(np.int64)
+        leading = every(total // steps, steps)
         return leading + min(self.steps_offset, total - 1 - int(leading[0]))  # with all steps there is no room
 
     def output_channels(self, channels: int) -> int:
@@ -141,3 +164,58 @@ class Schedule:
         if self.prediction == "epsilon":
             return 1 / signal, -noise / signal
         return signal, -noise
+
+
+def every(stride: int, steps: int) -> np.ndarray:
+    """int64 (steps,): every ``stride``-th timestep from 0, noisiest first."""
+    return (np.arange(steps) * stride)[::-1].astype(np.int64)
+
+
+def smallest_stride(total: int, steps: int) -> int:
+    """The smallest stride from 0 to ``total`` that takes exactly ``steps`` timesteps.
+
+    Raises:
+        ValueError: there is none.
+    """
+    stride = -(-total // steps)  # a smaller one takes more
+    if -(-total // stride) == steps:
+        return stride
+    fewer = -(-total // stride)
+    more = -(-total // (stride - 1))
+    raise ValueError(
+        f"`steps` is {steps}, which no stride through the model's {total} timesteps gives exactly; "
+        f"choose {fewer} or {more}, or `sections` {steps}"
+    )
+
+
+def in_sections(total: int, sections: Sequence[int]) -> np.ndarray:
+    """Timesteps of a respaced run (Nichol & Dhariwal 2021, arXiv:2102.09672), noisiest first.
+
+    The timesteps are cut into as many equal parts as there are sections (what is left over lengthens the first ones by
+    one each); in each part, as many as asked for are taken evenly from its first to its last.
+
+    Args:
+        total: Number of timesteps of the model.
+        sections: Number of levels in each part, cleanest first.
+    Raises:
+        ValueError: a part has fewer timesteps than are asked for.
+
+    >>> in_sections(10, (2, 3)).tolist()
+    [9, 7, 5, 4, 0]
+    """
+    shortest, longer = divmod(total, len(sections))
+    taken: list[int] = []
+    start = 0
+    for index, count in enumerate(sections):
+        size = shortest + (index < longer)
+        if count > size:
+            raise ValueError(
+                f"`sections` asks for {count} levels in part {index + 1} of {len(sections)}, which has {size} of the "
+                f"model's {total} timesteps; choose at most so many"
+            )
+        stride, position = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        for _ in range(count):
+            taken.append(start + round(position))
+            position += stride  # added up, not multiplied: in rare places the two round to different timesteps
+        start += size
+    return np.array(taken[::-1], np.int64)

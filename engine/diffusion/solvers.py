@@ -36,16 +36,28 @@ class Step:
     keeps: bool = False
 
 
-def ddim(alpha_bar: Sequence[float], eta: float, rederive_noise: bool = False) -> list[Step]:
+def ddim(
+    alpha_bar: Sequence[float],
+    eta: float,
+    rederive_noise: bool = False,
+    betas: Sequence[float] | None = None,
+) -> list[Step]:
     """Song et al. 2021, arXiv:2010.02502, eq. 12, for any eta >= 0; the last level goes to alpha_bar 1.
 
     Args:
         alpha_bar: alpha_bar of each level, noisiest first.
         rederive_noise: Take the noise from the clipped estimate rather than from the estimate itself.
+        betas: beta of each level's own timestep. Where it is given, the variance of the fresh noise is that of one
+            timestep however far the level goes, and ``eta`` multiplies the variance (Graikos et al. 2024); else
+            ``eta`` multiplies the std of the posterior's.
     """
     table = []
-    for now, after in _pairs(alpha_bar):
-        sigma = eta * np.sqrt((1 - after) / (1 - now) * (1 - now / after))
+    for level, (now, after) in enumerate(_pairs(alpha_bar)):
+        posterior = (1 - after) / (1 - now)
+        if betas is None:
+            sigma = eta * np.sqrt(posterior * (1 - now / after))
+        else:
+            sigma = np.sqrt(eta * posterior * betas[level])
         noise = np.sqrt(max(1 - after - sigma**2, 0.0) / (1 - now))
         from_noise = -noise * np.sqrt(now)
         signal = np.sqrt(after)
@@ -108,17 +120,23 @@ def euler(alpha_bar: Sequence[float]) -> list[Step]:
 
 
 def steps_of(
-    solver: str, alpha_bar: Sequence[float], eta: float, rederive_noise: bool, variance: str = "fixed_small"
+    solver: str,
+    alpha_bar: Sequence[float],
+    eta: float,
+    rederive_noise: bool,
+    variance: str = "fixed_small",
+    betas: Sequence[float] | None = None,
 ) -> list[Step]:
     """The table of a solver by its name.
 
     Args:
         variance: Variance of the noise of ddpm.
+        betas: beta of each level's own timestep, where these make the noise of ddim; see ``ddim``.
     Raises:
         ValueError: The solver is unknown, or has no use for eta.
     """
     if solver == "ddim":
-        return ddim(alpha_bar, eta, rederive_noise)
+        return ddim(alpha_bar, eta, rederive_noise, betas)
     if solver not in SOLVERS:
         raise ValueError(f"`solver` is {solver!r}; known: {', '.join(SOLVERS)}")
     if eta:

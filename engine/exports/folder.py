@@ -7,18 +7,20 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from engine.exports.class_folders import check_classes, write_class_folders
 from engine.exports.image_set import write_set
 from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
+from engine.storage.settings_file import read_json_object
 
 FORMATS = {"png": ".png", "tiff": ".tif"}
 FOLDERS = ("samples", "labels", "inst_masks", "cond")
 FILES = ("classes.csv", "export.json")
 
 
-def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = False) -> list[str]:
+def export(out: Path, folder: Path, kind: str = "png", *, by_class: bool = False, overwrite: bool = False) -> list[str]:
     """Export an output to a folder, which appears at once when it is complete.
 
     Args:
@@ -26,6 +28,7 @@ def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = Fals
         folder: Folder to be made; it may be there if it is empty.
         kind: "png" or "tiff": the format of samples and labels. An image larger than ``LARGEST_PNG`` and labels of
             more than 8 bits become TIFF anyway.
+        by_class: Whether the images are written as a folder a class, and nothing else.
         overwrite: Whether to replace an earlier export.
     Returns:
         The names of the files and folders in it.
@@ -34,12 +37,16 @@ def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = Fals
     """
     folder = folder.resolve()
     output = finished_output(out)
+    if by_class:
+        check_classes(output)
     check_export_folder(out, folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
     try:
         (building / "new").mkdir()
-        if isinstance(output.layout, SetLayout):
+        if by_class and isinstance(output.layout, SetLayout):
+            write_class_folders(output, output.layout, building / "new", FORMATS[kind])
+        elif isinstance(output.layout, SetLayout):
             write_set(output, output.layout, building / "new", FORMATS[kind])
         else:
             write_image(output, building / "new", FORMATS[kind])
@@ -65,14 +72,27 @@ def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another DIR")
-    others = sorted({path.name for path in folder.iterdir()} - {*FOLDERS, *FILES})
+    others = sorted({path.name for path in folder.iterdir()} - {*FOLDERS, *FILES, *written_before(folder)})
     if others and overwrite:
         raise ValueError(f"{folder} holds {others[0]}, which no export has; remove it yourself, or choose another DIR")
     if any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty; pass --overwrite to replace an earlier export, or choose another DIR")
 
 
+def written_before(folder: Path) -> list[str]:
+    """The folders of an earlier export, as its ``export.json`` lists them: those of classes have any names."""
+    if not (folder / "export.json").exists():
+        return []
+    try:
+        listed = read_json_object(folder / "export.json", "export.json").get("folders")
+    except ValueError:
+        return []
+    return [str(name) for name in listed] if isinstance(listed, list) else []
+
+
 def write_facts(output: Output, folder: Path) -> None:
-    """Write ``export.json``: the output's path and provenance."""
-    facts = {"source": str(output.path.absolute()), **{k: v for k, v in output.provenance.items() if k != "layout"}}
+    """Write ``export.json``: the output's path, the folders beside it, and the provenance."""
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    provenance = {k: v for k, v in output.provenance.items() if k != "layout"}
+    facts = {"source": str(output.path.absolute()), "folders": folders, **provenance}
     (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")

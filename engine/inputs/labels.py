@@ -11,6 +11,7 @@ import numpy as np
 from engine.diffusion.latent_map import LatentMap
 from engine.inputs.example import example_labels
 from engine.inputs.input_file import label_file
+from engine.inputs.label_codes import recoded_file, spread_codes, table_codes
 from engine.inputs.maps import MapFile, check_size, digest_of
 from engine.inputs.values import Inputs, LabelSource
 from engine.job import SampleJob
@@ -69,7 +70,12 @@ def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
             )
         return LabelSource(partial(example_of_image, job.size[0]), "example")
     entries = list(zip(card.labels, card.colors, strict=True))[:known]
-    file = label_file(str(job.labels), "`labels`", entries, stack=job.count is not None)
+    stack = job.count is not None
+    if job.labels_scale is not None or job.labels_table is not None:
+        codes = table_codes(job.labels_table, known) if job.labels_table else spread_codes(known)
+        file = recoded_file(str(job.labels), "`labels`", codes, stack)
+    else:
+        file = label_file(str(job.labels), "`labels`", entries, stack)
     check_size(file.array.shape, job, f"label map {file.path}", "; or `resize_labels` nearest", job.resize_labels)
     return LabelSource(MapFile(file, job.size, known, card.labels).read, "")
 

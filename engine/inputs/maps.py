@@ -50,7 +50,8 @@ class MapFile:
             listed = ", ".join(f"{i} {name}" for i, name in enumerate(self.names))
             raise ValueError(
                 f"{self.file}{which} has value {int(values[row, column])} at row {y}, column {x}; "
-                f"the model knows {listed}"
+                f"the model knows {listed}; labels spread over 0 to 255 are read with `labels_scale` spread, codes of "
+                "one's own with `labels_table` FILE.csv"
             )
         return values
 

@@ -58,6 +58,7 @@ class ModelCard:
         pixel_range: Values of black and white on the canvas of a model of pixels; latents decode to (-1, 1).
         decodes: Whether the folder can make pixels: a model of latents may lack its autoencoder.
         has_null: Whether the network was trained to be conditioned on nothing too, which guidance needs.
+        class_means: Mean brightness of each class's training images, 0 to 1, for `accept` published; empty: unknown.
     """
 
     folder: Path
@@ -82,6 +83,7 @@ class ModelCard:
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     decodes: bool = True
     has_null: bool = True
+    class_means: tuple[float, ...] = ()
 
 
 def read_card(name: str) -> ModelCard:
@@ -124,6 +126,7 @@ def read_card(name: str) -> ModelCard:
             pixel_range=latents.get("pixel_range", (-1.0, 1.0)),
             decodes=latents["decodes"],
             has_null=bool(facts.get("has_null", facts.get("condition") != "none")),
+            class_means=tuple(facts.get("class_means", ())),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"`model` {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.diffusion.names import BETA_SCHEDULES, PREDICTIONS, SPACINGS, VARIANCES
+from engine.diffusion.names import BETA_SCHEDULES, ETA_VARIANCES, PREDICTIONS, SPACINGS, VARIANCES
 from engine.messages import quoted
 from engine.options import FLAG, RGB, Kind, choice, number, whole
 
@@ -51,6 +51,12 @@ def _std(value: Any) -> float | list[float]:
     return [POSITIVE.read(part) for part in value] if isinstance(value, list) and value else POSITIVE.read(value)
 
 
+def _means(value: Any) -> list[float]:
+    if not isinstance(value, list) or len(value) > MOST_LABELS:
+        raise ValueError(f"expected a list of numbers from 0 to 1, one a class, at most {MOST_LABELS}")
+    return [SHARE.read(part) for part in value]
+
+
 def _defaults(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("expected settings by name")
@@ -68,6 +74,7 @@ def _betas(value: Any) -> list[float] | None:
 MOST_TIMESTEPS = 100_000
 BETA = number(1e-12, 0.99999)
 POSITIVE = number(1e-6, 1e6)
+SHARE = number(0, 1)
 SIGNED = number(-1e6, 1e6)
 SIDE = whole(1, 65536)
 
@@ -86,6 +93,7 @@ CARD = {
     "label_count": whole(0, MOST_LABELS),
     "pixel_range": Kind(_range, "two numbers", "LOW,HIGH"),
     "has_null": FLAG,
+    "class_means": Kind(_means, "numbers from 0 to 1", "X,X,..."),
     "factor": whole(1, 1024),
     "image_channels": whole(1, 1024),
 }
@@ -99,6 +107,7 @@ SCHEDULER = {
     "timestep_spacing": choice(*SPACINGS),
     "steps_offset": whole(0, MOST_TIMESTEPS),
     "variance_type": choice(*VARIANCES, *(f"{name}_log" for name in VARIANCES)),
+    "eta_variance": choice(*ETA_VARIANCES),
     "clip_sample": FLAG,
     "clip_sample_range": POSITIVE,
     "rederive_noise": FLAG,

@@ -3,6 +3,7 @@
 A rule is one of two. The mean brightness of each class, 0 to 1: an image is accepted if it is at most 0.1 darker than
 its class's mean, as in the feature-aligned system. Or ``module:function``: a function of an image uint8 (c, h, w) and
 its label that says whether it is accepted. It must depend on its arguments alone: a resumed run calls it again.
+There are as many rounds as it takes, or as the job allows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-MOST_ROUNDS = 20  # the images of the last round are kept without being accepted
+PATIENCE = 20  # rounds without an accepted image after which this is said
 TOLERANCE = 0.1  # brightness that an image may lack of its class's mean
 Accept = Callable[[np.ndarray, int], bool]  # (image, label) -> whether it is accepted
 

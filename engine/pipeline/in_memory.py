@@ -145,7 +145,8 @@ def sample_in_memory(
     """What ``sample_latents`` does, with arguments that are checked. Collective."""
     channels, height, width = shape
     timesteps = schedule.timesteps(steps)
-    table = steps_of(solver, schedule.alpha_bars(timesteps), eta, schedule.rederive_noise, schedule.variance)
+    alpha_bars, betas = schedule.alpha_bars(timesteps), schedule.eta_betas(timesteps)
+    table = steps_of(solver, alpha_bars, eta, schedule.rederive_noise, schedule.variance, betas)
     ownership = Ownership((height, width), (side, side), ranks.size)
 
     def cover_at(level: int) -> Cover:

@@ -34,10 +34,12 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
     if provenance is None:
         return "absent"
     theirs = provenance["identity"]
-    if theirs != identity and options.overwrite:
+    # a setting that an earlier version did not have is as good as left out
+    differ = [key for key in (*identity, *theirs) if identity.get(key) != theirs.get(key)]
+    if differ and options.overwrite:
         return "replace"
-    if theirs != identity:
-        key = next(k for k in (*identity, *theirs) if identity.get(k) != theirs.get(k))
+    if differ:
+        key = differ[0]
         raise ValueError(
             f"{path} holds another job: its {key} is {theirs.get(key)}, yours is {identity.get(key)}; "
             "give the same settings to resume it, choose another `out`, or pass `overwrite` to replace it"

@@ -88,7 +88,7 @@ class Prepared:
     @cached_property
     def timesteps(self) -> np.ndarray:
         """The model's timestep of each level, from the noisiest."""
-        return self.card.schedule.timesteps(self.job.steps)  # type: ignore[arg-type]
+        return self.card.schedule.timesteps(self.job.steps, self.job.sections)  # type: ignore[arg-type]
 
     @property
     def guided_levels(self) -> range:

@@ -16,7 +16,7 @@ from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.folder import Model, check_model_folder, device_of, load_model
 from engine.models.optimize import check_compiles
-from engine.pipeline.accept import MOST_ROUNDS, accepting
+from engine.pipeline.accept import PATIENCE, accepting
 from engine.pipeline.memory import estimated_latents
 from engine.pipeline.mending import examined
 from engine.pipeline.outputs import (
@@ -187,14 +187,26 @@ class Rounds:
             sampling_round = ranks.on_root(output.checkpoints.sampling_round)
             if not Round(self.shared, sampling_round).run():
                 return False
-            if self.shared.prepared.job.accept is None:
+            job = self.shared.prepared.job
+            if job.accept is None:
                 return True
             again = self.judge(sampling_round)
             self.rejected = [*sampling_round.rejected, len(again)]
-            if not again or sampling_round.index + 1 == MOST_ROUNDS:
+            if not again or sampling_round.index + 1 == job.accept_rounds:
                 return True
+            self.say_hopeless()
             following = SamplingRound(sampling_round.index + 1, again, self.rejected)
             ranks.on_root(lambda following=following: output.checkpoints.begin_round(following))  # type: ignore[misc]
+
+    def say_hopeless(self) -> None:
+        """Say, once in so many rounds, that none of them accepted an image."""
+        drawn = [self.shared.prepared.frames.images, *self.rejected]  # images of each round, the next one included
+        if len(self.rejected) % PATIENCE or drawn[-1 - PATIENCE] != drawn[-1]:
+            return
+        self.shared.progress.say(
+            f"note: {PATIENCE} rounds accepted none of {self.rejected[-1]} images; a run with `accept_rounds` N keeps "
+            "those of the last round"
+        )
 
     def judge(self, sampling_round: SamplingRound) -> list[int]:
         """The images of a round that are sampled again; each rank looks at its share of them. Collective."""

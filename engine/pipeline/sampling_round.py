@@ -276,8 +276,8 @@ def counted(count: int, noun: str) -> str:
 def steps_of_job(prepared: Prepared) -> list[Step]:
     """The solver's step of each level."""
     job, schedule = prepared.job, prepared.card.schedule
-    alpha_bars = schedule.alpha_bars(prepared.timesteps)
-    return steps_of(str(job.solver), alpha_bars, float(job.eta or 0), schedule.rederive_noise, schedule.variance)
+    alpha_bars, betas = schedule.alpha_bars(prepared.timesteps), schedule.eta_betas(prepared.timesteps)
+    return steps_of(str(job.solver), alpha_bars, float(job.eta or 0), schedule.rederive_noise, schedule.variance, betas)
 
 
 def make_denoiser(

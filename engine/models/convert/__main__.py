@@ -1,7 +1,9 @@
 """``python -m engine.models.convert SYSTEM CHECKPOINT --out MODEL_DIR``: a published checkpoint as a model folder.
 
 SYSTEM is diffinfinite-image, diffinfinite-labels, large-image-diffusion, sdm or feature-aligned. The system's own
-configuration is read from beside the checkpoint, where the system writes it, unless ``--config`` names another.
+configuration is read from beside the checkpoint, where the system writes it, unless ``--config`` names another. Two
+systems write none: sizes are read from their weights, and what these cannot say is as published (``--preset``,
+``--set``).
 Checkpoints are opened as tensors and plain values alone.
 """
 
@@ -27,6 +29,8 @@ SYSTEMS_OF_OPTION = {
     "vae": DIFFINFINITE,
     "names": (*DIFFINFINITE, "feature-aligned"),
     "label_count": ("diffinfinite-labels",),
+    "preset": ("sdm", "feature-aligned"),
+    "settings": ("sdm", "feature-aligned"),
     "class_embeddings": ("feature-aligned",),
     "clip": ("feature-aligned",),
 }
@@ -53,11 +57,46 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--label-count", type=positive(int), metavar="N", help="diffinfinite-labels: number of labels in its maps"
     )
-    top.add_argument("--class-embeddings", type=Path, metavar="FILE.npy", help="feature-aligned: table (classes, 512)")
+    top.add_argument(
+        "--class-embeddings",
+        type=Path,
+        metavar="FILE.npy",
+        help="feature-aligned: table (classes, 512), else that of the published names by the checkpoint's CLIP",
+    )
     top.add_argument(
         "--clip", type=Path, metavar="DIR", help="feature-aligned: CLIP, which computes that table from --names"
     )
+    presets = "sdm: monuseg (default), dsb2018, ade20k, celeba; feature-aligned: tiny-sd"
+    top.add_argument("--preset", metavar="NAME", help=f"published settings that weights cannot say: {presets}")
+    top.add_argument(
+        "--set",
+        dest="settings",
+        type=key_values,
+        default={},
+        metavar="KEY=VALUE,...",
+        help="such settings one by one, as num_head_channels=64,noise_schedule=linear",
+    )
     return top
+
+
+def key_values(text: str) -> dict[str, Any]:
+    """``KEY=VALUE,...``, values as in YAML.
+
+    >>> key_values("num_head_channels=64, noise_schedule=linear")
+    {'num_head_channels': 64, 'noise_schedule': 'linear'}
+    """
+    import yaml
+
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(key.strip() and value.strip() for key, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, several by commas")
+    try:
+        values = {key.strip(): yaml.safe_load(value.strip()) for key, _, value in pairs}
+    except yaml.YAMLError:
+        values = {text: None}
+    if not all(isinstance(value, str | int | float) for value in values.values()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, a word, true or false as each VALUE")
+    return values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +129,8 @@ def convert(args: argparse.Namespace) -> str:
         label_count=args.label_count,
         class_embeddings=args.class_embeddings,
         clip=args.clip,
+        preset=args.preset,
+        settings=args.settings,
     )
     check_options(args.system, options)
     path = find_checkpoint(args.checkpoint)
@@ -113,12 +154,11 @@ def check_options(system: str, options: Options) -> None:
         ValueError: the options, and what to do.
     """
     for name, systems in SYSTEMS_OF_OPTION.items():
-        if getattr(options, name) not in (None, ()) and system not in systems:
-            raise ValueError(f"`{name}` is an option of {' and '.join(systems)}, not of {system}")
+        if getattr(options, name) not in (None, (), {}) and system not in systems:
+            flag = {"settings": "set"}.get(name, name)
+            raise ValueError(f"`{flag}` is an option of {' and '.join(systems)}, not of {system}")
     if options.clip is not None and options.class_embeddings is not None:
         raise ValueError("both `clip` and `class_embeddings` are given; choose one")
-    if system == "feature-aligned" and options.names and options.clip is None and options.class_embeddings is None:
-        raise ValueError("`names` are those of a table of classes; pass `class_embeddings` or `clip` too")
 
 
 def check_place(out: Path, overwrite: bool) -> None:

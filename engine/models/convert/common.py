@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Options:
         label_count: Number of labels in a label model's maps.
         class_embeddings: File of the table (K, 512) of class embeddings, for feature-aligned diffusion.
         clip: Folder of CLIP, which computes that table from the names.
+        preset: Published settings that the weights cannot say; None: the system's first.
+        settings: Settings that go before those of a preset or of a configuration.
     """
 
     config: Path | None = None
@@ -36,6 +39,8 @@ class Options:
     label_count: int | None = None
     class_embeddings: Path | None = None
     clip: Path | None = None
+    preset: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,43 @@ class Converted:
     card: dict[str, Any]
     notes: tuple[str, ...] = ()
     classes: np.ndarray | None = None
+
+
+def unsaid(
+    options: Options, presets: Mapping[str, Mapping[str, Any]], file: str, more: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a checkpoint's weights cannot say, from a preset and the options, and a note of what was taken from where.
+
+    Args:
+        presets: Published settings by name, the system's usual ones first.
+        file: File of settings that there is none of.
+        more: Settings that can be given besides those of a preset.
+    Raises:
+        ValueError: the preset or a setting is none that there is.
+    """
+    name = options.preset or next(iter(presets))
+    if name not in presets:
+        raise ValueError(f"`preset` {name} is none of this system's: {', '.join(presets)}")
+    preset = presets[name]
+    if wrong := sorted(options.settings.keys() - preset.keys() - set(more)):
+        raise ValueError(f"`set` {wrong[0]}: not one of what the weights cannot say: {', '.join((*preset, *more))}")
+    known = {**preset, **options.settings}
+    listed = ", ".join(f"{key} {value}" for key, value in known.items())
+    note = (
+        f"no {file}: sizes are read from the weights; what these cannot say is taken as published (preset {name}"
+        f"{' and `set`' if options.settings else ''}): {listed}"
+    )
+    return known, (note,)
+
+
+def refuse_preset(options: Options, config: Path) -> None:
+    """Refuse a preset where a configuration says it all.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if options.preset is not None:
+        raise ValueError(f"both `preset` {options.preset} and {config} say the settings; leave out `preset`")
 
 
 def schedule_of(table: Tensor | None, kind: str, steps: int, start: float, end: float) -> dict[str, Any]:

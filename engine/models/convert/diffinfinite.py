@@ -104,8 +104,8 @@ def weights_of(
             raise ValueError(f"{config}: {key} is {said[key]!r} but the weights of {path} say {value!r}")
     notes: tuple[str, ...] = ()
     if "resnet_block_groups" not in said:
-        notes = ("no configuration says resnet_block_groups: taken as 8, as their code does; they published 2",)
-    unet = {**measured, "resnet_block_groups": int(said.get("resnet_block_groups", 8))}
+        notes = ("no configuration says resnet_block_groups: taken as 2, as all that they published have it",)
+    unet = {**measured, "resnet_block_groups": int(said.get("resnet_block_groups", 2))}
     return tensors, {**settings, "unet": unet}, notes
 
 

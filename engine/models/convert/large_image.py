@@ -79,4 +79,5 @@ def scheduler(params: Mapping[str, Any], state: Mapping[str, Any], config: Path)
         "timestep_spacing": "trailing",
         "set_alpha_to_one": True,
         "network_timestep_offset": 1,
+        "eta_variance": "one_timestep",  # as its large images are sampled
     }

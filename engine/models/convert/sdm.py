@@ -1,17 +1,22 @@
-"""The nuclei network's checkpoints: a bare state dict, and the arguments of the command that trained it."""
+"""The nuclei network's checkpoints: a bare state dict, which is all that its training writes.
+
+Sizes are read from the weights; what these cannot say comes from a preset, the published commands of the system, and
+from ``settings``. A file of the arguments of the command that trained it goes before both.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from engine.models.convert.checkpoint import below, need_config, read_config
-from engine.models.convert.common import Converted, Options, Part, schedule_of
+from engine.models.convert.checkpoint import below, find_config, read_config
+from engine.models.convert.common import Converted, Options, Part, refuse_preset, schedule_of, unsaid
 
-# Defaults of the system's own command line, for arguments that args.json leaves out.
+# Defaults of the system's own command line, for arguments that a file of arguments leaves out.
 DEFAULTS: dict[str, Any] = {
     "num_res_blocks": 2,
     "num_heads": 4,
@@ -29,15 +34,38 @@ DEFAULTS: dict[str, Any] = {
     "rescale_timesteps": False,
 }
 MULTIPLES = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
+# What the weights cannot say, as the system's published commands have it (its README and scripts).
+UNSAID: dict[str, Any] = {
+    "image_size": 128,
+    "num_head_channels": 32,
+    "use_new_attention_order": False,
+    "noise_schedule": "cosine",
+    "diffusion_steps": 1000,
+    "predict_xstart": False,
+    "rescale_timesteps": False,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "monuseg": UNSAID,
+    "dsb2018": UNSAID | {"noise_schedule": "linear"},
+    "ade20k": UNSAID | {"noise_schedule": "linear", "num_head_channels": 64, "image_size": 256},
+    "celeba": UNSAID | {"noise_schedule": "linear", "num_head_channels": 64, "image_size": 256},
+}
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
     """Convert a checkpoint: a network of pixels that is conditioned on a semantic map."""
-    config = need_config(options.config, path, ("args.json", "config.json"))
-    said = {**DEFAULTS, **read_config(config)}
+    config = find_config(options.config, path, ("args.json", "config.json"))
     tensors = below(checkpoint, "")
+    notes: tuple[str, ...] = ()
+    if config is None:
+        known, notes = unsaid(options, PRESETS, "args.json", ("num_heads", "num_heads_upsample"))
+        said = {**DEFAULTS, **sizes(tensors, int(known["image_size"])), **known}
+    else:
+        refuse_preset(options, config)
+        said = {**DEFAULTS, **read_config(config), **options.settings}
     unet = network(tensors, said)
+    check_heads(unet, tensors)
     patch = options.patch or int(said["image_size"])
     card = {
         "condition": "semantic",
@@ -51,7 +79,67 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
         raise ValueError(
             f"{config}: learn_sigma is {said['learn_sigma']} but the network gives {unet['out_channels']} channels"
         )
-    return Converted({"unet": Part(unet, tensors)}, scheduler(said, learned), card)
+    return Converted({"unet": Part(unet, tensors)}, scheduler(said, learned), card, notes)
+
+
+def sizes(tensors: Mapping[str, Tensor], side: int) -> dict[str, Any]:
+    """The arguments of the network that its weights imply.
+
+    Each level's last output stage ends in a layer that doubles the size, which tells how many blocks a level has.
+
+    Args:
+        side: Side of the training's images, px: the arguments name attention by the size of the features.
+    """
+    layers = {key.rsplit(".", 1)[0] for key in tensors}
+    doubling = [n for n in range(len(stages(layers, "output_blocks"))) if is_resizing(layers, n)]
+    levels = len(doubling) + 1
+    if side < 1 or side % 2 ** (levels - 1):
+        raise ValueError(f"image_size {side} cannot be halved {levels - 1} times, as the network does; `set` another")
+    blocks = len(stages(layers, "output_blocks")) // levels - 1
+    firsts = [1 + level * (blocks + 1) for level in range(levels)]  # the first input block of each level
+    widths = [len(tensors[f"input_blocks.{first}.0.in_layers.2.bias"]) for first in firsts]
+    width = tensors["time_embed.0.weight"].shape[1]
+    attended = [level for level, first in enumerate(firsts) if f"input_blocks.{first}.1.qkv" in layers]
+    time = tensors["input_blocks.1.0.emb_layers.1.weight"].shape[0]
+    return {
+        "num_res_blocks": blocks,
+        "channel_mult": [each / width for each in widths],
+        "attention_resolutions": [side // 2**level for level in attended],
+        "use_scale_shift_norm": time == 2 * widths[0],
+        "resblock_updown": any(f"{doubled(layers, n)}.in_layers.1" in layers for n in doubling),
+    }
+
+
+def stages(layers: set[str], blocks: str) -> set[str]:
+    """The numbers of the stages of ``input_blocks`` or ``output_blocks``."""
+    return {match[1] for name in layers if (match := re.match(rf"{blocks}\.(\d+)\.", name))}
+
+
+def doubled(layers: set[str], stage: int) -> str:
+    """The last layer of an output stage: after its block, and its attention where there is one."""
+    last = 2 if f"output_blocks.{stage}.1.qkv" in layers else 1
+    return f"output_blocks.{stage}.{last}"
+
+
+def is_resizing(layers: set[str], stage: int) -> bool:
+    """Whether an output stage ends in a layer that doubles the size: a convolution, or a block."""
+    last = doubled(layers, stage)
+    return f"{last}.conv" in layers or f"{last}.in_layers.1" in layers
+
+
+def check_heads(unet: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a width of heads that the features with attention are no multiple of.
+
+    Raises:
+        ValueError: naming both.
+    """
+    width = unet["num_head_channels"]
+    wide = [tensor.shape[1] for key, tensor in tensors.items() if key.endswith(".qkv.weight")]
+    if width != -1 and (other := [each for each in wide if width < 1 or each % width]):
+        raise ValueError(
+            f"num_head_channels is {width} but attention has {other[0]} features, no multiple of it; say the "
+            "training's with `set` num_head_channels=N"
+        )
 
 
 def network(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,6 +180,6 @@ def scheduler(said: Mapping[str, Any], learned: bool) -> dict[str, Any]:
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "rederive_noise": True,
-        "timestep_spacing": "leading",
+        "timestep_spacing": "smallest_stride",
     }
     return {**scheduler, "network_timestep_scale": 1000 / steps} if said["rescale_timesteps"] else scheduler
