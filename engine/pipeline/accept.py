@@ -7,11 +7,12 @@ its label that says whether it is accepted. It must depend on its arguments alon
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 
 import numpy as np
+
+from engine.command_line import imported
 
 MOST_ROUNDS = 20  # the images of the last round are kept without being accepted
 TOLERANCE = 0.1  # brightness that an image may lack of its class's mean
@@ -29,7 +30,7 @@ def accepting(rule: str) -> Accept:
     (True, False)
     """
     if ":" in rule:
-        return imported(rule)
+        return imported(rule, "accept", "one that takes an image and its label")
     try:
         means = [float(part) for part in rule.split(",")]
     except ValueError:
@@ -45,23 +46,6 @@ def accepting(rule: str) -> Accept:
         return bool(image.mean() / 255 >= mean - TOLERANCE)
 
     return bright_enough
-
-
-def imported(rule: str) -> Accept:
-    """The function that ``module:function`` names.
-
-    Raises:
-        ValueError: It cannot be imported, or is no function.
-    """
-    module, _, name = rule.partition(":")
-    try:
-        accept = getattr(importlib.import_module(module), name)
-    except Exception as error:  # somebody else's code
-        text = f"{type(error).__name__}: {error}"
-        raise ValueError(f"`accept` {rule} cannot be imported ({text}); put the module on PYTHONPATH") from None
-    if not callable(accept):
-        raise ValueError(f"`accept` {rule} is not a function; name one that takes an image and its label")
-    return accept
 
 
 def check_accept(rule: str | None, classes: int, uniform: bool) -> None:
