@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         if launched_rank() == 0:
-            parser().print_help()
+            parser().parse_args(arguments)
         return 0
     from engine.distributed.launch import run_main  # numpy, for which --help does not wait
 
