@@ -43,6 +43,8 @@ setup(
         # diffusers for models with its networks, converted from latent diffusion or saved by diffusers itself;
         # transformers for engine.models.convert --clip, which embeds the names of classes.
         "models": ["diffusers>=0.30", "transformers>=4.40"],
+        # engine.embed of scanners' formats; openslide-python with openslide-bin does as well.
+        "slides": ["tiffslide>=3", "imagecodecs>=2024.1"],
         # jobs/tour.ipynb, and Image.to_xarray.
         "notebook": ["jupyterlab>=4", "matplotlib>=3.8", "xarray>=2024.1"],
         # For the plots of benchmarks/.

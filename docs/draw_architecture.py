@@ -18,8 +18,16 @@ FLOORS = (
     ("engine.models", "engine.distributed"),
     ("engine.job", "engine.training"),
     ("engine.parsing", "engine.inputs"),
-    ("engine.pipeline", "engine.exports"),
-    ("engine.__main__", "engine.api", "engine.sample", "engine.train", "engine.verify", "engine.export"),
+    ("engine.pipeline", "engine.exports", "engine.embedding"),
+    (
+        "engine.__main__",
+        "engine.api",
+        "engine.sample",
+        "engine.train",
+        "engine.verify",
+        "engine.export",
+        "engine.embed",
+    ),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 WIDTH, BOX_HEIGHT, GAP, LEFT = 1120, 90, 44, 20  # px

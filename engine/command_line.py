@@ -7,7 +7,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 from engine.messages import did_you_mean, one_line, shortened
@@ -68,6 +69,26 @@ def comma_separated(text: str) -> tuple[str, ...]:
     ('tumour stroma', 'necrosis')
     """
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def imported(text: str, option: str, wanted: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names.
+
+    Args:
+        option: Name of the option, for messages.
+        wanted: What the function takes, for messages.
+    Raises:
+        ValueError: it cannot be imported, or is no function.
+    """
+    module, _, name = text.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except Exception as error:  # somebody else's code
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"`{option}` {text} cannot be imported ({why}); put the module on PYTHONPATH") from None
+    if not callable(function):
+        raise ValueError(f"`{option}` {text} is not a function; name {wanted}")
+    return function
 
 
 def describe(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from engine.options import (
     NAME,
     PATH,
     RGB,
+    ROWS,
     SECTIONS,
     SIZE,
     Checked,
@@ -121,13 +122,35 @@ class SampleJob(Checked):
         None, number(0), "guidance weight of the label map", unset="the label model's", metavar="W", models=LABEL_MAP
     )
     embeddings: str | None = condition_option(
-        None, FILE, "embeddings on a grid (.npy, or FILE.h5:/dataset), or one a class", models=CLASS + EMBEDDING
+        None,
+        FILE,
+        "embeddings on a grid (.npy, FILE.h5:/dataset, or a file of engine.embed), or one a class",
+        models=CLASS + EMBEDDING,
     )
     region_embeddings: str | None = condition_option(
         None, FILE, "embeddings of the second token, on the same grid", unset="zero", models=EMBEDDING
     )
     grid: tuple[int, int] | None = condition_option(
         None, SIZE, "rows and columns of embeddings that are listed one after another", models=EMBEDDING
+    )
+    rows: int | str | None = condition_option(
+        None,
+        ROWS,
+        "which rows of a longer list of embeddings: the number of the first, or a file of all their numbers, shaped as "
+        "the grid",
+        unset="all there are",
+        models=EMBEDDING,
+        identity=False,
+    )
+    region_rows: int | str | None = condition_option(
+        None, ROWS, "the same of `region_embeddings`", unset="all there are", models=EMBEDDING, identity=False
+    )
+    grid_order: str = condition_option(
+        "rows",
+        choice("rows", "columns"),
+        "how listed embeddings, or row numbers, lie on the grid: row by row or column by column",
+        models=EMBEDDING,
+        identity=False,
     )
     pitch: int | None = condition_option(
         None,

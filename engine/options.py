@@ -290,6 +290,16 @@ def _rgb(value: Any) -> tuple[int, ...]:
     return tuple(whole(0, 255).read(part) for part in parts)
 
 
+def _rows(value: Any) -> int | str:
+    """The number of a row, or a file.
+
+    >>> ROWS.read("160"), ROWS.read("rows.npy")
+    (160, 'rows.npy')
+    """
+    is_number = isinstance(value, numbers.Integral) or (isinstance(value, str) and re.fullmatch(DIGITS, value.strip()))
+    return whole(0).read(value) if is_number else _text(value)
+
+
 def _size(value: Any) -> tuple[int, int]:
     """``HxW`` or [H, W]; one number is a square.
 
@@ -315,6 +325,7 @@ def _size(value: Any) -> tuple[int, int]:
 
 PATH = Kind(_text, "path", "PATH")
 FILE = Kind(_text, "file", "FILE")  # one that is read; Python may give an array in its place
+ROWS = Kind(_rows, "number, 0 or more, or file", "N|FILE")  # of a file, Python may give an array in its place
 NAME = Kind(_text, "name", "NAME")
 FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
 SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536, or one for a square", "HxW", "{0[0]}x{0[1]}".format)

@@ -23,7 +23,7 @@ EVERY = """
 --model m --size 100x200 --count 3 --labels a.png --label 0,2 --labels-scale spread --labels-table t.csv
 --resize-labels nearest --label-model lm --prompt tumour --label-steps 7 --label-guidance 2 --embeddings e.npy
 --region-embeddings r.npy --grid 4x5 --pitch 256 --interpolation corner --map m.npy --instances i.npy
---border-nuclei keep --colors c.png --nucleus-color 1,2,3 --background-color 4,5,6 --style a,b --style-map s.png
+--rows 160 --region-rows n.npy --grid-order columns --border-nuclei keep --colors c.png --nucleus-color 1,2,3 --background-color 4,5,6 --style a,b --style-map s.png
 --image k.png --mask w.png --steps 30 --sections 10,20 --solver ddim --eta 0.5 --guidance 1.5 --omega -0.5
 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann --seed 4611686018427387904
 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256 --decode-overlap 0
@@ -47,6 +47,9 @@ PLAIN: dict = {
     "embeddings": "e.npy",
     "region_embeddings": "r.npy",
     "grid": [4, 5],
+    "rows": 160,
+    "region_rows": "n.npy",
+    "grid_order": "columns",
     "pitch": 256,
     "interpolation": "corner",
     "map": "m.npy",
@@ -86,6 +89,7 @@ PLAIN: dict = {
 DEFAULTS = {
     "model": "embedded",
     "size": [1024, 1024],
+    "grid_order": "rows",
     "border_nuclei": "refuse",
     "nucleus_color": [122, 84, 156],
     "background_color": [226, 190, 213],
@@ -102,7 +106,7 @@ DEFAULTS = {
 }
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
 FILES |= {"style_map", "image", "mask", "roi", "labels_table"}
-UNNEEDED = {"resize_labels", "labels_scale", "prompt", "device"}
+UNNEEDED = {"resize_labels", "labels_scale", "prompt", "device", "rows", "region_rows", "grid_order"}
 
 
 def kinds(values):
@@ -300,7 +304,8 @@ def test_options_of_a_kind_of_model_are_those_that_it_takes():
     labels = ("labels", "label", "labels_scale", "labels_table", "resize_labels")
     assert taken_by("label-map") == (*labels, "label_model", "prompt", "label_steps", "label_guidance")
     assert taken_by("class") == (*labels, "embeddings")
-    assert taken_by("embedding") == ("embeddings", "region_embeddings", "grid", "pitch", "interpolation")
+    listed = ("grid", "rows", "region_rows", "grid_order")
+    assert taken_by("embedding") == ("embeddings", "region_embeddings", *listed, "pitch", "interpolation")
     assert taken_by("none") == ()
 
 

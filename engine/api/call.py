@@ -17,7 +17,7 @@ import numpy as np
 from engine.api.temporary import claim, make_folder, release
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.job import RunOptions, SampleJob
-from engine.options import FILE, PATH
+from engine.options import FILE, PATH, ROWS
 from engine.parsing import JOB_OPTIONS, OPTIONS, nearest, split_job_and_options
 from engine.pipeline.collective_call import array_fact, array_text
 
@@ -120,13 +120,14 @@ class Arguments:
 
 def is_path(name: str) -> bool:
     """Whether an option is a path."""
-    return name in OPTIONS and OPTIONS[name].kind in (PATH, FILE)
+    return name in OPTIONS and OPTIONS[name].kind in (PATH, FILE, ROWS)
 
 
 def is_array(name: str, value: Any) -> bool:
     """Whether an option is given an array in place of a file."""
-    takes_file = name in OPTIONS and OPTIONS[name].kind is FILE
-    return takes_file and value is not None and not isinstance(value, str | os.PathLike)
+    kind = OPTIONS[name].kind if name in OPTIONS else None
+    no_array = (str, os.PathLike) if kind is FILE else (str, os.PathLike, numbers.Integral)
+    return kind in (FILE, ROWS) and value is not None and not isinstance(value, no_array)
 
 
 def as_option(name: str, value: Any) -> Any:
@@ -142,6 +143,8 @@ def as_option(name: str, value: Any) -> Any:
         return value
     text = os.fspath(value)
     if not isinstance(text, str) or not text or text == NAMES.get(name):
+        return text
+    if OPTIONS[name].kind is ROWS and text.strip().isdigit():
         return text
     return ",".join(map(absolute, text.split(","))) if name == "style" else absolute(text)
 

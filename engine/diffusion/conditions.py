@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -138,6 +139,15 @@ class ClassMap(Condition):
         return {"embedding": np.where(classes[:, None] < 0, np.float32(0), self.table[classes])}  # the null is zero
 
 
+class Embeddings(Protocol):
+    """An array of embeddings (h, w, D) or (images, D), or what is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class EmbeddingGrid(Condition):
     """Embeddings on a grid, one per ``pitch`` latents; a window's embedding is interpolated between them.
@@ -145,7 +155,7 @@ class EmbeddingGrid(Condition):
     Interpolation is spherical, along x, then along y (Graikos et al. 2024, arXiv:2312.07330); the grid's edge repeats.
 
     Args:
-        grid: Embeddings, float32 (h, w, D); of independent images (images, D).
+        grid: Embeddings, float32 (h, w, D); of independent images (images, D). An array, or what is indexed like one.
         region: Embeddings of a second token, likewise; None: zero.
         pitch: Latents per embedding.
         at: Positions of embeddings and windows: ``centre``, the middles of cell and window; ``corner``, their top left
@@ -153,8 +163,8 @@ class EmbeddingGrid(Condition):
         rows: Height of one image, in latents, where there are several below one another.
     """
 
-    grid: np.ndarray | None = None
-    region: np.ndarray | None = None
+    grid: Embeddings | None = None
+    region: Embeddings | None = None
     pitch: float = 1.0
     at: str = "centre"
     rows: int | None = None
@@ -170,7 +180,7 @@ class EmbeddingGrid(Condition):
             for name, grid in grids.items()
         }
 
-    def read(self, grid: np.ndarray, window: Box) -> np.ndarray:
+    def read(self, grid: Embeddings, window: Box) -> np.ndarray:
         """float32 (D,): the embedding of a window."""
         if self.rows is not None:
             return grid[window.y0 // self.rows]

@@ -71,6 +71,7 @@ class Ranks:
         self.plan_lock = threading.RLock()  # held by the thread that advances a plan
         self.tags_used = 0
         self.stop_requested = False
+        self.stops_after = "level"
         self.interrupted: float | None = None  # when Ctrl-C was pressed, by time.monotonic
         self.call_lock = threading.Lock()  # held for as long as a call samples
         self.timer = Timer()
@@ -220,6 +221,13 @@ class Ranks:
         self.barrier()
         return self.comm.allgather(value)
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value on rank 0, in order of rank; elsewhere none. Collective."""
+        if self.size == 1:
+            return [value]
+        self.barrier()
+        return self.comm.gather(value) or []
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Collective."""
         return self.allreduce(float(flag)) > 0
@@ -273,8 +281,13 @@ class Ranks:
 
     # ---- ends -----------------------------------------------------------------------------------
 
-    def catch_signals(self) -> None:
-        """From now on USR1, TERM and INT (Ctrl-C) set ``stop_requested``: a level's status carries it to all. Local."""
+    def catch_signals(self, unit: str = "level") -> None:
+        """From now on USR1, TERM and INT (Ctrl-C) set ``stop_requested``: a level's status carries it to all. Local.
+
+        Args:
+            unit: What is brought to its end first, for the message.
+        """
+        self.stops_after = unit
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -302,7 +315,9 @@ class Ranks:
             if self.interrupted is not None and now - self.interrupted > SECOND_INTERRUPT:
                 raise KeyboardInterrupt
             if self.interrupted is None and self.rank == 0:
-                print("stopping after this level; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+                print(
+                    f"stopping after this {self.stops_after}; Ctrl-C again stops at once", file=sys.stderr, flush=True
+                )
             self.interrupted = self.interrupted or now
         self.stop_requested = True
 

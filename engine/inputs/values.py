@@ -12,6 +12,7 @@ from engine.diffusion.boxes import ReadSteps
 from engine.diffusion.latent_map import LatentMap
 from engine.inputs.input_file import InputFile
 from engine.inputs.nuclei import Nuclei
+from engine.inputs.stored_grid import StoredGrid
 from engine.storage.layout import LabelArray
 
 
@@ -23,7 +24,7 @@ class Inputs:
         hashes: Hash of each file's contents, by a name that says what they are; together they tell two jobs apart.
         label_array: The array of labels, classes or nuclei that is stored beside the image; None: there is none.
         labels: The label, class or style of each latent; None: 0 throughout, or still to be sampled.
-        grid, region: Embeddings, and those of the larger region around; None: the model takes none.
+        grid, region: Embeddings on a grid, and those of the larger region around; None: the model takes none.
         table: float32 (classes, D), the embedding of each class; None: the model takes its number.
         nuclei: The nuclei of the instance map.
         roi: 1 at the latents of the region of interest; None: everywhere.
@@ -34,8 +35,8 @@ class Inputs:
     hashes: dict[str, str] = field(default_factory=dict)
     label_array: LabelArray | None = None
     labels: LatentMap | None = None
-    grid: np.ndarray | None = None
-    region: np.ndarray | None = None
+    grid: StoredGrid | None = None
+    region: StoredGrid | None = None
     table: np.ndarray | None = None
     nuclei: Nuclei | None = None
     roi: LatentMap | None = None
@@ -54,8 +55,9 @@ class Inputs:
         return replace(self, hashes=self.hashes | hashes, files=self.files | files, **fields)
 
     def unread(self) -> Inputs:
-        """The same without the blocks of maps that were kept while planning, and with the label map's file closed."""
-        return replace(self, labels=deepcopy(self.labels), roi=deepcopy(self.roi))
+        """The same without the blocks of maps that were kept while planning, and with their files closed."""
+        kept = ("labels", "roi", "grid", "region")
+        return replace(self, **{name: deepcopy(getattr(self, name)) for name in kept})
 
 
 class LabelSource(NamedTuple):

@@ -8,11 +8,12 @@ There are as many rounds as it takes, or as the job allows.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 
 import numpy as np
+
+from engine.command_line import imported
 
 PATIENCE = 20  # rounds without an accepted image after which this is said
 TOLERANCE = 0.1  # brightness that an image may lack of its class's mean
@@ -30,7 +31,7 @@ def accepting(rule: str) -> Accept:
     (True, False)
     """
     if ":" in rule:
-        return imported(rule)
+        return imported(rule, "accept", "one that takes an image and its label")
     try:
         means = [float(part) for part in rule.split(",")]
     except ValueError:
@@ -46,23 +47,6 @@ def accepting(rule: str) -> Accept:
         return bool(image.mean() / 255 >= mean - TOLERANCE)
 
     return bright_enough
-
-
-def imported(rule: str) -> Accept:
-    """The function that ``module:function`` names.
-
-    Raises:
-        ValueError: It cannot be imported, or is no function.
-    """
-    module, _, name = rule.partition(":")
-    try:
-        accept = getattr(importlib.import_module(module), name)
-    except Exception as error:  # somebody else's code
-        text = f"{type(error).__name__}: {error}"
-        raise ValueError(f"`accept` {rule} cannot be imported ({text}); put the module on PYTHONPATH") from None
-    if not callable(accept):
-        raise ValueError(f"`accept` {rule} is not a function; name one that takes an image and its label")
-    return accept
 
 
 def check_accept(rule: str | None, classes: int, uniform: bool) -> None:

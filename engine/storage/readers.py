@@ -15,19 +15,21 @@ from engine.storage.settings_file import check_regular
 from engine.storage.zarr_setup import zarr
 
 HDF5 = (".h5", ".hdf5")
+HDF5_DEFAULT = "slidefield_dataset"  # attribute of a file: the dataset that is meant where none is named
+HDF5_CACHE = 2**24  # bytes of chunks that an open file keeps
 PICTURES = ("PNG", "JPEG", "JPEG2000", "BMP", "GIF", "WEBP", "PPM")  # Pillow's; others start programs, or read C's way
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 DrawnLabel = tuple[str, tuple[int, int, int]]  # name and RGB
 
 
-class ZarrInput:
-    """An array in Zarr that somebody else wrote: read where it is sliced; where that fails, it says which file it is.
+class SlicedInput:
+    """An array in Zarr or HDF5 that somebody else wrote: read where it is sliced; where that fails, it says which file.
 
     Args:
         name: Option and path, for messages.
     """
 
-    def __init__(self, array: zarr.Array, name: str) -> None:
+    def __init__(self, array: Any, name: str) -> None:
         self.array, self.name = array, name
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.ndim, self.nbytes = len(self.shape), int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
@@ -176,16 +178,23 @@ def read_picture(path: Path, option: str, channels: int, size: tuple[int, int]) 
     return picture
 
 
-def read_array(path: Path, option: str, color: bool = False, labels: Sequence[DrawnLabel] | None = None) -> np.ndarray:
+def read_array(
+    path: Path,
+    option: str,
+    color: bool = False,
+    labels: Sequence[DrawnLabel] | None = None,
+    in_rows: bool = False,
+) -> np.ndarray:
     """Read an array of any shape and type. Zarr and ``.npy`` are read where they are sliced; HDF5, PNG and TIFF whole.
 
-    A dataset of an HDF5 file is named after a colon: ``FILE.h5:/dataset``.
+    A dataset of an HDF5 file is named after a colon: ``FILE.h5:/dataset``; what ``engine.embed`` wrote needs no name.
 
     Args:
         option: Name of the option that gave the path, in backticks, for messages.
         color: Whether a PNG of several channels is accepted; it becomes RGB.
         labels: Name and RGB of each label, for a label map that may be drawn in them; a palette of these colours
             becomes the labels.
+        in_rows: Whether HDF5 is read where it is sliced too.
     Raises:
         ValueError: it is unreadable, or holds no values, or a single one.
     """
@@ -196,7 +205,8 @@ def read_array(path: Path, option: str, color: bool = False, labels: Sequence[Dr
     try:
         with quiet():
             if dataset or file.suffix in HDF5:
-                opened = _read_hdf5(file, dataset)
+                stored = _open_hdf5(file, dataset, f"{option} {path}")
+                opened: Any = stored if in_rows else np.asarray(stored)
             else:
                 opened = _open_array(file, color, labels, f"{option} {path}")
     except Exception as error:  # every reader raises its own kinds of error: users get one message
@@ -217,16 +227,22 @@ def split_dataset(path: Path) -> tuple[Path, str]:
     return path, ""
 
 
-def _read_hdf5(file: Path, dataset: str) -> np.ndarray:
+def read_rows(path: Path, option: str) -> np.ndarray:
+    """Read an array as ``read_array`` does, HDF5 too where it is sliced: files of any length."""
+    return read_array(path, option, in_rows=True)
+
+
+def _open_hdf5(file: Path, dataset: str, name: str) -> SlicedInput:
     import h5py
 
-    with h5py.File(file, "r") as opened:
-        item = opened.get(dataset) if dataset else None
-        if not isinstance(item, h5py.Dataset):
-            names: list[str] = []
-            opened.visititems(lambda name, item: names.append("/" + name) if isinstance(item, h5py.Dataset) else None)
-            raise ValueError(f"it has no dataset {dataset or '(none was named)'}; name one as {file}:{names[:5]}")
-        return np.asarray(item[()])
+    opened = h5py.File(file, "r", locking=False, rdcc_nbytes=HDF5_CACHE)  # some file systems have no locks
+    dataset = dataset or opened.attrs.get(HDF5_DEFAULT, "")
+    item = opened.get(dataset) if dataset else None
+    if not isinstance(item, h5py.Dataset):
+        names: list[str] = []
+        opened.visititems(lambda name, item: names.append("/" + name) if isinstance(item, h5py.Dataset) else None)
+        raise ValueError(f"it has no dataset {dataset or '(none was named)'}; name one as {file}:{names[:5]}")
+    return SlicedInput(item, name)
 
 
 def reads_in_boxes(path: Path) -> bool:
@@ -275,7 +291,7 @@ def _palette_labels(values: np.ndarray, palette: np.ndarray, labels: Sequence[Dr
     return table[values]
 
 
-def _open_zarr(path: Path, name: str) -> ZarrInput:
+def _open_zarr(path: Path, name: str) -> SlicedInput:
     for folder in (path, path / "0"):
         for file in METADATA:
             if (folder / file).exists():
@@ -286,7 +302,7 @@ def _open_zarr(path: Path, name: str) -> ZarrInput:
         if "0" not in arrays:
             raise ValueError("a Zarr group without an array '0'; name the array itself")
         opened = arrays["0"]
-    return ZarrInput(opened, name)
+    return SlicedInput(opened, name)
 
 
 def _open_npy(path: Path) -> np.ndarray:
