@@ -7,25 +7,29 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from engine.exports.image_set import write_set
+from engine.exports.image_set import write_set, write_settings
+from engine.exports.pairs import NAME, write_pairs
 from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
-FORMATS = {"png": ".png", "tiff": ".tif"}
+FORMATS = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
 FOLDERS = ("samples", "labels", "inst_masks", "cond")
-FILES = ("classes.csv", "export.json")
+FILES = ("classes.csv", "settings.csv", "export.json")
 
 
-def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = False) -> list[str]:
+def export(
+    out: Path, folder: Path, kind: str | None = None, *, layout: str = "folders", overwrite: bool = False
+) -> list[str]:
     """Export an output to a folder, which appears at once when it is complete.
 
     Args:
         out: Path of a finished output of engine.sample.
         folder: Folder to be made; it may be there if it is empty.
         kind: "png" or "tiff": the format of samples and labels. An image larger than ``LARGEST_PNG`` and labels of
-            more than 8 bits become TIFF anyway.
+            more than 8 bits become TIFF anyway. Of pairs also "jpeg". None: PNG, and JPEG of pairs.
+        layout: "folders" of samples, labels, ...; or "pairs" of images and label maps in one folder.
         overwrite: Whether to replace an earlier export.
     Returns:
         The names of the files and folders in it.
@@ -33,16 +37,24 @@ def export(out: Path, folder: Path, kind: str = "png", *, overwrite: bool = Fals
         ValueError: the output is unfinished, damaged or none, or the folder holds something.
     """
     folder = folder.resolve()
+    if kind == "jpeg" and layout != "pairs":
+        raise ValueError(
+            "`format` jpeg is for pairs of images and label maps; pass `layout` pairs too, or `format` png"
+        )
+    kind = kind or ("jpeg" if layout == "pairs" else "png")
     output = finished_output(out)
     check_export_folder(out, folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
     try:
         (building / "new").mkdir()
-        if isinstance(output.layout, SetLayout):
+        if layout == "pairs":
+            write_pairs(output, building / "new", FORMATS[kind])
+        elif isinstance(output.layout, SetLayout):
             write_set(output, output.layout, building / "new", FORMATS[kind])
         else:
             write_image(output, building / "new", FORMATS[kind])
+        write_settings(output, building / "new" / "settings.csv")
         write_facts(output, building / "new")
         written = sorted(path.name for path in (building / "new").iterdir())
         if folder.exists():
@@ -65,7 +77,8 @@ def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another DIR")
-    others = sorted({path.name for path in folder.iterdir()} - {*FOLDERS, *FILES})
+    named = (path.name for path in folder.iterdir())
+    others = sorted(name for name in named if name not in (*FOLDERS, *FILES) and not NAME.fullmatch(name))
     if others and overwrite:
         raise ValueError(f"{folder} holds {others[0]}, which no export has; remove it yourself, or choose another DIR")
     if any(folder.iterdir()) and not overwrite:
