@@ -12,6 +12,7 @@ from launching import launch, refused, sha, start_and_kill
 from PIL import Image
 from tiny import LABELS
 
+import engine
 from engine.diffusion.conditions import GuidanceInTurn, LabelMap
 from engine.export import main as export
 from engine.job import SampleJob
@@ -136,6 +137,11 @@ def test_an_image_of_several_weights_is_that_of_its_weight_alone(tiny_model, tmp
     assert (images_of(alone[0]) != images_of(alone[1])).any()
     said = zarr.open(mixed[0]).attrs["slidefield"]["in_turn"]
     assert said == [{"label": label, "guidance": weight} for weight in (1, 4) for label in (1, 3)]
+    opened = engine.open(mixed[0])
+    assert [opened.settings_of(i)["guidance"] for i in (0, 1, 2, 5, -1)] == [1, 1, 4, 1, 4]
+    assert engine.open(alone[0]).settings_of(2) == {"label": 1}
+    with pytest.raises(IndexError):
+        opened.settings_of(8)
 
 
 def test_an_image_whose_guidance_is_off_takes_no_null(tiny_model, tmp_path):
