@@ -363,6 +363,13 @@ def test_the_fields_fallbacks_fill_what_the_model_leaves_open_too(tiny_model):
     assert SampleJob(cover="strided").resolved(card).stride == card.patch // 2
 
 
+def test_a_model_has_one_guidance_weight_by_default(tiny_model):
+    for several in ([1, 2], "1,2"):
+        card = dataclasses.replace(read_card(str(tiny_model)), defaults={"guidance": several})
+        with pytest.raises(ValueError, match=r"card\.json: of its defaults `guidance` is .*: expected one value"):
+            SampleJob(count=2).resolved(card)
+
+
 def test_a_models_wrong_default_names_its_file(tiny_model):
     card = dataclasses.replace(read_card(str(tiny_model)), defaults={"steps": "many"})
     with pytest.raises(ValueError, match=r"card\.json: of its defaults `steps` is 'many': expected a whole number"):
