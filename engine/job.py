@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from engine.diffusion.names import SOLVERS
@@ -29,6 +30,7 @@ from engine.options import (
     option,
     options_of,
     some_labels,
+    some_numbers,
     whole,
 )
 from engine.planning.names import COVERS, LARGEST_LABEL, WEIGHTS
@@ -106,11 +108,11 @@ class SampleJob(Checked):
         unset="embedded for the embedded model, else none",
         models=LABEL_MAP,
     )
-    prompt: str | None = condition_option(
+    prompt: int | str | tuple[int | str, ...] | None = condition_option(
         None,
-        NAME,
-        "class that the label model is asked for, by name or number",
-        metavar="CLASS",
+        some_labels(LARGEST_LABEL),
+        "class that the label model is asked for; several are those of a set's label maps in turn",
+        metavar="CLASS[,CLASS...]",
         unset="its first",
         models=LABEL_MAP,
         identity=False,
@@ -206,10 +208,17 @@ class SampleJob(Checked):
     eta: float | None = sampling_option(
         None, number(0, 1), "share of fresh noise in a step of ddim", unset="the model's with ddim, else 0"
     )
-    guidance: float | None = sampling_option(
-        None, number(0), "guidance weight; 1 is off", metavar="W", unset=MODELS, fallback=1.0
+    guidance: float | tuple[float, ...] | None = sampling_option(
+        None,
+        some_numbers(0),
+        "guidance weight; 1 is off; several are those of a set's images in turn",
+        metavar="W[,W...]",
+        unset=MODELS,
+        fallback=1.0,
     )
-    omega: float | None = sampling_option(None, number(-1), "guidance weight less 1, as some systems publish it")
+    omega: float | tuple[float, ...] | None = sampling_option(
+        None, some_numbers(-1), "guidance weight less 1, as some systems publish it; one or several", metavar="W[,W...]"
+    )
     guidance_interval: tuple[int, int] | None = sampling_option(
         None, INTERVAL, "first level that is guided, and the first after it that is not", unset="all levels"
     )
@@ -288,6 +297,34 @@ class SampleJob(Checked):
         """The numbers of the labels that ``label`` names; of a job whose names are numbers already."""
         several = self.label if isinstance(self.label, tuple) else (self.label,)
         return tuple(label for label in several if isinstance(label, int))
+
+    @property
+    def guidance_weights(self) -> tuple[float, ...]:
+        """The guidance weights of the images in turn; one where all have the same."""
+        several = self.guidance if isinstance(self.guidance, tuple) else (self.guidance,)
+        return tuple(1.0 if weight is None else weight for weight in several)
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The model folders that ``style`` names."""
+        return tuple(name for name in (self.style or "").split(",") if name)
+
+    def in_turn(self) -> list[dict[str, Any]]:
+        """What the images of a set take in turn: image i has the settings at i modulo their number, by name.
+
+        Where several settings have several values they are combined, each value of one with each of the others: the
+        first of label, prompt and style changes from image to image, guidance the slowest. Empty: all are alike.
+
+        >>> SampleJob(count=4, label=(0, 1), guidance=(1.5, 3)).in_turn()[:3]
+        [{'label': 0, 'guidance': 1.5}, {'label': 1, 'guidance': 1.5}, {'label': 0, 'guidance': 3.0}]
+        """
+        styles = () if self.style_map else self.styles
+        values = dict[str, Any](label=self.label, prompt=self.prompt, style=styles, guidance=self.guidance)
+        several = {name: each for name, each in values.items() if isinstance(each, tuple) and len(each) > 1}
+        if not several or self.count is None:
+            return []
+        slowest_first = product(*reversed(several.values()))
+        return [dict(zip(several, reversed(one), strict=True)) for one in slowest_first]
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -384,8 +421,10 @@ def check_kind_of_job(job: SampleJob) -> None:
     """
     if (job.image is None) != (job.mask is None):
         raise ValueError("in-painting takes a known image and a mask; pass both `image` and `mask`")
-    if job.count is not None and (job.image is not None or job.label_model is not None):
-        raise ValueError("`count` is for sets of independent images; leave out `image` and `label_model`")
+    if job.count is not None and job.image is not None:
+        raise ValueError("`count` is for sets of independent images; leave out `image`")
+    if job.count is None:
+        check_one_image(job)
     if job.roi is not None and (job.count is not None or job.image is not None):
         raise ValueError(f"`roi` {job.roi} is for one image sampled anew; leave out `count` and `image`")
     if job.accept is not None and job.count is None:
@@ -394,13 +433,27 @@ def check_kind_of_job(job: SampleJob) -> None:
         raise ValueError(f"`accept_rounds` is {job.accept_rounds} but every image is kept; add `accept` RULE")
 
 
+def check_one_image(job: SampleJob) -> None:
+    """Refuse several values of what one image has one of.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    nouns = {"label": "label", "prompt": "class", "guidance": "weight", "omega": "weight"}
+    for name, noun in nouns.items():
+        if isinstance(getattr(job, name), tuple):
+            several = f"{shown(job, name)} is several {noun}{'es' if noun == 'class' else 's'}"
+            raise ValueError(f"{several} but one image has one; pass `count` N, or one {noun}")
+
+
 def check_guidance(job: SampleJob, card: ModelCard) -> None:
     if job.omega is not None and job.guidance is not None:
-        raise ValueError(f"both `guidance` {job.guidance:g} and `omega` {job.omega:g} are given; choose one")
+        raise ValueError(f"both {shown(job, 'guidance')} and {shown(job, 'omega')} are given; choose one")
     for name, off in (("guidance", 1), ("omega", 0)):
         value = getattr(job, name)
         if not card.has_null and value is not None and value != off:
-            raise ValueError(f"`{name}` is {value:g} but the model was trained without a null; leave `{name}` out")
+            text = options_of(SampleJob)[name].shown(value)
+            raise ValueError(f"`{name}` is {text} but the model was trained without a null; leave `{name}` out")
 
 
 def check_label(job: SampleJob, card: ModelCard) -> None:
@@ -423,8 +476,6 @@ def check_label(job: SampleJob, card: ModelCard) -> None:
                 )
             raise ValueError(f"{shown(job, name)} is for the label model, and none is used; add `label_model` DIR")
     chosen = job.label_numbers
-    if len(chosen) > 1 and job.count is None:
-        raise ValueError(f"{shown(job, 'label')} is several labels but one image has one; pass `count` N, or one label")
     if chosen and max(chosen) >= len(card.labels) and not (card.condition == "class" and job.embeddings):
         raise ValueError(f"`label` is {max(chosen)} but the model knows {listed(card)}; choose one of these")
 
@@ -483,7 +534,11 @@ def check_shard(job: SampleJob, card: ModelCard) -> None:
 
 def without_omega(job: SampleJob) -> SampleJob:
     """The job with its guidance as one weight, whichever way it was given."""
-    return job if job.omega is None else replace(job, guidance=1 + job.omega, omega=None)
+    if job.omega is None:
+        return job
+    several = job.omega if isinstance(job.omega, tuple) else (job.omega,)
+    weights = tuple(1 + omega for omega in several)
+    return replace(job, guidance=weights, omega=None)
 
 
 def with_sections(job: SampleJob) -> SampleJob:
@@ -540,6 +595,8 @@ def check_defaults(card: ModelCard) -> None:
             way = did_you_mean(name, left_open) or f"it may choose {', '.join(left_open)}"
             raise ValueError(f"{file}: of its defaults {quoted(name)} is none that a model chooses; {way}")
         try:
+            if isinstance(value, list) or (isinstance(value, str) and "," in value):
+                raise ValueError(f"`{name}` is {quoted(value)}: expected one value")
             options[name].read(value)
         except ValueError as problem:
             raise ValueError(f"{file}: of its defaults {problem}") from None

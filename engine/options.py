@@ -18,6 +18,7 @@ from engine.messages import quoted, shortened
 
 MOST_SECTIONS = 1000
 LONGEST_PATH = 4095  # bytes; the longest that Linux opens
+MOST_IN_TURN = 64  # numbers that a set's images take in turn
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,27 @@ def some_labels(most: int) -> Kind:
 
     takes = f"one or several labels, by number (0 to {most}) or name, as 1,3 or carcinoma"
     return Kind(read, takes, "LABEL[,LABEL...]", show)
+
+
+def some_numbers(low: float) -> Kind:
+    """One finite number from ``low`` upwards, or several, separated by commas.
+
+    >>> some_numbers(0).read("1.5"), some_numbers(0).read("1.3,1.4"), some_numbers(0).read([2])
+    (1.5, (1.3, 1.4), 2.0)
+    """
+    number_of = number(low)
+
+    def read(value: Any) -> float | tuple[float, ...]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        if not 1 <= len(parts) <= MOST_IN_TURN:
+            raise ValueError(f"expected a number, or 2 to {MOST_IN_TURN} separated by commas")
+        several = tuple(number_of.read(part) for part in parts)
+        return several[0] if len(several) == 1 else several
+
+    def show(value: float | tuple[float, ...]) -> str:
+        return ",".join(f"{one:g}" for one in (value if isinstance(value, tuple) else (value,)))
+
+    return Kind(read, f"one or several numbers, {low:g} or more, as 1.5 or 1.3,1.4", "X[,X...]", show)
 
 
 def _text(value: Any) -> str:

@@ -170,7 +170,7 @@ def test_weights_of_another_network_are_refused(place, tiny_model):
         ("stepz: 3\n", ["unknown key 'stepz'", "did you mean 'steps'"]),
         ("steps: three\n", ["steps is 'three'", "whole number"]),
         ("steps: 2.5\n", ["steps is 2.5", "whole number"]),
-        ("guidance: [1]\n", ["guidance is [1]", "a number"]),
+        ("guidance: [much]\n", ["guidance is ['much']", "a number"]),
         ("size: 12.5\n", ["size is 12.5", "HxW"]),
         ("steps: 1" + "0" * 4000 + "\n", ["steps is a number of 4001 digits", "or less"]),
         ("prompt: 2001-99-99\n", ["not YAML"]),

@@ -118,7 +118,7 @@ def test_images_by_class_are_a_folder_a_class_as_the_feature_aligned_system_writ
     layout = SetLayout((20, 24), 1, shard=64, chunk=16, label=label, count=5, group=2)
     images = draw(5, 1, 20, 24)
     make(tmp_path / "o.zarr", layout, images, np.broadcast_to(classes[:, None, None], (5, 20, 24)))
-    assert main([str(tmp_path / "o.zarr"), str(tmp_path / "d"), "--by-class"]) == 0
+    assert main([str(tmp_path / "o.zarr"), str(tmp_path / "d"), "--layout", "classes"]) == 0
     expected = [("tumor", 0, 0), ("complex_mixed", 0, 1), ("tumor", 1, 2), ("stroma", 0, 3), ("tumor", 2, 4)]
     paths = {f"{folder}/image_{n}.png": index for folder, n, index in expected}
     assert files(tmp_path / "d") == sorted([*paths, "export.json"])
@@ -127,8 +127,8 @@ def test_images_by_class_are_a_folder_a_class_as_the_feature_aligned_system_writ
             assert picture.mode == "L"
         assert np.array_equal(pixels(tmp_path / "d" / path), images[index, 0])
     again = [str(tmp_path / "o.zarr"), str(tmp_path / "d")]
-    assert main([*again, "--by-class"]) == 1
-    assert main([*again, "--by-class", "--overwrite"]) == 0
+    assert main([*again, "--layout", "classes"]) == 1
+    assert main([*again, "--layout", "classes", "--overwrite"]) == 0
     (tmp_path / "d" / "mine").mkdir()
     capsys.readouterr()
     assert main([*again, "--overwrite"]) == 1
@@ -139,7 +139,7 @@ def test_folders_by_class_of_what_has_no_classes_are_refused(tmp_path, capsys):
     make_set(tmp_path / "set.zarr")
     make_image(tmp_path / "image.zarr")
     for name, said in (("set", "holds nuclei beside its images"), ("image", "holds one image")):
-        assert main([str(tmp_path / f"{name}.zarr"), str(tmp_path / "d"), "--by-class"]) == 1
+        assert main([str(tmp_path / f"{name}.zarr"), str(tmp_path / "d"), "--layout", "classes"]) == 1
         assert said in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
 

@@ -23,8 +23,9 @@ EVERY = """
 --model m --size 100x200 --count 3 --labels a.png --label 0,2 --labels-scale spread --labels-table t.csv
 --resize-labels nearest --label-model lm --prompt tumour --label-steps 7 --label-guidance 2 --embeddings e.npy
 --region-embeddings r.npy --grid 4x5 --pitch 256 --interpolation corner --map m.npy --instances i.npy
---rows 160 --region-rows n.npy --grid-order columns --border-nuclei keep --colors c.png --nucleus-color 1,2,3 --background-color 4,5,6 --style a,b --style-map s.png
---image k.png --mask w.png --steps 30 --sections 10,20 --solver ddim --eta 0.5 --guidance 1.5 --omega -0.5
+--rows 160 --region-rows n.npy --grid-order columns --border-nuclei keep --colors c.png --nucleus-color 1,2,3
+--background-color 4,5,6 --style a,b --style-map s.png --image k.png --mask w.png --steps 30 --sections 10,20
+--solver ddim --eta 0.5 --guidance 1.5 --omega -0.5
 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann --seed 4611686018427387904
 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256 --decode-overlap 0
 --decode-weights gaussian --accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --preview none --overwrite
@@ -240,7 +241,8 @@ def test_a_wrong_value_is_refused_in_the_same_words_wherever_it_comes_from(tmp_p
         ("compile", "yes"),
         ("compile", 1),
         ("guidance", "much"),
-        ("guidance", [1]),
+        ("guidance", [1, "x"]),
+        ("guidance", []),
         ("label", []),
         ("cover", None),
         ("cover", ["shifted"]),
@@ -370,6 +372,13 @@ def test_the_fields_fallbacks_fill_what_the_model_leaves_open_too(tiny_model):
     assert SampleJob(eta=0).resolved(card).eta == 0
     assert SampleJob(omega=2).resolved(card).guidance == 3
     assert SampleJob(cover="strided").resolved(card).stride == card.patch // 2
+
+
+def test_a_model_has_one_guidance_weight_by_default(tiny_model):
+    for several in ([1, 2], "1,2"):
+        card = dataclasses.replace(read_card(str(tiny_model)), defaults={"guidance": several})
+        with pytest.raises(ValueError, match=r"card\.json: of its defaults `guidance` is .*: expected one value"):
+            SampleJob(count=2).resolved(card)
 
 
 def test_a_models_wrong_default_names_its_file(tiny_model):

@@ -20,6 +20,7 @@ from engine.storage.files import file_size
 from engine.storage.integrity import damage, pixels_sha256
 from engine.storage.layout import ArraySpec
 from engine.storage.output import Output, provenance_of
+from engine.storage.set_layout import SetLayout
 
 if TYPE_CHECKING:
     import dask.array
@@ -156,6 +157,16 @@ class Image(Array):
     @property
     def seed(self) -> int:
         return int(self.provenance["seed"])
+
+    def settings_of(self, index: int) -> dict[str, Any]:
+        """What one image of a set has of the settings that its images take in turn; empty where all are alike.
+
+        Raises:
+            IndexError: the set has no such image.
+        """
+        layout, in_turn = self._output.layout, self.provenance.get("in_turn") or [{}]
+        image = range(layout.count if isinstance(layout, SetLayout) else 1)[index]
+        return dict(in_turn[image % len(in_turn)])
 
     @property
     def state(self) -> str:

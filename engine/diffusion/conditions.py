@@ -8,7 +8,8 @@ network, and if it is guided another one without it, its *null*. A condition nam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,16 +24,51 @@ ModelInputs = dict[str, np.ndarray]  # what a network is given beside latents an
 
 
 @dataclass(frozen=True)
+class GuidanceInTurn:
+    """Guidance weights of the images of a set: image i has the weight at i modulo their number.
+
+    Args:
+        weights: Weight of each place.
+        rows: Height of one image, in latents; the images lie below one another.
+    """
+
+    weights: tuple[float, ...]
+    rows: int
+
+    def places(self, tops: Any) -> Any:
+        """The place of a window by its first row, or those of several.
+
+        >>> GuidanceInTurn((1.0, 4.0), 16).places(np.array([0, 8, 16, 40])).tolist()
+        [0, 0, 1, 0]
+        """
+        return tops // self.rows % len(self.weights)
+
+
+@dataclass(frozen=True)
 class Condition:
     """What all conditions share; by itself it is the condition of a model that takes none.
 
     Args:
         guidance: Weight w in null + w (cond - null); 1 is off.
         labels: Label of every latent, unsigned integers (H, W) below 64, sliced by box; None: 0 throughout.
+        in_turn: Weights that take the place of ``guidance``, an image after the other; None: all have the same.
     """
 
     guidance: float = 1.0
     labels: np.ndarray | LatentMap | None = None
+    in_turn: GuidanceInTurn | None = field(default=None, kw_only=True)
+
+    @cached_property
+    def by_place(self) -> tuple[Condition, ...]:
+        """The condition with each of the weights in turn, by its place."""
+        assert self.in_turn is not None
+        return tuple(replace(self, guidance=weight, in_turn=None) for weight in self.in_turn.weights)
+
+    def of(self, window: Box) -> Condition:
+        """The condition with the guidance weight of a window's image."""
+        if self.in_turn is None:
+            return self
+        return self.by_place[self.in_turn.places(window.y0)]
 
     def keys(self, label: int) -> tuple[int | None, int | None]:
         """The keys of a label's evaluation and of its null's; None: there is no such evaluation."""
@@ -73,18 +109,29 @@ class Condition:
     def first_request(self, cover: Cover) -> tuple[Box, int]:
         """The first window of a cover, and the key of an evaluation that it takes: for trials, one like any other."""
         first = np.zeros(1, np.int64)
-        return Box(*windows_of(cover, first)[0].tolist()), self.requests(int(self.label_bits(cover, first)[0]))[0]
+        window = Box(*windows_of(cover, first)[0].tolist())
+        return window, self.of(window).requests(int(self.label_bits(cover, first)[0]))[0]
 
     def unguided(self) -> Condition:
         """The same condition without guidance, and so without the nulls that only guidance needs."""
-        return replace(self, guidance=1.0)
+        return replace(self, guidance=1.0, in_turn=None)
 
     def at_level(self, level: int, guided_levels: range | None) -> Condition:
         """The condition of a level, which is guided only in some levels; None: in all."""
         return self if guided_levels is None or level in guided_levels else self.unguided()
 
+    def costs_of(self, cover: Cover, window_ids: np.ndarray, label_bits: np.ndarray) -> np.ndarray:
+        """int64 (n,): number of evaluations of each window of a cover."""
+        if self.in_turn is None:
+            return self.costs(label_bits)
+        places = self.in_turn.places(windows_of(cover, window_ids)[:, 0])
+        costs = np.zeros(len(window_ids), np.int64)
+        for place in np.unique(places).tolist():
+            costs[places == place] = self.by_place[place].costs(label_bits[places == place])
+        return costs
+
     def costs(self, label_bits: np.ndarray) -> np.ndarray:
-        """int64 (windows,): number of evaluations of each window."""
+        """int64 (windows,): number of evaluations of each window, where all have the same guidance."""
         distinct, inverse = np.unique(label_bits, return_inverse=True)
         return np.array([len(self.requests(int(bits))) for bits in distinct], np.int64)[inverse]
 

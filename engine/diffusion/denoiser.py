@@ -78,10 +78,11 @@ class Denoiser:
         """
         condition, t = self.condition.at_level(level, self.guided_levels), int(self.timesteps[level])
         from_x, from_output = self.schedule.to_denoised(self.schedule.alpha_bar[t])
-        requests = [(slot, key) for slot in range(len(plan)) for key in condition.requests(int(plan.label_bits[slot]))]
+        boxes = [Box(*box) for box in windows_of(plan.cover, plan.window_ids).tolist()]
+        asked = [condition.of(box) for box in boxes]
+        requests = [(slot, key) for slot, one in enumerate(asked) for key in one.requests(int(plan.label_bits[slot]))]
         requests.sort(key=lambda request: condition.network(request[1]))  # a micro-batch is of one network
         last = {slot: index for index, (slot, _) in enumerate(requests)}
-        boxes = [Box(*box) for box in windows_of(plan.cover, plan.window_ids).tolist()]
         outputs: dict[int, dict[int, Tensor]] = {}  # of windows with keys still to come
         done = 0
         for batch in self.batches(condition, requests):
@@ -95,7 +96,7 @@ class Denoiser:
                 outputs.setdefault(slot, {})[key] = answers[entry]
                 if last[slot] == done + entry:
                     bits = int(plan.label_bits[slot])
-                    output = combine(condition, boxes[slot], bits, outputs.pop(slot), channels)
+                    output = combine(asked[slot], boxes[slot], bits, outputs.pop(slot), channels)
                     estimate = x[entry] * from_x + output[:channels] * from_output
                     variance = output[channels:]
                     windows.put(slot, torch.cat([estimate, variance]) if len(variance) else estimate)

@@ -22,7 +22,7 @@ def check_classes(output: Output) -> None:
         raise ValueError(f"{output.path} holds one image; folders by class are made of sets (engine.sample --count N)")
     if layout.label is None or layout.label.name != "classes":
         held = layout.label.name if layout.label else "nothing"
-        raise ValueError(f"{output.path} holds {held} beside its images, not classes; leave out --by-class")
+        raise ValueError(f"{output.path} holds {held} beside its images, not classes; leave out `layout`")
 
 
 def write_class_folders(output: Output, layout: SetLayout, folder: Path, suffix: str) -> None:

@@ -8,27 +8,31 @@ import tempfile
 from pathlib import Path
 
 from engine.exports.class_folders import check_classes, write_class_folders
-from engine.exports.image_set import write_set
+from engine.exports.image_set import write_set, write_settings
+from engine.exports.pairs import NAME, write_pairs
 from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 from engine.storage.settings_file import read_json_object
 
-FORMATS = {"png": ".png", "tiff": ".tif"}
+FORMATS = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
 FOLDERS = ("samples", "labels", "inst_masks", "cond")
-FILES = ("classes.csv", "export.json")
+FILES = ("classes.csv", "settings.csv", "export.json")
 
 
-def export(out: Path, folder: Path, kind: str = "png", *, by_class: bool = False, overwrite: bool = False) -> list[str]:
+def export(
+    out: Path, folder: Path, kind: str | None = None, *, layout: str = "folders", overwrite: bool = False
+) -> list[str]:
     """Export an output to a folder, which appears at once when it is complete.
 
     Args:
         out: Path of a finished output of engine.sample.
         folder: Folder to be made; it may be there if it is empty.
         kind: "png" or "tiff": the format of samples and labels. An image larger than ``LARGEST_PNG`` and labels of
-            more than 8 bits become TIFF anyway.
-        by_class: Whether the images are written as a folder a class, and nothing else.
+            more than 8 bits become TIFF anyway. Of pairs also "jpeg". None: PNG, and JPEG of pairs.
+        layout: "folders" of samples, labels, ...; "pairs" of images and label maps in one folder; or "classes": the
+            images of a set in a folder a class, and nothing else.
         overwrite: Whether to replace an earlier export.
     Returns:
         The names of the files and folders in it.
@@ -36,20 +40,28 @@ def export(out: Path, folder: Path, kind: str = "png", *, by_class: bool = False
         ValueError: the output is unfinished, damaged or none, or the folder holds something.
     """
     folder = folder.resolve()
+    if kind == "jpeg" and layout != "pairs":
+        raise ValueError(
+            "`format` jpeg is for pairs of images and label maps; pass `layout` pairs too, or `format` png"
+        )
+    kind = kind or ("jpeg" if layout == "pairs" else "png")
     output = finished_output(out)
-    if by_class:
+    if layout == "classes":
         check_classes(output)
     check_export_folder(out, folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
     try:
         (building / "new").mkdir()
-        if by_class and isinstance(output.layout, SetLayout):
+        if layout == "pairs":
+            write_pairs(output, building / "new", FORMATS[kind])
+        elif layout == "classes" and isinstance(output.layout, SetLayout):
             write_class_folders(output, output.layout, building / "new", FORMATS[kind])
         elif isinstance(output.layout, SetLayout):
             write_set(output, output.layout, building / "new", FORMATS[kind])
         else:
             write_image(output, building / "new", FORMATS[kind])
+        write_settings(output, building / "new" / "settings.csv")
         write_facts(output, building / "new")
         written = sorted(path.name for path in (building / "new").iterdir())
         if folder.exists():
@@ -72,7 +84,9 @@ def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another DIR")
-    others = sorted({path.name for path in folder.iterdir()} - {*FOLDERS, *FILES, *written_before(folder)})
+    known = {*FOLDERS, *FILES, *written_before(folder)}
+    named = (path.name for path in folder.iterdir())
+    others = sorted(name for name in named if name not in known and not NAME.fullmatch(name))
     if others and overwrite:
         raise ValueError(f"{folder} holds {others[0]}, which no export has; remove it yourself, or choose another DIR")
     if any(folder.iterdir()) and not overwrite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from engine.exports.parts import parts_of_set
@@ -23,6 +24,17 @@ def write_set(output: Output, layout: SetLayout, folder: Path, suffix: str) -> N
                 write_one(folder / part.folder / f"{index:0{digits}}", pixels, part.folder, suffix)
     if layout.label and layout.label.name == "classes":
         write_classes(output, folder / "classes.csv", digits)
+
+
+def write_settings(output: Output, path: Path) -> None:
+    """Write ``settings.csv``, of a set whose images have settings in turn: those of every image."""
+    in_turn, layout = output.provenance.get("in_turn"), output.layout
+    if not in_turn or not isinstance(layout, SetLayout):
+        return
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["index", *in_turn[0]])
+        table.writerows([index, *in_turn[index % len(in_turn)].values()] for index in range(layout.count))
 
 
 def write_classes(output: Output, path: Path, digits: int) -> None:

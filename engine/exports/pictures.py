@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,15 @@ def picture_of(condition: np.ndarray) -> np.ndarray:
     return picture
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_picture(path: Path, pixels: np.ndarray, **settings: Any) -> None:
+    """Write a picture in the format of its suffix.
+
+    Args:
+        settings: Settings of the format, as Pillow names them.
+    """
     from PIL import Image
 
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(path, **settings)
 
 
 def write_tiff(path: Path, pixels: np.ndarray) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from engine.diffusion.boxes import ReadImageBox
-from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, LabelMap, SemanticMap
+from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, GuidanceInTurn, LabelMap, SemanticMap
 from engine.inputs.semantic import read_condition, semantic_reader, styles_of
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
@@ -22,7 +23,16 @@ def condition_of(
         read_instances: Reader of the instance map that is stored beside the images; needed only to evaluate windows
             of a model of nuclei, not to plan.
     """
-    weight = 1.0 if job.guidance is None else job.guidance
+    condition = condition_of_kind(inputs, job, card, frames, read_instances)
+    weights = [settings["guidance"] for settings in job.in_turn() if "guidance" in settings]
+    return replace(condition, in_turn=GuidanceInTurn(tuple(weights), frames.frame[0])) if weights else condition
+
+
+def condition_of_kind(
+    inputs: Inputs, job: SampleJob, card: ModelCard, frames: Frames, read_instances: ReadImageBox | None
+) -> Condition:
+    """The condition of the model's kind, with the first image's guidance weight."""
+    weight = job.guidance_weights[0]
     if card.condition == "label-map":
         return LabelMap(weight, inputs.labels)
     if card.condition == "class":

@@ -15,7 +15,8 @@ import numpy as np
 from engine.inputs.label_cleanup import REACH, clean_box, majority_box
 from engine.inputs.resize import nearest_box
 from engine.inputs.values import LabelSource
-from engine.job import RunOptions, SampleJob
+from engine.job import RunOptions, SampleJob, listed
+from engine.messages import shortened
 from engine.models.card import ModelCard, read_card
 from engine.models.files import EMBEDDED, EMBEDDED_LABELS
 from engine.planning.geometry import Box
@@ -24,16 +25,16 @@ from engine.storage.output import Output
 
 def with_default_labels(job: SampleJob, card: ModelCard) -> SampleJob:
     """The embedded model samples its label map with the embedded label model, where no labels are named."""
-    named = (job.labels, job.label, job.label_model, job.count, job.image)
+    named = (job.labels, job.label, job.label_model, job.image)
     if card.folder != EMBEDDED.resolve() or any(value is not None for value in named):
         return job
     return replace(job, label_model="embedded")
 
 
 def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[SampleJob, RunOptions]:
-    """The job that samples the label map, and its options.
+    """The job that samples the label map, or the label maps of a set, and its options.
 
-    The map is written among the image's private files, and removed with them once the image is finished.
+    They are written among the image's private files, and removed with them once the image is finished.
 
     Args:
         card: Card of the image model.
@@ -51,9 +52,10 @@ def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[S
     label_job = SampleJob(  # never compiled: a map has too few windows to pay for it
         model=name,
         size=size,
+        count=job.count,
         shard=side,
         chunk=side,
-        label=prompt_class(job.prompt, labels),
+        label=prompt_classes(job.prompt, labels),
         seed=stage_seed(job.seed),
         steps=job.label_steps,
         guidance=job.label_guidance,
@@ -102,20 +104,27 @@ def stage_seed(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"label map {seed}".encode()).digest()[:8], "little") & (2**63 - 1)
 
 
-def prompt_class(prompt: str | None, labels: ModelCard) -> int:
-    """The class that a prompt names, by name or number; without a prompt the first."""
-    if prompt is None:
-        return 0
-    if prompt in labels.labels:
-        return labels.labels.index(prompt)
-    if prompt.isdigit() and int(prompt) < len(labels.labels):
-        return int(prompt)
-    names = ", ".join(f"{i} {name}" for i, name in enumerate(labels.labels))
-    raise ValueError(f"`prompt` {prompt}: the label model knows {names}; choose one of these")
+def prompt_classes(prompt: int | str | tuple[int | str, ...] | None, labels: ModelCard) -> int | tuple[int, ...]:
+    """The class, or the classes in turn, that a prompt names by name or number; without a prompt the first.
+
+    Raises:
+        ValueError: a class that the label model does not know.
+    """
+
+    def class_of(one: int | str) -> int:
+        if one in labels.labels:
+            return labels.labels.index(str(one))
+        if isinstance(one, int) and one < len(labels.labels):
+            return one
+        raise ValueError(f"`prompt` {shortened(str(one))}: the label model knows {listed(labels)}; choose one of these")
+
+    if isinstance(prompt, tuple):
+        return tuple(map(class_of, prompt))
+    return 0 if prompt is None else class_of(prompt)
 
 
 def stage_source(stage: Output, card: ModelCard, size: tuple[int, int]) -> LabelSource:
-    """The label map at the image's size, from the label stage's finished output.
+    """The label maps at the images' size, from the label stage's finished output.
 
     Args:
         card: Card of the image model, whose labels they are.
@@ -135,7 +144,7 @@ def enlarged(stage: Output, scale: int, card: ModelCard, image: int, box: Box, s
     size, known = stage.layout.size, len(card.labels)
 
     def read_labels(window: Box) -> np.ndarray:
-        return np.round(stage.read("0", window)[0] * ((known - 1) / 255))
+        return np.round(stage.read_part(image, window)[0] * ((known - 1) / 255))
 
     def voted(window: Box) -> np.ndarray:
         return majority_box(read_labels, size, window, known)
@@ -147,6 +156,8 @@ def cleaned(stage: Output, card: ModelCard, size: tuple[int, int], image: int, b
     """A box of the map at the image's size, after the published clean-up."""
 
     def read(window: Box) -> np.ndarray:
-        return (stage.read("0", window)[0] + np.float32(0.5)) / 255  # the clean-up truncates this to the stored level
+        return (
+            stage.read_part(image, window)[0] + np.float32(0.5)
+        ) / 255  # the clean-up truncates this to the stored level
 
     return clean_box(read, stage.layout.size, size, box, len(card.labels), step)

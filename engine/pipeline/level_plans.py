@@ -98,7 +98,7 @@ def labels_and_costs(prepared: Prepared, level: int, cover: Cover) -> LabelsAndC
             touching = windows_touching(roi, cover, ids)
             label_bits = np.zeros(len(ids), np.uint64)
             label_bits[touching] = condition.label_bits(cover, ids[touching])
-        return label_bits, condition.costs(label_bits)
+        return label_bits, condition.costs_of(cover, ids, label_bits)
 
     return ask
 

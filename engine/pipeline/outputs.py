@@ -130,6 +130,7 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
             else {}
         ),
         **({"label_stage": prepared.label_stage.identity} if prepared.label_stage else {}),
+        **({"in_turn": prepared.job.in_turn()} if prepared.job.in_turn() else {}),
         **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
         "versions": present_versions(),
     }

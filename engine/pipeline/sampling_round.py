@@ -247,13 +247,16 @@ class Round:
         """What is sampled, in one line."""
         job, card, sampling_round = self.prepared.job, self.prepared.card, self.sampling_round
         count = job.count if sampling_round.images is None else len(sampling_round.images)
-        images = "" if job.count is None else f"{count} images of "
         again = f"round {sampling_round.index + 1} of " if sampling_round.index else ""
-        what = "label map of " if card.role == "labels" else ""
-        weight = 1.0 if job.guidance is None else job.guidance
-        guided = "" if weight == 1 else f"guidance {weight:g} (1 is off: omega {weight - 1:g}), "
+        noun = "label map" if card.role == "labels" else "image"
+        what = f"{counted(count, noun)} of " if count is not None else "label map of " if noun == "label map" else ""
+        weights = job.guidance_weights
+        omegas = ",".join(f"{weight - 1:g}" for weight in weights)
+        several = " in turn" if len(weights) > 1 else ""
+        guidance = ",".join(f"{weight:g}" for weight in weights)
+        guided = "" if weights == (1,) else f"guidance {guidance}{several} (1 is off: omega {omegas}), "
         levels = len(self.prepared.timesteps)
-        return f"{again}{images}{what}{job.size[0]} x {job.size[1]} px, {levels} levels, {guided}"
+        return f"{again}{what}{job.size[0]} x {job.size[1]} px, {levels} levels, {guided}"
 
     def log_level(self, level: int, plan: Plan, memory: int) -> None:
         """Count and log that a level is done. Local."""

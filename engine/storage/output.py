@@ -96,9 +96,26 @@ class Output:
         Raises:
             ValueError: a shard of the box is damaged.
         """
+        return self._read(name, self.layout.index(box), box)
+
+    def read_part(self, image: int, box: Box) -> np.ndarray:
+        """Read the pixels in a box of one of the images, at full size: (c, h, w).
+
+        Raises:
+            ValueError: a shard of the box is damaged.
+        """
+        place = Box(image, 0, image + 1, 1) if isinstance(self.layout, SetLayout) else box
+        return self._read(self.layout.image, self.layout.index_in(image, box), place)
+
+    def _read(self, name: str, index: tuple[Any, ...], box: Box) -> np.ndarray:
+        """Read a part of an array by its index.
+
+        Args:
+            box: The same as a box of the layout, for the message.
+        """
         array = self.array(name)
         try:
-            return np.asarray(array[self.layout.index(box)])
+            return np.asarray(array[index])
         except Exception as error:  # zarr raises what its codecs and stores raise
             file, why = self.shard_file(name, box), " ".join(str(error).split())
             raise ValueError(f"{file} cannot be read ({why}); {self.way_out()}") from error
