@@ -78,6 +78,8 @@ def add_nuclei(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
         pixels=color_reader(job, instances.shape) if job.colors else None,
         colors=None if job.colors else (rgb(job.nucleus_color), rgb(job.background_color)),
         border=job.border_nuclei,
+        least_area=job.least_area or 0,
+        split=job.torn_nuclei == "split",
         name=str(file),
     )
     hashes = {"instances_hash": digest_of(instances, np.uint32), "nuclei_hash": digest_of(nuclei.table)}

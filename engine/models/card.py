@@ -27,6 +27,7 @@ HASHED = (
     "latents_std",
     "pixel_range",
     "has_null",
+    "guided_channels",
 )
 
 
@@ -58,6 +59,8 @@ class ModelCard:
         pixel_range: Values of black and white on the canvas of a model of pixels; latents decode to (-1, 1).
         decodes: Whether the folder can make pixels: a model of latents may lack its autoencoder.
         has_null: Whether the network was trained to be conditioned on nothing too, which guidance needs.
+        guided_channels: Number of the first channels of the network's output that guidance acts on; None: those of the
+            latents, and not those of a learned variance.
     """
 
     folder: Path
@@ -82,6 +85,7 @@ class ModelCard:
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     decodes: bool = True
     has_null: bool = True
+    guided_channels: int | None = None
 
 
 def read_card(name: str) -> ModelCard:
@@ -124,6 +128,7 @@ def read_card(name: str) -> ModelCard:
             pixel_range=latents.get("pixel_range", (-1.0, 1.0)),
             decodes=latents["decodes"],
             has_null=bool(facts.get("has_null", facts.get("condition") != "none")),
+            guided_channels=facts.get("guided_channels"),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"`model` {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from None

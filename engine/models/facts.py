@@ -88,6 +88,7 @@ CARD = {
     "has_null": FLAG,
     "factor": whole(1, 1024),
     "image_channels": whole(1, 1024),
+    "guided_channels": whole(1, 1024),
 }
 SCHEDULER = {
     "num_train_timesteps": whole(1, MOST_TIMESTEPS),

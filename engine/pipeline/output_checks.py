@@ -34,10 +34,11 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
     if provenance is None:
         return "absent"
     theirs = provenance["identity"]
-    if theirs != identity and options.overwrite:
+    differing = [key for key in (*identity, *theirs) if identity.get(key) != theirs.get(key)]  # what lacks is None
+    if differing and options.overwrite:
         return "replace"
-    if theirs != identity:
-        key = next(k for k in (*identity, *theirs) if identity.get(k) != theirs.get(k))
+    if differing:
+        key = differing[0]
         raise ValueError(
             f"{path} holds another job: its {key} is {theirs.get(key)}, yours is {identity.get(key)}; "
             "give the same settings to resume it, choose another `out`, or pass `overwrite` to replace it"
