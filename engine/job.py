@@ -142,8 +142,11 @@ class SampleJob(Checked):
         models=SEMANTIC,
     )
     instances: str | None = condition_option(
-        None, FILE, "instance map of nuclei, from which the semantic map is made; of a set also a folder of them, or a "
-        "dataset's with inst_masks/ and images/; beside a map of class ids it gives the edges", models=SEMANTIC
+        None,
+        FILE,
+        "instance map of nuclei, from which the semantic map is made; of a set also a folder of them, or a "
+        "dataset's with inst_masks/ and images/; beside a map of class ids it gives the edges",
+        models=SEMANTIC,
     )
     border_nuclei: str = condition_option(
         "refuse",
@@ -377,7 +380,7 @@ def check_condition(job: SampleJob, card: ModelCard) -> None:
             )
     if card.condition == "embedding" and job.embeddings is None:
         raise ValueError("the model asks for embeddings; pass `embeddings` FILE.npy or FILE.h5:/dataset")
-    if card.condition == "semantic" and (job.map is None) == (job.instances is None):
+    if card.condition == "semantic" and job.map is None and job.instances is None:
         raise ValueError("the model asks for a semantic map; pass either `instances` FILE (nuclei) or `map` FILE")
     if "," in (job.style or "") and card.condition != "semantic":
         raise ValueError(f"`style` {job.style} names several styles; only models of semantic maps mix them: name one")

@@ -40,7 +40,9 @@ def published_distances(instances, least_area=30, border=True):
                 continue
             centre = [int(sum(p[axis] - o + 2 for p in part) / len(part) + 0.5) for axis, o in ((0, y0), (1, x0))]
             for channel, axis, corner in ((0, 1, x0), (1, 0, y0)):
-                values = {place: place[axis] - corner + 3 - centre[axis] for place in part}  # from 1, in a box 2 px wider
+                values = {
+                    place: place[axis] - corner + 3 - centre[axis] for place in part
+                }  # from 1, in a box 2 px wider
                 for place, value in values.items():
                     end = -min(values.values()) if value < 0 else max(values.values())
                     maps[(channel, *place)] = np.float32(value) / np.float32(end) if value else 0

@@ -150,7 +150,18 @@ class Nuclei:
 
     # -- maps --
 
-    def maps(self, read: ReadBox, window: Box, channels: Sequence[str] = PUBLISHED[6]) -> np.ndarray:
+    @property
+    def held(self) -> tuple[np.ndarray, ...]:
+        """The arrays that a rank holds."""
+        return (self.table,) if self.pieces is None else (self.table, self.pieces.rows, self.pieces.runs)
+
+    def maps(
+        self,
+        read: ReadBox,
+        window: Box,
+        channels: Sequence[str] = PUBLISHED[6],
+        colors: Callable[[Box, np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
         """The condition maps of one window, equal to that crop of the whole image's.
 
         Horizontal and vertical ("hv"): a pixel's position, counted from 1 in its nucleus's box, less the rounded centre
@@ -163,6 +174,7 @@ class Nuclei:
             window: Box in px; what of it lies outside the image is background without edges.
             channels: Parts in the order wanted, by default the published one: horizontal, vertical; red, green, blue;
                 edges.
+            colors: Function from the window and a mask of its nuclei to the colours, which come from elsewhere then.
         Returns:
             float32 (channels, height, width).
         Raises:
@@ -172,9 +184,12 @@ class Nuclei:
         held = Box(window.y0 - 1, window.x0 - 1, window.y1 + 1, window.x1 + 1) & Box(0, 0, *self.shape)
         inner = window & held
         maps = np.zeros((channel_count(channels), *window.shape), np.float32)
-        if "color" in channels:
+        if "color" in channels and colors is None:
             maps[_slice(channels, "color")] = self._row_colors[0][:, None, None]
+        nuclear = np.zeros(window.shape, bool)
         if not inner:
+            if "color" in channels and colors is not None:
+                maps[_slice(channels, "color")] = colors(window, nuclear)
             return maps
         around = self._rows_of(read(held), held)
         rows = around[inner.within(held)]
@@ -185,7 +200,11 @@ class Nuclei:
             "mask": lambda: (rows > 0)[None],
         }
         for part in channels:
-            maps[(_slice(channels, part), *inner.within(window))] = parts[part]()
+            if part != "color" or colors is None:
+                maps[(_slice(channels, part), *inner.within(window))] = parts[part]()
+        if "color" in channels and colors is not None:
+            nuclear[inner.within(window)] = rows > 0
+            maps[_slice(channels, "color")] = colors(window, nuclear)
         return maps
 
     def without_dropped(self, instances: np.ndarray) -> np.ndarray:

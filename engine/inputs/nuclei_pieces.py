@@ -1,14 +1,13 @@
 """Nuclei whose id falls apart: parts that do not touch one another, each with distance maps of its own.
 
-As HoVer-Net has it (Graham et al. 2019): pixels that are neighbours above, below or beside one another, and have the same
-id, are one part. Maps are read in boxes, and what is kept is in proportion to the number of nuclei, and to the rows of
-pixels of those that fall apart.
+As HoVer-Net has it (Graham et al. 2019): pixels that are neighbours above, below or beside one another, and have the
+same id, are one part. Maps are read in boxes, and what is kept is in proportion to the number of nuclei, and to the
+rows of pixels of those that fall apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -128,5 +127,5 @@ def _roots(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if (pa == pb).all():
             return parent
         np.minimum.at(parent, np.maximum(pa, pb), np.minimum(pa, pb))
-        while (parent != (shorter := parent[parent])).any():
-            parent = shorter
+        while (parent[parent] != parent).any():
+            parent = parent[parent]

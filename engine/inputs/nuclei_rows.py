@@ -1,4 +1,4 @@
-"""Rows of the table of nuclei: one for each run of pixels of one id, and merged into one for all that belong together."""
+"""Rows of the table of nuclei: one for each run of pixels of one id, merged into one for all that belong together."""
 
 from __future__ import annotations
 

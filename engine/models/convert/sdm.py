@@ -46,7 +46,8 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
         "space": "pixels",
         "patch_size": patch,
         "pixel_size_um": options.pixel_size_um or 0.25,
-        "defaults": {"steps": int(said["diffusion_steps"]), "solver": "ddpm", "guidance": 1.5, "batch_size": 8} | NUCLEI,
+        "defaults": {"steps": int(said["diffusion_steps"]), "solver": "ddpm", "guidance": 1.5, "batch_size": 8}
+        | NUCLEI,
     }
     learned = unet["out_channels"] != unet["channels"]
     if learned and unet["channels"] < GUIDED:
