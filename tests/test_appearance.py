@@ -11,6 +11,7 @@ from launching import launch, refused, sha
 from PIL import Image
 from test_convert import nuclei as nuclei_checkpoint
 
+from engine.exports.folder import export
 from engine.inputs.appearance import Appearance, reference_of
 from engine.inputs.condition import condition_of
 from engine.inputs.pairing import paired
@@ -246,6 +247,33 @@ def test_colours_of_references_are_the_same_bytes_on_any_ranks(model, tmp_path):
     sources = zarr.open(tmp_path / "set1.zarr").attrs["slidefield"]["sources"]
     assert sources["names"][1] == "TCGA-18-01"
     assert len(sources["chosen"]) == 5
+
+
+@pytest.mark.runs
+def test_a_set_is_exported_under_the_names_of_its_sources_with_what_the_network_was_given(model, tmp_path):
+    folder, out = dataset(tmp_path / "train"), tmp_path / "out.zarr"
+    options = ("--model", model, "--steps", 1, "--preview", "none", "--size", "32x40", "--shard", 64, "--chunk", 32)
+    options = (*options, "--instances", folder, "--count", 7, "--pairing", "shuffled", "--border-nuclei", "published")
+    done = launch(2, *options, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert export(out, tmp_path / "set") == ["cond", "export.json", "images", "inst_masks", "labels", "samples"]
+    names = [*(f"TCGA-18-{i:02d}" for i in range(5)), "TCGA-18-00_0", "TCGA-18-01_0"]
+    for part, suffixes in (("samples", "png"), ("labels", "png"), ("images", "png"), ("inst_masks", "tif")):
+        assert sorted(p.name for p in (tmp_path / "set" / part).iterdir()) == sorted(f"{n}.{suffixes}" for n in names)
+    job = SampleJob(model=str(model), size=SIZE, count=7, instances=str(folder), pairing="shuffled")
+    for index, name in enumerate(names):
+        given, inputs = semantic_of(job, index)
+        assert (np.load(tmp_path / "set" / "cond" / f"{name}.npy") == given).all()
+        strip = np.asarray(Image.open(tmp_path / "set" / "cond" / f"{name}.png"))
+        assert (strip[:, 80:120] == values_of(given[2:5]).transpose(1, 2, 0)).all()
+        reference = picture(40 * inputs.sources.chosen[index % 5], *SIZE).transpose(1, 2, 0)
+        assert (np.asarray(Image.open(tmp_path / "set" / "images" / f"{name}.png")) == reference).all()
+        assert (
+            np.asarray(Image.open(tmp_path / "set" / "inst_masks" / f"{name}.tif")) == discs(SIZE, 13 + index % 5, 5)
+        ).all()
+    Image.fromarray(picture(99, *SIZE).transpose(1, 2, 0)).save(folder / "images" / "TCGA-18-03.png")
+    assert export(out, tmp_path / "later") == ["cond", "export.json", "inst_masks", "labels", "samples"]
+    assert np.load(tmp_path / "later" / "cond" / "TCGA-18-03.npy").shape == (3, *SIZE), "no colours of another image"
 
 
 # ---- class maps -------------------------------------------------------------------------------------

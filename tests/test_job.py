@@ -27,7 +27,8 @@ EVERY = """
 --guidance 1.5 --omega -0.5 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann
 --seed 4611686018427387904 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256
 --decode-overlap 0 --decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
---appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42 --accept 0.6,0.5 --threads 2 --out o.zarr --preview none --overwrite
+--appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
+--accept 0.6,0.5 --threads 2 --out o.zarr --preview none --overwrite
 --resume never --verify --mend --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.

@@ -14,7 +14,7 @@ from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
 FORMATS = {"png": ".png", "tiff": ".tif"}
-FOLDERS = ("samples", "labels", "inst_masks", "cond")
+FOLDERS = ("samples", "labels", "inst_masks", "cond", "images")
 FILES = ("classes.csv", "export.json")
 
 

@@ -24,6 +24,7 @@ def scan_nuclei(
     border: str = "refuse",
     least_area: int = 0,
     split: bool = False,
+    empty: bool = False,
     side: int = 2048,
     name: str = "the instance map",
 ) -> Nuclei:
@@ -43,6 +44,7 @@ def scan_nuclei(
             or columns, for there the nuclei system cuts an empty box).
         least_area: Area below which the distance maps of a nucleus are 0, px.
         split: Whether parts of one id that do not touch have distance maps of their own.
+        empty: Whether there may be nothing but background.
         side: Height and width of the boxes that are read, px; changes nothing else.
         name: Name of the map, for messages.
     Raises:
@@ -69,7 +71,7 @@ def scan_nuclei(
     pieces = find_pieces(read, shape, images, side) if split else None
     flat = Flat(least_area, border == "published")
     nuclei = Nuclei(shape, table, np.zeros(len(table), bool), colors, pixels is not None, name, flat, pieces)
-    return _bordered(nuclei, border, read)
+    return nuclei if empty and not len(nuclei) else _bordered(nuclei, border, read)
 
 
 def check_colors(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -178,15 +179,7 @@ def add_references(inputs: Inputs, job: SampleJob, nuclei: Nuclei, names: tuple[
         return inputs
     maps = len(names) or job.count or 1
     check_numbers(references, job, maps, names, stack)
-    largest, hashes = 0, {"appearance_hash": hashlib.sha256(), "appearance_mask_hash": hashlib.sha256()}
-    for index in range(len(references)):
-        reference = references.reference(index)
-        hashes["appearance_hash"].update(str(reference.shape).encode() + reference.pixels.tobytes())
-        if reference.nuclear is not None:
-            hashes["appearance_mask_hash"].update(reference.nuclear.tobytes())
-        largest = max(largest, reference.pixels.nbytes + len(reference.pixels))
-    if references.masks is None:
-        del hashes["appearance_mask_hash"]
+    hashes, largest = hashes_of(references)
     files = {"appearance": references.pictures}
     files |= {"appearance_mask": references.masks} if references.masks is not None else {}
     chosen = (0,) * maps
@@ -194,7 +187,20 @@ def add_references(inputs: Inputs, job: SampleJob, nuclei: Nuclei, names: tuple[
         seed = job.seed if job.pairing_seed is None else job.pairing_seed
         chosen = paired(job.pairing or "own", seed, areas_of(nuclei, maps))
     sources = Sources(names, chosen, references.names, KEPT * largest)
-    return inputs.adding({name: value.hexdigest() for name, value in hashes.items()}, files, sources=sources)
+    return inputs.adding(hashes, files, sources=sources)
+
+
+def hashes_of(references: References) -> tuple[dict[str, str], int]:
+    """The hashes of all references, each read and checked, and the bytes of the largest in memory."""
+    largest, pixels, masks = 0, hashlib.sha256(), hashlib.sha256()
+    for index in range(len(references)):
+        reference = references.reference(index)
+        pixels.update(str(reference.shape).encode() + reference.pixels.tobytes())
+        if reference.nuclear is not None:
+            masks.update(reference.nuclear.tobytes())
+        largest = max(largest, reference.pixels.nbytes + len(reference.pixels))
+    of_masks = {} if references.masks is None else {"appearance_mask_hash": masks.hexdigest()}
+    return {"appearance_hash": pixels.hexdigest(), **of_masks}, largest
 
 
 def check_numbers(references: References, job: SampleJob, maps: int, names: tuple[str, ...], stack: bool) -> None:
@@ -244,8 +250,14 @@ def appearance_of(inputs: Inputs, job: SampleJob) -> Appearance | None:
     """The colours of every image, as every rank reads them; None: they come from elsewhere."""
     if inputs.sources is None or "appearance" not in inputs.files:
         return None
-    references, chosen = (
-        References(inputs.files["appearance"], inputs.files.get("appearance_mask")),
-        inputs.sources.chosen,
-    )
-    return Appearance(job.seed, lambda image: references.reference(chosen[image % len(chosen)]))
+    references = References(inputs.files["appearance"], inputs.files.get("appearance_mask"))
+    return appearance_by(references, inputs.sources.chosen, job.seed)
+
+
+def appearance_by(references: References, chosen: Sequence[int], seed: int) -> Appearance:
+    """The colours of every image.
+
+    Args:
+        chosen: Of each instance map the number of its reference.
+    """
+    return Appearance(seed, lambda image: references.reference(chosen[image % len(chosen)]))
