@@ -121,7 +121,7 @@ def _touching(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _roots(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """int64 (count,): of things that are joined in pairs (a, b), the least that each is joined to, by whatever way."""
-    parent = np.arange(count)
+    parent: np.ndarray = np.arange(count)
     while True:
         pa, pb = parent[a], parent[b]
         if (pa == pb).all():
