@@ -72,6 +72,17 @@ def test_each_image_of_a_stack_has_the_parts_of_its_own_nuclei():
         np.testing.assert_array_equal(maps, published_distances(instances))
 
 
+def test_nuclei_of_29_px_are_flat_and_those_of_30_are_not():
+    instances = np.zeros((20, 30), np.uint8)
+    instances[5:10, 5:11] = 1
+    instances[5:10, 15:21] = 2
+    instances[5, 15] = 0
+    maps = scan_nuclei(lambda _, box: reader(instances)(box), instances.shape, **PUBLISHED)
+    horizontal = maps.maps(reader(instances), whole(instances), ("hv",))[0]
+    assert horizontal[instances == 1].any()
+    assert not horizontal[instances == 2].any()
+
+
 def test_only_distance_maps_take_the_parts_of_a_nucleus_apart():
     instances, image = random_map(3), random_image(3)
     pixels = lambda _, box: reader(image)(box)  # noqa: E731

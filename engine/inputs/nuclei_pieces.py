@@ -8,6 +8,7 @@ rows of pixels of those that fall apart.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def _touching(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _roots(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """int64 (count,): of things that are joined in pairs (a, b), the least that each is joined to, by whatever way."""
-    parent: np.ndarray = np.arange(count)
+    parent: Any = np.arange(count)
     while True:
         pa, pb = parent[a], parent[b]
         if (pa == pb).all():
