@@ -8,7 +8,6 @@ rows of pixels of those that fall apart.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -94,9 +93,8 @@ class _Seen:
         starts = run_starts(ids)
         self.ids, self.rows = ids, rows_of_runs(ids, starts, image, box)
         run = np.repeat(np.arange(len(starts)), np.diff(starts, append=ids.size)).reshape(ids.shape)
-        begins = np.zeros(ids.size, bool)
-        begins[starts] = True
-        begins = begins.reshape(ids.shape)
+        begins = np.zeros(ids.shape, bool)
+        begins.ravel()[starts] = True
         touch = (ids[1:] == ids[:-1]) & (ids[1:] > 0) & (begins[1:] | begins[:-1])
         roots = _roots(len(starts), run[1:][touch], run[:-1][touch])
         nuclear = self.rows["key"] & np.uint64(LARGEST_ID) > 0
@@ -122,7 +120,7 @@ def _touching(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _roots(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """int64 (count,): of things that are joined in pairs (a, b), the least that each is joined to, by whatever way."""
-    parent: Any = np.arange(count)
+    parent: np.ndarray = np.arange(count)
     while True:
         pa, pb = parent[a], parent[b]
         if (pa == pb).all():
