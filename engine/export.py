@@ -3,15 +3,16 @@
     samples/      the images
     labels/       label maps; where nuclei are stored, a mask of them, 0 and 255
     inst_masks/   instance maps of nuclei, TIFF of uint32
-    cond/         for sets of nuclei, the condition: .npy, and a picture of its first three channels, -1..1 as 0..255
+    cond/         for sets of nuclei, the condition: .npy, and a strip of its maps, colours and edges side by side
+    images/       for sets of nuclei, the reference of each image, if it still lies where it was read
     classes.csv   the class of every image, for a set that stores classes
     settings.csv  for a set whose images have guidance, labels, prompts or styles in turn, those of every image
     export.json   the output that this came from, and its provenance
 
-Files are named by the number of the image: 000000.png. With --layout pairs images and label maps lie side by side, as
-DiffInfinite writes them and engine.train reads them: sample0000.jpg and sample0000_mask.png, whose values are the
-numbers of the labels. With --layout classes there is a folder for each class instead, as the feature-aligned system
-writes them: CLASS/image_0.png, image_1.png, ...
+Files are named by the number of the image, 000000.png, or by its instance map, where those lay in a folder. With
+--layout pairs images and label maps lie side by side, as DiffInfinite writes them and engine.train reads them:
+sample0000.jpg and sample0000_mask.png, whose values are the numbers of the labels. With --layout classes there is a
+folder for each class instead, as the feature-aligned system writes them: CLASS/image_0.png, image_1.png, ...
 
 A set is read one shard at a time. A large image is read one row of tiles at a time for TIFF, and whole for PNG. The
 exit status is 0 (exported) or 1 (refused).

@@ -170,22 +170,83 @@ class SampleJob(Checked):
         models=EMBEDDING,
     )
     map: str | None = condition_option(
-        None, FILE, "semantic map given whole, channels first: .npy or Zarr", models=SEMANTIC
+        None,
+        FILE,
+        "semantic map: channels first (.npy or Zarr), or a map of class ids, of which one-hot channels are made",
+        models=SEMANTIC,
+    )
+    map_ids: str | None = condition_option(
+        None,
+        choice("plain", "ade20k", "coco", "mask"),
+        "what ids in a map of classes mean: themselves, or as those datasets have it; in a mask what is not 0 is 1",
+        unset="plain",
+        models=SEMANTIC,
     )
     instances: str | None = condition_option(
-        None, FILE, "instance map of nuclei, from which the semantic map is made", models=SEMANTIC
+        None,
+        FILE,
+        "instance map of nuclei, from which the semantic map is made; of a set also a folder of them, or a "
+        "dataset's with inst_masks/ and images/; beside a map of class ids it gives the edges",
+        models=SEMANTIC,
     )
     border_nuclei: str = condition_option(
-        "refuse", choice("refuse", "keep", "drop"), "what becomes of nuclei that the border cuts", models=SEMANTIC
+        "refuse",
+        choice("refuse", "keep", "drop", "published"),
+        "what becomes of nuclei that the border cuts; published keeps them, without distance maps where they begin in "
+        "the first two rows or columns",
+        models=SEMANTIC,
+    )
+    least_area: int | None = condition_option(
+        None,
+        whole(0),
+        "area below which a nucleus has no distance maps; 0 is none, but nuclei 1 px wide or high have none either",
+        metavar="PX",
+        unset=MODELS,
+        models=SEMANTIC,
+    )
+    torn_nuclei: str | None = condition_option(
+        None,
+        choice("split", "keep"),
+        "whether the distance maps take parts of one id that do not touch for nuclei of their own",
+        unset=MODELS,
+        models=SEMANTIC,
+    )
+    appearance: str | None = condition_option(
+        None,
+        FILE,
+        "reference image of any size, whose pixels in random order are the colours, as published; "
+        "of a set also a folder or a stack, one for each instance map",
+        models=SEMANTIC,
+    )
+    appearance_order: str | None = condition_option(
+        None,
+        choice("shuffled", "preserved"),
+        "whether nuclei take pixels of nuclei, and background of background, or both any pixel",
+        unset="shuffled",
+        models=SEMANTIC,
+    )
+    appearance_mask: str | None = condition_option(
+        None, FILE, "where the reference has nuclei: an instance map or a mask of them, for preserved", models=SEMANTIC
+    )
+    pairing: str | None = condition_option(
+        None,
+        choice("own", "shuffled", "matched"),
+        "which reference of a stack each instance map is given: its own, any, or one of the 20 whose nuclei are most "
+        "alike in number and size",
+        unset="own",
+        models=SEMANTIC,
+    )
+    pairing_seed: int | None = condition_option(
+        None, whole(0, 2**32 - 1), "seed of the pairing, numpy's; 42 is the published", unset="`seed`", models=SEMANTIC
     )
     colors: str | None = condition_option(
-        None, FILE, "image that nuclei and background take their mean colours from", models=SEMANTIC
+        None, FILE, "mean colours: image of the map's size, of which every nucleus takes its mean", models=SEMANTIC
     )
     nucleus_color: tuple[int, ...] = condition_option(
-        (122, 84, 156), RGB, "colour of all nuclei, without `colors`", models=SEMANTIC
+        (122, 84, 156), RGB, "colour of all nuclei, without `appearance` and `colors`", models=SEMANTIC
     )
     background_color: tuple[int, ...] = condition_option(
-        (226, 190, 213), RGB, "colour of the background, without `colors`", models=SEMANTIC
+        (226, 190, 213), RGB, "colour of the background, without `appearance` and `colors`", models=SEMANTIC
     )
     style: str | None = condition_option(
         None, PATH, "model folders whose networks take the place of the model's", metavar="DIR[,DIR]"
@@ -407,7 +468,7 @@ def check_condition(job: SampleJob, card: ModelCard) -> None:
             )
     if card.condition == "embedding" and job.embeddings is None:
         raise ValueError("the model asks for embeddings; pass `embeddings` FILE.npy or FILE.h5:/dataset")
-    if card.condition == "semantic" and (job.map is None) == (job.instances is None):
+    if card.condition == "semantic" and job.map is None and job.instances is None:
         raise ValueError("the model asks for a semantic map; pass either `instances` FILE (nuclei) or `map` FILE")
     if "," in (job.style or "") and card.condition != "semantic":
         raise ValueError(f"`style` {job.style} names several styles; only models of semantic maps mix them: name one")

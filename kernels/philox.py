@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
-# The first canvas; the noise of a solver's step; the noise of known latents around an in-painted region.
-PURPOSES = {"initial": 0, "step": 1, "known": 2}
+# The first canvas; the noise of a solver's step; the noise of known latents around an in-painted region; the order of a
+# reference's pixels.
+PURPOSES = {"initial": 0, "step": 1, "known": 2, "pixels": 3}
 
 
 def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:

@@ -102,6 +102,7 @@ def nuclei(folder, map_channels=6, channels=3, **changes):
         {},
         {"resblock_updown": True, "learn_sigma": True, "use_scale_shift_norm": True, "noise_schedule": "cosine"},
         {"resblock_updown": True, "num_head_channels": 16, "channels": 1},
+        {"channels": 1, "learn_sigma": True, "map_channels": 1},
         {"use_new_attention_order": True, "num_heads": 2, "num_heads_upsample": 8, "map_channels": 3},
         {"channel_mult": "", "image_size": 64, "attention_resolutions": "32,8", "predict_xstart": True},
         {"channel_mult": "1,2,2", "num_res_blocks": 2, "learn_sigma": True, "diffusion_steps": 500},
@@ -123,6 +124,9 @@ def test_the_nuclei_network_with_other_settings(tmp_path, changes):
         expected = network(x, t * 2 if changes.get("rescale_timesteps") else t, given)
     assert output.shape[1] == channels * (2 if changes.get("learn_sigma") else 1)
     assert relative(output, expected) < 1e-5
+    grey = channels == 1 and changes.get("learn_sigma", False)
+    assert card.guided_channels == (2 if grey else None)
+    assert (card.defaults["least_area"], card.defaults["torn_nuclei"]) == (30, "split")
     scheduler = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["variance_type"] == ("learned_range" if changes.get("learn_sigma") else "fixed_large")
     assert card.schedule.prediction == ("sample" if changes.get("predict_xstart") else "epsilon")

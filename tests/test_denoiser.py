@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.diffusion.conditions import LabelMap
+from engine.diffusion.conditions import LabelMap, SemanticMap
 from engine.diffusion.denoiser import Denoiser
 from engine.diffusion.schedule import Schedule, betas
 from engine.models.folder import load_model
@@ -115,3 +115,29 @@ def test_half_precision_is_of_the_networks_alone(dtype):
     from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
     assert set(asked) == {dtype}
     assert all(torch.equal(estimates[i], x[i] * from_x + third.float() * from_output) for i in estimates)
+
+
+@pytest.mark.parametrize(("latents", "guided_channels"), [(1, 2), (3, None), (1, None)])
+def test_a_grey_model_of_the_nuclei_system_is_guided_in_its_variance_too(latents, guided_channels):
+    """The system guides the first three channels of the output, whichever they are, or as many as there are."""
+    torch.manual_seed(0)
+    given, x = torch.rand(2, 16, 16), torch.randn(1, latents, 16, 16)
+    weights = torch.randn(2 * latents, 2)
+
+    def network(x, t, inputs):
+        return torch.cat([x, x], 1) + torch.einsum("ok,bkhw->bohw", weights, inputs["map"])
+
+    theirs, null = network(x, 0, {"map": given[None]})[0], network(x, 0, {"map": 0 * given[None]})[0]
+    theirs[:3] = null[:3] + 1.5 * (theirs[:3] - null[:3])
+
+    condition = SemanticMap(1.5, None, lambda window: given.numpy(), 2)
+    cover = shifted((16, 16), 16, 0, 0)
+    ask = lambda ids: (np.ones(len(ids), np.uint64), np.full(len(ids), 2))  # noqa: E731
+    (plan,) = run_in_lockstep([plan_level(0, cover, Ownership((16, 16), (64, 64), 1), ask)])
+    windows = Given(plan, x.expand(len(cover), -1, -1, -1))
+    Denoiser([network], condition, SCHEDULE, [500], 3, guided_channels=guided_channels)(plan, windows, 0)
+    agree = [torch.allclose(e[latents:], theirs[latents:], atol=1e-5) for e in windows.estimates.values()]
+    assert all(agree) == (latents == 3 or guided_channels == 2)
+    from_x, from_output = SCHEDULE.to_denoised(SCHEDULE.alpha_bar[500])
+    expected = x[0] * from_x + theirs[:latents] * from_output
+    assert all(torch.allclose(e[:latents], expected, atol=1e-5) for e in windows.estimates.values())

@@ -90,7 +90,11 @@ def test_a_set_of_nuclei_becomes_the_folders_of_the_nuclei_system(tmp_path):
         assert (written == instances[i]).all()
         shown = pixels(folder / f"cond/{name}.png")
         condition = np.load(folder / f"cond/{name}.npy")
-        assert (shown == np.rint((condition + 1) * 127.5).transpose(1, 2, 0)).all()
+        assert shown.shape == (20, 3 * 24, 3)
+        assert (shown[:, 48:] == 255 * condition[2, ..., None]).all(), "edges"
+        for part, values in ((shown[:, :24], condition[0]), (shown[:, 24:48], condition[1])):
+            for value, color in ((-1, [0, 0, 128]), (0, [128, 255, 128]), (1, [128, 0, 0])):
+                assert (part[values == value] == color).all(), "as the system colours its maps"
     read = lambda box: instances[0][box.y0 : box.y1, box.x0 : box.x1]  # noqa: E731
     table = scan_nuclei(lambda image, box: read(box), (20, 24), border="keep")
     condition = table.maps(read, Box(0, 0, 20, 24), ("hv", "edges"))

@@ -258,7 +258,10 @@ def trajectory(
     ownership = Ownership(start.shape[1:], (13, 21), 1)
     canvas = Canvas(world(), ownership, len(start), 0)
     canvas.x = shards_of(start, ownership)
-    denoise = Denoiser([network_of(golden.model)], condition, golden.card.schedule, timesteps, batch_size=3)
+    network, card = network_of(golden.model), golden.card
+    denoise = Denoiser(
+        [network], condition, card.schedule, timesteps, batch_size=3, guided_channels=card.guided_channels
+    )
 
     def part(level: int) -> Planning[Plan]:
         return plan_level(0, cover(level), ownership, asking(condition, cover(level)))
@@ -365,7 +368,8 @@ def test_the_nuclei_systems_ancestral_step(golden):
         x, y = io["x"][index : index + 1], on_canvas(io["y"][index : index + 1])
         condition = semantic(y, float(io["guidance_s"]))
         cover = one_window_each(x)(0)
-        denoise = Denoiser([network_of(golden.model)], condition, schedule, [t], batch_size=2)
+        guided = golden.card.guided_channels
+        denoise = Denoiser([network_of(golden.model)], condition, schedule, [t], batch_size=2, guided_channels=guided)
         ownership = Ownership(x.shape[2:], x.shape[2:], 1)
         canvas = Canvas(world(), ownership, x.shape[1], 0)
         canvas.x = {0: torch.from_numpy(x[0])}

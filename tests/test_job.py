@@ -28,7 +28,9 @@ EVERY = """
 --solver ddim --eta 0.5 --guidance 1.5 --omega -0.5
 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann --seed 4611686018427387904
 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256 --decode-overlap 0
---decode-weights gaussian --accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --preview none --overwrite
+--decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
+--appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
+--accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --preview none --overwrite
 --resume never --verify --mend --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
@@ -56,6 +58,14 @@ PLAIN: dict = {
     "map": "m.npy",
     "instances": "i.npy",
     "border_nuclei": "keep",
+    "map_ids": "ade20k",
+    "least_area": 30,
+    "torn_nuclei": "split",
+    "appearance": "a.png",
+    "appearance_order": "preserved",
+    "appearance_mask": "am.png",
+    "pairing": "matched",
+    "pairing_seed": 42,
     "colors": "c.png",
     "nucleus_color": [1, 2, 3],
     "background_color": [4, 5, 6],
@@ -106,7 +116,7 @@ DEFAULTS = {
     "threads": 1,
 }
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
-FILES |= {"style_map", "image", "mask", "roi", "labels_table"}
+FILES |= {"appearance", "appearance_mask", "style_map", "image", "mask", "roi", "labels_table"}
 UNNEEDED = {"resize_labels", "labels_scale", "prompt", "device", "rows", "region_rows", "grid_order"}
 
 

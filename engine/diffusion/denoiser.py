@@ -48,6 +48,7 @@ class Denoiser:
         dtype: Type that the networks compute in.
         guided_levels: Levels that are guided; None: all.
         on_batch: Called after every micro-batch with the part of the level's work that is done, up to 1.
+        guided_channels: The first channels of the output are guided, so many; None: those of the latents.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Denoiser:
         device: str = "cpu",
         guided_levels: range | None = None,
         on_batch: Callable[[float], None] = nothing,
+        guided_channels: int | None = None,
     ) -> None:
         self.networks, self.schedule, self.timesteps = networks, schedule, timesteps
         self.condition, self.guided_levels = condition, guided_levels
         self.batch_size, self.dtype, self.device, self.on_batch = batch_size, dtype, device, on_batch
+        self.guided_channels = guided_channels
         self.evaluations = 0  # since the start
 
     def __call__(self, plan: Plan, windows: WindowStore, level: int) -> None:
@@ -96,7 +99,9 @@ class Denoiser:
                 outputs.setdefault(slot, {})[key] = answers[entry]
                 if last[slot] == done + entry:
                     bits = int(plan.label_bits[slot])
-                    output = combine(asked[slot], boxes[slot], bits, outputs.pop(slot), channels)
+                    output = combine(
+                        asked[slot], boxes[slot], bits, outputs.pop(slot), self.guided_channels or channels
+                    )
                     estimate = x[entry] * from_x + output[:channels] * from_output
                     variance = output[channels:]
                     windows.put(slot, torch.cat([estimate, variance]) if len(variance) else estimate)
@@ -137,7 +142,7 @@ def combine(condition: Condition, window: Box, label_bits: int, outputs: dict[in
     Args:
         label_bits: Labels of the window, as bits.
         outputs: The network's output (C, p, p) for every key.
-        channels: Channels that are guided; those beyond are a prediction of the variance, which is not.
+        channels: Number of channels that are guided; a prediction of the variance lies beyond them.
     """
     labels = list(labels_of(label_bits))
     answers = [guided(condition, label, outputs, channels) for label in labels]

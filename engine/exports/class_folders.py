@@ -35,7 +35,7 @@ def write_class_folders(output: Output, layout: SetLayout, folder: Path, suffix:
         for label, pixels in zip(classes, read(output, "images", box), strict=True):
             name = names[label] if label < len(names) else f"class {label}"
             (folder / name).mkdir(exist_ok=True)
-            write_one(folder / name / f"image_{written[name]}", pixels, "samples", suffix)
+            write_one(folder / name, f"image_{written[name]}", pixels, suffix)
             written[name] += 1
 
 

@@ -17,7 +17,7 @@ from engine.storage.set_layout import SetLayout
 from engine.storage.settings_file import read_json_object
 
 FORMATS = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
-FOLDERS = ("samples", "labels", "inst_masks", "cond")
+FOLDERS = ("samples", "labels", "inst_masks", "cond", "images")
 FILES = ("classes.csv", "settings.csv", "export.json")
 
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 
-from engine.inputs.maps import box_of
-from engine.inputs.nuclei import channel_count
-from engine.inputs.nuclei_scan import scan_nuclei
-from engine.planning.geometry import Box
 from engine.storage.output import Output
-
-CONDITION = ("hv", "edges")  # channels of the condition where the output does not name those of its model
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,6 @@ def parts_of_set(output: Output) -> list[Part]:
     parts = [Part("samples", "images")]
     if label == "nuclei":
         parts += [Part("labels", label, mask_of), Part("inst_masks", label)]
-        parts.append(Part("cond", label, partial(condition_maps, output.provenance)))
     elif label:
         parts.append(Part("labels", label))
     return parts
@@ -62,27 +53,3 @@ def parts_of_image(output: Output) -> list[Part]:
 def mask_of(instances: np.ndarray) -> np.ndarray:
     """Turn an instance map into a mask: uint8, 255 in nuclei and 0 outside."""
     return np.where(instances > 0, np.uint8(255), np.uint8(0))
-
-
-def condition_maps(provenance: Mapping[str, Any], instances: np.ndarray) -> np.ndarray:
-    """Make the condition of instance maps, without colours if those were taken from an image.
-
-    Args:
-        provenance: The output's, which names the channels of the condition.
-        instances: (images, h, w).
-    Returns:
-        float32 (images, channels, h, w).
-    """
-    shape, job = instances.shape, provenance.get("job", {})
-    channels = tuple(provenance.get("condition_channels", CONDITION))
-    colors = (job["nucleus_color"], job["background_color"]) if "color" in channels and not job["colors"] else None
-    channels = tuple(part for part in channels if part != "color" or colors)
-    if not instances.any():
-        return np.zeros((shape[0], channel_count(channels), *shape[1:]), np.float32)
-    nuclei = scan_nuclei(partial(box_of, instances), shape[1:], len(instances), colors=colors, border="keep")  # type: ignore[arg-type]
-    box = Box(0, 0, *shape[1:])
-
-    def maps(index: int, ids: np.ndarray) -> np.ndarray:
-        return nuclei.image(index).maps(lambda part: ids[part.within(box)], box, channels)
-
-    return np.stack([maps(index, ids) for index, ids in enumerate(instances)])

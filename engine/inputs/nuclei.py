@@ -4,7 +4,8 @@ One pass in boxes makes a table of the nuclei; after that the maps of any window
 cuts them, need that window of the map (and one pixel around it) and the table: no rank holds the canvas.
 
 Horizontal and vertical maps: HoVer-Net (Graham et al. 2019, doi:10.1016/j.media.2019.101563). Edges: pix2pixHD (Wang et
-al. 2018, arXiv:1711.11585). Pixels with one id are one nucleus, also where they do not touch.
+al. 2018, arXiv:1711.11585). Pixels with one id are one nucleus, also where they do not touch; only the horizontal and
+vertical maps take its parts apart, where that is asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from engine.planning.geometry import Box
 Color = tuple[float, float, float]
 PARTS = {"hv": 2, "color": 3, "edges": 1, "mask": 1}
 PUBLISHED = {2: ("hv",), 3: ("hv", "edges"), 5: ("hv", "color"), 6: ("hv", "color", "edges")}
-BORDERS = ("refuse", "keep", "drop")
+BORDERS = ("refuse", "keep", "drop", "published")
 FAR = 2**40  # beyond any canvas
 LARGEST_ID = 2**32 - 1  # the largest id: the lower 32 bits of a key are the id, the upper 32 the number of the image
 
@@ -65,6 +66,52 @@ def channel_count(channels: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
+class Flat:
+    """Which nuclei have horizontal and vertical maps of 0.
+
+    Args:
+        least_area: Those of a smaller area, px; 0: those less than 2 px high or wide.
+        at_border: Whether those too that begin in the first two rows or columns.
+    """
+
+    least_area: int = 0
+    at_border: bool = False
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """bool (n,): whether the maps of each row are 0."""
+        thin = (rows["y1"] - rows["y0"] < 2) | (rows["x1"] - rows["x0"] < 2)
+        flat = rows["area"] < self.least_area if self.least_area else thin
+        return flat | (self.at_border & ((rows["y0"] < 2) | (rows["x0"] < 2)))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The parts of nuclei that fall apart; see ``nuclei_pieces``.
+
+    Args:
+        rows: ``ROW`` (n,): a row a part.
+        runs: Where the parts are: key of the nucleus, flat index of a run's first pixel in its image, number of the
+            part; image by image in order of position.
+        width: Width of an image, px.
+    """
+
+    rows: np.ndarray
+    runs: np.ndarray
+    width: int
+
+    def image(self, index: int) -> Pieces:
+        """The parts of one image of a stack; they keep their numbers."""
+        first, last = np.searchsorted(self.runs["key"] >> np.uint64(32), np.array([index, index + 1], np.uint64))
+        runs = self.runs[first:last].copy()
+        runs["key"] &= np.uint64(LARGEST_ID)
+        return replace(self, runs=runs)
+
+    def at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """int64: the numbers of the parts that pixels of nuclei that fall apart belong to."""
+        return self.runs["piece"][np.searchsorted(self.runs["at"], y * self.width + x, side="right") - 1]
+
+
+@dataclass(frozen=True)
 class Nuclei:
     """The table of the nuclei of a map or of a stack of maps, and the condition maps that are made from it.
 
@@ -75,6 +122,8 @@ class Nuclei:
         colors: Colour of all nuclei and of all background, 0..255; None: their means in an image.
         colored: Whether ``table`` has the sums of an image's colours.
         name: Name of the map, for messages.
+        flat: Which nuclei have horizontal and vertical maps of 0.
+        pieces: The parts of nuclei that fall apart, which have such maps of their own; None: a nucleus is one.
     """
 
     shape: tuple[int, int]
@@ -83,6 +132,8 @@ class Nuclei:
     colors: tuple[Color, Color] | None = None
     colored: bool = False
     name: str = "the instance map"
+    flat: Flat = Flat()
+    pieces: Pieces | None = None
 
     def __len__(self) -> int:
         """Number of nuclei that are not dropped."""
@@ -93,16 +144,29 @@ class Nuclei:
         first, last = np.searchsorted(self.table["key"], np.array([index, index + 1], np.uint64) << np.uint64(32))
         table = self.table[first:last].copy()
         table["key"] &= np.uint64(LARGEST_ID)
-        return replace(self, table=table, dropped=self.dropped[first:last], name=f"{self.name}, image {index}")
+        pieces = None if self.pieces is None else self.pieces.image(index)
+        name = f"{self.name}, image {index}"
+        return replace(self, table=table, dropped=self.dropped[first:last], pieces=pieces, name=name)
 
     # -- maps --
 
-    def maps(self, read: ReadBox, window: Box, channels: Sequence[str] = PUBLISHED[6]) -> np.ndarray:
+    @property
+    def held(self) -> tuple[np.ndarray, ...]:
+        """The arrays that a rank holds."""
+        return (self.table,) if self.pieces is None else (self.table, self.pieces.rows, self.pieces.runs)
+
+    def maps(
+        self,
+        read: ReadBox,
+        window: Box,
+        channels: Sequence[str] = PUBLISHED[6],
+        colors: Callable[[Box, np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
         """The condition maps of one window, equal to that crop of the whole image's.
 
         Horizontal and vertical ("hv"): a pixel's position, counted from 1 in its nucleus's box, less the rounded centre
         of mass; what is negative over the nucleus's least, what is positive over its greatest. 0 in the background and
-        in nuclei less than 2 px high or wide. Colours ("color"): of the pixel's nucleus or of the background, 0..255
+        in nuclei that are ``flat``. Colours ("color"): of the pixel's nucleus or of the background, 0..255
         brought to [-1, 1]. Edges: 1 where one of the four neighbours has another id. Mask: 1 in nuclei.
 
         Args:
@@ -110,6 +174,7 @@ class Nuclei:
             window: Box in px; what of it lies outside the image is background without edges.
             channels: Parts in the order wanted, by default the published one: horizontal, vertical; red, green, blue;
                 edges.
+            colors: Function from the window and a mask of its nuclei to the colours, which come from elsewhere then.
         Returns:
             float32 (channels, height, width).
         Raises:
@@ -119,20 +184,27 @@ class Nuclei:
         held = Box(window.y0 - 1, window.x0 - 1, window.y1 + 1, window.x1 + 1) & Box(0, 0, *self.shape)
         inner = window & held
         maps = np.zeros((channel_count(channels), *window.shape), np.float32)
-        if "color" in channels:
+        if "color" in channels and colors is None:
             maps[_slice(channels, "color")] = self._row_colors[0][:, None, None]
+        nuclear = np.zeros(window.shape, bool)
         if not inner:
+            if "color" in channels and colors is not None:
+                maps[_slice(channels, "color")] = colors(window, nuclear)
             return maps
         around = self._rows_of(read(held), held)
         rows = around[inner.within(held)]
         parts: dict[str, Callable[[], np.ndarray]] = {
-            "hv": lambda: np.stack([self._distances("x", rows, inner), self._distances("y", rows, inner)]),
+            "hv": lambda: self._both_distances(rows, inner),
             "color": lambda: np.moveaxis(self._row_colors[rows], -1, 0),
             "edges": lambda: edges(around)[inner.within(held)][None],
             "mask": lambda: (rows > 0)[None],
         }
         for part in channels:
-            maps[(_slice(channels, part), *inner.within(window))] = parts[part]()
+            if part != "color" or colors is None:
+                maps[(_slice(channels, part), *inner.within(window))] = parts[part]()
+        if "color" in channels and colors is not None:
+            nuclear[inner.within(window)] = rows > 0
+            maps[_slice(channels, "color")] = colors(window, nuclear)
         return maps
 
     def without_dropped(self, instances: np.ndarray) -> np.ndarray:
@@ -156,6 +228,20 @@ class Nuclei:
         rows[self.dropped[rows]] = 0
         return np.repeat(rows, np.diff(starts, append=instances.size)).reshape(instances.shape)
 
+    def _both_distances(self, rows: np.ndarray, box: Box) -> np.ndarray:
+        """float32 (2, h, w): the horizontal and the vertical map of the pixels of ``box`` that belong to ``rows``."""
+        if self.pieces is not None and (torn := self._torn[rows]).any():
+            y, x = np.nonzero(torn)
+            rows = rows.copy()
+            rows[y, x] = len(self.table) + self.pieces.at(y + box.y0, x + box.x0)
+        return np.stack([self._distances("x", rows, box), self._distances("y", rows, box)])
+
+    @cached_property
+    def _torn(self) -> np.ndarray:
+        """bool (n,): whether a row's nucleus falls apart."""
+        assert self.pieces is not None
+        return np.isin(self.table["key"], self.pieces.runs["key"])
+
     def _distances(self, axis: str, rows: np.ndarray, box: Box) -> np.ndarray:
         """float32 (h, w): the map along one axis, of the pixels of ``box`` that belong to ``rows``."""
         zero, least, greatest = self._scales[axis]
@@ -166,13 +252,13 @@ class Nuclei:
     @cached_property
     def _scales(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each axis, by row: where the map is 0 (int64), and what divides its negatives and positives (float32)."""
-        t = self.table
-        flat = (t["y1"] - t["y0"] < 2) | (t["x1"] - t["x0"] < 2)
+        rows = self.table if self.pieces is None else np.concatenate([self.table, self.pieces.rows])
+        flat = self.flat.of(rows)
         flat[0] = True  # the background
         scales = {}
         for axis in "yx":
-            least, greatest = (np.where(flat, np.inf, np.abs(v)).astype(np.float32) for v in _reach(self.table, axis))
-            scales[axis] = (self.table[f"{axis}0"] + _centre(self.table, axis) - 1, least, greatest)
+            least, greatest = (np.where(flat, np.inf, np.abs(v)).astype(np.float32) for v in _reach(rows, axis))
+            scales[axis] = (rows[f"{axis}0"] + _centre(rows, axis) - 1, least, greatest)
         return scales
 
     @cached_property

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from engine.diffusion.boxes import ReadImageBox
-from engine.inputs.nuclei import BORDERS, FAR, LARGEST_ID, MERGE, ROW, Color, Nuclei, check_ids, run_starts
+from engine.inputs.nuclei import BORDERS, FAR, LARGEST_ID, ROW, Color, Flat, Nuclei, check_ids, run_starts
+from engine.inputs.nuclei_pieces import find_pieces
+from engine.inputs.nuclei_rows import merged, rows_of_runs
 from engine.planning.geometry import Box, grid
 
 
@@ -20,6 +22,9 @@ def scan_nuclei(
     pixels: ReadImageBox | None = None,
     colors: tuple[Color, Color] | None = None,
     border: str = "refuse",
+    least_area: int = 0,
+    split: bool = False,
+    empty: bool = False,
     side: int = 2048,
     name: str = "the instance map",
 ) -> Nuclei:
@@ -35,7 +40,11 @@ def scan_nuclei(
         pixels: Reader of a picture uint8 (3, height, width) of each image, which the mean colours are taken from.
         colors: Colours of all nuclei and of all background, instead.
         border: What becomes of nuclei that touch the border of an image: "refuse", "keep" what there is of them, "drop"
-            (treat as background).
+            (treat as background), "published" (kept, but with distance maps of 0 where they begin in the first two rows
+            or columns, for there the nuclei system cuts an empty box).
+        least_area: Area below which the distance maps of a nucleus are 0, px.
+        split: Whether parts of one id that do not touch have distance maps of their own.
+        empty: Whether there may be nothing but background.
         side: Height and width of the boxes that are read, px; changes nothing else.
         name: Name of the map, for messages.
     Raises:
@@ -59,8 +68,10 @@ def scan_nuclei(
                 yield _merged(_runs(ids, image, box, shown))
 
     table = _total(parts(), images)
-    nuclei = Nuclei(shape, table, np.zeros(len(table), bool), colors, pixels is not None, name)
-    return _bordered(nuclei, border, read)
+    pieces = find_pieces(read, shape, images, side) if split else None
+    flat = Flat(least_area, border == "published")
+    nuclei = Nuclei(shape, table, np.zeros(len(table), bool), colors, pixels is not None, name, flat, pieces)
+    return nuclei if empty and not len(nuclei) else _bordered(nuclei, border, read)
 
 
 def check_colors(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -79,15 +90,7 @@ def _runs(ids: np.ndarray, image: int, box: Box, rgb: np.ndarray | None) -> np.n
     Pixels are looked at once, and all the rest is done with runs.
     """
     starts = run_starts(ids)
-    y, x = np.divmod(starts, box.width)
-    rows = np.zeros(len(starts), ROW)
-    rows["key"] = ids.ravel()[starts]
-    rows["key"] |= np.uint64(image) << np.uint64(32)
-    rows["area"] = np.diff(starts, append=ids.size)
-    rows["y0"], rows["x0"] = y + box.y0, x + box.x0
-    rows["y1"], rows["x1"] = rows["y0"] + 1, rows["x0"] + rows["area"]
-    rows["sum_y"] = rows["y0"] * rows["area"]
-    rows["sum_x"] = (rows["x0"] + rows["x1"] - 1) * rows["area"] // 2
+    rows = rows_of_runs(ids, starts, image, box)
     if rgb is not None:
         rows["color"] = np.add.reduceat(rgb.reshape(3, -1), starts, axis=1, dtype=np.int64).T
     return rows
@@ -95,12 +98,7 @@ def _runs(ids: np.ndarray, image: int, box: Box, rgb: np.ndarray | None) -> np.n
 
 def _merged(rows: np.ndarray) -> np.ndarray:
     """One row for each key, by ascending key."""
-    rows = rows[np.argsort(rows["key"], kind="stable")]
-    first = np.flatnonzero(np.concatenate([[True], rows["key"][1:] != rows["key"][:-1]]))
-    merged = rows[first]
-    for name, how in MERGE.items():
-        merged[name] = how.reduceat(rows[name], first)
-    return merged
+    return merged(rows, rows["key"])
 
 
 def _total(parts: Iterable[np.ndarray], images: int) -> np.ndarray:
@@ -134,7 +132,7 @@ def _bordered(nuclei: Nuclei, border: str, read: ReadImageBox) -> Nuclei:
         )
     touches = (table["y0"] == 0) | (table["x0"] == 0) | (table["y1"] == height) | (table["x1"] == width)
     touches &= table["key"] & np.uint64(LARGEST_ID) > 0
-    if border == "keep" or not touches.any():
+    if border in ("keep", "published") or not touches.any():
         return nuclei
     if border == "refuse":
         raise ValueError(_cut(nuclei, table[touches], read))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -9,16 +10,20 @@ import numpy as np
 
 from engine.diffusion.boxes import ReadImageBox
 from engine.diffusion.latent_map import LatentMap
+from engine.inputs.class_map import add_class_map, class_map_of, is_class_map, map_file
+from engine.inputs.dataset_folder import path_of
 from engine.inputs.input_file import InputFile, integer_file
 from engine.inputs.labels import labels_digest, uniform_labels
 from engine.inputs.maps import MapFile, bands_of, box_of, check_size, digest_of
 from engine.inputs.nuclei import Nuclei, published_channels
 from engine.inputs.nuclei_scan import check_colors, scan_nuclei
-from engine.inputs.values import Inputs, LabelSource
+from engine.inputs.references import add_references, appearance_of, check_options
+from engine.inputs.values import Inputs, LabelSource, Sources
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Box, Frames
 from engine.storage.layout import LabelArray
+from engine.storage.picture_folder import MapFolder
 from engine.storage.readers import read_array, read_picture, reads_in_boxes
 
 
@@ -37,6 +42,14 @@ def read_semantic(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
 
 def add_map(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
     """The inputs with the hash of the map, which every rank reads in boxes."""
+    check_options(job, has_colors=True)
+    if is_class_map(job, card):
+        return add_class_map(inputs, job, card)
+    if job.instances is not None or job.map_ids is not None:
+        which = "`instances`" if job.instances is not None else "`map_ids`"
+        raise ValueError(
+            f"`map` {job.map} is a semantic map given whole; leave {which} out, or pass a map of class ids"
+        )
     array = open_map(job, card)
     if array.dtype.kind == "f" and not all(np.isfinite(band).all() for band in bands_of(array)):
         raise ValueError(f"`map` {job.map} holds values that are not finite; mend the map")
@@ -67,8 +80,11 @@ def open_map(job: SampleJob, card: ModelCard) -> np.ndarray:
 
 def add_nuclei(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
     """The inputs with the table of the nuclei of the instance map, which is stored beside the image."""
-    published_channels(card.semantic_channels)  # refuses a model whose channels nuclei cannot fill
-    file = integer_file(str(job.instances), "`instances`", stack=job.count is not None)
+    has_colors = "color" in published_channels(card.semantic_channels)  # refuses channels that nuclei cannot fill
+    if job.map_ids is not None:
+        raise ValueError(f"`map_ids` {job.map_ids} is for a map of class ids; pass `map` FILE, or leave it out")
+    check_options(job, has_colors)
+    file = instance_file(job)
     instances = file.array
     check_size(instances.shape, job, f"instance map {file.path}")
     nuclei = scan_nuclei(
@@ -78,10 +94,27 @@ def add_nuclei(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
         pixels=color_reader(job, instances.shape) if job.colors else None,
         colors=None if job.colors else (rgb(job.nucleus_color), rgb(job.background_color)),
         border=job.border_nuclei,
+        least_area=job.least_area or 0,
+        split=job.torn_nuclei == "split",
         name=str(file),
     )
     hashes = {"instances_hash": digest_of(instances, np.uint32), "nuclei_hash": digest_of(nuclei.table)}
-    return inputs.adding(hashes, {}, label_array=LabelArray("nuclei", "uint32"), nuclei=nuclei)
+    inputs = inputs.adding(hashes, {}, label_array=LabelArray("nuclei", "uint32"), nuclei=nuclei)
+    names = instances.folder.names if isinstance(instances, MapFolder) else ()
+    inputs = replace(inputs, sources=Sources(names) if names else None)
+    if not has_colors:
+        return inputs
+    inputs = add_references(inputs, job, nuclei, names, instances.ndim > 2)
+    if "appearance" not in inputs.files:
+        said = "the network was trained on the pixels of an image in random order as its colours: --appearance FILE"
+        inputs = replace(inputs, notes=(*inputs.notes, said))
+    return inputs
+
+
+def instance_file(job: SampleJob) -> InputFile:
+    """A job's instance map; of a set also a stack or a folder of them."""
+    path = path_of(job, "instances")
+    return map_file(str(path), "`instances`", job.count)
 
 
 def color_reader(job: SampleJob, shape: tuple[int, ...]) -> ReadImageBox:
@@ -106,7 +139,7 @@ def rgb(color: tuple[int, ...]) -> tuple[float, float, float]:
 
 def instance_source(job: SampleJob, nuclei: Nuclei) -> LabelSource:
     """The instance map as it is stored beside the images: without the nuclei that are dropped."""
-    file = integer_file(str(job.instances), "`instances`", stack=job.count is not None)
+    file = instance_file(job)
     instances = MapFile(file, job.size)
 
     def read(image: int, box: Box, step: int) -> np.ndarray:
@@ -175,15 +208,19 @@ def semantic_reader(
         read_instances: Reader of the instance map that is stored beside the images; needed where the map is made from
             nuclei and is read.
     """
+    if "map" in inputs.files:
+        return partial(class_map_of(inputs, job, card).read, job.size)
     if inputs.nuclei is None:
         return partial(given_map, open_map(job, card), job.size)
     nuclei, channels = inputs.nuclei, published_channels(card.semantic_channels)
     one_for_all = not nuclei.table["key"][-1] >> np.uint64(32)
     of_image = lru_cache(maxsize=64)(lambda image: nuclei if one_for_all else nuclei.image(image))
+    appearance = appearance_of(inputs, job)
 
     def made(image: int, window: Box) -> np.ndarray:
         assert read_instances is not None
-        return of_image(image).maps(partial(read_instances, image), window, channels)
+        colors = None if appearance is None else partial(appearance.colors, image)
+        return of_image(image).maps(partial(read_instances, image), window, channels, colors)
 
     return made
 

@@ -17,6 +17,23 @@ from engine.storage.layout import LabelArray
 
 
 @dataclass(frozen=True)
+class Sources:
+    """What the images of a set of nuclei are made from; image i from source i, and from the first again after the last.
+
+    Args:
+        names: Stems of the instance maps; empty: they lie in no folder.
+        chosen: Of each instance map the number of its reference; empty: there is none.
+        references: Stems of the references; empty: they lie in no folder.
+        nbytes: The most bytes that a rank holds of references.
+    """
+
+    names: tuple[str, ...] = ()
+    chosen: tuple[int, ...] = ()
+    references: tuple[str, ...] = ()
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Everything that a job's files hold: plain values, sent from rank 0 to all.
 
@@ -30,6 +47,7 @@ class Inputs:
         roi: 1 at the latents of the region of interest; None: everywhere.
         files: The files that are read during the run too, by the job's field: image, mask, roi, style_map.
         notes: What is to be said of them before the run.
+        sources: Which instance map and which reference each image of a set is made from; None: they have no names.
     """
 
     hashes: dict[str, str] = field(default_factory=dict)
@@ -42,13 +60,15 @@ class Inputs:
     roi: LatentMap | None = None
     files: dict[str, InputFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sources: Sources | None = None
 
     @property
     def nbytes(self) -> int:
         """The most bytes that a rank holds of them, files that are still to be read left out."""
-        nuclei = None if self.nuclei is None else self.nuclei.table
-        held = (self.labels, self.grid, self.region, self.table, nuclei, self.roi)
-        return sum(array.nbytes for array in held if array is not None)
+        nuclei = () if self.nuclei is None else self.nuclei.held
+        held = (self.labels, self.grid, self.region, self.table, *nuclei, self.roi)
+        references = 0 if self.sources is None else self.sources.nbytes
+        return references + sum(array.nbytes for array in held if array is not None)
 
     def adding(self, hashes: dict[str, str], files: dict[str, InputFile], **fields: Any) -> Inputs:
         """The same with more hashes, more files and other fields."""

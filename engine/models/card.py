@@ -27,6 +27,7 @@ HASHED = (
     "latents_std",
     "pixel_range",
     "has_null",
+    "guided_channels",
 )
 
 
@@ -59,6 +60,8 @@ class ModelCard:
         decodes: Whether the folder can make pixels: a model of latents may lack its autoencoder.
         has_null: Whether the network was trained to be conditioned on nothing too, which guidance needs.
         class_means: Mean brightness of each class's training images, 0 to 1, for `accept` published; empty: unknown.
+        guided_channels: Number of the first channels of the network's output that guidance acts on; None: those of the
+            latents, and not those of a learned variance.
     """
 
     folder: Path
@@ -84,6 +87,7 @@ class ModelCard:
     decodes: bool = True
     has_null: bool = True
     class_means: tuple[float, ...] = ()
+    guided_channels: int | None = None
 
 
 def read_card(name: str) -> ModelCard:
@@ -127,6 +131,7 @@ def read_card(name: str) -> ModelCard:
             decodes=latents["decodes"],
             has_null=bool(facts.get("has_null", facts.get("condition") != "none")),
             class_means=tuple(facts.get("class_means", ())),
+            guided_channels=facts.get("guided_channels"),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"`model` {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from None

@@ -96,6 +96,7 @@ CARD = {
     "class_means": Kind(_means, "numbers from 0 to 1", "X,X,..."),
     "factor": whole(1, 1024),
     "image_channels": whole(1, 1024),
+    "guided_channels": whole(1, 1024),
 }
 SCHEDULER = {
     "num_train_timesteps": whole(1, MOST_TIMESTEPS),

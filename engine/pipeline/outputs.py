@@ -129,11 +129,20 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
             if prepared.inputs.nuclei is not None
             else {}
         ),
+        **sources_of(prepared),
         **({"label_stage": prepared.label_stage.identity} if prepared.label_stage else {}),
         **({"in_turn": prepared.job.in_turn()} if prepared.job.in_turn() else {}),
         **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
         "versions": present_versions(),
     }
+
+
+def sources_of(prepared: Prepared) -> dict[str, Any]:
+    """What each image of a set of nuclei is made from, where that has names or was drawn: facts of the provenance."""
+    sources = prepared.inputs.sources
+    if sources is None:
+        return {}
+    return {"sources": {"names": sources.names, "chosen": sources.chosen, "references": sources.references}}
 
 
 def present_versions() -> dict[str, str]:

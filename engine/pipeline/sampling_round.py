@@ -301,6 +301,7 @@ def make_denoiser(
         device=device,
         guided_levels=prepared.guided_levels,
         on_batch=on_batch,
+        guided_channels=prepared.card.guided_channels,
     )
 
 

@@ -84,10 +84,15 @@ class Output:
 
         Args:
             round_index: The round of rejection sampling that drew it.
+        Raises:
+            ValueError: another program removed the shard as soon as it was there.
         """
         file = self.shard_file(name, box)
         sha256 = write_shard(file, self.array(name), pixels)
-        sync_new(file, self.path, self.kept)
+        try:
+            sync_new(file, self.path, self.kept)
+        except FileNotFoundError:
+            raise ValueError(f"{file} was there and is gone; give the same command again to make it anew") from None
         self.ledger.append(FinishedShard(name, box, sha256, round_index, file_size(file)))
 
     def read(self, name: str, box: Box) -> np.ndarray:

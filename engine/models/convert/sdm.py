@@ -50,7 +50,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ade20k": UNSAID | {"noise_schedule": "linear", "num_head_channels": 64, "image_size": 256},
     "celeba": UNSAID | {"noise_schedule": "linear", "num_head_channels": 64, "image_size": 256},
 }
+GUIDED = 3  # the system guides the first three channels of the output, a grey image's learned variance among them
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+NUCLEI = {"least_area": 30, "torn_nuclei": "split"}  # how the system made the maps that its networks were trained with
 
 
 def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
@@ -72,9 +74,12 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
         "space": "pixels",
         "patch_size": patch,
         "pixel_size_um": options.pixel_size_um or 0.25,
-        "defaults": {"steps": int(said["diffusion_steps"]), "solver": "ddpm", "guidance": 1.5, "batch_size": 8},
+        "defaults": {"steps": int(said["diffusion_steps"]), "solver": "ddpm", "guidance": 1.5, "batch_size": 8}
+        | NUCLEI,
     }
     learned = unet["out_channels"] != unet["channels"]
+    if learned and unet["channels"] < GUIDED:
+        card["guided_channels"] = min(GUIDED, unet["out_channels"])
     if learned != bool(said.get("learn_sigma", learned)):
         raise ValueError(
             f"{config}: learn_sigma is {said['learn_sigma']} but the network gives {unet['out_channels']} channels"
