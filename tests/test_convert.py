@@ -395,7 +395,7 @@ def test_diffinfinites_latents_are_scaled_for_the_named_autoencoder(tmp_path):
 # --- feature-aligned ---
 
 
-def feature_aligned(folder, **more):
+def feature_aligned(folder, changes=None, **more):
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -411,6 +411,7 @@ def feature_aligned(folder, **more):
         "norm_num_groups": 8,
         "cross_attention_dim": 24,
         "attention_head_dim": 4,
+        **(changes or {}),
     }
     network, linear = UNet2DConditionModel(**settings).eval(), torch.nn.Linear(512, 24)
     state = {**prefixed(network, "model."), **prefixed(linear, "text_to_cross_dim."), "clip_model.x": torch.ones(1)}

@@ -2,16 +2,30 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from families import IMAGES, SIZE, asked, convert_small, discs, make_model
-from launching import ROOT, environment, launch, lines_of, refused, sha, start_and_kill
+from launching import ROOT, environment, launch, lines_of, refused, sha, start_and_kill, verify
+from PIL import Image
+from test_convert import (
+    clip_weights,
+    diffinfinite,
+    feature_aligned,
+    large_image,
+    nuclei,
+    random_weights,
+    small_autoencoder,
+)
 from test_golden import GOLDEN
 
 from engine.models.card import read_card
+from engine.models.convert.__main__ import main as convert
+from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.runs
@@ -29,6 +43,56 @@ def model(tmp_path_factory):
         return made[system]
 
     return make
+
+
+def published_files(folder):
+    """What the four systems' users have, under the names of docs/models.md, of small networks."""
+    diffinfinite(folder / "model-10.pt", random_weights(MaskUNet(8, 5, (1, 2), 4, 2)))
+    diffinfinite(folder / "model-5.pt", random_weights(LabelUNet(8, 2, (1, 2), 4, 2)))
+    small_autoencoder(folder / "sd2-vae")
+    (folder / "logs").mkdir()
+    large_image(folder / "logs", prefix="brca")
+    nuclei(folder / "sdm", learn_sigma=True, use_scale_shift_norm=True, resblock_updown=True)
+    (folder / "sdm" / "ema_0.9999_000001.pt").rename(folder / "ema_0.9999_100000.pt")
+    wide = {"block_out_channels": [32, 64], "norm_num_groups": 32, "attention_head_dim": 8}
+    feature_aligned(folder / "aligned-run", wide, **clip_weights())
+    (folder / "aligned-run" / "feature-aligned-diffusion.pt").rename(folder / "feature-aligned-diffusion.pt")
+    rng = np.random.default_rng(0)
+    with h5py.File(folder / "features.h5", "w") as file:
+        file["feat_20x"] = rng.standard_normal((4 * 6, 5)).astype(np.float32)
+    tifffile.imwrite(folder / "nuclei.tif", discs((160, 160)))
+    Image.fromarray(rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)).save(folder / "slide.png")
+
+
+def test_the_commands_for_published_models_run_as_they_are_written(tmp_path, monkeypatch):
+    """Word by word from docs/models.md, on files as the systems write them; smaller sizes, two levels."""
+    published_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "models.md").read_text()
+    commands = page.split("## Published models")[1].split("```sh\n")[1].split("```")[0].splitlines()
+    small = {"4096x6144": "512x520", "1024x1536": None, "1000x1000": "160x160", "1000": "2"}
+    width = None
+    for number, line in enumerate(commands):
+        words = line.split("#")[0].split()
+        module, words = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+        if module == "engine.models.convert":
+            assert convert(words) == 0, line
+            if "large-image-diffusion" in words:
+                width = read_card("brca").embedding_width
+            continue
+        if "brca" in words:
+            with h5py.File("features.h5", "w") as file:
+                file["feat_20x"] = np.random.default_rng(0).standard_normal((4 * 6, width)).astype(np.float32)
+            side = read_card("brca").patch * read_card("brca").factor
+            small["1024x1536"] = f"{4 * side}x{6 * side}"
+        words = [tmp_path / word if Path(word.split(":")[0]).exists() else small.get(word) or word for word in words]
+        out = tmp_path / f"{number}.zarr"
+        extra = ("--steps", 2, "--preview", "none", "--out", out)
+        extra += ("--accept-rounds", 1) * ("--accept" in words) + ("--label-steps", 2) * ("--label-model" in words)
+        done = launch(2, *words, *extra)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+        assert verify(out)[0] == 0
+    assert number + 1 == len(commands) == 9
 
 
 def sampled(out, ranks, *arguments):
