@@ -20,15 +20,14 @@ exit status is 0 (exported) or 1 (refused).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import print_error
+from engine.command_line import Parser, print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    top = argparse.ArgumentParser(prog="python -m engine.export", description=(__doc__ or "").splitlines()[0])
+    top = Parser(prog="python -m engine.export", description=(__doc__ or "").splitlines()[0])
     top.add_argument("out", type=Path, help="a finished output of engine.sample")
     top.add_argument("dir", type=Path, help="the folder to make")
     top.add_argument(
@@ -41,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folders of samples, labels, ...; pairs of images and maps in one; a folder a class (default: folders)",
     )
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    given = top.parse_args(arguments)
-    from engine.exports.folder import export  # torch and zarr
-
     try:
+        given = top.parse_args(arguments)
+        from engine.exports.folder import export  # torch and zarr
+
         written = export(given.out, given.dir, given.format, layout=given.layout, overwrite=given.overwrite)
     except (ValueError, OSError, MemoryError) as error:
         print_error(error)

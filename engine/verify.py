@@ -5,19 +5,21 @@ Exit status: 0 finished and whole, 75 unfinished, 1 damaged or no output.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import print_error
+from engine.command_line import STOPPED, Parser, print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    top = argparse.ArgumentParser(prog="python -m engine.verify", description=__doc__)
+    top = Parser(prog="python -m engine.verify", description=__doc__)
     top.add_argument("out", type=Path, help="an output of engine.sample")
-    path = top.parse_args(arguments).out
-    from engine.command_line import STOPPED
+    try:
+        path = top.parse_args(arguments).out
+    except ValueError as error:
+        print_error(error)
+        return 1
     from engine.storage.integrity import damage, pixels_sha256
     from engine.storage.output import Output, provenance_of
 

@@ -1,5 +1,6 @@
 """Bad input: one line on rank 0 that names the value and the way out, status not 0, nothing changed on disk."""
 
+import importlib
 import subprocess
 import sys
 
@@ -291,3 +292,13 @@ def test_help_costs_no_torch_and_is_printed_once():
 def test_a_slice_of_the_campaign_of_bad_inputs_is_refused_in_one_line_each(tmp_path, tiny_model, monkeypatch):
     """``test_long.py`` has all of it."""
     assert not faults(range(42), tmp_path, tiny_model, monkeypatch)
+
+
+@pytest.mark.parametrize("command", ["verify", "export", "embed", "train", "models.convert.__main__"])
+def test_every_command_refuses_wrong_arguments_in_one_line(command, capsys):
+    main = importlib.import_module(f"engine.{command}").main
+    for arguments in ([], ["a", "b", "c", "--nonsense", "1"]):
+        assert main(arguments) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert "--help" in line
