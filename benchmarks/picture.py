@@ -1,6 +1,6 @@
 """``python -m benchmarks.picture OUT.zarr FILE.jpg``: the image and its label map side by side, as in the README.
 
-With ``--beside DIR`` it shows the sample beside real tiles instead, both at 100 %.
+With ``--beside DIR`` it shows the sample beside images of DIR, such as tiles that DiffInfinite made, both at 100 %.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def with_labels(output: Output) -> np.ndarray:
 
 
 def beside(output: Output, tiles: Path, side: int = 512) -> np.ndarray:
-    """uint8: a crop of the sample, and real tiles, at 100 %."""
+    """uint8: a crop of the sample, and tiles, at 100 %."""
     image = output.read("0", Box(0, 0, 2 * side, 2 * side)).transpose(1, 2, 0)
-    real = [read_image(path)[:side, :side] for path in find_images(tiles)[3::20][:4]]
-    return np.concatenate([image, np.concatenate([np.concatenate(real[:2], 1), np.concatenate(real[2:], 1)])], 1)
+    others = [read_image(path)[:side, :side] for path in find_images(tiles)[3::20][:4]]
+    return np.concatenate([image, np.concatenate([np.concatenate(others[:2], 1), np.concatenate(others[2:], 1)])], 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="python -m benchmarks.picture", description=__doc__)
     top.add_argument("out", type=Path, help="a finished output of engine.sample")
     top.add_argument("picture", type=Path)
-    top.add_argument("--beside", type=Path, metavar="DIR", help="a folder of real tiles")
+    top.add_argument("--beside", type=Path, metavar="DIR", help="a folder of images to show beside")
     args = top.parse_args(arguments)
     output = Output(args.out)
     pixels = beside(output, args.beside) if args.beside else with_labels(output)

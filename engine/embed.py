@@ -1,4 +1,4 @@
-"""``python -m engine.embed SLIDE_OR_FOLDER --with module:function|DIR --out FILE.h5``: embeddings of real patches.
+"""``python -m engine.embed SLIDE_OR_FOLDER --with module:function|DIR --out FILE.h5``: embeddings of patches.
 
 A slide, or any large image (PNG, TIFF, .npy, Zarr), is cut into patches that lie side by side, all of them, white ones
 too: the grid needs them. Of a folder each picture is a patch. ``engine.sample --embeddings FILE.h5`` reads the result.
