@@ -8,6 +8,7 @@ from importlib import import_module
 
 from engine import __version__
 from engine.command_line import launched_rank
+from engine.messages import did_you_mean, shortened
 
 COMMANDS = {
     "sample": ("engine.sample", "sample an image, or a set of images; also under mpiexec"),
@@ -31,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif asked:
             print(usage())
         else:
-            print(f"error: {given[0]} is no command; known: {', '.join(COMMANDS)}", file=sys.stderr)
-    return 0 if asked or given[0] == "--version" else 2
+            near = did_you_mean(given[0], COMMANDS)
+            known = f"known: {', '.join(COMMANDS)}"
+            print(f"error: {shortened(given[0])} is no command; {near or known}", file=sys.stderr)
+    return 0 if asked or given[0] == "--version" else 1
 
 
 def usage() -> str:

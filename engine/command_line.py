@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from engine.messages import did_you_mean, one_line, shortened
@@ -81,11 +82,14 @@ def imported(text: str, option: str, wanted: str) -> Callable[..., Any]:
         ValueError: it cannot be imported, or is no function.
     """
     module, _, name = text.partition(":")
+    if not any(Path(folder or ".").resolve() == Path.cwd() for folder in sys.path):
+        sys.path.insert(0, str(Path.cwd()))  # where python -m looks, and a console script does not
     try:
         function = getattr(import_module(module), name)
     except Exception as error:  # somebody else's code
         why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"`{option}` {text} cannot be imported ({why}); put the module on PYTHONPATH") from None
+        way = "put the module here or on PYTHONPATH"
+        raise ValueError(f"`{option}` {text} cannot be imported ({why}); {way}") from None
     if not callable(function):
         raise ValueError(f"`{option}` {text} is not a function; name {wanted}")
     return function

@@ -55,7 +55,14 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=positive(int), default=64, metavar="N", help=text)
     text = "where a folder's network runs (default: auto)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=text)
-    add("--threads", type=positive(int), default=1, metavar="N", help="number of CPU threads a rank (default: 1)")
+    add(
+        "--threads",
+        type=int,
+        choices=range(1, 1025),
+        default=1,
+        metavar="N",
+        help="number of CPU threads a rank (default: 1)",
+    )
     add("--overwrite", action="store_true", help="replace a file of embeddings that is there")
     return top
 

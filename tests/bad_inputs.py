@@ -117,7 +117,7 @@ def wrong_option(drawn: random.Random, folder: Path, model: Path) -> Row:
 def unknown_option(drawn: random.Random, folder: Path, model: Path) -> Row:
     name = list(drawn.choice([name for name in OPTIONS if len(name) > 4]))
     at = drawn.randrange(1, len(name))
-    name[at] = drawn.choice("qxzj")
+    name[at] = drawn.choice([letter for letter in "qxzj" if letter != name[at]])
     flag = flag_of("".join(name))
     return Row(f"unknown {flag}", (flag, "1"), (f"unrecognized argument {flag}; did you mean '--",))
 

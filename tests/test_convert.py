@@ -182,7 +182,9 @@ def test_a_nuclei_checkpoint_alone_is_taken_as_published(tmp_path, capsys):
         (("--set", "dropout=1"), "--set dropout: not one of what the weights cannot say"),
         (("--set", "image_size=3"), "image_size 3 cannot be halved 1 times"),
         (("--set", "noise_schedule=warm"), "warm"),
-        (("--set", "num_head_channels=few"), "error"),
+        (("--set", "num_head_channels=few"), "num_head_channels is few; expected a whole number"),
+        (("--set", "diffusion_steps=0"), "diffusion_steps is 0; expected 1 or more"),
+        (("--set", "predict_xstart=maybe"), "predict_xstart is maybe; expected true or false"),
     ):
         line = refused_elsewhere(tmp_path, capsys, "sdm", tmp_path / "run", *options)
         assert said in line, line

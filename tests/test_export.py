@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -296,8 +297,17 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
     (folder / "thesis.tex").write_text("years of work")
     assert "is not empty" in refused(capsys, out, folder)
     said = refused(capsys, out, folder, "--overwrite")
-    assert "holds thesis.tex, which no export has" in said
+    assert "holds thesis.tex, which no export wrote" in said
     assert files(folder) == ["thesis.tex"]
+    export(out, tmp_path / "mine")
+    (tmp_path / "mine" / "samples" / "notes.txt").write_text("looked at")
+    said = refused(capsys, out, tmp_path / "mine", "--overwrite")
+    assert "holds samples/notes.txt, which no export wrote" in said
+    shutil.rmtree(tmp_path / "mine")
+    (tmp_path / "dataset" / "images").mkdir(parents=True)
+    (tmp_path / "dataset" / "images" / "a.png").write_text("a dataset has such folders too")
+    assert "holds images/a.png" in refused(capsys, out, tmp_path / "dataset", "--overwrite")
+    shutil.rmtree(tmp_path / "dataset")
     assert "is a file" in refused(capsys, out, folder / "thesis.tex")
     assert "lie in one another" in refused(capsys, out, out / "png")
     assert "lie in one another" in refused(capsys, out, tmp_path, "--overwrite")

@@ -74,7 +74,8 @@ def test_every_command_has_its_help_and_its_status(name, capsys):
     [
         ([], 0, "slidefield sample"),
         (["--version"], 0, "slidefield 0."),
-        (["smaple"], 2, "smaple is no command; known: sample, train"),
+        (["smaple"], 1, "smaple is no command; did you mean 'sample'?"),
+        (["qqq"], 1, "qqq is no command; known: sample, train"),
         (["verify", "nowhere.zarr"], 1, "nowhere.zarr is not there"),
     ],
 )

@@ -9,16 +9,13 @@ from pathlib import Path
 
 from engine.exports.class_folders import check_classes, write_class_folders
 from engine.exports.image_set import write_set, write_settings
-from engine.exports.pairs import NAME, write_pairs
+from engine.exports.pairs import write_pairs
 from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
-from engine.storage.settings_file import read_json_object
 
 FORMATS = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
-FOLDERS = ("samples", "labels", "inst_masks", "cond", "images")
-FILES = ("classes.csv", "settings.csv", "export.json")
 
 
 def export(
@@ -84,29 +81,33 @@ def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another DIR")
-    known = {*FOLDERS, *FILES, *written_before(folder)}
-    named = (path.name for path in folder.iterdir())
-    others = sorted(name for name in named if name not in known and not NAME.fullmatch(name))
+    others = sorted(set(leaves(folder)) - written_before(folder))
     if others and overwrite:
-        raise ValueError(f"{folder} holds {others[0]}, which no export has; remove it yourself, or choose another DIR")
+        raise ValueError(
+            f"{folder} holds {others[0]}, which no export wrote; remove it yourself, or choose another DIR"
+        )
     if any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty; pass --overwrite to replace an earlier export, or choose another DIR")
 
 
-def written_before(folder: Path) -> list[str]:
-    """The folders of an earlier export, as its ``export.json`` lists them: those of classes have any names."""
-    if not (folder / "export.json").exists():
-        return []
+def leaves(folder: Path) -> list[str]:
+    """Everything below a folder that holds nothing itself: files, links, empty folders."""
+    below = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    return [path.relative_to(folder).as_posix() for path in below]
+
+
+def written_before(folder: Path) -> set[str]:
+    """The files of an earlier export, as its ``export.json`` lists them."""
+    if not (folder / "export.json").is_file():
+        return set()
     try:
-        listed = read_json_object(folder / "export.json", "export.json").get("folders")
-    except ValueError:
-        return []
-    return [str(name) for name in listed] if isinstance(listed, list) else []
+        return {str(name) for name in json.loads((folder / "export.json").read_text())["files"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 def write_facts(output: Output, folder: Path) -> None:
-    """Write ``export.json``: the output's path, the folders beside it, and the provenance."""
-    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    """Write ``export.json``: the output's path, every file beside it, and the provenance."""
     provenance = {k: v for k, v in output.provenance.items() if k != "layout"}
-    facts = {"source": str(output.path.absolute()), "folders": folders, **provenance}
+    facts = {"source": str(output.path.absolute()), **provenance, "files": sorted([*leaves(folder), "export.json"])}
     (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -6,7 +6,6 @@ sample0000_mask.png    its label map, uint8: the number of each pixel's label
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from engine.exports.source import read
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
-NAME = re.compile(r"sample\d{4,}(\.jpg|\.png|\.tif|_mask\.png)")  # of a file of this export
 OF_LABELS = ("tissue", "classes")  # arrays whose values are numbers of labels
 JPEG = {"quality": 95, "subsampling": 0}  # colours at full size
 

@@ -75,9 +75,9 @@ class ClassMap(NamedTuple):
 
     def classes_of(self, values: np.ndarray) -> np.ndarray:
         """int64, the classes that the file's numbers mean."""
-        classes = values.astype(np.int64)
         if self.ids == "mask" or self.channels == 1:
-            return np.minimum(classes, 1)
+            return (values != 0).astype(np.int64)
+        classes = values.astype(np.int64)
         if self.ids == "ade20k":
             return np.where(classes == 0, UNLABELLED[self.ids], classes - 1)
         return np.where(classes == MASK, UNLABELLED[self.ids], classes) if self.ids == "coco" else classes

@@ -19,6 +19,7 @@ import numpy as np
 
 from engine.storage.files import whole_file
 from engine.storage.readers import HDF5_DEFAULT
+from engine.storage.settings_file import check_regular
 
 NAME, FACTS = "embeddings", "slidefield"
 
@@ -89,8 +90,7 @@ def check_place(path: Path, overwrite: bool) -> None:
         raise ValueError(f"`out` {path}: there is no folder {path.parent}; make it")
     if not path.exists():
         return
-    if path.is_dir():
-        raise ValueError(f"`out` {path} is a folder; choose another `out`")
+    check_regular(path, f"`out` {path}")
     if not overwrite:
         raise ValueError(f"`out` {path} is there already; pass `overwrite`, or choose another `out`")
     if not written_by_us(path):

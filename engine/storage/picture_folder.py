@@ -31,7 +31,8 @@ class PictureFolder:
 
     def __init__(self, path: Path, option: str, color: bool = False) -> None:
         self.path, self.option, self.color = path, option, color
-        self.paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        pictures = (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        self.paths = sorted(pictures, key=lambda p: p.stem)  # by stem, so that folders of other suffixes go together
         if not self.paths:
             raise ValueError(
                 f"{option} {path} holds no pictures ({', '.join(SUFFIXES)}); name the folder that has them"

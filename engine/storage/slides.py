@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.readers import METADATA, quiet, read_array, reason
+from engine.storage.readers import METADATA, SlicedInput, quiet, read_array, reason
 from engine.storage.settings_file import check_regular
 from engine.storage.zarr_setup import zarr
 
@@ -136,7 +136,7 @@ def tiff_in_boxes(path: Path) -> Any:
             try:
                 return tifffile.memmap(path, mode="r")
             except ValueError:  # compressed
-                return zarr.open(tifffile.imread(path, aszarr=True, level=0), mode="r")
+                return SlicedInput(zarr.open(tifffile.imread(path, aszarr=True, level=0), mode="r"), str(path))
     except Exception:  # of versions that do not go together, and of files that are none
         return read_array(path, "the image")
 

@@ -192,8 +192,8 @@ def read_windows(data: Path, count: int, side: int, scale: int, seed: int, held:
     for path, labels in zip(paths, maps, strict=True):
         if min(labels.shape) < side * scale:
             raise ValueError(
-                f"{path} is {labels.shape[0]} x {labels.shape[1]} px, smaller than a window of {side * scale}; "
-                "choose a smaller `window`"
+                f"{path} is {labels.shape[0]} x {labels.shape[1]} px, smaller than a window of {side * scale}: "
+                f"`window` is {side} label pixels of `scale` {scale} px; choose a smaller `window`"
             )
     return LabelWindows(maps, count, side, scale, seed)
 

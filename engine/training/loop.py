@@ -209,7 +209,11 @@ class Trainer:
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
         shown = time.monotonic()
         figures: dict[str, Tensor] = {}
-        if self.done >= 1.0:  # the run was killed between its last checkpoint and the model
+        if self.done >= 1.0:  # the run was killed between its last checkpoint and the model, or is given again
+            if self.ranks.rank == 0:
+                minutes, steps = self.settings.minutes, self.settings.steps
+                wanted = f"{minutes:g} minutes" if minutes else f"{steps} steps"
+                print(f"trained already: {self.step} steps in {self.seconds / 60:.1f} minutes of {wanted}", flush=True)
             after()
         while self.done < 1.0 and not leave:
             for group in self.optimizer.param_groups:

@@ -13,6 +13,8 @@ from torch import Tensor
 from engine.diffusion.schedule import betas
 from engine.models.card import colored
 
+UNSET = ("num_head_channels", "num_heads_upsample")  # whole numbers that -1 leaves to others
+
 
 @dataclass(frozen=True)
 class Options:
@@ -77,6 +79,26 @@ class Converted:
     classes: np.ndarray | None = None
 
 
+def check_settings(options: Options, preset: Mapping[str, Any], more: tuple[str, ...] = ()) -> None:
+    """Refuse settings that the weights say, and values that are none of a setting.
+
+    Args:
+        preset: Settings that can be given, with values of their kinds.
+        more: Whole numbers that can be given besides.
+    Raises:
+        ValueError: naming the setting.
+    """
+    for key, value in options.settings.items():
+        if key not in (*preset, *more):
+            raise ValueError(f"`set` {key}: not one of what the weights cannot say: {', '.join((*preset, *more))}")
+        kind = type(preset.get(key, 1))
+        said = {bool: "true or false", int: "a whole number", str: "a word"}[kind]
+        if type(value) is not kind:
+            raise ValueError(f"`set` {key} is {value}; expected {said}")
+        if kind is int and value < 1 and not (key in UNSET and value == -1):
+            raise ValueError(f"`set` {key} is {value}; expected 1 or more")
+
+
 def unsaid(
     options: Options, presets: Mapping[str, Mapping[str, Any]], file: str, more: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -93,8 +115,7 @@ def unsaid(
     if name not in presets:
         raise ValueError(f"`preset` {name} is none of this system's: {', '.join(presets)}")
     preset = presets[name]
-    if wrong := sorted(options.settings.keys() - preset.keys() - set(more)):
-        raise ValueError(f"`set` {wrong[0]}: not one of what the weights cannot say: {', '.join((*preset, *more))}")
+    check_settings(options, preset, more)
     known = {**preset, **options.settings}
     listed = ", ".join(f"{key} {value}" for key, value in known.items())
     note = (

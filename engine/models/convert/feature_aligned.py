@@ -19,6 +19,7 @@ from engine.models.convert.common import (
     Converted,
     Options,
     Part,
+    check_settings,
     named,
     numbered,
     refuse_preset,
@@ -48,6 +49,7 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
         check_groups(said)
     else:
         refuse_preset(options, config)
+        check_settings(options, PRESETS["tiny-sd"])
         said = {**{k: v for k, v in read_config(config).items() if not k.startswith("_")}, **options.settings}
     channels = {"in_channels": tensors["conv_in.weight"].shape[1], "out_channels": tensors["conv_out.weight"].shape[0]}
     width, embedded = linear["weight"].shape

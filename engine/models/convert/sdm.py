@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.models.convert.checkpoint import below, find_config, read_config
-from engine.models.convert.common import Converted, Options, Part, refuse_preset, schedule_of, unsaid
+from engine.models.convert.common import Converted, Options, Part, check_settings, refuse_preset, schedule_of, unsaid
 
 # Defaults of the system's own command line, for arguments that a file of arguments leaves out.
 DEFAULTS: dict[str, Any] = {
@@ -51,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "celeba": UNSAID | {"noise_schedule": "linear", "num_head_channels": 64, "image_size": 256},
 }
 GUIDED = 3  # the system guides the first three channels of the output, a grey image's learned variance among them
+HEADS = ("num_heads", "num_heads_upsample")
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 NUCLEI = {"least_area": 30, "torn_nuclei": "split"}  # how the system made the maps that its networks were trained with
 
@@ -61,10 +62,11 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
     tensors = below(checkpoint, "")
     notes: tuple[str, ...] = ()
     if config is None:
-        known, notes = unsaid(options, PRESETS, "args.json", ("num_heads", "num_heads_upsample"))
+        known, notes = unsaid(options, PRESETS, "args.json", HEADS)
         said = {**DEFAULTS, **sizes(tensors, int(known["image_size"])), **known}
     else:
         refuse_preset(options, config)
+        check_settings(options, UNSAID, HEADS)
         said = {**DEFAULTS, **read_config(config), **options.settings}
     unet = network(tensors, said)
     check_heads(unet, tensors)
@@ -176,10 +178,12 @@ def numbers(said: Any) -> list[Any]:
 
 
 def scheduler(said: Mapping[str, Any], learned: bool) -> dict[str, Any]:
-    steps = int(said["diffusion_steps"])
+    steps, kind = int(said["diffusion_steps"]), said["noise_schedule"]
+    if kind not in BETAS:
+        raise ValueError(f"noise_schedule is {kind}; known: {', '.join(BETAS)}")
     scheduler = {
         "_class_name": "DDPMScheduler",
-        **schedule_of(None, BETAS[said["noise_schedule"]], steps, 0.1 / steps, 20 / steps),
+        **schedule_of(None, BETAS[kind], steps, 0.1 / steps, 20 / steps),
         "prediction_type": "sample" if said["predict_xstart"] else "epsilon",
         "variance_type": "learned_range" if learned else "fixed_large",
         "clip_sample": True,
