@@ -319,7 +319,11 @@ def _rows(value: Any) -> int | str:
     (160, 'rows.npy')
     """
     is_number = isinstance(value, numbers.Integral) or (isinstance(value, str) and re.fullmatch(DIGITS, value.strip()))
-    return whole(0).read(value) if is_number else _text(value)
+    if is_number:
+        return whole(0).read(value)
+    if isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"[-+\d.]+(e\d+)?", value.strip())):
+        raise ValueError("expected a whole number, 0 or more, or a file")
+    return _text(value)
 
 
 def _size(value: Any) -> tuple[int, int]:

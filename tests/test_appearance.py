@@ -303,6 +303,19 @@ def test_a_map_of_class_ids_becomes_one_hot_channels_and_edges(tmp_path):
     assert (part == edged[:, 5:20, 6:30]).all()
 
 
+def test_files_of_a_dataset_go_together_by_stems_also_where_these_have_dots(model, tmp_path):
+    """Sorted by whole names a.png comes before a.q.png, and a.q.tif before a.tif."""
+    folder = dataset(tmp_path / "train", count=2)
+    for part in ("images", "inst_masks", "bin_masks"):
+        for path, stem in zip(sorted((folder / part).iterdir()), ("a", "a.q"), strict=True):
+            path.rename(path.with_name(stem + path.suffix))
+    job = {"model": str(model), "size": SIZE, "count": 2, "instances": str(folder), "appearance_order": "preserved"}
+    for image in (0, 1):
+        shown, inputs = semantic_of(SampleJob(**job), image)
+        assert set(population(values_of(shown[2:5]))) <= set(population(picture(40 * image, *SIZE)))
+    assert inputs.sources.names == ("a", "a.q")
+
+
 def test_datasets_number_their_classes_in_their_own_ways(tmp_path):
     raw = np.array([0, 1, 150, 255], np.uint8).repeat(8)[:, None].repeat(40, 1)
     Image.fromarray(raw).save(tmp_path / "classes.png")
@@ -321,6 +334,9 @@ def test_datasets_number_their_classes_in_their_own_ways(tmp_path):
     grey = made_with(tmp_path, 1, channels=1, learn_sigma=True)
     given, _ = semantic_of(SampleJob(**{**job, "model": str(grey)}))
     assert given[0, ::8, 0].tolist() == [0, 255, 255, 255]
+    np.save(tmp_path / "signed.npy", np.where(raw == 1, -1, raw).astype(np.int64))
+    given, _ = semantic_of(SampleJob(size=SIZE, map=str(tmp_path / "signed.npy"), model=str(grey)))
+    assert given[0, ::8, 0].tolist() == [0, 255, 255, 255], "what is not 0"
 
 
 @pytest.mark.runs

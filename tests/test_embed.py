@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 
 import extractors
@@ -187,6 +188,11 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(slide, tmp_pat
     (tmp_path / "no-config" / "net.pt").write_bytes((good / "net.pt").read_bytes())
     (torchscript(tmp_path / "damaged", mean=[0, 0, 0], std=[1, 1, 1]) / "net.pt").write_text("x")
     torchscript(tmp_path / "flat", mean=[0, 0, 0], std=[1, 0, 1])
+    tifffile.imwrite(tmp_path / "packed.tif", IMAGE, compression="zlib", tile=(32, 32), photometric="rgb")
+    packed = bytearray((tmp_path / "packed.tif").read_bytes())
+    packed[len(packed) // 2 : len(packed) // 2 + 4000] = bytes(4000)
+    (tmp_path / "packed.tif").write_bytes(packed)
+    os.mkfifo(tmp_path / "pipe")
     out, few = ("--out", tmp_path / "f.h5"), ("--batch-size", 5)
     for arguments, said in (
         ((slide, *WITH, "--with", "extractors:none", *out), ["--with extractors:none", "cannot be imported"]),
@@ -219,6 +225,9 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(slide, tmp_pat
         ((tmp_path / "no.png", *WITH, *out), ["no.png", "cannot be read"]),
         ((slide, *WITH, "--out", tmp_path / "no" / "f.h5"), ["no folder"]),
         ((slide, *WITH, "--out", tmp_path / "tiles"), ["a folder"]),
+        ((slide, *WITH, "--out", tmp_path / "pipe", "--overwrite"), ["pipe", "not a file"]),
+        ((tmp_path / "packed.tif", *WITH, *out), ["packed.tif", "damaged"]),
+        ((slide, *WITH, *out, "--threads", "99999999999"), ["--threads"]),
         ((slide, *WITH, *out, "--batchsize", 3), ["--batch-size"]),
     ):
         line = wrong(tmp_path, *arguments)

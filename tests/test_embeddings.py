@@ -180,6 +180,8 @@ def test_wrong_rows_are_refused(model, features, tmp_path):
         ((f"{features}:/counts", "--rows", 0), ["int64"]),
         ((f"{features}:/broken", "--rows", 8), ["not finite", "row 11"]),
         ((listed, "--rows", 0, "--count", 5, "--grid-order", "columns"), ["--grid-order", "set of 5"]),
+        ((listed, "--rows", 0, "--count", 5, "--grid", "7x7"), ["--grid 7x7", "set of 5"]),
+        ((listed, "--rows", "1.5"), ["--rows", "whole number"]),
         ((listed, "--rows", tmp_path / "grid.npy", "--grid-order", "columns"), ["--grid-order", "2 x 3"]),
     ):
         line = refused(tmp_path, *own, *arguments, ranks=1)

@@ -235,12 +235,14 @@ def test_an_image_from_a_map_in_other_codes_is_that_from_its_labels(tmp_path, ti
     codes = np.array([0, 7, 9, 23, 31])[labels]
     codes[labels == 2] = np.where(np.arange((labels == 2).sum()) % 2, 9, 18)
     tifffile.imwrite(tmp_path / "codes.tif", codes.astype(np.uint16))
+    (tmp_path / "table.csv").write_bytes(b"\xef\xbb\xbf" + (ROOT / "jobs" / "labels-40-to-5.csv").read_bytes())
     common = ("--model", tiny_model, "--steps", 2, "--preview", "none", "--labels")
     own = {
         "plain": ("plain.png",),
         "cut": ("cut.png", "--labels-scale", "spread"),
         "rounded": ("rounded.npy", "--labels-scale", "spread"),
         "codes": ("codes.tif", "--labels-table", ROOT / "jobs" / "labels-40-to-5.csv"),
+        "spreadsheet": ("codes.tif", "--labels-table", tmp_path / "table.csv"),  # which begins with a mark
     }
     shas = set()
     for name, (file, *options) in own.items():

@@ -186,6 +186,9 @@ def grid_of_set(
     assert job.count is not None
     if job.grid_order == "columns":
         raise ValueError(f"`grid_order` columns is for a grid, and a set of {job.count} has none; leave it out")
+    if job.grid is not None:
+        grid = f"{job.grid[0]}x{job.grid[1]}"
+        raise ValueError(f"`grid` {grid} is for one image; a set of {job.count} takes one row an image")
     if shape is not None or (count is not None and count != job.count):
         held = f"lies on a grid of {shape[0]} x {shape[1]}" if shape else f"holds {count} embeddings"
         way = f"; for some of them, pass {longer}" if count is not None and count > job.count else ""

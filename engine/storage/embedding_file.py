@@ -90,6 +90,8 @@ def check_place(path: Path, overwrite: bool) -> None:
         raise ValueError(f"`out` {path}: there is no folder {path.parent}; make it")
     if not path.exists():
         return
+    if path.is_dir():
+        raise ValueError(f"`out` {path} is a folder; choose another `out`")
     check_regular(path, f"`out` {path}")
     if not overwrite:
         raise ValueError(f"`out` {path} is there already; pass `overwrite`, or choose another `out`")

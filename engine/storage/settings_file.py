@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import stat
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_text(path: Path, what: str, largest: int) -> str:
     if len(content) > largest:
         raise ValueError(f"{what} is larger than {largest} bytes; such files are small")
     try:
-        return content.decode()
+        return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
