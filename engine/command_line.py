@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,20 @@ def launched_rank() -> int:
     """This process's rank as its launcher tells it, without MPI."""
     names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
     return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
+
+
+def gives_help(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[str]) -> bool:
+    """Whether help is asked for, which rank 0 then prints: before MPI, which help need not wait for."""
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    if launched_rank() == 0:
+        try:
+            parser().parse_args(arguments)  # also of a subcommand
+        except SystemExit:
+            pass
+        except ValueError:  # something before it is wrong
+            parser().print_help()
+    return True
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.command_line import Parser, launched_rank, positive
+from engine.command_line import Parser, gives_help, positive
 from engine.messages import quoted
 from engine.options import SIZE, whole
 
@@ -98,9 +98,7 @@ def converted(read: Callable[[str], Any], text: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Embed, as the command line says. Collective over all ranks; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(arguments):
-        if launched_rank() == 0:
-            parser().parse_args(arguments)
+    if gives_help(parser, arguments):
         return 0
     from engine.distributed.launch import run_main  # numpy, for which --help does not wait
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__
-from engine.command_line import launched_rank
+from engine.command_line import gives_help, launched_rank
 from engine.parsing import parse, parser
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"slidefield {__version__}")
         return 0
-    if {"-h", "--help"} & set(arguments):
-        if launched_rank() == 0:
-            parser().print_help()
+    if gives_help(parser, arguments):
         return 0
     from engine.distributed.launch import run_main  # numpy, for which --help does not wait
 

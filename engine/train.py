@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.command_line import Parser, comma_separated, launched_rank, positive
+from engine.command_line import Parser, comma_separated, gives_help, positive
 from engine.messages import quoted
 from engine.training.recipe import DECODER_ALONE, EDGES_ALONE, Recipe
 
@@ -160,9 +160,7 @@ def whole_numbers(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(arguments):
-        if launched_rank() == 0:
-            parser().parse_args(arguments)
+    if gives_help(parser, arguments):
         return 0
     if "--alone" in arguments:
         from engine.training.alone import run_alone
