@@ -63,9 +63,11 @@ def test_slidefield_is_installed_and_is_python_m_engine():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_its_help_and_its_status(name, capsys):
-    with pytest.raises(SystemExit) if name != "sample" else pytest.MonkeyPatch.context() as left:
-        assert main([name, "--help"]) == 0
-    assert name == "sample" or left.value.code == 0
+    try:
+        status = main([name, "--help"])
+    except SystemExit as left:  # argparse's, of commands that are not for mpiexec
+        status = left.code
+    assert status == 0
     assert f"engine.{'models.convert' if name == 'convert' else name}" in capsys.readouterr().out
 
 
