@@ -393,7 +393,7 @@ class Vq(nn.Module):
 
 
 class Kl(nn.Module):
-    """ldm.models.autoencoder.AutoencoderKL: the encoder gives mean and log-variance; its likeliest latents are the mean."""
+    """ldm.models.autoencoder.AutoencoderKL: the encoder gives mean and log-variance, of which the mean is taken."""
 
     def __init__(self, embed_dim, ddconfig):
         super().__init__()

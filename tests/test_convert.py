@@ -234,7 +234,8 @@ def large_image(folder, region=None, prefix="run", first=None, kl=False, scale=1
     ddconfig |= {"double_z": True} if kl else {}
     stage = {"embed_dim": ddconfig["z_channels"] if kl else 3, "ddconfig": ddconfig} | ({} if kl else {"n_embed": 24})
     built = {k: v for k, v in unet.items() if k not in ("image_size", "use_spatial_transformer", "use_checkpoint")}
-    network, autoencoder = random_weights(published.UNet(**built)), random_weights((published.Kl if kl else published.Vq)(**stage))
+    network, autoencoder = published.UNet(**built), (published.Kl if kl else published.Vq)(**stage)
+    network, autoencoder = random_weights(network), random_weights(autoencoder)
     width, keys = 12, {"patch_ssl_key": "feat_20x", "patch_embed_dim": 12, "normalize_ssl": True}
     embedder = {"patch_fc": torch.nn.Linear(width, unet["context_dim"])}
     if region:

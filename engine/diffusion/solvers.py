@@ -66,6 +66,24 @@ def ddim(
     return table
 
 
+def inversion(alpha_bar: Sequence[float]) -> list[Step]:
+    """DDIM with eta 0 run backwards, from a clean canvas to noise (Dhariwal & Nichol 2021, arXiv:2105.05233, app. F).
+
+    A level asks the network at the timestep that it leads to, which is the one that leads back: the two predictions of
+    the noise differ by what the canvas differs, and the error of a round trip falls with the number of levels. The
+    estimate is not clipped.
+
+    Args:
+        alpha_bar: alpha_bar after each level, cleanest first; before the first it is 1.
+    """
+    table = []
+    for now, after in zip([1.0, *alpha_bar[:-1]], alpha_bar, strict=True):
+        noise = np.sqrt(1 - after) - np.sqrt(after) * np.sqrt((1 - now) / now)  # factor of the predicted noise
+        from_x = noise / np.sqrt(1 - after)
+        table.append(_step(np.sqrt(after / now) + from_x, 0.0, e=-from_x * np.sqrt(after)))
+    return table
+
+
 def ddpm(alpha_bar: Sequence[float], variance: str = "fixed_small") -> list[Step]:
     """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, eq. 7), respaced.
 

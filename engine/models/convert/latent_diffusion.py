@@ -1,4 +1,5 @@
-"""Latent-diffusion checkpoints (Rombach et al. 2022, arXiv:2112.10752) as diffusers' UNet2DConditionModel, VQModel and AutoencoderKL.
+"""Latent-diffusion checkpoints (Rombach et al. 2022, arXiv:2112.10752) as diffusers' UNet2DConditionModel and
+VQModel or AutoencoderKL.
 
 Only names and settings change: no weight does. A setting that diffusers' networks do not have is refused.
 """
@@ -212,8 +213,8 @@ def first_stage_config(kind: str, params: Settings, scale: float) -> dict[str, A
     refuse_unlike(settings, {"double_z": is_kl, **FIRST_STAGE_PLAIN}, "first_stage_config")
     if is_kl and params["embed_dim"] != settings["z_channels"]:
         raise ValueError(
-            f"first_stage_config: embed_dim is {params['embed_dim']} and z_channels {settings['z_channels']}; only a KL "
-            "autoencoder in which they are equal can be converted"
+            f"first_stage_config: embed_dim is {params['embed_dim']} and z_channels {settings['z_channels']}; only "
+            "a KL autoencoder in which they are equal can be converted"
         )
     if settings["ch_mult"][0] != 1:
         raise ValueError(f"first_stage_config: ch_mult begins with {settings['ch_mult'][0]}; only 1 can be converted")
