@@ -267,7 +267,7 @@ def test_an_inverted_canvas_comes_back_the_nearer_the_more_levels(back):
         assert np.ptp(noise) > 2 * np.ptp(x0), "as wide as noise is"
         errors.append(np.abs(followed(noise, alpha_bar, back(alpha_bar)) - x0).max())
     assert errors[0] < 0.3
-    assert all(after < 0.6 * before for before, after in itertools.pairwise(errors)), errors
+    assert all(after < 0.7 * before for before, after in itertools.pairwise(errors)), errors
 
 
 def test_an_inversion_leads_where_ddim_leads_back_from():

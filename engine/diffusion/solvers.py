@@ -9,6 +9,7 @@ variance, d is computed for every latent from the network's prediction of it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -77,7 +78,7 @@ def inversion(alpha_bar: Sequence[float]) -> list[Step]:
         alpha_bar: alpha_bar after each level, cleanest first; before the first it is 1.
     """
     table = []
-    for now, after in zip([1.0, *alpha_bar[:-1]], alpha_bar, strict=True):
+    for now, after in itertools.pairwise([1.0, *alpha_bar]):
         noise = np.sqrt(1 - after) - np.sqrt(after) * np.sqrt((1 - now) / now)  # factor of the predicted noise
         from_x = noise / np.sqrt(1 - after)
         table.append(_step(np.sqrt(after / now) + from_x, 0.0, e=-from_x * np.sqrt(after)))
