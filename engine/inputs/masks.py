@@ -1,4 +1,4 @@
-"""Masks: the region of interest, and what in-painting samples anew."""
+"""The known image, and masks: what in-painting samples anew, and the region of interest."""
 
 from __future__ import annotations
 
