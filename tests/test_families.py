@@ -13,6 +13,7 @@ import zarr
 from families import IMAGES, SIZE, asked, convert_small, discs, make_model
 from launching import ROOT, environment, launch, lines_of, refused, sha, start_and_kill, verify
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_convert import (
     clip_weights,
     diffinfinite,
@@ -242,12 +243,16 @@ def test_a_variation_is_the_nearer_to_its_image_the_less_strong(model, tmp_path)
     assert 0 < differences[0] < 0.2 * differences[1] < 0.2 * differences[2], differences
 
 
-def test_an_inverted_image_comes_back_the_nearer_the_more_levels(model, tmp_path):
+def test_an_inverted_image_comes_back_the_nearer_the_more_levels(tmp_path):
+    folder = make_model("sdm", tmp_path / "sdm")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tamed = {name: tensor * (0.3 if name.startswith("out.") else 1) for name, tensor in load_file(weights).items()}
+    save_file(tamed, weights)  # a random network is far from smooth in x, as a trained one is not
+    own = ("--model", folder, *asked(folder, tmp_path), "--solver", "ddim")
     options = ("--strength", 0.5, "--start", "inverted", "--eta", 0, "--guidance", 1)
-    arguments, known = varied(tmp_path, nuclei_of(model, tmp_path), *options)
-    differences = [difference(tmp_path, (*arguments, "--steps", steps), known) for steps in (5, 10, 20)]
-    print(differences)
-    assert differences[0] > 1.5 * differences[1] > 2 * differences[2], differences
+    arguments, known = varied(tmp_path, own, *options)
+    differences = [difference(tmp_path, (*arguments, "--steps", steps), known) for steps in (4, 36)]
+    assert 1 > differences[0] > 4 * differences[1], differences
 
 
 @pytest.mark.parametrize("start", ["noised", "inverted"])
