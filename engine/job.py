@@ -5,6 +5,7 @@ Every field declares its option; the command line, job files, Python and docs/op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -67,8 +68,20 @@ class SampleJob(Checked):
         None, whole(1, 10**7), "number of independent images of that size, sampled as one set", unset="one image"
     )
     seed: int = image_option(0, whole(0), "seed of all noise and of the covers")
-    image: str | None = image_option(None, FILE, "in-painting: the known image")
+    image: str | None = image_option(None, FILE, "the known image of in-painting (`mask`) or a variation (`strength`)")
     mask: str | None = image_option(None, FILE, "in-painting: mask whose pixels that are not 0 are sampled anew")
+    strength: float | None = image_option(
+        None,
+        number(0, 1),
+        "variation of the known image: the share of the levels, the cleanest ones, that are sampled; 1 keeps the least",
+    )
+    start: str | None = image_option(
+        None,
+        choice("noised", "inverted"),
+        "what a variation begins from: the known image with noise added, or noise that ddim run backwards makes of it, "
+        "unguided, so that sampling without noise leads back to it",
+        unset="noised",
+    )
     roi: str | None = image_option(
         None, FILE, "region of interest: mask that is not 0 where the image is wanted; the rest stays white"
     )
@@ -347,9 +360,10 @@ class SampleJob(Checked):
         job = with_label_numbers(self, card)
         check_label(job, card)
         job = with_published_means(with_sections(job), card)
-        job = with_stride(with_defaults(without_omega(job), card), card)
+        job = with_start(with_stride(with_defaults(without_omega(job), card), card))
         check_levels(job, card)
         check_solver(job)
+        check_inversion(job)
         check_shard(job, card)
         return job
 
@@ -386,6 +400,21 @@ class SampleJob(Checked):
             return []
         slowest_first = product(*reversed(several.values()))
         return [dict(zip(several, reversed(one), strict=True)) for one in slowest_first]
+
+    @property
+    def levels(self) -> int:
+        """How many levels of a resolved job are sampled: all its steps, of a variation so many of the cleanest.
+
+        >>> SampleJob(steps=50).levels, SampleJob(steps=100, strength=0.29).levels
+        (50, 29)
+        """
+        assert self.steps is not None
+        return self.steps if self.strength is None else int(self.strength * self.steps + 1e-9)  # 0.29 * 100 is 28.99...
+
+    @property
+    def inverts(self) -> bool:
+        """Whether levels that lead from the known image to noise come before those that are sampled."""
+        return self.start == "inverted"
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -475,13 +504,12 @@ def check_condition(job: SampleJob, card: ModelCard) -> None:
 
 
 def check_kind_of_job(job: SampleJob) -> None:
-    """Refuse mixtures of one image, a set of images, in-painting and a region of interest.
+    """Refuse mixtures of one image, a set of images, a known image and a region of interest.
 
     Raises:
         ValueError: naming the options.
     """
-    if (job.image is None) != (job.mask is None):
-        raise ValueError("in-painting takes a known image and a mask; pass both `image` and `mask`")
+    check_known_image(job)
     if job.count is not None and job.image is not None:
         raise ValueError("`count` is for sets of independent images; leave out `image`")
     if job.count is None:
@@ -492,6 +520,29 @@ def check_kind_of_job(job: SampleJob) -> None:
         raise ValueError(f"`accept` {job.accept} chooses among the images of a set; pass `count` N too")
     if job.accept_rounds is not None and job.accept is None:
         raise ValueError(f"`accept_rounds` is {job.accept_rounds} but every image is kept; add `accept` RULE")
+
+
+def check_known_image(job: SampleJob) -> None:
+    """Refuse a known image for nothing or for two things, and what is of use with one alone.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    if job.image is None and job.mask is not None:
+        raise ValueError("in-painting takes a known image and a mask; pass both `image` and `mask`")
+    for name in ("strength", "start"):
+        if getattr(job, name) is not None and job.image is None:
+            raise ValueError(f"{shown(job, name)} is for variations of a known image; add `image` FILE")
+        if getattr(job, name) is not None and job.mask is not None:
+            raise ValueError(
+                f"{shown(job, name)} is for variations of a whole image, and `mask` {shortened(str(job.mask))} for "
+                "in-painting; leave one out"
+            )
+    if job.image is not None and job.mask is None and job.strength is None:
+        raise ValueError(
+            f"{shown(job, 'image')} is a known image: pass `mask` FILE too, which says where it is painted anew, or "
+            "`strength` S (above 0, to 1) for a variation of all of it"
+        )
 
 
 def check_one_image(job: SampleJob) -> None:
@@ -571,15 +622,38 @@ def with_label_numbers(job: SampleJob, card: ModelCard) -> SampleJob:
 def check_levels(job: SampleJob, card: ModelCard) -> None:
     assert job.steps is not None  # resolved
     card.schedule.timesteps(job.steps, job.sections)
-    if job.guidance_interval and job.guidance_interval[1] > job.steps:
+    if not job.levels:
+        raise ValueError(
+            f"`strength` is {job.strength:g}, which is no level of {job.steps}: the image would stay as it is; choose "
+            f"{math.ceil(1e4 / job.steps) / 1e4:g} or more, or more `steps`"
+        )
+    if job.guidance_interval and job.guidance_interval[1] > job.levels:
         first, last = job.guidance_interval
-        raise ValueError(f"`guidance_interval` is {first}:{last} but there are {job.steps} levels; end it there")
+        raise ValueError(f"`guidance_interval` is {first}:{last} but there are {job.levels} levels; end it there")
 
 
 def check_solver(job: SampleJob) -> None:
     from engine.diffusion.solvers import steps_of  # numpy, for which --help does not wait
 
     steps_of(str(job.solver), (0.5,), float(job.eta or 0), False)
+
+
+def check_inversion(job: SampleJob) -> None:
+    """Refuse fresh noise after an inversion: it would cover what the inverted noise says of the image.
+
+    Raises:
+        ValueError: naming the solver or eta.
+    """
+    if job.inverts and job.solver == "ddpm":
+        raise ValueError(
+            "`start` inverted is for sampling without fresh noise, and `solver` ddpm adds some at every level; use "
+            "`solver` ddim, euler or dpmpp2m, or `start` noised"
+        )
+    if job.inverts and job.eta:
+        raise ValueError(
+            f"`start` inverted is for sampling without fresh noise, and `eta` is {job.eta:g}; pass `eta` 0, or "
+            "`start` noised"
+        )
 
 
 def check_shard(job: SampleJob, card: ModelCard) -> None:
@@ -661,6 +735,11 @@ def check_defaults(card: ModelCard) -> None:
             options[name].read(value)
         except ValueError as problem:
             raise ValueError(f"{file}: of its defaults {problem}") from None
+
+
+def with_start(job: SampleJob) -> SampleJob:
+    """The job with what a variation begins from."""
+    return replace(job, start=job.start or "noised") if job.strength is not None else job
 
 
 def with_stride(job: SampleJob, card: ModelCard) -> SampleJob:

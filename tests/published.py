@@ -321,7 +321,9 @@ class Mid(nn.Module):
 
 
 class VqEncoder(nn.Module):
-    def __init__(self, ch, ch_mult, num_res_blocks, attn_resolutions, in_channels, out_ch, z_channels, resolution):
+    def __init__(
+        self, ch, ch_mult, num_res_blocks, attn_resolutions, in_channels, out_ch, z_channels, resolution, double_z=False
+    ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
         self.conv_in = nn.Conv2d(in_channels, ch, 3, 1, 1)
@@ -336,7 +338,7 @@ class VqEncoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.mid, self.norm_out = Mid(widths[-1]), norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, 1, 1)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * z_channels if double_z else z_channels, 3, 1, 1)
 
     def forward(self, x):
         x = self.conv_in(x)
@@ -346,7 +348,9 @@ class VqEncoder(nn.Module):
 
 
 class VqDecoder(nn.Module):
-    def __init__(self, ch, ch_mult, num_res_blocks, attn_resolutions, in_channels, out_ch, z_channels, resolution):
+    def __init__(
+        self, ch, ch_mult, num_res_blocks, attn_resolutions, in_channels, out_ch, z_channels, resolution, double_z=False
+    ):
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
         self.conv_in, self.mid = nn.Conv2d(z_channels, widths[-1], 3, 1, 1), Mid(widths[-1])
@@ -386,3 +390,19 @@ class Vq(nn.Module):
         nearest = torch.cdist(flat, self.quantize.embedding.weight).argmin(1)
         chosen = self.quantize.embedding(nearest).reshape(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
         return self.decoder(self.post_quant_conv(chosen))
+
+
+class Kl(nn.Module):
+    """ldm.models.autoencoder.AutoencoderKL: the encoder gives mean and log-variance, of which the mean is taken."""
+
+    def __init__(self, embed_dim, ddconfig):
+        super().__init__()
+        z = ddconfig["z_channels"]
+        self.encoder, self.decoder = VqEncoder(**ddconfig), VqDecoder(**ddconfig)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(2 * z, 2 * embed_dim, 1), nn.Conv2d(embed_dim, z, 1)
+
+    def encode(self, x):
+        return self.quant_conv(self.encoder(x)).chunk(2, 1)[0]
+
+    def decode(self, z):
+        return self.decoder(self.post_quant_conv(z))

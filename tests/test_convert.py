@@ -202,8 +202,13 @@ def refused_elsewhere(tmp_path, capsys, *arguments):
 # --- latent diffusion ---
 
 
-def large_image(folder, region=None, prefix="run", first=None, **changes):
-    """A run's folder with checkpoint and configuration, and the networks it is of."""
+def large_image(folder, region=None, prefix="run", first=None, kl=False, scale=1.0, **changes):
+    """A run's folder with checkpoint and configuration, and the networks it is of.
+
+    Args:
+        kl: Whether the first stage is of KL; else it has a codebook.
+        scale: ``scale_factor`` of the latents, a buffer of the checkpoint as ``scale_by_std`` makes one.
+    """
     unet = {
         "image_size": 16,
         "in_channels": 3,
@@ -228,9 +233,11 @@ def large_image(folder, region=None, prefix="run", first=None, **changes):
         "z_channels": 3,
         "resolution": 64,
     } | (first or {})
-    vq = {"embed_dim": 3, "n_embed": 24, "ddconfig": ddconfig}
+    ddconfig |= {"double_z": True} if kl else {}
+    stage = {"embed_dim": ddconfig["z_channels"] if kl else 3, "ddconfig": ddconfig} | ({} if kl else {"n_embed": 24})
     built = {k: v for k, v in unet.items() if k not in ("image_size", "use_spatial_transformer", "use_checkpoint")}
-    network, autoencoder = random_weights(published.UNet(**built)), random_weights(published.Vq(**vq))
+    network, autoencoder = published.UNet(**built), (published.Kl if kl else published.Vq)(**stage)
+    network, autoencoder = random_weights(network), random_weights(autoencoder)
     width, keys = 12, {"patch_ssl_key": "feat_20x", "patch_embed_dim": 12, "normalize_ssl": True}
     embedder = {"patch_fc": torch.nn.Linear(width, unet["context_dim"])}
     if region:
@@ -243,8 +250,8 @@ def large_image(folder, region=None, prefix="run", first=None, **changes):
         "timesteps": 1000,
         "unet_config": {"target": "ldm.UNetModel", "params": unet},
         "first_stage_config": {
-            "target": "ldm.VQModelInterface",
-            "params": {**vq, "ddconfig": {**ddconfig, "double_z": False, "dropout": 0.0}},
+            "target": "ldm.models.autoencoder.AutoencoderKL" if kl else "ldm.VQModelInterface",
+            "params": {**stage, "ddconfig": {"double_z": False, **ddconfig, "dropout": 0.0}},
         },
         "cond_stage_config": {"target": f"ldm.{kind}", "params": keys},
     }
@@ -254,7 +261,7 @@ def large_image(folder, region=None, prefix="run", first=None, **changes):
         **prefixed(autoencoder, "first_stage_model."),
         **prefixed(torch.nn.ModuleDict(embedder), "cond_stage_model."),
         "first_stage_model.loss.weight": torch.ones(1),
-    }
+    } | ({} if scale == 1 else {"scale_factor": torch.tensor(scale)})
     run = folder / prefix
     (run / "checkpoints").mkdir(parents=True)
     (run / "configs").mkdir()
@@ -295,6 +302,40 @@ def test_latent_diffusion_with_other_settings(tmp_path, changes):
         assert relative(model.decode(x), autoencoder.decode(x)) < 1e-4
         image = torch.rand(1, 3, side * card.factor, side * card.factor) * 2 - 1
         assert relative(model.encode(image), autoencoder.encode(image)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "first", [{}, {"attn_resolutions": [32, 16], "num_res_blocks": 2, "ch_mult": [1, 1, 2, 4]}], ids=["f4", "f8"]
+)
+def test_a_first_stage_of_kl_decodes_and_encodes_as_published(tmp_path, first):
+    _, autoencoder, _ = large_image(tmp_path, kl=True, scale=0.25, first=first)
+    card, model = converted("large-image-diffusion", tmp_path / "run", tmp_path)
+    levels = len(first.get("ch_mult", [1, 2, 2]))
+    assert (card.factor, card.channels) == (2 ** (levels - 1), 3)
+    config = json.loads((tmp_path / "model" / "vae" / "config.json").read_text())
+    assert (config["_class_name"], config["scaling_factor"]) == ("AutoencoderKL", 0.25)
+    torch.manual_seed(1)
+    z, image = torch.randn(2, 3, 16, 16), torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        assert relative(model.decode(z), autoencoder.decode(z / 0.25)) < 1e-5
+        assert relative(model.encode(image), autoencoder.encode(image) * 0.25) < 1e-5, "the mean, times the factor"
+
+
+def test_a_first_stage_that_is_no_vq_and_no_kl_is_refused(tmp_path, capsys):
+    large_image(tmp_path, kl=True)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    project = next((tmp_path / "run" / "configs").glob("*-project.yaml"))
+    text = project.read_text()
+    project.write_text(text.replace('"embed_dim": 3', '"embed_dim": 4'))
+    assert "embed_dim is 4 and z_channels 3" in refused(tmp_path, capsys, "large-image-diffusion", path)
+    project.write_text(text.replace('"double_z": true', '"double_z": false'))
+    assert "double_z is False" in refused(tmp_path, capsys, "large-image-diffusion", path)
+    project.write_text(text.replace("AutoencoderKL", "IdentityFirstStage"))
+    state = torch.load(path)["state_dict"]
+    torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("first_stage_model.")}}, path)
+    line = refused(tmp_path, capsys, "large-image-diffusion", path)
+    assert "IdentityFirstStage" in line
+    assert "VQ or KL" in line
 
 
 def test_the_null_of_embeddings_is_the_layers_offset(tmp_path):

@@ -1,5 +1,6 @@
 """The four published systems through the front door: any size, any number of ranks, the same bytes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import zarr
 from families import IMAGES, SIZE, asked, convert_small, discs, make_model
 from launching import ROOT, environment, launch, lines_of, refused, sha, start_and_kill, verify
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_convert import (
     clip_weights,
     diffinfinite,
@@ -200,6 +202,88 @@ def test_in_painting_keeps_every_known_pixel_and_samples_the_others(model, tiny_
     deep = np.zeros(SIZE, bool)
     deep[27:43, 37:73] = True  # beyond the soft edge
     assert (image != known)[deep].mean() > 0.9
+
+
+# ---- variations ---------------------------------------------------------------------------------
+
+
+def varied(folder, own, *options):
+    """The arguments of a variation of a smooth picture; and that picture."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    known = np.stack([128 + 60 * np.sin(y / 9 + c) * np.cos(x / 13 - c) for c in range(3)], -1).round().astype(np.uint8)
+    np.save(folder / "known.npy", known)
+    size = ("--preview", "none", "--size", f"{SIZE[0]}x{SIZE[1]}", "--shard", 64, "--chunk", 32)
+    return (*own, *size, "--image", folder / "known.npy", *options), known
+
+
+def nuclei_of(model, folder):
+    return ("--model", model("sdm"), *asked(model("sdm"), folder), "--solver", "ddim")
+
+
+@pytest.mark.parametrize("start", ["noised", "inverted"])
+@pytest.mark.parametrize("system", ["tiny", "sdm", "large-image-diffusion"])
+def test_a_variation_is_the_same_on_1_and_3_ranks(model, tiny_model, tmp_path, system, start):
+    own = ("--model", tiny_model, "--label", 1)
+    if system != "tiny":
+        own = ("--model", model(system), *asked(model(system), tmp_path), "--solver", "ddim", "--eta", 0)
+    arguments, _ = varied(tmp_path, own, "--steps", 4, "--strength", 0.5, "--start", start)
+    shas = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
+    assert len(shas) == 1
+
+
+def difference(folder, arguments, known):
+    """The mean difference of a variation from the known image, grey levels."""
+    sampled(folder / "v.zarr", 1, *arguments, "--overwrite")
+    return np.abs(zarr.open(folder / "v.zarr")["0"][:].transpose(1, 2, 0).astype(int) - known).mean()
+
+
+def test_a_variation_is_the_nearer_to_its_image_the_less_strong(model, tmp_path):
+    arguments, known = varied(tmp_path, nuclei_of(model, tmp_path), "--steps", 10)
+    differences = [difference(tmp_path, (*arguments, "--strength", share), known) for share in (0.1, 0.4, 1)]
+    assert 0 < differences[0] < 0.2 * differences[1] < 0.2 * differences[2], differences
+
+
+def test_an_inverted_image_comes_back_the_nearer_the_more_levels(tmp_path):
+    folder = make_model("sdm", tmp_path / "sdm")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tamed = {name: tensor * (0.3 if name.startswith("out.") else 1) for name, tensor in load_file(weights).items()}
+    save_file(tamed, weights)  # a random network is far from smooth in x, as a trained one is not
+    own = ("--model", folder, *asked(folder, tmp_path), "--solver", "ddim")
+    options = ("--strength", 0.5, "--start", "inverted", "--eta", 0, "--guidance", 1)
+    arguments, known = varied(tmp_path, own, *options)
+    differences = [difference(tmp_path, (*arguments, "--steps", steps), known) for steps in (4, 36)]
+    assert 1 > differences[0] > 4 * differences[1], differences
+
+
+@pytest.mark.parametrize("start", ["noised", "inverted"])
+def test_a_killed_variation_resumes_to_the_same_bytes(tiny_model, tmp_path, start):
+    options = ("--steps", 6, "--strength", 0.7, "--start", start, "--checkpoint-every", 0)
+    arguments, _ = varied(tmp_path, ("--model", tiny_model, "--label", 1), *options)
+    whole = sampled(tmp_path / "whole.zarr", 1, *arguments)
+    out = tmp_path / "out.zarr"
+    start_and_kill((out / "slidefield" / "checkpoint.json").exists, out, 2, *arguments)
+    assert sampled(out, 3, *arguments) == whole
+
+
+def test_the_levels_of_a_variation_are_planned_as_they_are_sampled(tiny_model, tmp_path):
+    own = ("--model", tiny_model, "--label", 1, "--guidance", 3)
+    arguments, _ = varied(tmp_path, own, "--steps", 10, "--strength", 0.39)
+    for start, levels in (("noised", 3), ("inverted", 6)):
+        facts = json.loads(launch(1, *arguments, "--start", start, "--dry-run", "--json").stdout)
+        evaluations = facts["evaluations_per_level"]
+        assert facts["levels"] == len(evaluations) == levels
+        log = tmp_path / f"{start}.jsonl"
+        sampled(tmp_path / f"{start}.zarr", 2, *arguments, "--start", start, "--json-log", log)
+        logged = [one for one in map(json.loads, lines_of(log)) if "t" in one]
+        assert [one["windows"] for one in logged] == facts["windows_per_level"]
+        guided = evaluations[-3:]
+        assert guided == [2 * windows for windows in facts["windows_per_level"][-3:]]
+        timesteps = [one["t"] for one in logged]
+        assert timesteps[-3:] == sorted(timesteps[-3:], reverse=True)
+        if start == "inverted":
+            assert timesteps[:3] == timesteps[:2:-1], "the same levels, from the cleanest"
+            assert facts["windows_per_level"][:3] == facts["windows_per_level"][:2:-1], "in the same windows"
+            assert evaluations[:3] == facts["windows_per_level"][:3], "which are not guided"
 
 
 # ---- sets ---------------------------------------------------------------------------------------
@@ -447,10 +531,36 @@ def test_wrong_in_painting_is_refused(tiny_model, tmp_path):
     np.save(tmp_path / "small.npy", np.zeros((64, 128, 3), np.uint8))
     np.save(tmp_path / "none.npy", np.zeros((128, 128), np.uint8))
     for options, said in (
-        (("--image", tmp_path / "known.npy"), ["--mask"]),
+        (("--image", tmp_path / "known.npy"), ["--mask", "--strength"]),
         (("--image", tmp_path / "known.npy", "--mask", tmp_path / "none.npy"), ["nothing to paint"]),
         (("--image", tmp_path / "small.npy", "--mask", tmp_path / "none.npy"), ["nothing to paint"]),
         (("--image", tmp_path / "known.npy", "--mask", tmp_path / "gone.npy"), ["gone.npy", "not there"]),
+    ):
+        line = refused(tmp_path, *own, *options)
+        assert all(words in line for words in said), line
+
+
+def test_a_wrong_variation_is_refused(tiny_model, tmp_path):
+    own = ("--model", tiny_model, "--size", "128x128", "--steps", 2, "--out", tmp_path / "o.zarr")
+    np.save(tmp_path / "known.npy", np.zeros((128, 128, 3), np.uint8))
+    np.save(tmp_path / "small.npy", np.zeros((64, 128, 3), np.uint8))
+    np.save(tmp_path / "mask.npy", np.ones((128, 128), np.uint8))
+    known, inverted = ("--image", tmp_path / "known.npy"), ("--strength", 1, "--start", "inverted")
+    for options, said in (
+        ((*known, "--strength", 0), ["--strength is 0", "choose 0.5 or more"]),
+        ((*known, "--strength", 0.4), ["--strength is 0.4", "no level of 2"]),
+        ((*known, "--strength", 1.5), ["--strength", "1.5", "0 to 1"]),
+        (("--strength", 0.5), ["--strength 0.5", "--image"]),
+        (("--start", "inverted"), ["--start inverted", "--image"]),
+        ((*known, "--start", "inverted"), ["--strength"]),
+        ((*known, "--start", "clean", "--strength", 1), ["--start", "clean", "inverted"]),
+        ((*known, "--strength", 0.5, "--mask", tmp_path / "mask.npy"), ["--strength 0.5", "--mask"]),
+        ((*known, "--strength", 0.5, "--count", 2), ["--count", "--image"]),
+        ((*known, "--strength", 0.5, "--roi", tmp_path / "mask.npy"), ["--roi", "--image"]),
+        ((*known, *inverted, "--solver", "ddpm"), ["--start inverted", "--solver ddpm"]),
+        ((*known, *inverted, "--eta", 0.5), ["--start inverted", "--eta is 0.5", "--eta 0"]),
+        ((*known, "--strength", 0.5, "--guidance-interval", "0:2"), ["0:2", "1 levels"]),
+        (("--image", tmp_path / "small.npy", "--strength", 0.5), ["64 x 128"]),
     ):
         line = refused(tmp_path, *own, *options)
         assert all(words in line for words in said), line

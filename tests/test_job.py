@@ -24,7 +24,8 @@ EVERY = """
 --resize-labels nearest --label-model lm --prompt tumour --label-steps 7 --label-guidance 2 --embeddings e.npy
 --region-embeddings r.npy --grid 4x5 --pitch 256 --interpolation corner --map m.npy --instances i.npy
 --rows 160 --region-rows n.npy --grid-order columns --border-nuclei keep --colors c.png --nucleus-color 1,2,3
---background-color 4,5,6 --style a,b --style-map s.png --image k.png --mask w.png --steps 30 --sections 10,20
+--background-color 4,5,6 --style a,b --style-map s.png --image k.png --mask w.png
+--strength 0.4 --start inverted --steps 30 --sections 10,20
 --solver ddim --eta 0.5 --guidance 1.5 --omega -0.5
 --guidance-interval 2:9 --roi roi.png --cover strided --stride 12 --weights hann --seed 4611686018427387904
 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256 --decode-overlap 0
@@ -73,6 +74,8 @@ PLAIN: dict = {
     "style_map": "s.png",
     "image": "k.png",
     "mask": "w.png",
+    "strength": 0.4,
+    "start": "inverted",
     "steps": 30,
     "sections": [10, 20],
     "solver": "ddim",

@@ -1,12 +1,14 @@
 """Solvers against a problem whose answer is known: Gaussian data N(mean, spread^2), for which the exact estimate of
 the clean value is linear in x, so that a whole run is an affine map that can be followed in float64."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from engine.diffusion.schedule import Schedule, betas
-from engine.diffusion.solvers import SOLVERS, ddim, ddpm, dpmpp2m, euler, steps_of
+from engine.diffusion.solvers import SOLVERS, ddim, ddpm, dpmpp2m, euler, inversion, steps_of
 from kernels.step import step as kernel_step
 
 MEAN, SPREAD = 0.7, 0.4
@@ -242,3 +244,39 @@ def test_more_levels_than_a_section_has_timesteps_are_refused():
     schedule = Schedule(tuple(np.linspace(0.9, 0.1, 1000)))
     with pytest.raises(ValueError, match="334 levels in part 2 of 3, which has 333"):
         schedule.timesteps(354, (10, 334, 10))
+
+
+def followed(x, alpha_bar, table):
+    """Values of the canvas after a table of steps, with the exact estimates."""
+    previous = None
+    for ab, s in zip(alpha_bar, table, strict=True):
+        k, m = denoiser(ab)
+        denoised = k * x + m
+        x = s.a * x + (s.b + s.e) * denoised + (s.c * previous if s.c else 0)
+        previous = denoised
+    return x
+
+
+@pytest.mark.parametrize("back", [lambda ab: ddim(ab, 0.0), euler, dpmpp2m], ids=["ddim", "euler", "dpmpp2m"])
+def test_an_inverted_canvas_comes_back_the_nearer_the_more_levels(back):
+    schedule = Schedule(tuple(np.cumprod(1 - betas("scaled_linear", 1000, 0.0015, 0.0195)).tolist()))
+    x0, errors = np.linspace(-0.5, 2, 9), []
+    for steps in (25, 50, 100):
+        alpha_bar = schedule.alpha_bars(schedule.timesteps(steps))
+        noise = followed(x0, alpha_bar[::-1], inversion(alpha_bar[::-1]))
+        assert np.ptp(noise) > 2 * np.ptp(x0), "as wide as noise is"
+        errors.append(np.abs(followed(noise, alpha_bar, back(alpha_bar)) - x0).max())
+    assert errors[0] < 0.3
+    assert all(after < 0.7 * before for before, after in itertools.pairwise(errors)), errors
+
+
+def test_an_inversion_leads_where_ddim_leads_back_from():
+    """Where the network predicts one noise at every level, each level is the clean value with as much of that noise."""
+    alpha_bar = np.array([0.9, 0.5, 0.2, 0.01])
+    x0, noise = 0.3, -1.1
+    x = x0
+    for ab, s in zip(alpha_bar, inversion(alpha_bar), strict=True):
+        denoised = (x - np.sqrt(1 - ab) * noise) / np.sqrt(ab)  # what the schedule makes of the network's output
+        x = s.a * x + s.e * denoised
+        assert s.b == s.c == s.d == 0
+        np.testing.assert_allclose(x, np.sqrt(ab) * x0 + np.sqrt(1 - ab) * noise, rtol=1e-12)

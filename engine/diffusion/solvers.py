@@ -9,6 +9,7 @@ variance, d is computed for every latent from the network's prediction of it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,24 @@ def ddim(
         signal = np.sqrt(after)
         b, e = (signal + from_noise, 0.0) if rederive_noise else (signal, from_noise)
         table.append(_step(noise, b, d=sigma, e=e))
+    return table
+
+
+def inversion(alpha_bar: Sequence[float]) -> list[Step]:
+    """DDIM with eta 0 run backwards, from a clean canvas to noise (Dhariwal & Nichol 2021, arXiv:2105.05233, app. F).
+
+    A level asks the network at the timestep that it leads to, which is the one that leads back: the two predictions of
+    the noise differ by what the canvas differs, and the error of a round trip falls with the number of levels. The
+    estimate is not clipped.
+
+    Args:
+        alpha_bar: alpha_bar after each level, cleanest first; before the first it is 1.
+    """
+    table = []
+    for now, after in itertools.pairwise([1.0, *alpha_bar]):
+        noise = np.sqrt(1 - after) - np.sqrt(after) * np.sqrt((1 - now) / now)  # factor of the predicted noise
+        from_x = noise / np.sqrt(1 - after)
+        table.append(_step(np.sqrt(after / now) + from_x, 0.0, e=-from_x * np.sqrt(after)))
     return table
 
 

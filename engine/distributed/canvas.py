@@ -63,6 +63,17 @@ class Canvas:
         """Fill the canvas with unit normal noise, a function of seed and position alone. Local."""
         self.x = {s: self.noise("initial", 0, s) for s in self.ownership.owned(self.ranks.rank)}
 
+    def start_from(self, known: Shards, alpha_bar: float) -> None:
+        """Fill the canvas with known latents, as noisy as ``alpha_bar`` says, with the noise of ``start``. Local.
+
+        Args:
+            known: The known latents of each shard.
+            alpha_bar: 1: without noise.
+        """
+        for shard, latents in known.items():
+            noise = self.x[shard] * (1 - alpha_bar) ** 0.5
+            self.x[shard] = latents.to(self.device) * alpha_bar**0.5 + noise
+
     def check(self) -> None:
         """Local.
 

@@ -1,4 +1,4 @@
-"""Masks: the region of interest, and what in-painting samples anew."""
+"""The known image, and masks: what in-painting samples anew, and the region of interest."""
 
 from __future__ import annotations
 
@@ -41,22 +41,33 @@ def read_scaled(path: Path, option: str, size: tuple[int, int]) -> Any:
     return scaled_to(read_integers(path, option), size, f"{option} {path}")
 
 
-def add_inpainting(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
-    """The inputs with the known image (c, h, w) and the mask (h, w) of what is sampled anew, where the job names them.
+def add_known_image(inputs: Inputs, job: SampleJob, card: ModelCard) -> Inputs:
+    """The inputs with the known image (c, h, w) and, of an in-painting, the mask (h, w) of what is sampled anew.
 
     Raises:
         ValueError: files of another size or kind, or a mask that marks nothing.
     """
     if job.image is None:
         return inputs
+    if job.mask is not None:
+        mask = inpainting_mask(job)
+        inputs = inputs.adding({"mask_hash": digest_of(mask.array)}, {"mask": mask})
+    reader = partial(read_picture, channels=card.image_channels, size=job.size)
+    image = InputFile(Path(job.image), "`image`", reader)
+    return inputs.adding({"image_hash": digest_of(image.array)}, {"image": image})
+
+
+def inpainting_mask(job: SampleJob) -> InputFile:
+    """The mask of what is sampled anew.
+
+    Raises:
+        ValueError: it has another size, or marks nothing.
+    """
     mask = integer_file(str(job.mask), "`mask`")
     check_size(mask.array.shape, job, str(mask))
     if not marks_anything(mask):
         raise ValueError(f"`mask` {job.mask} is 0 throughout: there is nothing to paint; mark it with 1 or 255")
-    reader = partial(read_picture, channels=card.image_channels, size=job.size)
-    image = InputFile(Path(job.image), "`image`", reader)
-    hashes = {"image_hash": digest_of(image.array), "mask_hash": digest_of(mask.array)}
-    return inputs.adding(hashes, {"image": image, "mask": mask})
+    return mask
 
 
 def marks_anything(mask: InputFile) -> bool:

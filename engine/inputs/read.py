@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from engine.inputs.embeddings import read_embeddings
 from engine.inputs.labels import read_labels
-from engine.inputs.masks import add_inpainting, add_roi
+from engine.inputs.masks import add_known_image, add_roi
 from engine.inputs.semantic import read_semantic
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
@@ -33,4 +33,4 @@ def read(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
     """
     inputs = READERS[card.condition](job, card, frames)
     inputs = add_roi(inputs, job, frames)
-    return add_inpainting(inputs, job, card)
+    return add_known_image(inputs, job, card)

@@ -25,7 +25,7 @@ def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = N
         round_index: Round of rejection sampling; later rounds have windows of their own.
     """
     job, card, frame = prepared.job, prepared.card, prepared.frames.frame
-    stride = job.stride or card.patch
+    stride, drawn = job.stride or card.patch, prepared.cover_level(level)
 
     def of_image(image: int) -> Cover:
         return cover_of(
@@ -33,7 +33,7 @@ def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = N
             frame,
             card.patch,
             job.seed,
-            level,
+            drawn,
             stride=stride,
             weights=job.weights,
             image=image,

@@ -116,7 +116,7 @@ def network_bytes(prepared: Prepared) -> int:
 
 
 def input_bytes(prepared: Prepared) -> int:
-    """The inputs, and the files of an in-painting that cannot be read by box: in memory until they are copied."""
+    """The inputs, and the known image and mask that cannot be read by box: in memory until they are copied."""
     job = prepared.job
     whole = [name for name in (job.image, job.mask) if name and not reads_in_boxes(Path(name))]
     picture = job.size[0] * job.size[1] * prepared.card.image_channels
@@ -135,7 +135,7 @@ def canvas_bytes(prepared: Prepared) -> int:
     shards = -(-prepared.ownership.count // prepared.rank_count)
     forms = 4  # x, the history, the fused estimate, and the x that the step makes of them
     in_checkpoint = 2  # x and the history of the level before, while a checkpoint of them is still written
-    known = 2 * bool(prepared.job.image)  # known latents and the mask of an in-painting
+    known = 2 * bool(prepared.job.image)  # known latents and the mask of an in-painting; of a variation no more
     return ITEM * prepared.card.channels * (forms + in_checkpoint + known) * shards * rows * columns
 
 

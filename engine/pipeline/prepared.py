@@ -87,12 +87,25 @@ class Prepared:
 
     @cached_property
     def timesteps(self) -> np.ndarray:
-        """The model's timestep of each level, from the noisiest."""
-        return self.card.schedule.timesteps(self.job.steps, self.job.sections)  # type: ignore[arg-type]
+        """The model's timestep of each level, from the noisiest; before them those that invert, from the cleanest."""
+        steps = self.card.schedule.timesteps(self.job.steps, self.job.sections)  # type: ignore[arg-type]
+        sampled = steps[len(steps) - self.job.levels :]
+        return np.concatenate([sampled[::-1], sampled]) if self.job.inverts else sampled
+
+    @property
+    def inversion(self) -> int:
+        """How many levels, the first ones, lead from the known image to noise; they are not guided."""
+        return self.job.levels if self.job.inverts else 0
 
     @property
     def guided_levels(self) -> range:
-        return range(*(self.job.guidance_interval or (0, len(self.timesteps))))
+        """The levels that are guided: ``guidance_interval`` counts from the first that is sampled."""
+        first, last = self.job.guidance_interval or (0, self.job.levels)
+        return range(self.inversion + first, self.inversion + last)
+
+    def cover_level(self, level: int) -> int:
+        """The level whose windows a level has: one that inverts has those of the level that leads back."""
+        return 2 * self.inversion - 1 - level if level < self.inversion else level
 
     @cached_property
     def condition(self) -> Condition:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.diffusion.conditions import Condition
 from engine.diffusion.denoiser import Denoiser, Network, nothing
-from engine.diffusion.solvers import Step, steps_of
+from engine.diffusion.solvers import Step, inversion, steps_of
 from engine.distributed.balance import SpeedBalance
 from engine.distributed.canvas import Canvas
 from engine.distributed.planner import Planner
@@ -21,6 +21,7 @@ from engine.models.folder import Model
 from engine.pipeline.checkpointer import CheckpointManager
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
 from engine.pipeline.inpaint import Inpainting
+from engine.pipeline.known_image import KnownImage
 from engine.pipeline.level_picture import estimated_picture
 from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
 from engine.pipeline.outputs import ImageWriter, label_array_reader
@@ -85,6 +86,8 @@ class Round:
         if not len(remaining):
             return True
         first = self.checkpoints.restore()
+        if self.prepared.job.strength is not None and first == 0:
+            self.start_from_image()
         with self.ranks.background(self.planner.advance):
             self.begin_progress(first, remaining)
             completed = self.sample_levels(first)
@@ -93,10 +96,22 @@ class Round:
     def make_writer(self) -> ImageWriter:
         """Make the writer of the image; in-painting also sets ``canvas.known``. Collective."""
         ranks, prepared, shared = self.ranks, self.prepared, self.shared
-        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.image else None
+        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.mask else None
         if inpainting:
             self.canvas.known = inpainting.known(self.canvas, shared.models[0].encode)
         return ranks.agree(lambda: ImageWriter(prepared, shared.output, self.sampling_round, inpainting))
+
+    def start_from_image(self) -> None:
+        """Start from the known image: clean where it is inverted, else as noisy as before the first level. Collective.
+
+        It is scaled as the model's samples are, which decoding multiplies by ``latents_gain``.
+        """
+        prepared, encode = self.prepared, self.shared.models[0].encode
+        known_image = self.ranks.agree(lambda: KnownImage(prepared))
+        gain = prepared.card.latents_gain if encode else 1.0
+        latents = {shard: known / gain for shard, known in known_image.latents(self.canvas, encode).items()}
+        (alpha_bar,) = prepared.card.schedule.alpha_bars(prepared.timesteps[:1])
+        self.canvas.start_from(latents, 1.0 if prepared.inversion else alpha_bar)
 
     # ---- sampling ---------------------------------------------------------------------------------
 
@@ -255,8 +270,9 @@ class Round:
         several = " in turn" if len(weights) > 1 else ""
         guidance = ",".join(f"{weight:g}" for weight in weights)
         guided = "" if weights == (1,) else f"guidance {guidance}{several} (1 is off: omega {omegas}), "
-        levels = len(self.prepared.timesteps)
-        return f"{again}{what}{job.size[0]} x {job.size[1]} px, {levels} levels, {guided}"
+        levels = f"{job.levels} levels" if job.strength is None else f"variation in {job.levels} of {job.steps} levels"
+        levels += f" after {job.levels} of inversion" if job.inverts else ""
+        return f"{again}{what}{job.size[0]} x {job.size[1]} px, {levels}, {guided}"
 
     def log_level(self, level: int, plan: Plan, memory: int) -> None:
         """Count and log that a level is done. Local."""
@@ -279,8 +295,11 @@ def counted(count: int, noun: str) -> str:
 def steps_of_job(prepared: Prepared) -> list[Step]:
     """The solver's step of each level."""
     job, schedule = prepared.job, prepared.card.schedule
-    alpha_bars, betas = schedule.alpha_bars(prepared.timesteps), schedule.eta_betas(prepared.timesteps)
-    return steps_of(str(job.solver), alpha_bars, float(job.eta or 0), schedule.rederive_noise, schedule.variance, betas)
+    inverting, sampled = np.split(prepared.timesteps, [prepared.inversion])
+    alpha_bars, betas = schedule.alpha_bars(sampled), schedule.eta_betas(sampled)
+    solver, eta = str(job.solver), float(job.eta or 0)
+    steps = steps_of(solver, alpha_bars, eta, schedule.rederive_noise, schedule.variance, betas)
+    return [*inversion(schedule.alpha_bars(inverting)), *steps]
 
 
 def make_denoiser(

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from engine.models.convert.checkpoint import below, need_config, read_config
 from engine.models.convert.common import Converted, Options, Part, latents_defaults, schedule_of
-from engine.models.convert.latent_diffusion import unet_config, unet_tensors, vq_config, vq_tensors
+from engine.models.convert.latent_diffusion import (
+    first_stage_config,
+    first_stage_kind,
+    first_stage_tensors,
+    unet_config,
+    unet_tensors,
+)
 
 OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 BETAS = {"linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sqrt_linear": "linear"}
@@ -24,14 +30,10 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
     config = need_config(options.config, path, places)
     params = read_config(config)["model"]["params"]
     state = checkpoint.get("state_dict", checkpoint)
-    unet, first = params["unet_config"]["params"], params["first_stage_config"]["params"]
-    if "first_stage_model.quantize.embedding.weight" not in state:
-        raise ValueError(f"{path} has no codebook (first_stage_model.quantize): only VQ autoencoders are converted")
-    scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
-    autoencoder = {k: v for k, v in below(state, "first_stage_model.").items() if not k.startswith("loss.")}
+    unet, scale = params["unet_config"]["params"], float(state.get("scale_factor", params.get("scale_factor", 1.0)))
     parts = {
         "unet": Part(unet_config(unet), unet_tensors(below(state, "model.diffusion_model."), unet)),
-        "vae": Part(vq_config(first, scale), vq_tensors(autoencoder, len(first["ddconfig"]["ch_mult"]))),
+        "vae": first_stage(below(state, "first_stage_model."), params["first_stage_config"], scale, path),
         "embedder": patch_embedder(below(state, "cond_stage_model."), params.get("cond_stage_config", {}), path),
     }
     patch = options.patch or int(unet["image_size"])
@@ -44,6 +46,23 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
     }
     notes = ("the checkpoint has averaged weights too (model_ema); like their sampler, this takes the others",)
     return Converted(parts, scheduler(params, state, config), card, notes if "model_ema.decay" in state else ())
+
+
+def first_stage(tensors: Mapping[str, Tensor], config: Mapping[str, Any], scale: float, path: Path) -> Part:
+    """The autoencoder, with a codebook or of KL; what it was trained with (``loss``) is left out.
+
+    Raises:
+        ValueError: it is another kind, or diffusers' network does not have a setting.
+    """
+    kind, params = first_stage_kind(tensors), config.get("params", {})
+    if kind is None:
+        raise ValueError(
+            f"{path}: its first stage is {config.get('target')}, with no codebook (quantize) and no mean and variance "
+            "(quant_conv); only autoencoders of VQ or KL are converted"
+        )
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
+    settings = first_stage_config(kind, params, scale)
+    return Part(settings, first_stage_tensors(weights, len(params["ddconfig"]["ch_mult"])))
 
 
 def patch_embedder(tensors: dict[str, Tensor], config: Mapping[str, Any], path: Path) -> Part:

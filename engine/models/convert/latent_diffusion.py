@@ -1,4 +1,5 @@
-"""Latent-diffusion checkpoints (Rombach et al. 2022, arXiv:2112.10752) as diffusers' UNet2DConditionModel and VQModel.
+"""Latent-diffusion checkpoints (Rombach et al. 2022, arXiv:2112.10752) as diffusers' UNet2DConditionModel and
+VQModel or AutoencoderKL.
 
 Only names and settings change: no weight does. A setting that diffusers' networks do not have is refused.
 """
@@ -31,14 +32,13 @@ UNET_PLAIN = {
     "num_attention_blocks": None,
     "disable_middle_self_attn": False,
 }
-VQ_PLAIN = {
-    "double_z": False,
+FIRST_STAGE_PLAIN = {
     "resamp_with_conv": True,
     "give_pre_end": False,
     "tanh_out": False,
     "attn_type": "vanilla",
 }
-VQ_NAMES = (
+FIRST_STAGE_NAMES = (
     (r"\bnin_shortcut\b", "conv_shortcut"),
     (r"\bmid\.block_1\b", "mid_block.resnets.0"),
     (r"\bmid\.block_2\b", "mid_block.resnets.1"),
@@ -48,7 +48,7 @@ VQ_NAMES = (
     (r"\b(down|up)\.(\d+)\.attn\.", r"\1_blocks.\2.attentions."),
     (r"\b(down|up)\.(\d+)\.(down|up)sample\.", r"\1_blocks.\2.\3samplers.0."),
 )
-VQ_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+FIRST_STAGE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 def refuse_unlike(settings: Settings, plain: Settings, what: str) -> None:
@@ -185,25 +185,46 @@ def renamed(key: str, blocks: Mapping[str, str]) -> str:
     raise ValueError(f"the U-Net's weight {key} has no place in diffusers' UNet2DConditionModel")
 
 
-def vq_config(params: Settings, scale: float) -> dict[str, Any]:
+def first_stage_kind(tensors: Mapping[str, Tensor]) -> str | None:
+    """diffusers' class of an autoencoder, told by its weights; None: it is neither of the two.
+
+    One with a codebook is a VQModel. One that gives two values for each that it decodes, mean and log-variance, is an
+    AutoencoderKL.
+    """
+    if "quantize.embedding.weight" in tensors:
+        return "VQModel"
+    moments, latents = tensors.get("quant_conv.weight"), tensors.get("post_quant_conv.weight")
+    if moments is None or latents is None or moments.shape[0] != 2 * latents.shape[1]:
+        return None
+    return "AutoencoderKL"
+
+
+def first_stage_config(kind: str, params: Settings, scale: float) -> dict[str, Any]:
     """diffusers' settings of the autoencoder.
 
     Args:
+        kind: Its class, ``VQModel`` or ``AutoencoderKL``.
         params: Content of ``first_stage_config.params``.
         scale: Factor of the latents that the U-Net works on.
     Raises:
         ValueError: diffusers' network does not have a setting.
     """
-    settings = params["ddconfig"]
-    refuse_unlike(settings, VQ_PLAIN, "first_stage_config")
+    settings, is_kl = params["ddconfig"], kind == "AutoencoderKL"
+    refuse_unlike(settings, {"double_z": is_kl, **FIRST_STAGE_PLAIN}, "first_stage_config")
+    if is_kl and params["embed_dim"] != settings["z_channels"]:
+        raise ValueError(
+            f"first_stage_config: embed_dim is {params['embed_dim']} and z_channels {settings['z_channels']}; only "
+            "a KL autoencoder in which they are equal can be converted"
+        )
     if settings["ch_mult"][0] != 1:
         raise ValueError(f"first_stage_config: ch_mult begins with {settings['ch_mult'][0]}; only 1 can be converted")
     levels = len(settings["ch_mult"])
     attended = [settings["resolution"] // 2**level in settings["attn_resolutions"] for level in range(levels)]
     down = ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attended]
     up = ["AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(attended)]
+    codebook = {} if is_kl else {"vq_embed_dim": params["embed_dim"], "num_vq_embeddings": params["n_embed"]}
     return {
-        "_class_name": "VQModel",
+        "_class_name": kind,
         "in_channels": settings["in_channels"],
         "out_channels": settings["out_ch"],
         "block_out_channels": [settings["ch"] * mult for mult in settings["ch_mult"]],
@@ -211,8 +232,7 @@ def vq_config(params: Settings, scale: float) -> dict[str, Any]:
         "down_block_types": down,
         "up_block_types": up,
         "latent_channels": settings["z_channels"],
-        "vq_embed_dim": params["embed_dim"],
-        "num_vq_embeddings": params["n_embed"],
+        **codebook,
         "sample_size": settings["resolution"],
         "scaling_factor": scale,
         "norm_num_groups": 32,
@@ -220,16 +240,16 @@ def vq_config(params: Settings, scale: float) -> dict[str, Any]:
     }
 
 
-def vq_tensors(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
+def first_stage_tensors(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     """The autoencoder's weights under diffusers' names; attention's 1 x 1 convolutions become matrices."""
     renamed = {}
     for key, tensor in tensors.items():
         name = key
-        for pattern, replacement in VQ_NAMES:
+        for pattern, replacement in FIRST_STAGE_NAMES:
             name = re.sub(pattern, replacement, name)
         name = re.sub(r"\bup_blocks\.(\d+)", lambda match: f"up_blocks.{levels - 1 - int(match[1])}", name)
         if (match := re.fullmatch(r"(.*\.attentions\.\d+\.)(\w+)(\.\w+)", name)) is not None:
-            name = match[1] + VQ_ATTENTION[match[2]] + match[3]
+            name = match[1] + FIRST_STAGE_ATTENTION[match[2]] + match[3]
             tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
         renamed[name] = tensor
     return renamed
