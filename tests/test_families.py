@@ -62,17 +62,17 @@ def published_files(folder):
     rng = np.random.default_rng(0)
     with h5py.File(folder / "features.h5", "w") as file:
         file["feat_20x"] = rng.standard_normal((4 * 6, 5)).astype(np.float32)
-    tifffile.imwrite(folder / "nuclei.tif", discs((160, 160)))
+    tifffile.imwrite(folder / "nuclei.tif", discs((128, 128)))
     Image.fromarray(rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)).save(folder / "slide.png")
 
 
 def test_the_commands_for_published_models_run_as_they_are_written(tmp_path, monkeypatch):
-    """Word by word from docs/models.md, on files as the systems write them; smaller sizes, two levels."""
+    """Word by word from docs/models.md, on files as the systems write them; smaller sizes, one level."""
     published_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "models.md").read_text()
     commands = page.split("## Published models")[1].split("```sh\n")[1].split("```")[0].splitlines()
-    small = {"4096x6144": "512x520", "1024x1536": None, "1000x1000": "160x160", "1000": "2"}
+    small = {"4096x6144": "512x512", "1024x1536": None, "1000x1000": "128x128", "1000": "2"}
     width = None
     for number, line in enumerate(commands):
         words = line.split("#")[0].split()
@@ -89,8 +89,8 @@ def test_the_commands_for_published_models_run_as_they_are_written(tmp_path, mon
             small["1024x1536"] = f"{4 * side}x{6 * side}"
         words = [tmp_path / word if Path(word.split(":")[0]).exists() else small.get(word) or word for word in words]
         out = tmp_path / f"{number}.zarr"
-        extra = ("--steps", 2, "--preview", "none", "--out", out)
-        extra += ("--accept-rounds", 1) * ("--accept" in words) + ("--label-steps", 2) * ("--label-model" in words)
+        extra = ("--steps", 1, "--preview", "none", "--out", out)
+        extra += ("--accept-rounds", 1) * ("--accept" in words) + ("--label-steps", 1) * ("--label-model" in words)
         done = launch(2, *words, *extra)
         assert done.returncode == 0, line + done.stdout + done.stderr
         assert verify(out)[0] == 0
