@@ -67,7 +67,7 @@ def published_files(folder):
 
 
 def test_the_commands_for_published_models_run_as_they_are_written(tmp_path, monkeypatch):
-    """Word by word from docs/models.md, on files as the systems write them; smaller sizes, one level."""
+    """Word by word from docs/models.md, on files as the systems write them; smaller sizes, one level, without guidance."""
     published_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "models.md").read_text()
@@ -89,7 +89,7 @@ def test_the_commands_for_published_models_run_as_they_are_written(tmp_path, mon
             small["1024x1536"] = f"{4 * side}x{6 * side}"
         words = [tmp_path / word if Path(word.split(":")[0]).exists() else small.get(word) or word for word in words]
         out = tmp_path / f"{number}.zarr"
-        extra = ("--steps", 1, "--preview", "none", "--out", out)
+        extra = ("--steps", 1, "--guidance", 1, "--preview", "none", "--out", out)
         extra += ("--accept-rounds", 1) * ("--accept" in words) + ("--label-steps", 1) * ("--label-model" in words)
         done = launch(2, *words, *extra)
         assert done.returncode == 0, line + done.stdout + done.stderr
