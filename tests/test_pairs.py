@@ -92,7 +92,7 @@ def test_prompts_in_turn_are_those_of_their_maps(tiny_model, tmp_path):
     assert "in_turn" not in zarr.open(each[0]).attrs["slidefield"]
 
 
-@pytest.mark.parametrize("stage", ["labels", "image"])
+@pytest.mark.parametrize("stage", ["labels", pytest.param("image", marks=pytest.mark.long)])
 def test_a_killed_set_of_pairs_resumes_to_the_same_bytes(published, tmp_path, stage):
     arguments = (*published, *SMALL[:-4], "--steps", 4, "--label-steps", 4, "--count", 4, "--checkpoint-every", 0)
     whole = sampled(tmp_path / "whole.zarr", 1, *arguments)

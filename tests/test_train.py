@@ -138,11 +138,11 @@ def test_training_edges_alone_mends_where_windows_end_and_leaves_the_rest(tiles,
     done = launch(1, "autoencoder", *common, "--steps", 30, "--crop", 32, "--ema", 0.5, module="engine.train")
     assert done.returncode == 0, done.stderr
     before = load_part(out / "vae")
-    options = (*common, "--ema", 0.5, "--edges-alone", "--lr", 1e-3)
+    options = (*common, "--ema", 0.5, "--edges-alone", "--lr", 2e-3)
     done = launch(1, "autoencoder", *options, "--steps", 30, "--crop", 40, module="engine.train")
     assert done.returncode == 1
     assert "--crop is 40 px" in done.stderr
-    done = launch(1, "autoencoder", *options, "--steps", 60, "--crop", 96, module="engine.train")
+    done = launch(1, "autoencoder", *options, "--steps", 60, "--crop", 72, module="engine.train")
     assert done.returncode == 0, done.stderr
     after = load_part(out / "vae")
     x = to_tensor([np.tile(np.asarray(Image.open(tiles / "t1.png").convert("RGB")), (2, 2, 1))])
