@@ -67,7 +67,7 @@ def published_files(folder):
 
 
 def test_the_commands_for_published_models_run_as_they_are_written(tmp_path, monkeypatch):
-    """Word by word from docs/models.md, on files as the systems write them; smaller sizes, one level, without guidance."""
+    """Word by word from docs/models.md, on files as the systems write them; smaller, one level, without guidance."""
     published_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "models.md").read_text()
