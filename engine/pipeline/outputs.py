@@ -220,6 +220,11 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
     return replace(prepared, inputs=replace(prepared.inputs, labels=labels), label_stage=None)
 
 
+def within_region(prepared: Prepared, box: Box) -> np.ndarray:
+    """bool (h, w): the pixels of the region of interest, which the job must have."""
+    return np.asarray(prepared.inputs.files["roi"].array[box.y0 : box.y1, box.x0 : box.x1]) != 0
+
+
 def write_region(ranks: Ranks, prepared: Prepared, output: Output) -> None:
     """Store the region of interest beside the image, 1 inside: each rank its part. Collective."""
     name = output.layout.roi
@@ -227,9 +232,8 @@ def write_region(ranks: Ranks, prepared: Prepared, output: Output) -> None:
         return
 
     def write() -> None:
-        region = prepared.inputs.files["roi"].array
         for _, box in unfinished_shards(output, [name], 0, ranks.rank, ranks.size):
-            output.write(name, box, (np.asarray(region[box.y0 : box.y1, box.x0 : box.x1]) != 0).astype(np.uint8))
+            output.write(name, box, within_region(prepared, box).astype(np.uint8))
 
     ranks.agree(write)
 
@@ -241,10 +245,10 @@ def clear_labels_outside_region(ranks: Ranks, prepared: Prepared, output: Output
         return
 
     def clear() -> None:
-        region, boxes = prepared.inputs.files["roi"].array, output.layout.boxes()
+        boxes = output.layout.boxes()
         for index in range(ranks.rank, len(boxes), ranks.size):
             box = boxes[index]
-            inside = np.asarray(region[box.y0 : box.y1, box.x0 : box.x1]) != 0
+            inside = within_region(prepared, box)
             if not inside.all():
                 labels = output.read(name, box)
                 output.write(name, box, labels * inside.astype(labels.dtype), round_index=1)  # the ledger's later line
@@ -316,7 +320,6 @@ class ImageWriter:
         self, prepared: Prepared, output: Output, sampling_round: SamplingRound, inpainting: Inpainting | None
     ) -> None:
         self.prepared, self.output, self.sampling_round, self.inpainting = prepared, output, sampling_round, inpainting
-        self.region = prepared.inputs.files["roi"].array if "roi" in prepared.inputs.files else None
 
     def box(self, shard: int) -> Box:
         """The box of the output that a shard of the canvas fills."""
@@ -357,15 +360,11 @@ class ImageWriter:
         if prepared.job.count is None:
             part = image[(slice(None), *box.within(prepared.ownership.shard(shard).scaled(card.factor)))]
             part = part if self.inpainting is None else self.inpainting.blend(box, part)
-            part = part if self.region is None else np.where(self.within_region(box), part, np.uint8(WHITE))
+            if "roi" in prepared.inputs.files:
+                part = np.where(within_region(prepared, box), part, np.uint8(WHITE))
         else:
             part = self.images(image, box)
         self.output.write(self.output.layout.image, box, part, self.sampling_round.index)
-
-    def within_region(self, box: Box) -> np.ndarray:
-        """bool (h, w): the pixels of the region of interest."""
-        assert self.region is not None
-        return np.asarray(self.region[box.y0 : box.y1, box.x0 : box.x1]) != 0
 
     def leave_white(self, shards: Sequence[int]) -> None:
         """Write shards that lie outside the region of interest."""
