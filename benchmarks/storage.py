@@ -91,7 +91,7 @@ class Shards:
         self.plain, self.output = folder / "plain", ranks.agree(lambda: Output(folder / "o.zarr"))
         self.shard, self.side, self.chunk = shard, shard // FACTOR, layout.chunk
         shape = (CHANNELS, *(n // FACTOR for n in layout.size))
-        ranks.on_root(lambda: self.output.checkpoints.make_slots(shape, (self.side, self.side)))  # type: ignore[arg-type]
+        ranks.on_root(lambda: self.output.checkpoints.make_slots(shape, (self.side, self.side), 1))  # type: ignore[arg-type]
         self.slot = 0
         self.image = tissue(shard, ranks.rank)
         random = np.random.default_rng(ranks.rank)

@@ -644,9 +644,10 @@ def check_inversion(job: SampleJob) -> None:
     Raises:
         ValueError: naming the solver or eta.
     """
-    if job.inverts and job.solver == "ddpm":
+    if job.inverts and job.solver in ("ddpm", "plms"):
+        why = "adds some at every level" if job.solver == "ddpm" else "goes other ways than the inversion came"
         raise ValueError(
-            "`start` inverted is for sampling without fresh noise, and `solver` ddpm adds some at every level; use "
+            f"`start` inverted is for sampling without fresh noise, and `solver` {job.solver} {why}; use "
             "`solver` ddim, euler or dpmpp2m, or `start` noised"
         )
     if job.inverts and job.eta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
@@ -29,7 +30,12 @@ def make_model(system: str, folder: Path) -> Path:
     else:
         feature_aligned(folder / "aligned")
     checkpoint = next(p for p in sorted(folder.rglob("*")) if p.suffix in (".pt", ".ckpt"))
-    return convert_small(system, checkpoint, folder, patch=8 if system.startswith("diffinfinite") else None)
+    patch = 16 if system == "sdm" else 8 if system.startswith("diffinfinite") else None
+    model = convert_small(system, checkpoint, folder, patch)
+    card = json.loads((model / "card.json").read_text())
+    card["defaults"]["batch_size"] = 2  # a micro-batch is filled up: with 8, few windows would cost as much as 8
+    (model / "card.json").write_text(json.dumps(card))
+    return model
 
 
 def convert_small(system: str, checkpoint: Path, folder: Path, patch: int | None) -> Path:

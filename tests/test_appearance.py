@@ -221,8 +221,8 @@ def test_colours_of_references_are_the_same_bytes_on_any_ranks(model, tmp_path):
     np.save(tmp_path / "stack.npy", stack.transpose(0, 2, 3, 1))
     tifffile.imwrite(tmp_path / "stack.tif", stack.transpose(0, 2, 3, 1), photometric="rgb")
     np.save(tmp_path / "maps.npy", np.stack([discs(SIZE, 14 + i, 5) for i in range(3)]))
-    np.save(tmp_path / "large.npy", discs((70, 100)))
-    own = ("--model", model, "--steps", 2, "--preview", "none", "--shard", 64, "--chunk", 32)
+    np.save(tmp_path / "large.npy", discs((40, 56)))
+    own = ("--model", model, "--steps", 1, "--preview", "none", "--shard", 64, "--chunk", 32)
     size = ("--size", "32x40")
     shas = {}
     for name, options in {
@@ -230,11 +230,11 @@ def test_colours_of_references_are_the_same_bytes_on_any_ranks(model, tmp_path):
             "--instances",
             tmp_path / "large.npy",
             "--size",
-            "70x100",
+            "40x56",
             "--appearance",
             tmp_path / "reference.png",
         ),
-        "set": (*size, "--instances", folder, "--count", 6, "--pairing", "matched", "--appearance-order", "preserved"),
+        "set": (*size, "--instances", folder, "--count", 5, "--pairing", "matched", "--appearance-order", "preserved"),
         "npy": (*size, "--instances", tmp_path / "maps.npy", "--count", 3, "--appearance", tmp_path / "stack.npy"),
         "tif": (*size, "--instances", tmp_path / "maps.npy", "--count", 3, "--appearance", tmp_path / "stack.tif"),
     }.items():

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine.diffusion.schedule import betas
+from engine.diffusion.solvers import asked_at
 from engine.inputs.labels import read_class_table
 from engine.job import SampleJob
 from engine.models.card import read_card
@@ -336,6 +337,33 @@ def test_a_first_stage_that_is_no_vq_and_no_kl_is_refused(tmp_path, capsys):
     line = refused(tmp_path, capsys, "large-image-diffusion", path)
     assert "IdentityFirstStage" in line
     assert "VQ or KL" in line
+
+
+def test_patches_are_sampled_by_the_published_plms(tmp_path):
+    """As latent diffusion's sampler is called in the notebook of patches: levels 981, 961, ..., 1."""
+    network, _, _ = large_image(tmp_path)
+    card, model = converted("large-image-diffusion", tmp_path / "run", tmp_path, "--preset", "patches")
+    assert {key: card.defaults[key] for key in ("solver", "steps", "eta", "guidance")} == {
+        "solver": "plms",
+        "steps": 50,
+        "eta": 0.0,
+        "guidance": 2.0,
+    }
+    timesteps = asked_at("plms", card.schedule.timesteps(50))
+    assert timesteps.tolist() == [981, 961, 961, *range(941, 0, -20)]
+    assert card.schedule.final == card.schedule.alpha_bar[0]
+    assert card.schedule.eta_betas(timesteps) is None
+    torch.manual_seed(1)
+    x, t = torch.randn(2, 3, card.patch, card.patch), torch.tensor([981, 1])
+    tokens = model.embed(torch.randn(2, 12))
+    with torch.inference_mode():
+        assert relative(model.network(x, t, {"tokens": tokens}), network(x, t, tokens)) < 1e-5
+
+
+def test_a_preset_that_large_image_diffusion_has_not_is_refused(tmp_path, capsys):
+    large_image(tmp_path)
+    line = refused(tmp_path, capsys, "large-image-diffusion", tmp_path / "run", "--preset", "monuseg")
+    assert "monuseg is none of this system's: large-image, patches" in line
 
 
 def test_the_null_of_embeddings_is_the_layers_offset(tmp_path):

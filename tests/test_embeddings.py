@@ -20,7 +20,7 @@ from engine.storage.readers import read_rows
 
 LIST = np.random.default_rng(3).standard_normal((160, 12)).astype(np.float32)
 GRID = (3, 2)  # of the model's windows
-SIZE = ("--size", "190x120", "--steps", 2, "--preview", "none")
+SIZE = ("--size", "190x120", "--steps", 1, "--preview", "none")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.runs
-FIXED = ("--steps", 3, "--preview", "none", "--size", f"{SIZE[0]}x{SIZE[1]}")
+FIXED = ("--steps", 2, "--preview", "none", "--size", f"{SIZE[0]}x{SIZE[1]}")
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +89,7 @@ def test_the_commands_for_published_models_run_as_they_are_written(tmp_path, mon
             small["1024x1536"] = f"{4 * side}x{6 * side}"
         words = [tmp_path / word if Path(word.split(":")[0]).exists() else small.get(word) or word for word in words]
         out = tmp_path / f"{number}.zarr"
-        extra = ("--steps", 1, "--guidance", 1, "--preview", "none", "--out", out)
+        extra = ("--steps", 1, "--guidance", 1, "--batch-size", 1, "--preview", "none", "--out", out)
         extra += ("--accept-rounds", 1) * ("--accept" in words) + ("--label-steps", 1) * ("--label-model" in words)
         done = launch(2, *words, *extra)
         assert done.returncode == 0, line + done.stdout + done.stderr
@@ -207,17 +207,20 @@ def test_in_painting_keeps_every_known_pixel_and_samples_the_others(model, tiny_
 # ---- variations ---------------------------------------------------------------------------------
 
 
+VARIED = (40, 56)
+
+
 def varied(folder, own, *options):
     """The arguments of a variation of a smooth picture; and that picture."""
-    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    y, x = np.mgrid[: VARIED[0], : VARIED[1]]
     known = np.stack([128 + 60 * np.sin(y / 9 + c) * np.cos(x / 13 - c) for c in range(3)], -1).round().astype(np.uint8)
     np.save(folder / "known.npy", known)
-    size = ("--preview", "none", "--size", f"{SIZE[0]}x{SIZE[1]}", "--shard", 64, "--chunk", 32)
+    size = ("--preview", "none", "--size", f"{VARIED[0]}x{VARIED[1]}", "--shard", 64, "--chunk", 32)
     return (*own, *size, "--image", folder / "known.npy", *options), known
 
 
 def nuclei_of(model, folder):
-    return ("--model", model("sdm"), *asked(model("sdm"), folder), "--solver", "ddim")
+    return ("--model", model("sdm"), *asked(model("sdm"), folder, VARIED), "--solver", "ddim")
 
 
 @pytest.mark.parametrize("start", ["noised", "inverted"])
@@ -225,7 +228,7 @@ def nuclei_of(model, folder):
 def test_a_variation_is_the_same_on_1_and_3_ranks(model, tiny_model, tmp_path, system, start):
     own = ("--model", tiny_model, "--label", 1)
     if system != "tiny":
-        own = ("--model", model(system), *asked(model(system), tmp_path), "--solver", "ddim", "--eta", 0)
+        own = ("--model", model(system), *asked(model(system), tmp_path, VARIED), "--solver", "ddim", "--eta", 0)
     arguments, _ = varied(tmp_path, own, "--steps", 4, "--strength", 0.5, "--start", start)
     shas = {sampled(tmp_path / f"{ranks}.zarr", ranks, *arguments) for ranks in (1, 3)}
     assert len(shas) == 1
@@ -248,7 +251,7 @@ def test_an_inverted_image_comes_back_the_nearer_the_more_levels(tmp_path):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tamed = {name: tensor * (0.3 if name.startswith("out.") else 1) for name, tensor in load_file(weights).items()}
     save_file(tamed, weights)  # a random network is far from smooth in x, as a trained one is not
-    own = ("--model", folder, *asked(folder, tmp_path), "--solver", "ddim")
+    own = ("--model", folder, *asked(folder, tmp_path, VARIED), "--solver", "ddim")
     options = ("--strength", 0.5, "--start", "inverted", "--eta", 0, "--guidance", 1)
     arguments, known = varied(tmp_path, own, *options)
     differences = [difference(tmp_path, (*arguments, "--steps", steps), known) for steps in (4, 36)]

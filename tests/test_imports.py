@@ -52,3 +52,14 @@ def test_a_folder_has_a_charter_and_no_code():
 def test_planning_and_wrong_arguments_do_not_wait_for_torch():
     code = "import sys, engine.sample, engine.pipeline.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT).returncode == 0
+
+
+def test_a_run_does_not_wait_for_torchs_compiler(tiny_model, tmp_path):
+    """It was imported to fill weights that have no memory: 2 seconds of every start."""
+    arguments = ("--model", tiny_model, "--size", 128, "--label", 1, "--steps", 1, "--out", tmp_path / "o.zarr")
+    code = f"""import sys
+from engine.sample import main
+assert main({[str(argument) for argument in arguments]}) == 0
+sys.exit("torch._dynamo" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -208,7 +208,7 @@ def test_paths_and_numbers_of_numpy_are_taken_from_python():
 
 WRONG = [
     ("cover", "diagonal", "expected one of shifted, random, strided"),
-    ("solver", "magic", "expected one of ddim, ddpm, dpmpp2m, euler"),
+    ("solver", "magic", "expected one of ddim, ddpm, dpmpp2m, euler, plms"),
     ("batch_size", "0", "expected 1 or more"),
     ("batch_size", "65537", "expected 65536 or less"),
     ("size", "256x", "expected HxW in whole pixels, such as 1024x1536, or 1024 for a square"),

@@ -49,7 +49,7 @@ def published_distances(instances, least_area=30, border=True):
     return maps
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([4, 9, 25]))
 def test_distance_maps_are_the_published_ones_in_whatever_boxes_the_map_is_read(seed, side, largest):
     instances = random_map(seed, largest=largest)

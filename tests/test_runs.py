@@ -26,6 +26,7 @@ from launching import (
 from engine.storage.output import Output
 
 pytestmark = pytest.mark.runs
+LONG = pytest.mark.long
 SIZE = ("--size", "504x776", "--shard", "256", "--chunk", "64", "--preview", "none")
 
 
@@ -53,7 +54,7 @@ def test_ranks_that_share_the_windows_of_one_shard_decode_the_same_bytes(tiny_mo
     shas = set()
     for ranks, shard in ((1, 256), (1, 1024), (2, 1024), (4, 1024), (4, 512)):
         out = tmp_path / f"{ranks}-{shard}.zarr"
-        options = ("--size", "504x776", "--shard", shard, "--chunk", 64, "--steps", 2, "--preview", "none")
+        options = ("--size", "504x776", "--shard", shard, "--chunk", 64, "--steps", 1, "--preview", "none")
         done = launch(ranks, "--model", tiny_model, *options, "--out", out)
         assert done.returncode == 0, done.stdout + done.stderr
         shas.add(sha(out))
@@ -88,7 +89,7 @@ def test_a_pool_of_ranks_does_what_a_start_of_its_own_does(tiny_model, tmp_path)
         assert alone.returncode == 1
 
 
-KILLED = ("--steps", 12, "--solver", "dpmpp2m", "--checkpoint-every", 0)
+KILLED = ("--steps", 12, "--solver", "plms", "--checkpoint-every", 0)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def whole_run(tiny_model, tmp_path_factory):
     return sha(out)
 
 
-@pytest.mark.parametrize("moment", ["in a level", "in a checkpoint", "later", "in decoding"])
+@pytest.mark.parametrize("moment", [pytest.param("in a level", marks=LONG), "in a checkpoint", "later", "in decoding"])
 def test_a_killed_run_resumes_to_the_same_bytes_on_another_number_of_ranks(tiny_model, tmp_path, whole_run, moment):
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
     arguments = ("--model", tiny_model, *SIZE, *KILLED)
@@ -119,7 +120,7 @@ def test_a_killed_run_resumes_to_the_same_bytes_on_another_number_of_ranks(tiny_
     assert not list(out.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("version", ["own", "older"])
+@pytest.mark.parametrize("version", ["own", pytest.param("older", marks=LONG)])
 def test_what_a_ledger_calls_finished_is_not_written_again(tiny_model, tmp_path, whole_run, version):
     """The ranks' ledgers of a killed run, one of them torn; or the one ledger of an output that is older than those."""
     out = tmp_path / "out.zarr"
@@ -146,13 +147,13 @@ def test_what_a_ledger_calls_finished_is_not_written_again(tiny_model, tmp_path,
     assert {path.name for path in private.iterdir()} == {"ledger.jsonl", "lock", "metadata.json", "zarr.json"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT], ids=["USR1", "TERM", "INT"])
-def test_a_signal_to_one_rank_leaves_a_checkpoint_and_status_75(tiny_model, tmp_path, whole_run, number):
+@pytest.mark.parametrize("name", ["USR1", pytest.param("TERM", marks=LONG), "INT"])
+def test_a_signal_to_one_rank_leaves_a_checkpoint_and_status_75(tiny_model, tmp_path, whole_run, name):
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
     arguments = ("--model", tiny_model, *SIZE, *KILLED[:-1], 3600, "--out", out)
     run = Running(2, *arguments, "--json-log", log)
     assert run.wait_until(lambda: len(lines_of(log)) >= 2)
-    os.kill(ranks_below(run.process.pid)[-1], number)
+    os.kill(ranks_below(run.process.pid)[-1], getattr(signal, f"SIG{name}"))
     status, text = run.end()
     assert status == 75, text
     assert "the same command goes on" in text

@@ -39,7 +39,7 @@ def test_no_line_of_the_engine_shows_in_a_sample_of_the_embedded_model(finished)
 
 def test_the_same_statistic_sees_the_seams_of_an_unshifted_unblended_run(tmp_path):
     out = tmp_path / "cut.zarr"
-    options = ("--size", "1024x1024", "--cover", "strided", "--stride", 32, "--decode-overlap", 0, "--steps", 8)
+    options = ("--size", "1024x1024", "--cover", "strided", "--stride", 32, "--decode-overlap", 0, "--steps", 4)
     assert launch(2, *options, "--out", out).returncode == 0
     ratios = {row["lines"]: row["ratio"] for row in measure(out)}
     assert ratios["windows of a fixed lattice"] > 1.1

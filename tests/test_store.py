@@ -151,14 +151,14 @@ def test_a_checkpoint_counts_only_once_it_is_committed_and_the_one_before_stays(
     box = Box(0, 0, 64, 64)
     assert output.checkpoints.mark() is None
     slot = 0
-    output.checkpoints.make_slots((4, 64, 64), (64, 64))
+    output.checkpoints.make_slots((4, 64, 64), (64, 64), 1)
     output.checkpoints.write(slot, "x", box, data)
     assert output.checkpoints.mark() is None
-    output.checkpoints.commit(CommitMark(slot, 5, False))
+    output.checkpoints.commit(CommitMark(slot, 5, 0))
     second = 1
     output.checkpoints.write(second, "x", box, data + 1)
     mark = output.checkpoints.mark()
-    assert mark == CommitMark(slot, 5, False)
+    assert mark == CommitMark(slot, 5, 0)
     np.testing.assert_array_equal(output.checkpoints.read(slot, "x", box), data)
 
 
@@ -168,7 +168,7 @@ def test_a_slot_is_opened_once_and_again_when_it_is_made_anew(output, monkeypatc
     boxes = [Box(0, 0, 64, 64), Box(64, 0, 128, 64)]
     for shape in ((4, 128, 64), (8, 128, 64)):
         slot = 0
-        output.checkpoints.make_slots(shape, (64, 64))
+        output.checkpoints.make_slots(shape, (64, 64), 1)
         data = np.random.default_rng(0).standard_normal((shape[0], 64, 64)).astype(np.float32)
         for box in boxes:
             output.checkpoints.write(slot, "x", box, data)
@@ -180,13 +180,13 @@ def test_a_slot_is_opened_once_and_again_when_it_is_made_anew(output, monkeypatc
 def test_a_slot_that_a_kill_left_half_made_is_made_anew(output):
     (output.private / "checkpoint" / "0" / "x").mkdir(parents=True)
     slot = 0
-    output.checkpoints.make_slots((4, 64, 64), (64, 64))
+    output.checkpoints.make_slots((4, 64, 64), (64, 64), 1)
     output.checkpoints.write(slot, "x", Box(0, 0, 64, 64), np.zeros((4, 64, 64), np.float32))
 
 
 def test_a_damaged_checkpoint_is_named(output):
     slot = 0
-    output.checkpoints.make_slots((4, 64, 64), (64, 64))
+    output.checkpoints.make_slots((4, 64, 64), (64, 64), 1)
     box = Box(0, 0, 64, 64)
     with pytest.raises(ValueError, match="lacks latents"):
         output.checkpoints.read(slot, "x", box)
@@ -309,8 +309,8 @@ def test_shards_that_no_line_names_are_lacking(whole):
 
 def test_a_round_begins_from_noise_and_is_forgotten_when_the_output_is_whole(output):
     assert output.checkpoints.sampling_round() == SamplingRound()
-    output.checkpoints.make_slots((4, 64, 64), (64, 64))
-    output.checkpoints.commit(CommitMark(1, 5, True))
+    output.checkpoints.make_slots((4, 64, 64), (64, 64), 1)
+    output.checkpoints.commit(CommitMark(1, 5, 1))
     following = SamplingRound(1, [2, 3], [2])
     output.checkpoints.begin_round(following)
     assert Output(output.path).checkpoints.sampling_round() == following

@@ -25,6 +25,6 @@ def make_tiny_model(folder: Path) -> Path:
     save_part(autoencoder, folder / "vae")
     save_part(MaskUNet(8, len(LABELS), (1, 2), 4, 2), folder / "unet")
     facts = {"patch_size": 16, "pixel_size_um": 0.5, "labels": colored(LABELS)}
-    facts["defaults"] = {"steps": 25, "solver": "ddim", "guidance": 2.0, "batch_size": 8}
+    facts["defaults"] = {"steps": 25, "solver": "ddim", "guidance": 2.0, "batch_size": 2}
     write_folder(folder, PARTS, SCHEDULER, facts)
     return folder

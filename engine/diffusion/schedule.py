@@ -46,6 +46,8 @@ class Schedule:
         variance: Variance of the ancestral step: the posterior's, beta, or between the two as the network predicts.
         eta_variance: Variance of ddim's fresh noise: ``posterior``, that of the step from level to level, or
             ``one_timestep``, whose beta is that of the level's timestep alone (Large-Image-Diffusion's).
+        final: alpha_bar after the last level of ddim and plms: 1, or that of the cleanest timestep, where
+            ``set_alpha_to_one`` is false.
     """
 
     alpha_bar: tuple[float, ...]
@@ -56,6 +58,7 @@ class Schedule:
     steps_offset: int = 0
     variance: str = "fixed_small"
     eta_variance: str = "posterior"
+    final: float = 1.0
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -99,6 +102,7 @@ class Schedule:
             steps_offset=int(config.get("steps_offset", 0)),
             variance=(config.get("variance_type") or "fixed_small").removesuffix("_log"),
             eta_variance=config.get("eta_variance", "posterior"),
+            final=1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0]),
         )
 
     @property

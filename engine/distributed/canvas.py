@@ -40,7 +40,7 @@ class Known:
 
 
 class Canvas:
-    """The latents ``x`` that this rank owns, and the estimate of the level before (``previous``).
+    """The latents ``x`` that this rank owns, and what the solver has kept of levels before (``history``).
 
     Tensors are replaced, never changed: a checkpoint may still be written from them.
 
@@ -54,7 +54,7 @@ class Canvas:
         self.ranks, self.ownership, self.channels, self.seed, self.device = ranks, ownership, channels, seed, device
         self.round_index = round_index
         self.x: Shards = {}
-        self.previous: Shards = {}
+        self.history: list[Shards] = []  # the newest first
         self.known: Known | None = None
         self.keeps_estimate = False
         self.estimate: Shards = {}  # of the last level, where it is kept for those who watch
@@ -117,13 +117,33 @@ class Canvas:
             denoised: The fused estimates; channels beyond the canvas's are the network's prediction of the variance.
             clip: Bound of the estimates, +- this; None: there is none.
         """
+        newest: Shards = {}
         with self.ranks.timer("fuse"):
             for shard, fused in denoised.items():
                 noise = self.field("step", level, shard) if step.d or step.log_variance else None
-                update = Update((step.a, step.b, step.c, step.d, step.e), clip, step.log_variance, noise)
-                self.x[shard] = level_step(self.x[shard], fused, self.previous.get(shard), update)
-            kept = denoised if step.keeps else {}
-            self.previous = {shard: fused[: self.channels] for shard, fused in kept.items()}
+                kept, c = weighted([shards[shard] for shards in self.history], step.history)
+                update = Update((step.a, step.b, c, step.d, step.e), clip, step.log_variance, noise)
+                if step.keeps:
+                    newest[shard] = keep(self.x[shard], fused[: self.channels], step.keeps)
+                self.x[shard] = level_step(self.x[shard], fused, kept, update)
+            kept_now = [newest] if step.keeps else []
+            self.history = [*kept_now, *self.history][: step.depth]
             if self.keeps_estimate:
                 self.estimate = {shard: fused[: self.channels] for shard, fused in denoised.items()}
             self.hold_known(level + 1)
+
+
+def keep(x: Tensor, estimate: Tensor, factors: tuple[float, float]) -> Tensor:
+    """What a level keeps of a shard for those after it: the estimate itself, or the noise that it implies."""
+    a, e = factors
+    return x * a + estimate * e if a else estimate
+
+
+def weighted(kept: list[Tensor], factors: tuple[float, ...]) -> tuple[Tensor | None, float]:
+    """One tensor and its factor, which together are the weighted sum of a shard's history."""
+    if len(factors) < 2:
+        return (kept[0], factors[0]) if factors else (None, 0.0)
+    total = kept[0] * factors[0]
+    for tensor, factor in zip(kept[1:], factors[1:], strict=True):
+        total += tensor * factor
+    return total, 1.0

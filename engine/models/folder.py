@@ -27,6 +27,7 @@ from engine.models.networks.embedder import Embedder
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 from engine.models.networks.spade_unet import SpadeUNet
 from engine.models.optimize import compiled, prepare_for_inference
+from engine.models.without_weights import without_weights
 from engine.storage.files import whole_file, write_json
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
@@ -250,7 +251,7 @@ def build(config: dict[str, Any]) -> nn.Module:
     """
     name = config.get("_class_name")
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.device("meta"):
+    with without_weights():
         if name in CLASSES:
             return CLASSES[name](**settings)
         if name in DIFFUSERS:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from engine.models.networks import autoencoder
 from engine.models.networks import spade_unet as sdm
 from engine.models.networks.mask_unet import ChannelNorm, MaskAttention, PreNorm, Residual, StandardizedConv2d
+from engine.models.without_weights import without_weights
 
 Rewrite = Callable[[nn.Module], nn.Module | None]
 
@@ -112,7 +113,7 @@ def folded(layer: nn.Module) -> nn.Module | None:
     if not isinstance(layer, StandardizedConv2d):
         return None
     sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
-    with torch.device("meta"):
+    with without_weights():
         conv = nn.Conv2d(layer.in_channels, layer.out_channels, *sizes)
     conv.weight, conv.bias = frozen(layer.standardized()), layer.bias
     return conv
@@ -179,7 +180,8 @@ class DoublingConv(nn.Module):
         kernel = F.pad(kernel, (0, 0, 0, 1))[:, :, :4] + F.pad(kernel, (0, 0, 1, 0))[:, :, :4]
         self.edges = (1, 1, 1, 1) if conv.padding_mode == "replicate" else None
         padding = 3 if self.edges else 1
-        self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, padding, device="meta")
+        with without_weights():
+            self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, padding)
         self.conv.weight, self.conv.bias = frozen(kernel.flip(2, 3).transpose(0, 1)), conv.bias
 
     def forward(self, x: Tensor, *others: object) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from engine.distributed.canvas import Canvas, Shards
 from engine.distributed.ranks import Ranks
 from engine.pipeline.background_task import BackgroundTask
-from engine.storage.checkpoint import CommitMark, digest_of
+from engine.storage.checkpoint import CommitMark, array_names, digest_of
 from engine.storage.output import Output
 
 
@@ -19,10 +19,11 @@ class CheckpointManager:
 
     Args:
         every: Seconds from one checkpoint to the next.
+        depth: How much history the solver keeps at most, in canvases.
     """
 
-    def __init__(self, ranks: Ranks, output: Output, canvas: Canvas, every: float) -> None:
-        self.ranks, self.output, self.canvas, self.every = ranks, output, canvas, every
+    def __init__(self, ranks: Ranks, output: Output, canvas: Canvas, every: float, depth: int) -> None:
+        self.ranks, self.output, self.canvas, self.every, self.depth = ranks, output, canvas, every, depth
         self.last = time.monotonic()
         self.task = BackgroundTask(ranks, "checkpoint")
         self.uncommitted: CommitMark | None = None
@@ -41,19 +42,20 @@ class CheckpointManager:
         """Raise what went wrong while this rank's part was written. Local."""
         self.task.check()
 
-    def begin(self, level: int, history: bool) -> None:
-        """Begin to write the canvas as it is before ``level``. Collective; waits for the checkpoint before, no longer.
+    def begin(self, level: int) -> None:
+        """Begin to write the canvas as it is before ``level``, with what its solver keeps.
 
-        Args:
-            history: Whether the estimate of the level before is written too.
+        Collective; waits for the checkpoint before, no longer.
         """
         self.finish()
-        ownership, mark = self.canvas.ownership, CommitMark(self.slot, level, history)
-        arrays = [("x", dict(self.canvas.x)), ("previous", dict(self.canvas.previous) if history else {})]
+        kept = self.canvas.history
+        ownership, mark = self.canvas.ownership, CommitMark(self.slot, level, len(kept))
+        arrays = {"x": dict(self.canvas.x)}
+        arrays |= {name: dict(shards) for name, shards in zip(array_names(len(kept))[1:], kept, strict=True)}
 
         def write() -> None:
             self.fingerprints = 0
-            for name, shards in arrays:
+            for name, shards in arrays.items():
                 for shard, values in shards.items():
                     box, latents = ownership.shard(shard), values.cpu().numpy()
                     self.output.checkpoints.write(mark.slot, name, box, latents)
@@ -90,7 +92,7 @@ class CheckpointManager:
         if mark is not None:
             self.read(mark)
         shape, whole = (canvas.channels, *ownership.shape), None if mark is None else mark.slot
-        self.ranks.on_root(lambda: checkpoints.make_slots(shape, ownership.sides, whole))
+        self.ranks.on_root(lambda: checkpoints.make_slots(shape, ownership.sides, self.depth, whole))
         if mark is None:
             canvas.start()
             return 0
@@ -115,8 +117,7 @@ class CheckpointManager:
                 read[shard] = torch.from_numpy(latents).to(canvas.device)
             return read
 
-        canvas.x = self.ranks.agree(lambda: shards("x"))
-        if mark.history:
-            canvas.previous = self.ranks.agree(lambda: shards("previous"))
+        names = array_names(mark.history)
+        canvas.x, *canvas.history = self.ranks.agree(lambda: [shards(name) for name in names])
         digest = digest_of(self.ranks.allgather(self.fingerprints))
         self.ranks.on_root(lambda: checkpoints.check(mark, digest))

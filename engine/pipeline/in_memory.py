@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.diffusion.conditions import Condition
 from engine.diffusion.denoiser import Denoiser, Network
 from engine.diffusion.schedule import Schedule
-from engine.diffusion.solvers import steps_of
+from engine.diffusion.solvers import asked_at, steps_of
 from engine.distributed.canvas import Canvas
 from engine.distributed.launch import ranks_of
 from engine.distributed.planner import Planner
@@ -61,7 +61,7 @@ def sample_latents(
         shape: Channels, height and width of the canvas, in latents.
         patch: Side of a window; the canvas has at least as many rows and columns.
         cover: ``shifted``, ``random`` or ``strided``.
-        solver: ``ddim`` (with ``eta``), ``ddpm``, ``dpmpp2m`` or ``euler``.
+        solver: ``ddim`` (with ``eta``), ``ddpm``, ``dpmpp2m``, ``euler`` or ``plms``.
         steps: Number of levels.
         seed: Seed of all noise and of the covers, 0 or more.
         eta: Share of fresh noise in a step of ddim, 0 to 1.
@@ -144,9 +144,9 @@ def sample_in_memory(
 ) -> Tensor:
     """What ``sample_latents`` does, with arguments that are checked. Collective."""
     channels, height, width = shape
-    timesteps = schedule.timesteps(steps)
+    timesteps = asked_at(solver, schedule.timesteps(steps))
     alpha_bars, betas = schedule.alpha_bars(timesteps), schedule.eta_betas(timesteps)
-    table = steps_of(solver, alpha_bars, eta, schedule.rederive_noise, schedule.variance, betas)
+    table = steps_of(solver, alpha_bars, eta, schedule.rederive_noise, schedule.variance, betas, schedule.final)
     ownership = Ownership((height, width), (side, side), ranks.size)
 
     def cover_at(level: int) -> Cover:
@@ -178,7 +178,7 @@ def sample_in_memory(
     canvas = Canvas(ranks, ownership, channels, seed, device)
     canvas.keeps_estimate = on_level is not None
     canvas.start()
-    planner = Planner(ranks, part, steps)
+    planner = Planner(ranks, part, len(table))
     with ranks.background(planner.advance):
         sample(canvas, planner, denoiser_of(network), table, on_level=told)
     ranks.flush()

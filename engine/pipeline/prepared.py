@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.diffusion.conditions import Condition
+from engine.diffusion.solvers import asked_at
 from engine.inputs.condition import condition_of
 from engine.inputs.values import Inputs
 from engine.job import RunOptions, SampleJob
@@ -89,7 +90,7 @@ class Prepared:
     def timesteps(self) -> np.ndarray:
         """The model's timestep of each level, from the noisiest; before them those that invert, from the cleanest."""
         steps = self.card.schedule.timesteps(self.job.steps, self.job.sections)  # type: ignore[arg-type]
-        sampled = steps[len(steps) - self.job.levels :]
+        sampled = asked_at(str(self.job.solver), steps[len(steps) - self.job.levels :])
         return np.concatenate([sampled[::-1], sampled]) if self.job.inverts else sampled
 
     @property
@@ -99,9 +100,10 @@ class Prepared:
 
     @property
     def guided_levels(self) -> range:
-        """The levels that are guided: ``guidance_interval`` counts from the first that is sampled."""
+        """The levels that are guided: ``guidance_interval`` counts from the first timestep that is sampled."""
         first, last = self.job.guidance_interval or (0, self.job.levels)
-        return range(self.inversion + first, self.inversion + last)
+        again = len(self.timesteps) - self.inversion - self.job.levels  # plms has two levels at the second timestep
+        return range(self.inversion + first + again * (first > 1), self.inversion + last + again * (last > 1))
 
     def cover_level(self, level: int) -> int:
         """The level whose windows a level has: one that inverts has those of the level that leads back."""

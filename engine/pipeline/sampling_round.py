@@ -68,10 +68,11 @@ class Round:
         shards, seed = prepared.ownership, prepared.job.seed
         self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index)
         self.canvas.keeps_estimate = shared.on_level is not None
-        self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, prepared.options.checkpoint_every)
-
-        # The levels: what each is to do, and how the ranks stand in it.
         self.steps = steps_of_job(prepared)
+        depth, every = max(step.depth for step in self.steps), prepared.options.checkpoint_every
+        self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, every, depth)
+
+        # The levels: how the ranks stand in each.
         self.balance = SpeedBalance(ranks)
         self.planner = Planner(ranks, self.level_plan, len(self.steps))
         self.status = StatusReduction(ranks, self.checkpoints, self.canvas.check, self.balance)
@@ -153,7 +154,7 @@ class Round:
         if stop or last:
             self.ranks.agree(self.canvas.check)
         if stop or status.checkpoint_due or last:
-            self.checkpoints.begin(level, history=self.steps[level - 1].keeps)
+            self.checkpoints.begin(level)
         if stop:
             self.checkpoints.finish()
         return stop
@@ -298,7 +299,7 @@ def steps_of_job(prepared: Prepared) -> list[Step]:
     inverting, sampled = np.split(prepared.timesteps, [prepared.inversion])
     alpha_bars, betas = schedule.alpha_bars(sampled), schedule.eta_betas(sampled)
     solver, eta = str(job.solver), float(job.eta or 0)
-    steps = steps_of(solver, alpha_bars, eta, schedule.rederive_noise, schedule.variance, betas)
+    steps = steps_of(solver, alpha_bars, eta, schedule.rederive_noise, schedule.variance, betas, schedule.final)
     return [*inversion(schedule.alpha_bars(inverting)), *steps]
 
 

@@ -2,7 +2,7 @@
 
 Their files are::
 
-    OUT/slidefield/checkpoint/0, 1       two slots, written in turn: float32 arrays "x" and "previous", C H W
+    OUT/slidefield/checkpoint/0, 1       two slots, written in turn: float32 arrays "x", "previous", ..., C H W
     OUT/slidefield/checkpoint.json       commit mark: the slot that is whole, the level to go on from, and a
                                          digest that binds the two to what the slot holds
     OUT/slidefield/round.json            of a set whose images are judged, the round under way
@@ -21,6 +21,8 @@ import numpy as np
 from engine.planning.geometry import Box
 from engine.storage.files import discard, read_signed, sync_new, write_signed
 from engine.storage.zarr_setup import LATENT_CODECS, zarr
+
+MOST_HISTORY = 3  # of plms
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,18 @@ class CommitMark:
     Args:
         slot: The slot that holds it, 0 or 1.
         level: The level to go on from.
-        history: Whether the slot holds the estimate of the level before ("previous") as well.
+        history: How many arrays beside "x" the slot holds, of what the solver has kept of levels before.
         digest: Sum of the ``fingerprint`` of every shard of the slot, modulo 2^64, in hexadecimal.
     """
 
     slot: int
     level: int
-    history: bool
+    history: int
     digest: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.history, int) or not 0 <= self.history <= MOST_HISTORY:
+            raise ValueError(f"history is {self.history!r}: expected 0 to {MOST_HISTORY}")
 
     def fingerprint(self, name: str, box: Box, latents: np.ndarray) -> int:
         """Hash one shard of the checkpoint together with its place, the slot, the level and the history.
@@ -66,6 +72,15 @@ class CommitMark:
         hashed = hashlib.sha256(repr((self.slot, self.level, self.history, name, box)).encode())
         hashed.update(np.ascontiguousarray(latents).data)
         return int.from_bytes(hashed.digest()[:8], "little")
+
+
+def array_names(history: int) -> list[str]:
+    """The arrays of a checkpoint: the canvas, and what the solver has kept, the newest first.
+
+    >>> array_names(2)
+    ['x', 'previous', 'previous2']
+    """
+    return ["x", *(f"previous{'' if age == 1 else age}" for age in range(1, history + 1))]
 
 
 def digest_of(fingerprints: Iterable[int]) -> str:
@@ -129,16 +144,19 @@ class Checkpoints:
 
     # -- the slots --
 
-    def make_slots(self, shape: tuple[int, int, int], sides: tuple[int, int], whole: int | None = None) -> None:
+    def make_slots(
+        self, shape: tuple[int, int, int], sides: tuple[int, int], history: int, whole: int | None = None
+    ) -> None:
         """Make the arrays that checkpoints are written to, whatever is there. Rank 0 calls this.
 
         Args:
             shape: Shape of the canvas of latents (C, H, W).
             sides: Rows and columns of a shard, in latents.
+            history: Number of arrays beside the canvas.
             whole: The slot that holds a checkpoint, which stays as it is; None: neither does.
         """
         chunk = (shape[0], *(min(a, b) for a, b in zip(sides, shape[1:], strict=True)))
-        for slot, name in itertools.product((0, 1), ("x", "previous")):
+        for slot, name in itertools.product((0, 1), array_names(history)):
             path = self.slot_path(slot, name)
             if slot == whole:
                 continue
@@ -168,7 +186,7 @@ class Checkpoints:
         """Write one shard of latents (C, h, w) to a slot, and have the disk keep it. The shard's owner calls this.
 
         Args:
-            name: "x" or "previous".
+            name: One of ``array_names``.
             box: Box of the shard, in latents.
         """
         array = self.slot_array(slot, name)

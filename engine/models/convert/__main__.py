@@ -29,7 +29,7 @@ SYSTEMS_OF_OPTION = {
     "vae": DIFFINFINITE,
     "names": (*DIFFINFINITE, "feature-aligned"),
     "label_count": ("diffinfinite-labels",),
-    "preset": ("sdm", "feature-aligned"),
+    "preset": ("large-image-diffusion", "sdm", "feature-aligned"),
     "settings": ("sdm", "feature-aligned"),
     "class_embeddings": ("feature-aligned",),
     "clip": ("feature-aligned",),
@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--clip", type=Path, metavar="DIR", help="feature-aligned: CLIP, which computes that table from --names"
     )
-    presets = "sdm: monuseg (default), dsb2018, ade20k, celeba; feature-aligned: tiny-sd"
+    presets = "sdm: monuseg (default), dsb2018, ade20k, celeba; feature-aligned: tiny-sd; "
+    presets += "large-image-diffusion: large-image (default), patches (their PLMS)"
     top.add_argument("--preset", metavar="NAME", help=f"published settings that weights cannot say: {presets}")
     top.add_argument(
         "--set",

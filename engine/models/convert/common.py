@@ -147,9 +147,9 @@ def schedule_of(table: Tensor | None, kind: str, steps: int, start: float, end: 
     return {"num_train_timesteps": len(table), "trained_betas": table.double().tolist()}
 
 
-def latents_defaults(patch: int, steps: int, eta: float, guidance: float) -> dict[str, Any]:
+def latents_defaults(patch: int, steps: int, eta: float, guidance: float, solver: str = "ddim") -> dict[str, Any]:
     """The card's ``defaults`` for a model of latents."""
-    job = {"steps": steps, "solver": "ddim", "eta": eta, "guidance": guidance, "batch_size": 8}
+    job = {"steps": steps, "solver": solver, "eta": eta, "guidance": guidance, "batch_size": 8}
     return {**job, "decode_overlap": max(patch // 4, 1)}
 
 

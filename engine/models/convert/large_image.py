@@ -21,12 +21,33 @@ from engine.models.convert.latent_diffusion import (
 )
 
 OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+# What the notebooks sample with: large images by a loop of their own, patches by latent diffusion's PLMS.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "large-image": {
+        "defaults": {"solver": "ddim", "eta": 1.0, "guidance": 4.0},
+        "scheduler": {
+            "rederive_noise": True,
+            "timestep_spacing": "trailing",
+            "set_alpha_to_one": True,
+            "network_timestep_offset": 1,  # timesteps count from 1 there
+            "eta_variance": "one_timestep",
+        },
+    },
+    "patches": {
+        "defaults": {"solver": "plms", "eta": 0.0, "guidance": 2.0},
+        "scheduler": {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False},
+    },
+}
 BETAS = {"linear": "scaled_linear", "cosine": "squaredcos_cap_v2", "sqrt_linear": "linear"}
 
 
 def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Converted:
     """Convert a checkpoint of a latent-diffusion project whose conditioner embeds a patch and its region."""
     places = ("../configs/*-project.yaml", "configs/*-project.yaml", "../configs/*.yaml", "configs/*.yaml")
+    name = options.preset or next(iter(PRESETS))
+    if name not in PRESETS:
+        raise ValueError(f"`preset` {name} is none of this system's: {', '.join(PRESETS)}")
+    preset = PRESETS[name]
     config = need_config(options.config, path, places)
     params = read_config(config)["model"]["params"]
     state = checkpoint.get("state_dict", checkpoint)
@@ -42,10 +63,11 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
         "space": "latents",
         "patch_size": patch,
         "pixel_size_um": options.pixel_size_um or 0.5,
-        "defaults": latents_defaults(patch, steps=50, eta=1.0, guidance=4.0),
+        "defaults": latents_defaults(patch, steps=50, **preset["defaults"]),
     }
     notes = ("the checkpoint has averaged weights too (model_ema); like their sampler, this takes the others",)
-    return Converted(parts, scheduler(params, state, config), card, notes if "model_ema.decay" in state else ())
+    schedule = scheduler(params, state, config) | preset["scheduler"]
+    return Converted(parts, schedule, card, notes if "model_ema.decay" in state else ())
 
 
 def first_stage(tensors: Mapping[str, Tensor], config: Mapping[str, Any], scale: float, path: Path) -> Part:
@@ -81,7 +103,7 @@ def patch_embedder(tensors: dict[str, Tensor], config: Mapping[str, Any], path: 
 
 
 def scheduler(params: Mapping[str, Any], state: Mapping[str, Any], config: Path) -> dict[str, Any]:
-    """The schedule. Timesteps count from 1 for this network."""
+    """The schedule that the network was trained with."""
     kind, steps = BETAS[params.get("beta_schedule", "linear")], int(params.get("timesteps", 1000))
     start, end = float(params.get("linear_start", 1e-4)), float(params.get("linear_end", 2e-2))
     noise = schedule_of(state.get("betas"), kind, steps, start, end)
@@ -94,9 +116,4 @@ def scheduler(params: Mapping[str, Any], state: Mapping[str, Any], config: Path)
         **noise,
         "prediction_type": OBJECTIVES[params.get("parameterization", "eps")],
         "clip_sample": False,
-        "rederive_noise": True,
-        "timestep_spacing": "trailing",
-        "set_alpha_to_one": True,
-        "network_timestep_offset": 1,
-        "eta_variance": "one_timestep",  # as its large images are sampled
     }
