@@ -18,10 +18,10 @@ from engine.options import (
     FILE,
     FLAG,
     INTERVAL,
-    NAME,
     PATH,
     RGB,
     ROWS,
+    RULE,
     SECTIONS,
     SIZE,
     Checked,
@@ -315,7 +315,7 @@ class SampleJob(Checked):
     )
     accept: str | None = sampling_option(
         None,
-        NAME,
+        RULE,
         "which images of a set are kept, the others being sampled again: the mean brightness of each class "
         "(as 0.62 or 0.6,0.55; 'published' are those of the model's card), or a function (module:function)",
         metavar="RULE",

@@ -271,6 +271,18 @@ def _text(value: Any) -> str:
     return value
 
 
+def _rule(value: Any) -> str:
+    """A name, or numbers, as text.
+
+    >>> _rule(0.62), _rule([0.6, 0.55]), _rule("published")
+    ('0.62', '0.6,0.55', 'published')
+    """
+    several = value if isinstance(value, list | tuple) else [value]
+    if several and all(isinstance(one, int | float) and not isinstance(one, bool) for one in several):
+        return ",".join(f"{one:g}" for one in several)
+    return _text(value)
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("expected true or false")
@@ -353,6 +365,7 @@ PATH = Kind(_text, "path", "PATH")
 FILE = Kind(_text, "file", "FILE")  # one that is read; Python may give an array in its place
 ROWS = Kind(_rows, "number, 0 or more, or file", "N|FILE")  # of a file, Python may give an array in its place
 NAME = Kind(_text, "name", "NAME")
+RULE = Kind(_rule, "a name, or one or several numbers", "RULE")
 FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
 SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536, or one for a square", "HxW", "{0[0]}x{0[1]}".format)
 INTERVAL = Kind(_interval, "two whole numbers, the first below the last, as 5:20", "FIRST:LAST", "{0[0]}:{0[1]}".format)

@@ -48,4 +48,8 @@ def asks_to_stop(patches: np.ndarray) -> np.ndarray:
     return colors(patches)
 
 
+def leaves(patches: np.ndarray) -> np.ndarray:
+    raise SystemExit(3)
+
+
 not_one = 3

@@ -421,6 +421,15 @@ def test_diffinfinites_image_model_from_its_weights_alone(tmp_path, capsys):
     assert card.defaults["guidance"] == 4
 
 
+def test_weights_of_a_training_that_went_wrong_are_refused(tmp_path, capsys):
+    network = random_weights(MaskUNet(16, 3, (1, 3), 5, 2, 1))
+    with torch.no_grad():
+        network.final_conv.bias[1] = float("nan")
+    diffinfinite(tmp_path / "model-3.pt", network)
+    line = refused(tmp_path, capsys, "diffinfinite-image", tmp_path / "model-3.pt")
+    assert "unet: final_conv.bias has 1 of 5 values that are not finite" in line
+
+
 def test_diffinfinites_own_yaml_says_groups_and_sizes(tmp_path):
     network = diffinfinite(tmp_path / "model-5.pt", random_weights(LabelUNet(8, 2, (1, 2, 2), 4, 2, 2)))
     yaml = tmp_path / "mask_gen_sample10.yaml"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 
 import extractors
 import h5py
@@ -12,7 +13,7 @@ import pytest
 import tifffile
 import torch
 from families import make_model
-from launching import ROOT, launch, refused, sha, tree
+from launching import ROOT, execute, launch, refused, sha, tree
 from PIL import Image
 
 import engine.embed
@@ -225,6 +226,8 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(slide, tmp_pat
         ((tmp_path / "no.png", *WITH, *out), ["no.png", "cannot be read"]),
         ((slide, *WITH, "--out", tmp_path / "no" / "f.h5"), ["no folder"]),
         ((slide, *WITH, "--out", tmp_path / "tiles"), ["a folder"]),
+        ((slide, *WITH, "--out", tmp_path / "f.dat"), ["f.dat", ".h5 or .hdf5"]),
+        ((slide, *WITH, "--with", "extractors:leaves", *out), ["extractors:leaves failed", "SystemExit: 3"]),
         ((slide, *WITH, "--out", tmp_path / "pipe", "--overwrite"), ["pipe", "not a file"]),
         ((tmp_path / "packed.tif", *WITH, *out), ["packed.tif", "damaged"]),
         ((slide, *WITH, *out, "--threads", "99999999999"), ["--threads"]),
@@ -245,6 +248,21 @@ def test_a_file_that_is_there_is_kept_unless_a_new_one_is_complete(slide, tmp_pa
     assert "no file of engine.embed" in wrong(tmp_path, slide, *WITH, "--out", tmp_path / "theirs.h5", "--overwrite")
     again = embedded(out, 2, slide, *WITH, "--overwrite", "--grid", "2x2")
     assert (again["embeddings"] == first["embeddings"][:2, :2]).all()
+
+
+def test_a_full_disk_is_said_in_the_systems_words_and_leaves_nothing(slide, tmp_path):
+    """A limit on the size of files stands in for a full disk: the same error from the same write."""
+    code = (
+        "import resource, sys, engine.embed\n"
+        "from mpi4py import MPI\n"  # which makes large files of its own as it starts
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "sys.exit(engine.embed.main(sys.argv[1:]))\n"
+    )
+    before, out = tree(tmp_path), tmp_path / "f.h5"
+    done = execute(sys.executable, "-c", code, slide, *WITH, "--out", out)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*f\.h5: File too large\n", done.stderr), done.stderr
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -186,3 +186,10 @@ def test_wrong_rows_are_refused(model, features, tmp_path):
     ):
         line = refused(tmp_path, *own, *arguments, ranks=1)
         assert all(words in line for words in said), line
+
+
+def test_a_dataset_without_values_is_refused(tmp_path):
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file["feat_20x"] = h5py.Empty("f4")
+    with pytest.raises(ValueError, match=r"empty.h5:/feat_20x.*holds no values; name another"):
+        read_rows(tmp_path / "empty.h5:/feat_20x", "`embeddings`")

@@ -1,6 +1,8 @@
 """From a label model's canvas to labels: DiffInfinite's clean-up and the nearest upsampling, whole and in boxes."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +291,14 @@ def test_a_value_between_two_spread_labels_is_refused():
     codes = spread_codes(5)
     assert codes.label_of(np.array([[0, 63, 64, 127, 128, 191, 255]])).tolist() == [[0, 1, 1, 2, 2, 3, 4]]
     assert (codes.label_of(np.array([30, 61, 126, 200])) == -1).all()
+
+
+def test_a_picture_larger_than_memory_is_refused_before_it_is_unpacked(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2_000_000, 1_000_000, 8, 0, 0, 0, 0)  # 2 TB of black in a kilobyte
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(10**5))), chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(ValueError, match=r"bomb.png.*1000000 x 2000000 px take 1,863 GiB.*\.npy or Zarr"):
+        read_label_map(tmp_path / "bomb.png", "`labels`", [])

@@ -43,7 +43,7 @@ class Extractor:
         try:
             values = self.function(patches)
             values = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-        except Exception as error:  # somebody else's code
+        except (Exception, SystemExit) as error:  # somebody else's code
             text = f"{type(error).__name__}: {error}"
             raise ValueError(f"`with` {self.name} failed at the batch that begins with {named(0)}: {text}") from None
         if values.ndim != 2 or len(values) != len(patches) or not values.size or values.dtype.kind != "f":

@@ -12,16 +12,65 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.storage.files import whole_file
-from engine.storage.readers import HDF5_DEFAULT
+from engine.storage.readers import HDF5, HDF5_DEFAULT
 from engine.storage.settings_file import check_regular
 
 NAME, FACTS = "embeddings", "slidefield"
+
+
+class Disk:
+    """A file as HDF5 writes it, whose writes do not fail: HDF5 tells of a full disk in many words, and then crashes.
+
+    The first error is kept, what would be written after it is dropped, and ``check`` raises it.
+
+    Args:
+        file: A file, open for reading and writing without a buffer.
+        path: Its name, for messages.
+    """
+
+    def __init__(self, file: FileIO, path: Path) -> None:
+        self.file, self.path = file, path
+        self.error: OSError | None = None
+        self.seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left) and self.error is None:
+            with self.keeping_errors():
+                left = left[self.file.write(left) :]
+        return size
+
+    def truncate(self, size: int) -> int:
+        with self.keeping_errors():
+            self.file.truncate(size)
+        return size
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+    @contextmanager
+    def keeping_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+    def check(self) -> None:
+        """Raise the first error of a write.
+
+        Raises:
+            OSError: there is no space left, or what else the system said.
+        """
+        if self.error is not None:
+            raise OSError(self.error.errno, self.error.strerror, str(self.path))
 
 
 class EmbeddingFile:
@@ -30,10 +79,11 @@ class EmbeddingFile:
     Args:
         file: h5py's.
         shape: (h, w) of the grid, or (n,).
+        disk: What the file is written through.
     """
 
-    def __init__(self, file: Any, shape: tuple[int, ...]) -> None:
-        self.file, self.shape = file, shape
+    def __init__(self, file: Any, shape: tuple[int, ...], disk: Disk) -> None:
+        self.file, self.shape, self.disk = file, shape, disk
         self.written = 0
 
     def append(self, values: np.ndarray) -> None:
@@ -41,6 +91,7 @@ class EmbeddingFile:
 
         Raises:
             ValueError: they have another length than those before.
+            OSError: there is no room for them.
         """
         if not self.written:
             self.file.create_dataset(NAME, (*self.shape, values.shape[1]), np.float32)
@@ -56,6 +107,7 @@ class EmbeddingFile:
             run, values = np.split(values, [self.shape[-1] - start])
             dataset[(*outer, slice(start, start + len(run)))] = run
             self.written += len(run)
+        self.disk.check()
 
 
 @contextmanager
@@ -71,13 +123,16 @@ def new_embedding_file(
     """
     import h5py
 
-    with whole_file(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
-        file.attrs[FACTS] = json.dumps(dict(facts))
-        if isinstance(places, np.ndarray):
-            file["positions"] = places.reshape(*shape, 2)
-        else:
-            file["names"] = np.array(places, dtype=h5py.string_dtype()).reshape(shape)
-        yield EmbeddingFile(file, shape)
+    with whole_file(path) as temporary, temporary.open("w+b", buffering=0) as opened:
+        disk = Disk(opened, path)
+        with h5py.File(disk, "w") as file:
+            file.attrs[FACTS] = json.dumps(dict(facts))
+            if isinstance(places, np.ndarray):
+                file["positions"] = places.reshape(*shape, 2)
+            else:
+                file["names"] = np.array(places, dtype=h5py.string_dtype()).reshape(shape)
+            yield EmbeddingFile(file, shape, disk)
+        disk.check()
 
 
 def check_place(path: Path, overwrite: bool) -> None:
@@ -88,11 +143,14 @@ def check_place(path: Path, overwrite: bool) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"`out` {path}: there is no folder {path.parent}; make it")
-    if not path.exists():
-        return
     if path.is_dir():
         raise ValueError(f"`out` {path} is a folder; choose another `out`")
-    check_regular(path, f"`out` {path}")
+    if path.exists():
+        check_regular(path, f"`out` {path}")
+    if path.suffix not in HDF5:
+        raise ValueError(f"`out` {path}: `embeddings` knows such files by their names; end it in {' or '.join(HDF5)}")
+    if not path.exists():
+        return
     if not overwrite:
         raise ValueError(f"`out` {path} is there already; pass `overwrite`, or choose another `out`")
     if not written_by_us(path):

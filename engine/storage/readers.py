@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -242,6 +244,8 @@ def _open_hdf5(file: Path, dataset: str, name: str) -> SlicedInput:
         names: list[str] = []
         opened.visititems(lambda name, item: names.append("/" + name) if isinstance(item, h5py.Dataset) else None)
         raise ValueError(f"it has no dataset {dataset or '(none was named)'}; name one as {file}:{names[:5]}")
+    if item.shape is None:
+        raise ValueError(f"its dataset {dataset} holds no values; name another")
     return SlicedInput(item, name)
 
 
@@ -267,6 +271,7 @@ def _read_picture(path: Path, color: bool, labels: Sequence[DrawnLabel] | None) 
 
     Image.MAX_IMAGE_PIXELS = None  # Pillow refuses large images as an attack; here they are usual
     with Image.open(path, formats=PICTURES) as image:
+        check_room(image.size, len(image.getbands()))
         if color and image.mode not in ("L", "I", "I;16", "1"):
             return np.asarray(image.convert("RGB"))
         if image.mode == "P":
@@ -277,6 +282,20 @@ def _read_picture(path: Path, color: bool, labels: Sequence[DrawnLabel] | None) 
         if image.mode not in ("L", "I", "I;16", "1", "F"):
             raise ValueError(f"an image of mode {image.mode}; a label map has one channel of whole numbers")
         return np.asarray(image)
+
+
+def check_room(size: tuple[int, int], channels: int) -> None:
+    """Refuse a picture that does not fit into this machine's memory, before it is unpacked.
+
+    Raises:
+        ValueError: naming its size, and the formats that are read in boxes.
+    """
+    need, have = math.prod(size) * channels, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > have:
+        raise ValueError(
+            f"{size[1]} x {size[0]} px take {need / 2**30:,.0f} GiB unpacked and this machine has {have / 2**30:,.0f}; "
+            "save it as .npy or Zarr, which are read in boxes"
+        )
 
 
 def _palette_labels(values: np.ndarray, palette: np.ndarray, labels: Sequence[DrawnLabel]) -> np.ndarray:

@@ -179,13 +179,14 @@ def check_place(out: Path, overwrite: bool) -> None:
 
 
 def check_parts(converted: Converted) -> None:
-    """Refuse weights that are not those of the networks that the settings describe, and a patch that does not halve.
+    """Refuse weights that are not finite or not of the networks that the settings describe, and a patch that does not
+    halve.
 
     Raises:
-        ValueError: the first weight that differs, or the patch.
+        ValueError: the first such weight, or the patch.
     """
     from engine.models.card import divisor_of
-    from engine.models.folder import check_fit
+    from engine.models.folder import check_finite, check_fit
 
     for name, part in converted.parts.items():
         if part.source is None:
@@ -193,6 +194,8 @@ def check_parts(converted: Converted) -> None:
                 check_fit(part.config, part.tensors)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+            for key, tensor in part.tensors.items():
+                check_finite(tensor, f"{name}: {key}")
     divisor, patch = divisor_of(converted.parts["unet"].config), converted.card["patch_size"]
     if patch % divisor:
         raise ValueError(
