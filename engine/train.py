@@ -1,7 +1,7 @@
-"""``python -m engine.train autoencoder|image|labels|nuclei --data DIR --out MODEL_DIR``: train a model folder.
+"""``python -m engine.train NETWORK --data DIR --out MODEL_DIR``: train a model folder.
 
 This project's own model: the autoencoder is trained first, then the image network on its latents; the network of label
-maps is a model by itself. As the published systems train: ``nuclei``.
+maps is a model by itself. ``nuclei``, ``diffinfinite-image`` and ``diffinfinite-labels`` train as their authors do.
 Each training resumes where it was stopped. Under ``mpiexec -n N`` the ranks share each batch and average gradients;
 ``--alone`` needs no MPI. ``jobs/train-embedded.sh`` trains all three within the minutes it is given.
 """
@@ -44,6 +44,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "every": 5000,
     },
 }
+DIFFINFINITE: dict[str, Any] = {
+    "steps": 250000,
+    "batch_size": 32,
+    "lr": 1e-4,
+    "warmup": 0,
+    "schedule": "onecycle",
+    "ema": 0.995,
+    "average": "power",
+    "ema_every": 10,
+    "weight_decay": 0.0,
+    "every": 25000,
+}
+PUBLISHED["diffinfinite-image"] = {**DIFFINFINITE, "window": 512, "dim": 256, "dim_mults": [1, 2, 4]}
+PUBLISHED["diffinfinite-labels"] = {**DIFFINFINITE, "window": 128, "dim": 64, "dim_mults": [1, 2, 4, 8]}
+PUBLISHED["diffinfinite-labels"] |= {"steps": 100000, "every": 20000, "pixel_size": 2.0}
 GROUPS = 8  # number of groups of the networks' group normalisation
 LOSSES = {
     "perceptual": "weight of distances in a fixed random network's features",
@@ -59,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="python -m engine.train", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="network", required=True)
     add_own_options = {"autoencoder": autoencoder_options, "image": image_options, "labels": labels_options}
-    add_own_options |= {"nuclei": nuclei_options}
+    add_own_options |= {"nuclei": nuclei_options, "diffinfinite-image": image_options_of_diffinfinite}
+    add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite}
     for name, defaults in (DEFAULTS | PUBLISHED).items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
         run_options(sub)
@@ -178,6 +194,41 @@ def nuclei_options(sub: argparse.ArgumentParser) -> None:
     add("--loss", choices=losses, default="hybrid", help="error of the noise and variational bound, or one of them")
     add("--timesteps", choices=("uniform", "loss-second-moment"), default="uniform", help="how they are drawn")
     add("--pixel-size", type=positive(float), default=0.25, help="micrometres per pixel of the images")
+    published_options(sub)
+
+
+def image_options_of_diffinfinite(sub: argparse.ArgumentParser) -> None:
+    diffinfinite_options(sub)
+    add = sub.add_argument
+    add("--unlabelled", type=folders, default=[], metavar="DIR[,DIR...]", help="more images, all of label 0")
+    add("--unlabelled-share", type=share, default=0.5, help="share of windows of label 0, from any image")
+    kept = "labels that are kept, numbered 1, 2, ...; all others but 0 are one more (default: all)"
+    add("--keep", type=whole_numbers, default=[], metavar="L[,L...]", help=kept)
+    add("--labels", type=comma_separated, default="", help="names of the labels, 0 first, by commas")
+
+
+def label_options_of_diffinfinite(sub: argparse.ArgumentParser) -> None:
+    diffinfinite_options(sub)
+    add = sub.add_argument
+    text = "class of each slide: CSV of (name, class) with a line of headings (default: one class)"
+    add("--classes", type=Path, metavar="FILE.csv", help=text)
+    add("--label-count", type=positive(int), default=5, metavar="N", help="number of labels of the maps: 5 or 10")
+    add("--drop", type=share, default=0.5, help="share of maps without their class")
+
+
+def diffinfinite_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that both of DiffInfinite's networks have."""
+    diffusion_options(sub)
+    add = sub.add_argument
+    add("--vae", type=Path, metavar="DIR", help="autoencoder of Stable Diffusion 2, copied to --out at the first run")
+    add("--window", type=positive(int), help="side of a window, px of the image (of the map, brought to this size)")
+    add("--dropout", type=share, default=0.05, help="share of features that are set to 0")
+    published_options(sub)
+
+
+def published_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that all trainings of published systems have."""
+    add = sub.add_argument
     judged = "windows held out by which checkpoints are judged, and the best kept"
     add("--validation-windows", type=positive(int), default=64, metavar="N", help=judged)
     add("--activation-checkpointing", action="store_true", help="compute activations twice rather than keep them")
@@ -210,6 +261,10 @@ def not_negative(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
+
+
+def folders(text: str) -> list[Path]:
+    return [Path(part) for part in comma_separated(text)]
 
 
 def two_shares(text: str) -> list[float]:
@@ -302,6 +357,8 @@ def check_folder(out: Path, network: str) -> None:
     from engine.models.files import read_json
 
     of_published = {"nuclei": {"unet": "SpadeUNet"}}
+    of_published |= {"diffinfinite-image": {"unet": "MaskUNet", "vae": "AutoencoderKL"}}
+    of_published |= {"diffinfinite-labels": {"unet": "LabelUNet", "vae": "AutoencoderKL"}}
     own = {"unet": "LabelUNet"} if network == "labels" else {"vae": "PatchAutoencoder", "unet": "MaskUNet"}
     trained = of_published.get(network, own)
     for part in ("vae", "unet"):
@@ -334,10 +391,11 @@ def check(args: argparse.Namespace, size: int) -> None:
     if args.batch_size < size:
         raise ValueError(f"`batch_size` {args.batch_size} is less than the {size} ranks; choose {size} or more")
     if args.network in PUBLISHED:
-        divisor = 2 ** (len(args.channel_mult) - 1)
+        name = "channel_mult" if args.network == "nuclei" else "dim_mults"
+        divisor = 2 ** (len(getattr(args, name)) - 1) * (1 if args.network == "nuclei" else 8)
         if args.window % divisor:
             raise ValueError(
-                f"`window` {args.window} cannot be halved as often as `channel_mult` says; use multiples of {divisor}"
+                f"`window` {args.window} cannot be halved as often as `{name}` says; use multiples of {divisor}"
             )
         return
     if args.init is not None:

@@ -14,14 +14,17 @@ from families import discs
 from launching import ROOT, Running, launch, verify
 from PIL import Image
 from safetensors.torch import load_file
-from test_convert import converted, nuclei
+from test_convert import converted, nuclei, small_autoencoder
 
 from engine.diffusion.schedule import Schedule, betas
 from engine.models.card import read_card
 from engine.models.files import WEIGHTS
 from engine.models.folder import load_part
+from engine.models.networks.mask_unet import LabelUNet, MaskUNet
+from engine.training.alone import Alone
 from engine.training.loop import Ema, rate_at
 from engine.training.objectives import HISTORY, LossSecondMomentTimesteps, Objective
+from engine.training.published.diffinfinite import LabelledImages, read_classes, scheduler
 from engine.training.published.nuclei import semantic_map, shuffled, subsampled
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -277,3 +280,158 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
 
 def sha256_of(model):
     return (model / "unet" / WEIGHTS).read_bytes()
+
+
+# ---- DiffInfinite -------------------------------------------------------------------------------
+
+IMAGE = ("--dim", 8, "--dim-mults", "1,2", "--window", 64, "--dropout", 0, "--validation-windows", 4)
+LABELS = ("--dim", 8, "--dim-mults", "1,2", "--window", 32, "--dropout", 0, "--validation-windows", 4)
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    """Six pictures with label maps of 0, 1 and 2, two without, and a small autoencoder of Stable Diffusion's kind."""
+    folder, rng = tmp_path_factory.mktemp("tissue"), np.random.default_rng(0)
+    (folder / "more").mkdir()
+    (folder / "data").mkdir()
+    for i in range(8):
+        labels = np.zeros((80, 72), np.uint8)
+        labels[:, 20:] = 1 + i % 2
+        colors = np.array([[240, 230, 240], [160, 60, 160], [230, 120, 150]])[labels] + rng.integers(-9, 9, (80, 72, 3))
+        place = folder / ("data" if i < 6 else "more")
+        Image.fromarray(colors.astype(np.uint8)).save(place / f"s{i}.jpg")
+        if i < 6:
+            Image.fromarray(labels).save(place / f"s{i}_mask.png")
+    small_autoencoder(folder / "vae")
+    return folder
+
+
+def made(ranks, network, tissue, out, *options):
+    arguments = (network, "--data", tissue / "data", "--vae", tissue / "vae", "--out", out, *options)
+    done = launch(ranks, *arguments, module="engine.train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("network", ["image", "mask"])
+def test_the_loss_of_diffinfinite_and_its_gradients_are_those_of_the_papers_formula(tmp_path, network):
+    golden, image = GOLDEN / f"diffinfinite-{network}", network == "image"
+    if golden.is_dir():
+        card, _ = converted(f"diffinfinite-{'image' if image else 'labels'}", golden, tmp_path)
+        unet = load_part(card.folder / "unet").train().requires_grad_(True)
+        schedule = card.schedule
+    else:
+        unet = MaskUNet(8, 5, (1, 2), 4, 2) if image else LabelUNet(8, 2, (1, 2), 4, 2)
+        schedule = Schedule.from_config(scheduler())
+    generator = torch.Generator().manual_seed(0)
+    t, z = torch.tensor([0, 300, 999]), torch.randn(3, 4, 16, 16, generator=generator)
+    noise = torch.randn(3, 4, 16, 16, generator=generator)
+    label = torch.tensor([1, 0, 2]) if image else torch.tensor([1, -1, 0])
+    mask = (torch.rand(3, 1, 16, 16, generator=generator) > 0.5).float() * (label > 0)[:, None, None, None]
+    given = (label, mask) if image else (label,)
+    objective = Objective(schedule)
+    x = objective.noised(z, t, noise)
+    loss = objective(unet(x, t, *given), z, x, t, noise)["loss"].mean()
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
+    unet.zero_grad()
+    edges = np.arange(1001) / 1000  # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17
+    curve = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
+    ab = torch.from_numpy(np.cumprod(1 - np.minimum(1 - curve[1:] / curve[:-1], 0.999)))[t][:, None, None, None]
+    noisy = ab.sqrt() * z.double() + (1 - ab).sqrt() * noise.double()
+    given = (label, mask.double()) if image else (label,)
+    expected = ((unet.double()(noisy, t, *given) - noise.double()) ** 2).mean()
+    expected.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    largest = max(float(p.grad.abs().max()) for p in unet.parameters() if p.grad is not None)
+    for name, parameter in unet.named_parameters():
+        if name in ours:
+            scale = max(float(parameter.grad.abs().max()), 1e-3 * largest)
+            assert float((ours[name] - parameter.grad).abs().max()) < 2e-3 * scale, name
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(("network", "small"), [("diffinfinite-image", IMAGE), ("diffinfinite-labels", LABELS)])
+def test_diffinfinites_networks_are_learned_resume_and_sample(tissue, tmp_path, network, small):
+    image, out = network.endswith("image"), tmp_path / "m"
+    common = (*small, "--batch-size", 6, "--lr", 5e-3, "--every", 15, "--hold-out", 1, "--ema-every", 1)
+    common += ("--average", "warm", "--ema", 0.8)
+    common += ("--unlabelled", tissue / "more") if image else ("--label-count", 5)
+    made(2, network, tissue, out, *common, "--steps", 30)
+    said = made(1, network, tissue, out, *common, "--steps", 45)
+    assert "resumed at step 30" in said
+    records = [json.loads(line) for line in (out / "unet" / "training.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 45
+    assert records[-1]["loss"] < 0.9, "it was 1 before the first step"
+    card = read_card(str(out))
+    assert card.patch == small[small.index("--window") + 1] // 8
+    options = ("--model", out, "--size", "80x72", "--steps", 2, "--preview", "none", "--shard", 128, "--chunk", 64)
+    options += ("--labels", tissue / "data" / "s1_mask.png") if image else ("--label", 0)
+    done = launch(2, *options, "--out", tmp_path / "o.zarr")
+    assert done.returncode == 0, done.stderr
+    assert verify(tmp_path / "o.zarr")[0] == 0
+
+
+@pytest.mark.runs
+def test_diffinfinites_weights_are_the_same_to_rounding_on_1_and_3_ranks(tissue, tmp_path):
+    options = (*IMAGE, "--steps", 2, "--batch-size", 5, "--ema", 0, "--ema-every", 1, "--schedule", "constant")
+    for ranks in (1, 3):
+        made(ranks, "diffinfinite-image", tissue, tmp_path / f"{ranks}", *options)
+    one, three = weights_of(tmp_path / "1"), weights_of(tmp_path / "3")
+    for key, tensor in one.items():
+        assert float((tensor - three[key]).abs().max()) <= 2e-4, key
+        assert float((tensor - three[key]).abs().mean()) < 3e-6, key
+
+
+def test_half_of_the_windows_have_no_label_and_the_others_each_label_as_often(tissue):
+    images = LabelledImages(
+        [tissue / "data" / f"s{i}.jpg" for i in range(6)], [], keep=[], side=64, unlabelled=0.5, ranks=Alone()
+    )
+    labels = []
+    for position in range(400):
+        example = images.example(position, np.random.default_rng(position))
+        label, mask = int(example.inputs["label"]), example.inputs["mask"]
+        labels.append(label)
+        assert mask.shape == (1, 8, 8)
+        assert mask.any() == (label > 0)
+        assert example.x0.shape == (3, 64, 64)
+        assert -1 <= example.x0.min() < example.x0.max() <= 1
+    shares = np.bincount(labels) / len(labels)
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.08)
+    kept = LabelledImages(images.labelled, [], keep=[2], side=64, unlabelled=0.0, ranks=Alone())
+    assert kept.count == 3
+    assert np.unique(kept.map_of(tissue / "data" / "s0.jpg")).tolist() == [0, 2], "label 1 is one of the others"
+    assert np.unique(kept.map_of(tissue / "data" / "s1.jpg")).tolist() == [0, 1]
+
+
+def test_classes_of_slides_are_read_by_the_longest_beginning(tmp_path):
+    (tmp_path / "labels.csv").write_text("uuid,subtype\na1,squamous\na10,adeno\n")
+    assert read_classes(tmp_path / "labels.csv", ["a1_7_mask", "a10_3_mask"]) == ([1, 0], ["adeno", "squamous"])
+    with pytest.raises(ValueError, match=r"labels\.csv says no class of b2"):
+        read_classes(tmp_path / "labels.csv", ["b2"])
+
+
+@pytest.mark.runs
+def test_wrong_data_of_diffinfinite_are_refused_in_one_line(tissue, tmp_path):
+    odd = shutil.copytree(tissue / "data", tmp_path / "odd")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(odd / "s0_mask.png")
+    codes = shutil.copytree(tissue / "data", tmp_path / "codes")
+    Image.fromarray(np.full((80, 72), 9, np.uint8)).save(codes / "s0_mask.png")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_text("x")
+    vae, out = ("--vae", tissue / "vae"), ("--out", tmp_path / "new")
+    for options, said in (
+        (("diffinfinite-image", "--data", odd, *vae, *out, *IMAGE), ["s0_mask.png", "(9, 9)", "80 x 72"]),
+        (("diffinfinite-image", "--data", tissue / "data", *out, *IMAGE), ["--vae is not given"]),
+        (("diffinfinite-image", "--data", tissue / "data", "--vae", odd, *out, *IMAGE), ["--vae", "no autoencoder"]),
+        (("diffinfinite-image", "--data", tissue / "data", *vae, *out, *IMAGE, "--labels", "a,b"), ["names 2", "3"]),
+        (("diffinfinite-image", "--data", tissue / "data", *vae, *out, *IMAGE, "--window", 80), ["window of 80"]),
+        (("diffinfinite-labels", "--data", codes, *vae, *out, *LABELS), ["s0_mask.png", "label 9", "--label-count"]),
+        (("diffinfinite-labels", "--data", odd, *vae, *out, *LABELS, "--label-count", 7), ["--label-count is 7"]),
+        (("diffinfinite-labels", "--data", tmp_path / "broken", *vae, *out, *LABELS), ["a.png", "cannot be read"]),
+    ):
+        done = launch(2, *options, module="engine.train")
+        assert done.returncode == 1, done.stdout
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert all(words in line for words in said), line

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from engine.diffusion.schedule import Schedule
 from engine.distributed.ranks import Ranks
+from engine.models.codec import LatentCodec
 from engine.models.files import WEIGHTS, read_json
-from engine.models.folder import save_part
-from engine.storage.files import write_json
+from engine.models.folder import load_part, save_part
+from engine.storage.files import whole_file, write_json
 from engine.training.curve import draw_curve
 from engine.training.diffusion import write_folder
 from engine.training.loop import LoopSettings, Trainer
@@ -47,10 +48,12 @@ class Windows:
     Args:
         example: Function of a position, and a generator of the position's own random numbers.
         seed: Seed of the run.
+        latents: Shape (C, h, w) of a window's latents, where an autoencoder makes them of its pixels.
     """
 
     example: Callable[[int, np.random.Generator], Example]
     seed: int
+    latents: tuple[int, int, int] | None = None
 
     def batch(self, positions: Sequence[int], stream: int = 0) -> Batch:
         """The examples at positions, with the noise of each.
@@ -58,28 +61,34 @@ class Windows:
         Args:
             stream: 0 are those of the training, 1 of the validation.
         """
-        examples, noise, seeds = [], [], []
+        examples, noise, drawn, seeds = [], [], [], []
         for position in positions:
             rng = np.random.default_rng((self.seed, 10 + stream, position))
             examples.append(self.example(position, rng))
-            noise.append(rng.standard_normal(examples[-1].x0.shape, np.float32))
+            noise.append(rng.standard_normal(self.latents or examples[-1].x0.shape, np.float32))
+            if self.latents:
+                drawn.append(rng.standard_normal(self.latents, np.float32))
             seeds.append(int(rng.integers(2**62)))
         names = examples[0].inputs
         inputs = {name: torch.from_numpy(np.stack([e.inputs[name] for e in examples])) for name in names}
         x0 = torch.from_numpy(np.stack([e.x0 for e in examples]))
-        return Batch(x0, torch.from_numpy(np.stack(noise)), torch.tensor(seeds), inputs)
+        latent_noise = torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0)
+        return Batch(x0, torch.from_numpy(np.stack(noise)), latent_noise, torch.tensor(seeds), inputs)
 
 
 class Batch(NamedTuple):
     """Examples together.
 
     Args:
-        noise: As ``x0``.
+        x0: float32 (B, c, h, w), clean: what is trained on, or the pixels that an autoencoder makes it of.
+        noise: As what is trained on.
+        latent_noise: As ``noise``, of the autoencoder's latents; empty where there is none.
         seeds: int64 (B,), of what is drawn when the step comes: the timesteps.
     """
 
     x0: Tensor
     noise: Tensor
+    latent_noise: Tensor
     seeds: Tensor
     inputs: dict[str, Tensor]
 
@@ -99,6 +108,7 @@ class Task:
         picture: Function of the averaged network that draws samples, uint8 (h, w, 3).
         loss: One of ``engine.training.objectives.LOSSES``.
         sampler: One of ``engine.training.objectives.SAMPLERS``.
+        codec: The frozen autoencoder, where the network works on latents.
         said: What it is trained on, in words.
         validation_windows: Number of held-out windows that a checkpoint is judged by.
     """
@@ -115,6 +125,7 @@ class Task:
     sampler: str
     said: str
     validation_windows: int
+    codec: LatentCodec | None = None
 
 
 class Training:
@@ -164,6 +175,9 @@ class Training:
     def parts_of(self, network: nn.Module, batch: Batch, t: np.ndarray) -> dict[str, Tensor]:
         """The parts of the loss of each window, of the network or its average."""
         x0, noise = (part.to(self.device, non_blocking=True) for part in (batch.x0, batch.noise))
+        if self.task.codec is not None:
+            with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=False):
+                x0 = self.task.codec.draw(x0, batch.latent_noise)
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
         steps = torch.from_numpy(t).to(self.device)
         x = self.objective.noised(x0, steps, noise)
@@ -239,6 +253,52 @@ def link_or_copy(file: Path, to: Path) -> None:
         os.link(file, to)
     except OSError:
         shutil.copyfile(file, to)
+
+
+def read_autoencoder(out: Path, facts: Mapping[str, Any], device: str) -> LatentCodec:
+    """The frozen autoencoder of a model folder.
+
+    Args:
+        facts: The values of ``card.json``.
+    Raises:
+        ValueError: there is none.
+    """
+    config = out / "vae" / "config.json"
+    if not config.is_file():
+        raise ValueError(f"`vae` is not given and {out} holds no autoencoder; name its folder")
+    return LatentCodec(load_part(out / "vae").to(device), read_json(config), facts)
+
+
+def copy_autoencoder(vae: Path, out: Path) -> None:
+    """Copy an autoencoder into a model folder.
+
+    Raises:
+        ValueError: the folder holds none, or the model folder another.
+    """
+    folders = [folder for folder in (vae, vae / "vae") if (folder / "config.json").is_file()]
+    if not folders or not (folders[0] / WEIGHTS).is_file():
+        raise ValueError(f"`vae` {vae} holds no autoencoder (config.json and {WEIGHTS}); name its folder")
+    to = out / "vae"
+    for name in ("config.json", WEIGHTS):
+        if not (to / name).exists():
+            to.mkdir(parents=True, exist_ok=True)
+            with whole_file(to / name) as temporary:
+                shutil.copyfile(folders[0] / name, temporary)
+    if (to / "config.json").read_bytes() != (folders[0] / "config.json").read_bytes():
+        raise ValueError(f"`vae` {vae} is another autoencoder than {to}; leave it out, or train into another folder")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, from its header.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
 def start_weights(network: nn.Module, config: Mapping[str, Any], folder: Path) -> None:

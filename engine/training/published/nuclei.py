@@ -26,7 +26,7 @@ from engine.planning.geometry import Box
 from engine.storage.picture_folder import PictureFolder
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
-from engine.training.published.common import Example, Task, Windows, start_weights
+from engine.training.published.common import Example, Task, Windows, picture_size, start_weights
 
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 LEAST_AREA = 30  # px: smaller nuclei are flat, as in sampling
@@ -93,7 +93,7 @@ class NucleiImages:
     def check(self, index: int, map_index: int) -> None:
         """Refuse a picture that is smaller than a window, or whose map has another size. Reads the headers alone."""
         path, of_map = self.pictures.paths[index], self.maps.paths[map_index]
-        size, map_size = size_of(path), size_of(of_map)
+        size, map_size = picture_size(path), picture_size(of_map)
         if size != map_size:
             raise ValueError(
                 f"{path} is {size[0]} x {size[1]} px but its map {of_map} is {map_size[0]} x {map_size[1]} px"
@@ -167,19 +167,6 @@ def opened(folder: Path, part: str, color: bool = False) -> PictureFolder:
     if not (folder / PARTS[part]).is_dir():
         raise ValueError(f"`data` {folder} holds no folder {PARTS[part]}; it takes {' and '.join(PARTS.values())}")
     return PictureFolder(folder / PARTS[part], "`data`", color)
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, from its header.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
 def resized(channel: np.ndarray, size: tuple[int, int], way: Image.Resampling) -> np.ndarray:
