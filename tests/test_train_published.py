@@ -435,3 +435,4 @@ def test_wrong_data_of_diffinfinite_are_refused_in_one_line(tissue, tmp_path):
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ")
         assert all(words in line for words in said), line
+    assert not (tmp_path / "new").exists()

@@ -16,7 +16,7 @@ from engine.models.networks.mask_unet import ResnetBlock
 from engine.models.networks.spade_unet import Stage
 from engine.training.loop import LoopSettings
 from engine.training.published import diffinfinite, nuclei
-from engine.training.published.common import Task, Training, copy_autoencoder
+from engine.training.published.common import Task, Training
 
 S = TypeVar("S")
 
@@ -27,8 +27,6 @@ def train_published(args: Namespace, settings: LoopSettings, ranks: Ranks, devic
     Args:
         args: Options of the command.
     """
-    if getattr(args, "vae", None) is not None:
-        ranks.on_root(lambda: copy_autoencoder(args.vae, args.out))
     task = TASKS[args.network](args, ranks, device)
     training = Training(task, args.out, settings, ranks, device)
     if args.activation_checkpointing:
@@ -43,13 +41,14 @@ def nuclei_task(args: Namespace, ranks: Ranks, device: str) -> Task:
 
 def image_task(args: Namespace, ranks: Ranks, device: str) -> Task:
     own: dict[str, Any] = {"keep": args.keep, "names": args.labels, "unlabelled_share": args.unlabelled_share}
-    own |= {"init": args.init, "ranks": ranks, "device": device}
+    own |= {"vae": args.vae, "init": args.init, "ranks": ranks, "device": device}
     settings = settings_of(diffinfinite.DiffInfiniteSettings, args)
     return diffinfinite.image_task(args.data, args.unlabelled, args.out, settings, **own)
 
 
 def label_task(args: Namespace, ranks: Ranks, device: str) -> Task:
-    own: dict[str, Any] = {"count": args.label_count, "init": args.init, "ranks": ranks, "device": device}
+    own: dict[str, Any] = {"count": args.label_count, "vae": args.vae, "init": args.init}
+    own |= {"ranks": ranks, "device": device}
     settings = settings_of(diffinfinite.DiffInfiniteSettings, args)
     return diffinfinite.label_task(args.data, args.classes, args.out, settings, **own)
 

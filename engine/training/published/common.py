@@ -255,6 +255,20 @@ def link_or_copy(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
+def autoencoder_of(vae: Path | None, out: Path, facts: Mapping[str, Any], ranks: Ranks, device: str) -> LatentCodec:
+    """The frozen autoencoder of a model folder, which is copied there first if it is named. Collective.
+
+    Args:
+        vae: A folder of diffusers, or of a pipeline that contains one.
+        facts: The values of ``card.json``.
+    Raises:
+        ValueError: there is none, or another.
+    """
+    if vae is not None:
+        ranks.on_root(lambda: copy_autoencoder(vae, out))
+    return ranks.agree(lambda: read_autoencoder(out, facts, device))
+
+
 def read_autoencoder(out: Path, facts: Mapping[str, Any], device: str) -> LatentCodec:
     """The frozen autoencoder of a model folder.
 

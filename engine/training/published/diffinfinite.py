@@ -31,8 +31,8 @@ from engine.training.published.common import (
     Example,
     Task,
     Windows,
+    autoencoder_of,
     picture_size,
-    read_autoencoder,
     start_weights,
 )
 
@@ -206,6 +206,7 @@ def image_task(
     keep: Sequence[int],
     names: Sequence[str],
     unlabelled_share: float,
+    vae: Path | None,
     init: Path | None,
     ranks: Ranks,
     device: str,
@@ -214,6 +215,7 @@ def image_task(
 
     Args:
         unlabelled: Folders of more images, all of label 0.
+        vae: Autoencoder that is copied to ``out``; None: it is there.
     Raises:
         ValueError: the data do not fit the settings.
     """
@@ -241,7 +243,7 @@ def image_task(
         "defaults": {"steps": 250, "solver": "ddim", "eta": 1.0, "guidance": 4.0, "batch_size": 8}
         | {"decode_overlap": max(side // 4, 1)},
     }
-    codec = ranks.agree(lambda: read_autoencoder(out, facts, device))
+    codec = autoencoder_of(vae, out, facts, ranks, device)
     torch.manual_seed(settings.seed)
     network = MaskUNet(settings.dim, images.count, settings.dim_mults, CHANNELS, GROUPS)
     if init is not None:
@@ -356,6 +358,7 @@ def label_task(
     settings: DiffInfiniteSettings,
     *,
     count: int,
+    vae: Path | None,
     init: Path | None,
     ranks: Ranks,
     device: str,
@@ -365,6 +368,7 @@ def label_task(
     Args:
         classes: CSV of the class of each slide; None: all are of one.
         count: Number of labels.
+        vae: Autoencoder that is copied to ``out``; None: it is there.
     Raises:
         ValueError: the data do not fit the settings.
     """
@@ -409,7 +413,7 @@ def label_task(
         "defaults": {"steps": 250, "solver": "ddim", "eta": 1.0, "guidance": 1.0, "batch_size": 8}
         | {"decode_overlap": max(side // 4, 1)},
     }
-    codec = ranks.agree(lambda: read_autoencoder(out, facts, device))
+    codec = autoencoder_of(vae, out, facts, ranks, device)
     torch.manual_seed(settings.seed)
     network = LabelUNet(settings.dim, len(names), settings.dim_mults, CHANNELS, GROUPS)
     if init is not None:
