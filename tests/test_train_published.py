@@ -28,7 +28,7 @@ from engine.training.published.diffinfinite import LabelledImages, read_classes,
 from engine.training.published.nuclei import semantic_map, shuffled, subsampled
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
-SMALL = ("--window", 32, "--model-channels", 32, "--channel-mult", "1,2", "--blocks", 1, "--attention", 16)
+SMALL = ("--window", 16, "--model-channels", 32, "--channel-mult", "1,2", "--blocks", 1, "--attention", 8)
 SMALL = (*SMALL, "--validation-windows", 8)
 
 
@@ -180,12 +180,12 @@ def test_nuclei_are_learned_and_the_model_samples(patches, tmp_path):
         "step": 40,
         "loss": pytest.approx(held[1], abs=1e-3),
     }
-    assert Image.open(tmp_path / "m" / "unet" / "samples.png").size == (4 * 32, 2 * 32)
+    assert Image.open(tmp_path / "m" / "unet" / "samples.png").size == (4 * 16, 2 * 16)
     assert Image.open(tmp_path / "m" / "unet" / "loss.png").size[0] > 400
     instances = next((patches / "inst_masks").iterdir())
     for model in (tmp_path / "m", tmp_path / "m" / "checkpoints" / "step-000020"):
         card = read_card(str(model))
-        assert (card.patch, card.semantic_channels, card.schedule.variance) == (32, 6, "learned_range")
+        assert (card.patch, card.semantic_channels, card.schedule.variance) == (16, 6, "learned_range")
         options = ("--model", model, "--instances", instances, "--size", "48x40", "--steps", 2, "--preview", "none")
         done = launch(2, *options, "--shard", 64, "--chunk", 32, "--batch-size", 1, "--out", model / "o.zarr")
         assert done.returncode == 0, done.stderr
@@ -194,7 +194,7 @@ def test_nuclei_are_learned_and_the_model_samples(patches, tmp_path):
 
 @pytest.mark.runs
 def test_the_same_weights_to_rounding_on_1_and_3_ranks_and_in_micro_batches(patches, tmp_path):
-    options = ("--steps", 3, "--batch-size", 5, "--ema", 0.5, "--clip", 1.0, "--timesteps", "loss-second-moment")
+    options = ("--steps", 2, "--batch-size", 5, "--ema", 0.5, "--clip", 1.0, "--timesteps", "loss-second-moment")
     trained(1, patches, tmp_path / "1", *options)
     one = weights_of(tmp_path / "1")
     for name, ranks, more in (("3", 3, ()), ("parts", 1, ("--accumulate", 3))):
@@ -202,7 +202,7 @@ def test_the_same_weights_to_rounding_on_1_and_3_ranks_and_in_micro_batches(patc
         other = weights_of(tmp_path / name)
         for key, tensor in one.items():
             moved = (tensor - other[key]).abs()
-            assert float(moved.max()) <= 3 * 1e-4, key  # the optimiser's steps, where a gradient is nothing
+            assert float(moved.max()) <= 2 * 1e-4, key  # the optimiser's steps, where a gradient is nothing
             assert float(moved.mean()) < 2e-6, key
 
 
@@ -263,7 +263,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
         (("--data", odd, *out), ["p2.png is 48 x 40 px", "20 x 20"]),
         (("--data", tmp_path / "none", *out), ["no folder images"]),
         (("--data", patches, *out, "--window", 48), ["smaller than a window of 48", "--window"]),
-        (("--data", patches, *out, "--window", 33), ["--window 33", "multiples of 2"]),
+        (("--data", patches, *out, "--window", 17), ["--window 17", "multiples of 2"]),
         (("--data", patches, *out, "--hold-out", 7), ["--hold-out 7", "half"]),
         (("--data", patches, *out, "--init", tmp_path / "none"), ["--init", "no model folder"]),
         (("--data", patches, *out, "--init", tmp_path / "m", "--blocks", 2), ["another shape", "num_res_blocks 1"]),
@@ -432,7 +432,7 @@ def test_wrong_data_of_diffinfinite_are_refused_in_one_line(tissue, tmp_path):
     ):
         done = launch(2, *options, module="engine.train")
         assert done.returncode == 1, done.stdout
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("error: ")
-        assert all(words in line for words in said), line
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert all(words in done.stderr for words in said), done.stderr
     assert not (tmp_path / "new").exists()

@@ -229,7 +229,7 @@ def image_task(
     of = partial(LabelledImages, keep=keep, side=settings.window, unlabelled=unlabelled_share, ranks=ranks)
     images = of(kinds[True], [*kinds[False], *more])
     judged = of([path for path in held if mask_of(path).exists()], []) if held else None
-    side = settings.window // FACTOR
+    side, known = settings.window // FACTOR, ranks.agree(lambda: names_of(names, images.count))
     facts = {
         "condition": "label-map",
         "space": "latents",
@@ -237,7 +237,7 @@ def image_task(
         "factor": FACTOR,
         "image_channels": 3,
         "pixel_size_um": settings.pixel_size,
-        "labels": colored(names_of(names, images.count)),
+        "labels": colored(known),
         "latents_scale": 50.0,
         "pixel_range": [0.0, 1.0],
         "defaults": {"steps": 250, "solver": "ddim", "eta": 1.0, "guidance": 4.0, "batch_size": 8}
@@ -372,10 +372,10 @@ def label_task(
     Raises:
         ValueError: the data do not fit the settings.
     """
-    if count not in LABEL_LATENTS_STD:
-        raise ValueError(f"`label_count` is {count}; the scales of their latents are published for 5 and 10 alone")
 
     def read() -> tuple[list[Path], list[int], list[str]]:
+        if count not in LABEL_LATENTS_STD:
+            raise ValueError(f"`label_count` is {count}; the scales of their latents are published for 5 and 10 alone")
         paths = paths_below(data, MAPS)
         masks = [path for path in paths if path.stem.endswith("_mask")] or paths
         if not masks:
