@@ -16,9 +16,9 @@ FLOORS = (
     ("kernels", "engine.planning", "engine.messages"),
     ("engine.options", "engine.command_line", "engine.diffusion", "engine.storage"),
     ("engine.models", "engine.distributed"),
-    ("engine.job", "engine.training"),
+    ("engine.job",),
     ("engine.parsing", "engine.inputs"),
-    ("engine.pipeline", "engine.exports", "engine.embedding"),
+    ("engine.pipeline", "engine.exports", "engine.embedding", "engine.training"),
     (
         "engine.__main__",
         "engine.api",

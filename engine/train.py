@@ -1,6 +1,7 @@
-"""``python -m engine.train autoencoder|image|labels --data DIR --out MODEL_DIR``: train a model folder.
+"""``python -m engine.train NETWORK --data DIR --out MODEL_DIR``: train a model folder.
 
-The autoencoder is trained first, then the image network on its latents; the network of label maps is a model by itself.
+This project's own model: the autoencoder is trained first, then the image network on its latents; the network of label
+maps is a model by itself. ``nuclei``, ``diffinfinite-image`` and ``diffinfinite-labels`` train as their authors do.
 Each training resumes where it was stopped. Under ``mpiexec -n N`` the ranks share each batch and average gradients;
 ``--alone`` needs no MPI. ``jobs/train-embedded.sh`` trains all three within the minutes it is given.
 """
@@ -27,6 +28,37 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "image": {"steps": 20000, "batch_size": 16, "lr": 8e-4, "window": 32, "dim": 48, "dim_mults": [1, 2, 4]},
     "labels": {"steps": 20000, "batch_size": 8, "lr": 1.5e-3, "window": 64, "dim": 16, "dim_mults": [1, 2, 4, 6]},
 }
+# As their authors train: docs/published says where each number stands.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "nuclei": {
+        "steps": 50000,
+        "batch_size": 8,
+        "lr": 1e-4,
+        "warmup": 0,
+        "schedule": "constant",
+        "ema": 0.9999,
+        "average": "plain",
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "clip": 0.0,
+        "every": 5000,
+    },
+}
+DIFFINFINITE: dict[str, Any] = {
+    "steps": 250000,
+    "batch_size": 32,
+    "lr": 1e-4,
+    "warmup": 0,
+    "schedule": "onecycle",
+    "ema": 0.995,
+    "average": "power",
+    "ema_every": 10,
+    "weight_decay": 0.0,
+    "every": 25000,
+}
+PUBLISHED["diffinfinite-image"] = {**DIFFINFINITE, "window": 512, "dim": 256, "dim_mults": [1, 2, 4]}
+PUBLISHED["diffinfinite-labels"] = {**DIFFINFINITE, "window": 128, "dim": 64, "dim_mults": [1, 2, 4, 8]}
+PUBLISHED["diffinfinite-labels"] |= {"steps": 100000, "every": 20000, "pixel_size": 2.0}
 GROUPS = 8  # number of groups of the networks' group normalisation
 LOSSES = {
     "perceptual": "weight of distances in a fixed random network's features",
@@ -42,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="python -m engine.train", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="network", required=True)
     add_own_options = {"autoencoder": autoencoder_options, "image": image_options, "labels": labels_options}
-    for name, defaults in DEFAULTS.items():
+    add_own_options |= {"nuclei": nuclei_options, "diffinfinite-image": image_options_of_diffinfinite}
+    add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite}
+    for name, defaults in (DEFAULTS | PUBLISHED).items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
         run_options(sub)
         add_own_options[name](sub)
@@ -59,14 +93,28 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, default=0.0, help="end after this long in all, from the command on (0: no limit)")
     add("--batch-size", type=positive(int), help="patches a step, over all ranks")
     add("--lr", type=positive(float), help="peak learning rate")
-    add("--warmup", type=whole, default=100, help="steps to reach --lr, from which it falls as a cosine")
+    add("--warmup", type=whole, default=100, help="steps to reach --lr")
+    kinds = ("cosine", "constant", "linear", "onecycle")
+    add("--schedule", choices=kinds, default="cosine", help="how the learning rate goes on from there")
     add("--ema", type=share, default=0.998, help="decay of the weight average that is saved")
+    average = "how the average begins: by decays that grow, at once, or as a power of the steps after 100"
+    add("--average", choices=("warm", "plain", "power"), default="warm", help=average)
+    add("--ema-every", type=positive(int), default=1, metavar="N", help="steps between updates of the average")
+    add("--betas", type=two_shares, default=[0.9, 0.99], metavar="A,B", help="of AdamW")
+    add("--weight-decay", type=not_negative, default=0.01, help="of AdamW; 0 is Adam")
+    add("--clip", type=not_negative, default=1.0, help="greatest norm of the gradients (0: no limit)")
+    micro = "micro-batches that a rank's part of a batch is evaluated in"
+    add("--accumulate", type=positive(int), default=1, metavar="N", help=micro)
+    add("--init", type=Path, metavar="MODEL_DIR", help="model folder whose network the training starts from")
     add("--every", type=positive(int), default=250, help="steps between checkpoints and pictures")
+    kept = "steps between model folders that are kept, OUT/checkpoints/step-N (0: none)"
+    add("--keep-every", type=whole, default=0, metavar="STEPS", help=kept)
     stop = "leave with a checkpoint and status 75 after this long; the same command goes on (0: no limit)"
     add("--stop-after", type=not_negative, default=0.0, metavar="MINUTES", help=stop)
     held = "images that are never trained on, with their label maps (0: the autoencoder's last four alone)"
     add("--hold-out", type=whole, default=0, metavar="N", help=held)
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of products, by torch's autocast")
+    precisions = ("float32", "bfloat16", "float16")
+    add("--precision", choices=precisions, default="float32", help="of products, by torch's autocast")
     add("--compile", action="store_true", help="run the network by torch.compile")
     add("--alone", action="store_true", help="train in one process, without MPI")
     add("--seed", type=int, default=0, help="seed of all that is drawn")
@@ -125,6 +173,67 @@ def labels_options(sub: argparse.ArgumentParser) -> None:
     add("--labels", type=comma_separated, default=LABELS, help="names of all labels, 0 first, by commas")
 
 
+def nuclei_options(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument
+    add("--window", type=positive(int), default=128, help="side of a window, px")
+    add("--map-channels", type=int, choices=(2, 3, 5, 6), default=6, help="2 hv, 3 with edges, 5 with colours, 6 both")
+    add("--image-channels", type=int, choices=(1, 3), default=3, help="grey or RGB")
+    add("--model-channels", type=positive(int), default=128, help="features at full size")
+    add("--channel-mult", type=numbers, default=[1, 1, 2, 3, 4], help="factors of these, from full size down")
+    add("--blocks", type=positive(int), default=2, help="residual blocks at each size")
+    add("--attention", type=whole_numbers, default=[32, 16, 8], help="sides of the features that have attention, px")
+    add("--head-channels", type=positive(int), default=32, help="features of a head")
+    add("--noise-schedule", choices=("cosine", "linear"), default="cosine", help="of 1000 timesteps")
+    add("--dropout", type=share, default=0.0, help="share of features that are set to 0")
+    add("--drop", type=share, default=0.0, help="share of windows without their map (fine-tuning: 0.2)")
+    add("--drop-structure-only", action="store_true", help="these keep their colours")
+    add("--preserve", action="store_true", help="pixels of nuclei and background are shuffled each among themselves")
+    add("--augment", action="store_true", help="mirrored, and 0.8 to 1 of a picture's smaller side")
+    add("--subsample", type=share, default=1.0, help="share of the pictures that is trained on")
+    losses = ("hybrid", "rescaled-hybrid", "kl", "mse")
+    add("--loss", choices=losses, default="hybrid", help="error of the noise and variational bound, or one of them")
+    add("--timesteps", choices=("uniform", "loss-second-moment"), default="uniform", help="how they are drawn")
+    add("--pixel-size", type=positive(float), default=0.25, help="micrometres per pixel of the images")
+    published_options(sub)
+
+
+def image_options_of_diffinfinite(sub: argparse.ArgumentParser) -> None:
+    diffinfinite_options(sub)
+    add = sub.add_argument
+    add("--unlabelled", type=folders, default=[], metavar="DIR[,DIR...]", help="more images, all of label 0")
+    add("--unlabelled-share", type=share, default=0.5, help="share of windows of label 0, from any image")
+    kept = "labels that are kept, numbered 1, 2, ...; all others but 0 are one more (default: all)"
+    add("--keep", type=whole_numbers, default=[], metavar="L[,L...]", help=kept)
+    add("--labels", type=comma_separated, default="", help="names of the labels, 0 first, by commas")
+
+
+def label_options_of_diffinfinite(sub: argparse.ArgumentParser) -> None:
+    diffinfinite_options(sub)
+    add = sub.add_argument
+    text = "class of each slide: CSV of (name, class) with a line of headings (default: one class)"
+    add("--classes", type=Path, metavar="FILE.csv", help=text)
+    add("--label-count", type=positive(int), default=5, metavar="N", help="number of labels of the maps: 5 or 10")
+    add("--drop", type=share, default=0.5, help="share of maps without their class")
+
+
+def diffinfinite_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that both of DiffInfinite's networks have."""
+    diffusion_options(sub)
+    add = sub.add_argument
+    add("--vae", type=Path, metavar="DIR", help="autoencoder of Stable Diffusion 2, copied to --out at the first run")
+    add("--window", type=positive(int), help="side of a window, px of the image (of the map, brought to this size)")
+    add("--dropout", type=share, default=0.05, help="share of features that are set to 0")
+    published_options(sub)
+
+
+def published_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that all trainings of published systems have."""
+    add = sub.add_argument
+    judged = "windows held out by which checkpoints are judged, and the best kept"
+    add("--validation-windows", type=positive(int), default=64, metavar="N", help=judged)
+    add("--activation-checkpointing", action="store_true", help="compute activations twice rather than keep them")
+
+
 def diffusion_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that both diffusion networks have."""
     add = sub.add_argument
@@ -152,6 +261,21 @@ def not_negative(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
+
+
+def folders(text: str) -> list[Path]:
+    return [Path(part) for part in comma_separated(text)]
+
+
+def two_shares(text: str) -> list[float]:
+    several = [share(part) for part in text.split(",")]
+    if len(several) != 2:
+        raise argparse.ArgumentTypeError(f"{text}: expected two, such as 0.9,0.999")
+    return several
+
+
+def numbers(text: str) -> list[float]:
+    return [int(value) if value.is_integer() else value for value in map(positive(float), text.split(","))]
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -190,13 +314,19 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     if device != "cpu":
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    same = ("steps", "minutes", "batch_size", "lr", "warmup", "ema", "every", "seed", "precision", "compile")
+    same = ["steps", "minutes", "batch_size", "lr", "warmup", "schedule", "ema", "average", "ema_every", "weight_decay"]
+    same += ["clip", "accumulate", "every", "keep_every", "seed", "precision", "compile"]
     deadline = began + 60 * args.stop_after if args.stop_after else 0.0
-    settings = LoopSettings(**{name: getattr(args, name) for name in same}, deadline=deadline, began=began)
+    kept = {name: getattr(args, name) for name in same}
+    settings = LoopSettings(**kept, betas=tuple(args.betas), deadline=deadline, began=began)
     common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
     ranks.agree(lambda: check(args, ranks.size))
     ranks.agree(lambda: check_folder(args.out, args.network))
     ranks.catch_signals()
+    if args.network in PUBLISHED:
+        from engine.training.published.command import train_published
+
+        return 0 if train_published(args, settings, ranks, device) else STOPPED
     if args.network == "autoencoder":
         common |= {name: getattr(args, name) for name in ("latent_channels", "channels", "blocks", "padding", "fold")}
         common |= {
@@ -226,7 +356,11 @@ def check_folder(out: Path, network: str) -> None:
     """
     from engine.models.files import read_json
 
-    trained = {"unet": "LabelUNet"} if network == "labels" else {"vae": "PatchAutoencoder", "unet": "MaskUNet"}
+    of_published = {"nuclei": {"unet": "SpadeUNet"}}
+    of_published |= {"diffinfinite-image": {"unet": "MaskUNet", "vae": "AutoencoderKL"}}
+    of_published |= {"diffinfinite-labels": {"unet": "LabelUNet", "vae": "AutoencoderKL"}}
+    own = {"unet": "LabelUNet"} if network == "labels" else {"vae": "PatchAutoencoder", "unet": "MaskUNet"}
+    trained = of_published.get(network, own)
     for part in ("vae", "unet"):
         config = out / part / "config.json"
         kind = read_json(config).get("_class_name") if config.exists() else None
@@ -256,6 +390,16 @@ def check(args: argparse.Namespace, size: int) -> None:
     """
     if args.batch_size < size:
         raise ValueError(f"`batch_size` {args.batch_size} is less than the {size} ranks; choose {size} or more")
+    if args.network in PUBLISHED:
+        name = "channel_mult" if args.network == "nuclei" else "dim_mults"
+        divisor = 2 ** (len(getattr(args, name)) - 1) * (1 if args.network == "nuclei" else 8)
+        if args.window % divisor:
+            raise ValueError(
+                f"`window` {args.window} cannot be halved as often as `{name}` says; use multiples of {divisor}"
+            )
+        return
+    if args.init is not None:
+        raise ValueError(f"`init` {args.init} is for the trainings of published systems; leave it out")
     if args.network == "autoencoder":
         if len(args.channels) != len(args.blocks):
             raise ValueError(

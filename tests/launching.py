@@ -256,9 +256,9 @@ def ranks_below(pid: int, module: str = "engine.sample") -> list[int]:
 class Running:
     """A run that a test watches, signals or kills."""
 
-    def __init__(self, ranks: int, *arguments: object, **extra: str) -> None:
+    def __init__(self, ranks: int, *arguments: object, module: str = "engine.sample", **extra: str) -> None:
         self.process = subprocess.Popen(
-            command(ranks, *arguments),
+            command(ranks, *arguments, module=module),
             cwd=ROOT,
             env=environment(**extra),
             stdout=subprocess.PIPE,

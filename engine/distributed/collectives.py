@@ -46,6 +46,31 @@ class PrefixSum:
         return done
 
 
+class ArraySum:
+    """The sum of an array over the ranks, in place (MPI_Iallreduce).
+
+    Args:
+        array: Contiguous; not to be touched until it is summed.
+    """
+
+    def __init__(self, ranks: Ranks, array: np.ndarray) -> None:
+        self.ranks, self.array = ranks, array
+        self.requests: list = []
+
+    def start(self) -> None:
+        """Collective; nobody waits."""
+        if self.ranks.size > 1:
+            self.requests = [self.ranks.comm.Iallreduce(self.ranks.mpi.IN_PLACE, self.array)]
+
+    def test(self) -> bool:
+        """Whether the sum is there. Local."""
+        return bool(self.ranks.mpi.Request.Testall(self.requests))
+
+    def wait(self) -> None:
+        """Wait for the sum. Local."""
+        self.ranks.wait(self.requests)
+
+
 class SparseExchange:
     """Messages to ranks that do not know who will write to them (NBX): the cost does not grow with the ranks.
 

@@ -78,9 +78,25 @@ class LatentCodec:
 
     def encode(self, image_Bchw: Tensor) -> Tensor:
         """Pixels (B, c, h, w) in [-1, 1] -> their likeliest normalised latents (B, C, H, W), float32."""
-        pixels = (image_Bchw.to(self.device) + 1) * ((self.high - self.low) / 2) + self.low
-        z = ENCODE[self.kind](self.network, pixels.to(self.dtype).contiguous()).float()
+        z = ENCODE[self.kind](self.network, self.own(image_Bchw)).float()
         return (z - self.mean) / self.std
+
+    def draw(self, image_Bchw: Tensor, noise_BCHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> normalised latents drawn from what the encoder gives, as networks are trained on.
+
+        Args:
+            noise_BCHW: Standard normal numbers; encoders without a variance have no use for them.
+        """
+        if self.kind != "AutoencoderKL":
+            return self.encode(image_Bchw)
+        of_image: Any = self.network.encode(self.own(image_Bchw)).latent_dist  # type: ignore[operator]
+        z = of_image.mean.float() + of_image.std.float() * noise_BCHW.to(self.device)
+        return (z - self.mean) / self.std
+
+    def own(self, image_Bchw: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> as the autoencoder takes them."""
+        pixels = (image_Bchw.to(self.device) + 1) * ((self.high - self.low) / 2) + self.low
+        return pixels.to(self.dtype).contiguous()
 
 
 def statistics(

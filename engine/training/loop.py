@@ -19,11 +19,18 @@ from torch import Tensor, nn
 
 from engine.distributed.ranks import Ranks
 from engine.storage.files import whole_file
+from engine.training.gradients import GradientAverage
 
 B = TypeVar("B")
 T = TypeVar("T")
+Losses = Callable[[list[int], B], tuple[Tensor, dict[str, Tensor]]]  # positions, batch -> loss, figures to show
 AHEAD = 3  # batches
-ONE_RUN = ("batch_size", "lr", "warmup", "ema", "seed")  # settings that a resumed run shares with the one before
+SCHEDULES = ("cosine", "constant", "linear", "onecycle")
+AVERAGES = ("warm", "plain", "power")
+LEAST_RATE = 0.02  # of the peak, where a cosine ends
+POWER, SETTLED = 2 / 3, 100  # of the average "power": its exponent, and the steps before which it is the network itself
+# Settings that a resumed run shares with the one before.
+ONE_RUN = ("batch_size", "lr", "warmup", "ema", "seed", "schedule", "betas", "weight_decay", "clip", "average")
 PROGRESS = ("ema_updates", "step", "seconds", "settings")  # of a saved state: what is no tensor
 
 
@@ -36,13 +43,25 @@ class LoopSettings:
         minutes: stop earlier after this many minutes from ``began``, and of earlier runs (0: no limit); the learning
             rate then follows whichever of steps and minutes is further on.
         batch_size: patches a step, over all ranks.
-        lr: peak learning rate; rises linearly over the first ``warmup`` steps, then falls as a cosine.
+        lr: peak learning rate; rises linearly over the first ``warmup`` steps, then goes as ``schedule`` says.
+        schedule: ``cosine`` falls to 1/50 of the peak, ``linear`` to 0, ``constant`` stays; ``onecycle`` rises over
+            30 % of the run from 1/25 of the peak and falls to next to nothing, both as cosines (Smith 2018,
+            arXiv:1708.07120), without ``warmup``.
         ema: decay of the weight average that is saved.
+        average: ``warm`` begins with the decay (1 + n) / (10 + n), ``plain`` has its decay from the first step,
+            ``power`` is the network itself for 100 steps, and has the decay 1 - n^(-2/3) after.
+        ema_every: steps from one update of the average to the next.
+        betas: of AdamW.
+        weight_decay: of AdamW; 0 makes it Adam.
+        clip: greatest norm of the gradients (0: no limit).
+        accumulate: micro-batches that a rank's part of a batch is evaluated in, one after the other.
+        keep_every: steps between checkpoints that are kept as model folders of their own (0: none).
         every: steps between checkpoints and sample grids.
         deadline: leave with a checkpoint when ``time.monotonic()`` comes to this (0: no limit); the same command goes
             on, and the learning rate knows nothing of it.
         began: ``time.monotonic()`` when the command began.
-        precision: ``float32``, or ``bfloat16`` where torch's autocast allows it.
+        precision: ``float32``, or ``bfloat16`` or ``float16`` where torch's autocast allows it; ``float16`` with a loss
+            scale, which skips steps whose gradients overflow.
         compile: the network, by ``torch.compile``: a minute or two at the start, steps up to twice as fast on a GPU.
     """
 
@@ -51,7 +70,15 @@ class LoopSettings:
     batch_size: int
     lr: float
     warmup: int = 100
+    schedule: str = "cosine"
     ema: float = 0.998
+    average: str = "warm"
+    ema_every: int = 1
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    keep_every: int = 0
     every: int = 500
     seed: int = 0
     deadline: float = 0.0
@@ -75,15 +102,30 @@ def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
 
 
 class Ema:
-    """Exponential moving average of a network's weights, warmed up as (1 + n) / (10 + n)."""
+    """Exponential moving average of a network's weights.
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    Args:
+        decay: The greatest.
+        form: One of ``AVERAGES``; see ``LoopSettings``.
+        every: Steps from one update to the next.
+    """
+
+    def __init__(self, network: nn.Module, decay: float, form: str = "warm", every: int = 1) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self.form, self.every = decay, form, every
         self.updates = 0
 
+    def decay_now(self) -> float:
+        """Decay of the next update."""
+        if self.form == "plain":
+            return self.decay
+        if self.form == "warm":
+            return min(self.decay, (1 + self.updates) / (10 + self.updates))
+        settled = self.updates * self.every - SETTLED
+        return 0.0 if settled <= 0 else min(self.decay, 1 - (1 + settled) ** -POWER)
+
     def update(self, network: nn.Module) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = self.decay_now()
         self.updates += 1
         with torch.no_grad():
             torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
@@ -93,8 +135,11 @@ def pinned(batch: B, pin: bool) -> B:
     """A tensor or a tuple of them, in memory from which a GPU takes them while it works, if ``pin``."""
     if not pin:
         return batch
+    if isinstance(batch, dict):
+        return {name: pinned(part, pin) for name, part in batch.items()}  # type: ignore[return-value]
     if isinstance(batch, tuple):
-        return type(batch)(pinned(part, pin) for part in batch)
+        parts = [pinned(part, pin) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch.pin_memory()  # type: ignore[attr-defined]
 
 
@@ -127,9 +172,12 @@ class Trainer:
         self.device = self.parameters[0].device
         fast = {"fused": True} if self.device.type == "cuda" else {}
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01, **fast
+            self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, **fast
         )
-        self.ema = Ema(network, settings.ema)
+        self.ema = Ema(network, settings.ema, settings.average, settings.ema_every)
+        self.gradients = GradientAverage(self.parameters, ranks)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+        self.saved = 0  # the step of the last checkpoint
         self.step = 0
         self.seconds = 0.0
         self.warm_from = 0  # the step at which the optimiser knew nothing
@@ -144,7 +192,8 @@ class Trainer:
 
     def learning_rate(self) -> float:
         warm = min((self.step - self.warm_from + 1) / max(self.settings.warmup, 1), 1.0)
-        return self.settings.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.done)))
+        warm = 1.0 if self.settings.schedule == "onecycle" else warm
+        return self.settings.lr * warm * rate_at(self.settings.schedule, self.done)
 
     def save(self) -> None:
         """Write the state of the run, whole or not at all. Rank 0 writes."""
@@ -154,6 +203,7 @@ class Trainer:
                 "ema": self.ema.network.state_dict(),
                 "ema_updates": self.ema.updates,
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
                 "extra": {key: value.state_dict() for key, value in self.extra.items()},  # type: ignore[attr-defined]
@@ -161,6 +211,7 @@ class Trainer:
             }
             with whole_file(self.folder / f"{self.name}.pt") as temporary:
                 torch.save(state, temporary)
+        self.saved = self.step
 
     def resume(self) -> bool:
         """Take up the last saved state, if there is one."""
@@ -177,20 +228,65 @@ class Trainer:
             self.warm_from = self.step
         else:
             self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.saved = self.step
         for key, value in self.extra.items():
             if state["extra"].get(key) is not None:
                 value.load_state_dict(state["extra"][key])  # type: ignore[attr-defined]
         return True
 
-    def positions(self, step: int) -> list[int]:
-        """This rank's part of a step's batch, as positions in the endless run of patches."""
-        first = step * self.settings.batch_size
-        return list(range(first, first + self.settings.batch_size))[self.ranks.rank :: self.ranks.size]
+    def positions(self, step: int) -> list[list[int]]:
+        """This rank's part of a step's batch, in micro-batches: positions in the endless run of patches."""
+        first, parts = step * self.settings.batch_size, self.settings.accumulate
+        mine = list(range(first, first + self.settings.batch_size))[self.ranks.rank :: self.ranks.size]
+        return [part for part in (mine[i::parts] for i in range(parts)) if part]
+
+    def update(self, losses: Losses[B], parts: list[tuple[list[int], B]]) -> dict[str, Tensor]:
+        """One step of the optimiser; the figures of its last micro-batch. Collective.
+
+        Args:
+            parts: This rank's micro-batches, with their positions.
+        Raises:
+            ValueError: the gradients are not finite.
+        """
+        precision = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        dtype = precision[self.settings.precision]
+        half = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        self.optimizer.zero_grad(set_to_none=True)
+        figures: dict[str, Tensor] = {}
+        for index, (positions, batch) in enumerate(parts):
+            with half:
+                loss, figures = losses(positions, batch)
+            if index == len(parts) - 1:
+                self.gradients.begin()
+            share = len(positions) / self.settings.batch_size  # gradients are summed, over parts and ranks
+            self.scaler.scale(loss * share).backward()
+        self.gradients.finish()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
+        if not self.scaler.is_enabled() and not math.isfinite(norm):
+            self.ranks.agree(self.refuse)  # on every rank: what is summed is the same
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return figures
+
+    def refuse(self) -> None:
+        """Say that the training cannot go on.
+
+        Raises:
+            ValueError: always.
+        """
+        kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
+        raise ValueError(
+            f"the gradients of step {self.step + 1} are not finite; {kept}; choose a smaller `lr`, a longer "
+            "`warmup` or another `precision`, or look for values in `data` that are no numbers"
+        )
 
     def run(
         self,
         prepare: Callable[[list[int]], B],
-        losses: Callable[[list[int], B], tuple[Tensor, dict[str, Tensor]]],
+        losses: Losses[B],
         after: Callable[[], None],
     ) -> bool:
         """Train to the end, or until it is time to leave.
@@ -204,8 +300,7 @@ class Trainer:
         """
         leave, before, began = False, self.seconds, self.settings.began
         pin = self.device.type == "cuda"
-        batches = Ahead(lambda step: pinned(prepare(self.positions(step)), pin), self.step)
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+        batches = Ahead(lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)], self.step)
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
         shown = time.monotonic()
         figures: dict[str, Tensor] = {}
@@ -218,15 +313,10 @@ class Trainer:
         while self.done < 1.0 and not leave:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
-            self.optimizer.zero_grad(set_to_none=True)
-            with half:
-                loss, new = losses(self.positions(self.step), batches.take())
-            loss.backward()
-            average_gradients(self.parameters, self.ranks)
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.ema.update(self.network)
+            new = self.update(losses, batches.take())
             self.step += 1
+            if self.step % self.settings.ema_every == 0:
+                self.ema.update(self.network)
             # All ranks must agree when the time is over: rank 0's clock rules.
             now = time.monotonic()
             over = self.ranks.stop_requested or 0 < self.settings.deadline <= now
@@ -252,6 +342,24 @@ class Trainer:
         return self.done >= 1.0
 
 
+def rate_at(schedule: str, done: float) -> float:
+    """The learning rate over its peak, after a share of the run.
+
+    >>> [round(rate_at("onecycle", done), 3) for done in (0.0, 0.3, 1.0)], rate_at("linear", 0.25)
+    ([0.04, 1.0, 0.0], 0.75)
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - done
+    if schedule == "cosine":
+        return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+    first, rises, last = 1 / 25, 0.3, 1 / 25e4  # torch's OneCycleLR
+    if done < rises:
+        return first + (1 - first) * 0.5 * (1 - math.cos(math.pi * done / rises))
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (done - rises) / (1 - rises)))
+
+
 def check_resumed(settings: LoopSettings, network: nn.Module, state: dict[str, Any], path: Path) -> None:
     """Refuse to resume another training.
 
@@ -261,6 +369,7 @@ def check_resumed(settings: LoopSettings, network: nn.Module, state: dict[str, A
     way = "give the same settings to resume it, choose another `out`, or start anew with `resume` never"
     for name in ONE_RUN:
         theirs, ours = state["settings"].get(name), getattr(settings, name)
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         if theirs is not None and theirs != ours:
             raise ValueError(f"{path.parent} holds a training whose `{name}` is {theirs}, yours is {ours}; {way}")
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}

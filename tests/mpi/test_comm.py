@@ -8,6 +8,7 @@ from engine.distributed.planner import Planner
 from engine.distributed.ranks import AgreedError
 from engine.distributed.transfer import Incoming, Outgoing
 from engine.planning.plan import PrefixSumRequest, SparseExchangeRequest, run_in_lockstep
+from engine.training.gradients import GradientAverage
 
 
 def test_pieces_arrive_whole_and_in_order_between_all_pairs(ranks):
@@ -134,3 +135,35 @@ def test_sums_and_flags_are_over_all_ranks(ranks):
     assert total.tolist() == [ranks.size * i + sum(range(ranks.size)) for i in range(4)]
     assert ranks.any(ranks.rank == ranks.size - 1)
     assert not ranks.any(False)
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**6])
+def test_gradients_are_summed_whatever_the_order_in_which_they_come(ranks, size):
+    """A network of which every rank uses another part; what none of them uses counts as zero."""
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([torch.nn.Linear(3, 3) for _ in range(5)])
+    average = GradientAverage(list(layers.parameters()), ranks, size)
+    expected = [torch.zeros_like(p) for p in layers.parameters()]
+    for rank in range(ranks.size):
+        x = torch.full((2, 3), float(rank + 1))
+        own = torch.nn.ModuleList(layers[i] for i in range(4) if i != rank)
+        for parameter in layers.parameters():
+            parameter.grad = None
+        loss = sum(layer(x).square().sum() for layer in own)
+        for total, gradient in zip(
+            expected, torch.autograd.grad(loss, list(layers.parameters()), allow_unused=True), strict=True
+        ):
+            total += 0 if gradient is None else gradient
+    for _ in range(2):
+        layers.zero_grad(set_to_none=True)
+        x = torch.full((2, 3), float(ranks.rank + 1))
+        mine = [layers[i] for i in range(4) if i != ranks.rank]
+        if ranks.rank % 2:
+            mine.reverse()
+        loss = sum(layer(x).square().sum() for layer in mine)
+        average.begin()
+        loss.backward()
+        average.finish()
+        if ranks.size > 1:
+            for parameter, total in zip(layers.parameters(), expected, strict=True):
+                torch.testing.assert_close(parameter.grad, total)

@@ -1,0 +1,1 @@
+"""The trainings of the published systems, as their authors train: one file a system."""
