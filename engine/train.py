@@ -120,7 +120,7 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of all that is drawn")
     add("--resume", choices=("auto", "never"), default="auto", help="go on from the last checkpoint, if there is one")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network is trained")
-    threads = "CPU threads a rank (0: the cores, shared evenly)"
+    threads = "CPU threads a rank (0: $OMP_NUM_THREADS, or the cores, shared evenly)"
     add("--threads", type=int, choices=range(1025), metavar="N", default=0, help=threads)
 
 
@@ -309,7 +309,9 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     from engine.training import autoencoder, image, labels
     from engine.training.loop import LoopSettings
 
-    torch.set_num_threads(args.threads or max(len(os.sched_getaffinity(0)) // ranks.local_size, 1))
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    cores = max(len(os.sched_getaffinity(0)) // ranks.local_size, 1)
+    torch.set_num_threads(args.threads or (int(said) if said.isdigit() and int(said) else cores))
     device = ranks.agree(lambda: device_of(args.device, ranks.local_rank))
     if device != "cpu":
         torch.backends.cudnn.benchmark = True

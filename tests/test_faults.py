@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,7 @@ def test_the_last_level_runs_and_leaves_no_noise():
     assert all(bool((x == 0.25).all()) for x in canvas.x.values())
 
 
+@pytest.mark.long
 def test_a_canvas_of_more_than_2_to_the_24_latents_ends():
     """DiffInfinite waits for a float32 mean to equal an integer, which does not come true on some large canvases."""
     shape = (4100, 4100)
