@@ -21,7 +21,8 @@ from engine.diffusion.schedule import Schedule
 from engine.distributed.ranks import Ranks
 from engine.inputs.resize import nearest_index
 from engine.models.card import colored
-from engine.models.convert.diffinfinite import LABEL_LATENTS_STD, LABELS, SUBTYPES
+from engine.models.convert.common import latents_defaults
+from engine.models.convert.diffinfinite import LABEL_LATENTS_STD, LABELS
 from engine.models.networks.mask_unet import Block, LabelUNet, MaskUNet
 from engine.training.autoencoder import to_image
 from engine.training.data import dihedral, find_images, hold_out, mask_of, paths_below
@@ -240,8 +241,7 @@ def image_task(
         "labels": colored(known),
         "latents_scale": 50.0,
         "pixel_range": [0.0, 1.0],
-        "defaults": {"steps": 250, "solver": "ddim", "eta": 1.0, "guidance": 4.0, "batch_size": 8}
-        | {"decode_overlap": max(side // 4, 1)},
+        "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=4.0),
     }
     codec = autoencoder_of(vae, out, facts, ranks, device)
     torch.manual_seed(settings.seed)
@@ -408,10 +408,9 @@ def label_task(
         "factor": FACTOR,
         "image_channels": 3,
         "pixel_size_um": settings.pixel_size,
-        "labels": colored(list(SUBTYPES) if len(names) == 2 and classes is None else names),
+        "labels": colored(names),
         "latents_std": LABEL_LATENTS_STD[count],
-        "defaults": {"steps": 250, "solver": "ddim", "eta": 1.0, "guidance": 1.0, "batch_size": 8}
-        | {"decode_overlap": max(side // 4, 1)},
+        "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=1.0),
     }
     codec = autoencoder_of(vae, out, facts, ranks, device)
     torch.manual_seed(settings.seed)
