@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from engine.diffusion.schedule import Schedule
 from engine.distributed.ranks import Ranks
 from engine.inputs.resize import nearest_index
 from engine.models.card import colored
+from engine.models.codec import LatentCodec
 from engine.models.convert.common import latents_defaults
 from engine.models.convert.diffinfinite import LABEL_LATENTS_STD, LABELS
-from engine.models.networks.mask_unet import Block, LabelUNet, MaskUNet
+from engine.models.networks.mask_unet import Block, LabelUNet, MaskUNet, UNet
 from engine.training.autoencoder import to_image
 from engine.training.data import dihedral, find_images, hold_out, mask_of, paths_below
 from engine.training.diffusion import denoise
@@ -38,8 +39,8 @@ from engine.training.published.common import (
 )
 
 GROUPS, FACTOR, CHANNELS = 2, 8, 4  # of the networks' normalisation; of Stable Diffusion 2's autoencoder
-DROPOUT = 0.05
 LEVELS, SHOWN = 25, 4
+MakeExample = Callable[[int, np.random.Generator], Example]
 MAPS = (".png", ".tif", ".tiff")
 
 
@@ -82,6 +83,61 @@ def drop_features(network: nn.Module, share: float) -> None:
     for module in network.modules():
         if isinstance(module, Block) and share:
             module.register_forward_hook(dropped)
+
+
+def latent_task(
+    make: Callable[[], UNet],
+    shown: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    learned: MakeExample,
+    judged: MakeExample | None,
+    said: str,
+    settings: DiffInfiniteSettings,
+    codec: LatentCodec,
+    init: Path | None,
+    ranks: Ranks,
+    device: str,
+) -> Task:
+    """The training of either network on the latents of the autoencoder. Collective.
+
+    Args:
+        make: Function that makes the network.
+        shown: What the pictures are drawn of: the network's inputs, in the order in which it takes them.
+        facts: The values of ``card.json``.
+        learned, judged: Functions that make the examples that are trained on and judged by.
+    """
+    torch.manual_seed(settings.seed)
+    network = make()
+    if init is not None:
+        ranks.agree(lambda: start_weights(network, network.config, init))
+    drop_features(network, settings.dropout)
+    side, schedule = settings.window // FACTOR, Schedule.from_config(scheduler())
+    latents, inputs = (CHANNELS, side, side), {name: value.to(device) for name, value in shown.items()}
+
+    def evaluate(network: nn.Module, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return network(x, t, *(inputs[name] for name in shown))
+
+    def picture(averaged: nn.Module) -> np.ndarray:
+        x = torch.randn(len(shown["label"]), *latents, generator=torch.Generator().manual_seed(0)).to(device)
+        levels = schedule.timesteps(LEVELS).tolist()
+        made = denoise(lambda x, t: evaluate(averaged, x, t, inputs), schedule, x, levels)
+        return image_grid(to_image(codec.decode(made)), SHOWN)
+
+    return Task(
+        network,
+        evaluate,
+        scheduler(),
+        facts,
+        {"unet": ["slidefield", type(network).__name__], "vae": ["diffusers", "AutoencoderKL"]},
+        Windows(learned, settings.seed, latents),
+        None if judged is None else Windows(judged, settings.seed, latents),
+        picture,
+        "mse",
+        "uniform",
+        said,
+        settings.validation_windows,
+        codec,
+    )
 
 
 # ---- images -------------------------------------------------------------------------------------
@@ -243,37 +299,21 @@ def image_task(
         "pixel_range": [0.0, 1.0],
         "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=4.0),
     }
-    codec = autoencoder_of(vae, out, facts, ranks, device)
-    torch.manual_seed(settings.seed)
-    network = MaskUNet(settings.dim, images.count, settings.dim_mults, CHANNELS, GROUPS)
-    if init is not None:
-        ranks.agree(lambda: start_weights(network, network.config, init))
-    drop_features(network, settings.dropout)
-    latents = (CHANNELS, side, side)
-
-    def picture(averaged: nn.Module) -> np.ndarray:
-        labels = torch.arange(images.count).repeat_interleave(SHOWN)
-        x = torch.randn(len(labels), *latents, generator=torch.Generator().manual_seed(0)).to(device)
-        mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side).to(device)
-        made = denoise(lambda x, t: averaged(x, t, labels.to(device), mask), schedule, x, levels)
-        return image_grid(to_image(codec.decode(made)), SHOWN)
-
-    schedule = Schedule.from_config(scheduler())
-    levels = schedule.timesteps(LEVELS).tolist()
-    return Task(
-        network,
-        lambda network, x, t, inputs: network(x, t, inputs["label"], inputs["mask"]),
-        scheduler(),
+    labels = torch.arange(images.count).repeat_interleave(SHOWN)
+    mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side)
+    without = len(images.every) - len(images.labelled)
+    return latent_task(
+        lambda: MaskUNet(settings.dim, images.count, settings.dim_mults, CHANNELS, GROUPS),
+        {"label": labels, "mask": mask},
         facts,
-        {"unet": ["slidefield", "MaskUNet"], "vae": ["diffusers", "AutoencoderKL"]},
-        Windows(images.example, settings.seed, latents),
-        None if judged is None else Windows(judged.example, settings.seed, latents),
-        picture,
-        "mse",
-        "uniform",
-        f"{len(images.labelled)} images of {images.count} labels, {len(images.every) - len(images.labelled)} without",
-        settings.validation_windows,
-        codec,
+        images.example,
+        None if judged is None else judged.example,
+        f"{len(images.labelled)} images of {images.count} labels, {without} without",
+        settings,
+        autoencoder_of(vae, out, facts, ranks, device),
+        init,
+        ranks,
+        device,
     )
 
 
@@ -412,32 +452,16 @@ def label_task(
         "latents_std": LABEL_LATENTS_STD[count],
         "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=1.0),
     }
-    codec = autoencoder_of(vae, out, facts, ranks, device)
-    torch.manual_seed(settings.seed)
-    network = LabelUNet(settings.dim, len(names), settings.dim_mults, CHANNELS, GROUPS)
-    if init is not None:
-        ranks.agree(lambda: start_weights(network, network.config, init))
-    drop_features(network, settings.dropout)
-    latents, schedule = (CHANNELS, side, side), Schedule.from_config(scheduler())
-
-    def picture(averaged: nn.Module) -> np.ndarray:
-        asked = torch.arange(len(names)).repeat_interleave(SHOWN).to(device)
-        x = torch.randn(len(asked), *latents, generator=torch.Generator().manual_seed(0)).to(device)
-        made = denoise(lambda x, t: averaged(x, t, asked), schedule, x, schedule.timesteps(LEVELS).tolist())
-        return image_grid(to_image(codec.decode(made)), SHOWN)
-
-    return Task(
-        network,
-        lambda network, x, t, inputs: network(x, t, inputs["label"]),
-        scheduler(),
+    return latent_task(
+        lambda: LabelUNet(settings.dim, len(names), settings.dim_mults, CHANNELS, GROUPS),
+        {"label": torch.arange(len(names)).repeat_interleave(SHOWN)},
         facts,
-        {"unet": ["slidefield", "LabelUNet"], "vae": ["diffusers", "AutoencoderKL"]},
-        Windows(learned.example, settings.seed, latents),
-        None if judged is None else Windows(judged.example, settings.seed, latents),
-        picture,
-        "mse",
-        "uniform",
+        learned.example,
+        None if judged is None else judged.example,
         f"{len(learned.paths)} label maps of {len(names)} classes",
-        settings.validation_windows,
-        codec,
+        settings,
+        autoencoder_of(vae, out, facts, ranks, device),
+        init,
+        ranks,
+        device,
     )
