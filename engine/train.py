@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, comma_separated, gives_help, positive
 from engine.messages import quoted
-from engine.training.recipe import DECODER_ALONE, EDGES_ALONE, Recipe
+from engine.training.recipe import AVERAGES, DECODER_ALONE, EDGES_ALONE, OBJECTIVES, SAMPLERS, SCHEDULES, Recipe
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -94,11 +94,10 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive(int), help="patches a step, over all ranks")
     add("--lr", type=positive(float), help="peak learning rate")
     add("--warmup", type=whole, default=100, help="steps to reach --lr")
-    kinds = ("cosine", "constant", "linear", "onecycle")
-    add("--schedule", choices=kinds, default="cosine", help="how the learning rate goes on from there")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how the learning rate goes on from there")
     add("--ema", type=share, default=0.998, help="decay of the weight average that is saved")
     average = "how the average begins: by decays that grow, at once, or as a power of the steps after 100"
-    add("--average", choices=("warm", "plain", "power"), default="warm", help=average)
+    add("--average", choices=AVERAGES, default="warm", help=average)
     add("--ema-every", type=positive(int), default=1, metavar="N", help="steps between updates of the average")
     add("--betas", type=two_shares, default=[0.9, 0.99], metavar="A,B", help="of AdamW")
     add("--weight-decay", type=not_negative, default=0.01, help="of AdamW; 0 is Adam")
@@ -190,9 +189,8 @@ def nuclei_options(sub: argparse.ArgumentParser) -> None:
     add("--preserve", action="store_true", help="pixels of nuclei and background are shuffled each among themselves")
     add("--augment", action="store_true", help="mirrored, and 0.8 to 1 of a picture's smaller side")
     add("--subsample", type=share, default=1.0, help="share of the pictures that is trained on")
-    losses = ("hybrid", "rescaled-hybrid", "kl", "mse")
-    add("--loss", choices=losses, default="hybrid", help="error of the noise and variational bound, or one of them")
-    add("--timesteps", choices=("uniform", "loss-second-moment"), default="uniform", help="how they are drawn")
+    add("--loss", choices=OBJECTIVES, default="hybrid", help="error of the noise and variational bound, or one of them")
+    add("--timesteps", choices=SAMPLERS, default="uniform", help="how they are drawn")
     add("--pixel-size", type=positive(float), default=0.25, help="micrometres per pixel of the images")
     published_options(sub)
 

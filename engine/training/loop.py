@@ -25,8 +25,6 @@ B = TypeVar("B")
 T = TypeVar("T")
 Losses = Callable[[list[int], B], tuple[Tensor, dict[str, Tensor]]]  # positions, batch -> loss, figures to show
 AHEAD = 3  # batches
-SCHEDULES = ("cosine", "constant", "linear", "onecycle")
-AVERAGES = ("warm", "plain", "power")
 LEAST_RATE = 0.02  # of the peak, where a cosine ends
 POWER, SETTLED = 2 / 3, 100  # of the average "power": its exponent, and the steps before which it is the network itself
 # Settings that a resumed run shares with the one before.
@@ -106,7 +104,7 @@ class Ema:
 
     Args:
         decay: The greatest.
-        form: One of ``AVERAGES``; see ``LoopSettings``.
+        form: One of ``recipe.AVERAGES``; see ``LoopSettings``.
         every: Steps from one update to the next.
     """
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from engine.diffusion.schedule import Schedule
 
-LOSSES = ("mse", "hybrid", "rescaled-hybrid", "kl")
-SAMPLERS = ("uniform", "loss-second-moment")
 RESCALED = 1000  # timesteps of which the bound of rescaled-hybrid is the mean
 HISTORY = 10  # losses of a timestep that loss-second-moment remembers
 UNIFORM_SHARE = 0.001  # of its draws
@@ -196,5 +194,5 @@ class LossSecondMomentTimesteps(UniformTimesteps):
 
 
 def timesteps_of(sampler: str, count: int) -> UniformTimesteps:
-    """The sampler of a name of ``SAMPLERS``."""
+    """The sampler of a name of ``recipe.SAMPLERS``."""
     return {"uniform": UniformTimesteps, "loss-second-moment": LossSecondMomentTimesteps}[sampler](count)

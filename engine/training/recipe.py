@@ -1,8 +1,14 @@
-"""Losses that the autoencoder is trained by. Imports no torch: the command line shows its values."""
+"""Losses that the autoencoder is trained by, and names. Imports no torch: the command line shows its values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# Names of what a diffusion network's training is made of; see ``loop.LoopSettings`` and ``objectives``.
+SCHEDULES = ("cosine", "constant", "linear", "onecycle")
+AVERAGES = ("warm", "plain", "power")
+OBJECTIVES = ("hybrid", "rescaled-hybrid", "kl", "mse")
+SAMPLERS = ("uniform", "loss-second-moment")
 
 
 @dataclass(frozen=True)

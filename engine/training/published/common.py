@@ -106,8 +106,8 @@ class Task:
         windows: What is trained on.
         validation: What checkpoints are judged by; None: nothing, and the last is kept.
         picture: Function of the averaged network that draws samples, uint8 (h, w, 3).
-        loss: One of ``engine.training.objectives.LOSSES``.
-        sampler: One of ``engine.training.objectives.SAMPLERS``.
+        loss: One of ``engine.training.recipe.OBJECTIVES``.
+        sampler: One of ``engine.training.recipe.SAMPLERS``.
         codec: The frozen autoencoder, where the network works on latents.
         said: What it is trained on, in words.
         validation_windows: Number of held-out windows that a checkpoint is judged by.
