@@ -59,7 +59,38 @@ DIFFINFINITE: dict[str, Any] = {
 PUBLISHED["diffinfinite-image"] = {**DIFFINFINITE, "window": 512, "dim": 256, "dim_mults": [1, 2, 4]}
 PUBLISHED["diffinfinite-labels"] = {**DIFFINFINITE, "window": 128, "dim": 64, "dim_mults": [1, 2, 4, 8]}
 PUBLISHED["diffinfinite-labels"] |= {"steps": 100000, "every": 20000, "pixel_size": 2.0}
+# Networks whose window is halved: the option that says how often, and pixels of a window's smallest part.
+HALVED = {
+    "nuclei": ("channel_mult", 1),
+    "diffinfinite-image": ("dim_mults", 8),
+    "diffinfinite-labels": ("dim_mults", 8),
+}
 GROUPS = 8  # number of groups of the networks' group normalisation
+PUBLISHED["large-image"] = {
+    "steps": 100000,
+    "batch_size": 100,
+    "lr": 1e-4,
+    "warmup": 1000,
+    "schedule": "constant",
+    "ema": 0.0,
+    "average": "plain",
+    "betas": [0.9, 0.999],
+    "clip": 0.0,
+    "every": 5000,
+}
+PUBLISHED["first-stage"] = {
+    "steps": 100000,
+    "batch_size": 8,
+    "lr": 3.6e-5,
+    "warmup": 0,
+    "schedule": "constant",
+    "ema": 0.0,
+    "average": "plain",
+    "betas": [0.5, 0.9],
+    "weight_decay": 0.0,
+    "clip": 0.0,
+    "every": 5000,
+}
 LOSSES = {
     "perceptual": "weight of distances in a fixed random network's features",
     "equivariance": "weight of half-size latents decoding to the half-size image",
@@ -75,7 +106,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="network", required=True)
     add_own_options = {"autoencoder": autoencoder_options, "image": image_options, "labels": labels_options}
     add_own_options |= {"nuclei": nuclei_options, "diffinfinite-image": image_options_of_diffinfinite}
-    add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite}
+    add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite, "large-image": large_image_options}
+    add_own_options |= {"first-stage": first_stage_options}
     for name, defaults in (DEFAULTS | PUBLISHED).items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
         run_options(sub)
@@ -224,6 +256,48 @@ def diffinfinite_options(sub: argparse.ArgumentParser) -> None:
     published_options(sub)
 
 
+def large_image_options(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument
+    text = "HDF5 of engine.embed, or with a dataset, FILE.h5:/feat_20x (default: the only one in DATA/ssl_features)"
+    add("--embeddings", type=Path, metavar="FILE.h5", help=text)
+    text = "as --embeddings, of the region of each patch: the network learns a second token (default: none)"
+    add("--region-embeddings", type=Path, metavar="FILE.h5", help=text)
+    text = "word in the names of the authors' lists, splits and datasets"
+    add("--magnification", default="20x", metavar="WORD", help=text)
+    add("--vae", type=Path, metavar="DIR", help="first stage, of a codebook or of KL, copied to --out at the first run")
+    add("--window", type=positive(int), default=256, help="side of a window, px")
+    add("--model-channels", type=positive(int), default=192, help="features at full size")
+    add("--channel-mult", type=whole_numbers, default=[1, 2, 3, 5], help="factors of these, from full size down")
+    add("--blocks", type=positive(int), default=2, help="residual blocks at each size")
+    text = "sizes that have attention, as factors by which full size is larger"
+    add("--attention", type=whole_numbers, default=[8, 4, 2], help=text)
+    add("--heads", type=positive(int), default=1, help="heads of the attention")
+    add("--token-width", type=positive(int), default=512, help="length of a token")
+    add("--drop", type=share, default=0.1, help="share of windows without their embedding, and likewise of the region")
+    add("--pixel-size", type=positive(float), default=0.5, help="micrometres per pixel of the images")
+    published_options(sub)
+
+
+def first_stage_options(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument
+    add("--kind", choices=("vq", "kl"), default="vq", help="latents of a codebook, or normal ones")
+    add("--crop", type=positive(int), default=256, help="side of a patch, px")
+    add("--channels", type=positive(int), default=128, help="features at full size")
+    add("--channel-mult", type=whole_numbers, default=[1, 2, 4], help="factors of these, from full size down")
+    add("--blocks", type=positive(int), default=2, help="residual blocks at each size")
+    add("--attention", type=whole_numbers, default=[], metavar="N[,N...]", help="sides that have attention, px")
+    add("--latent-channels", type=positive(int), default=3, help="numbers a latent")
+    add("--codes", type=positive(int), default=8192, help="entries of the codebook")
+    add("--codebook", type=not_negative, default=1.0, metavar="WEIGHT", help="weight of the distance to the codebook")
+    kl = "weight of the divergence from a normal, summed over latents beside a sum over pixels"
+    add("--kl", type=not_negative, default=1e-6, metavar="WEIGHT", help=kl)
+    text = "weight of distances in a fixed random network's features"
+    add("--perceptual", type=not_negative, default=1.0, metavar="WEIGHT", help=text)
+    text = "weight of a patch discriminator's verdict, beside the ratio of gradients"
+    add("--adversarial", type=not_negative, default=0.75, metavar="WEIGHT", help=text)
+    add("--adversarial-from", type=whole, default=0, metavar="STEP", help="step from which the discriminator counts")
+
+
 def published_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that all trainings of published systems have."""
     add = sub.add_argument
@@ -323,6 +397,10 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     ranks.agree(lambda: check(args, ranks.size))
     ranks.agree(lambda: check_folder(args.out, args.network))
     ranks.catch_signals()
+    if args.network == "first-stage":
+        from engine.training.published import first_stage
+
+        return 0 if first_stage.train(args, settings, ranks, device) else STOPPED
     if args.network in PUBLISHED:
         from engine.training.published.command import train_published
 
@@ -359,12 +437,14 @@ def check_folder(out: Path, network: str) -> None:
     of_published = {"nuclei": {"unet": "SpadeUNet"}}
     of_published |= {"diffinfinite-image": {"unet": "MaskUNet", "vae": "AutoencoderKL"}}
     of_published |= {"diffinfinite-labels": {"unet": "LabelUNet", "vae": "AutoencoderKL"}}
+    of_published |= {"first-stage": {"vae": "VQModel or AutoencoderKL"}}
+    of_published |= {"large-image": {"unet": "UNet2DConditionModel", "vae": "VQModel or AutoencoderKL"}}
     own = {"unet": "LabelUNet"} if network == "labels" else {"vae": "PatchAutoencoder", "unet": "MaskUNet"}
     trained = of_published.get(network, own)
     for part in ("vae", "unet"):
         config = out / part / "config.json"
         kind = read_json(config).get("_class_name") if config.exists() else None
-        if kind not in (None, trained.get(part)):
+        if kind is not None and kind not in trained.get(part, "").split(" or "):
             raise ValueError(
                 f"`out` {out}: its {part} is {quoted(kind)}, which engine.train {network} neither trains nor goes on "
                 "from (a converted model is sampled as it is); train into another folder"
@@ -390,10 +470,15 @@ def check(args: argparse.Namespace, size: int) -> None:
     """
     if args.batch_size < size:
         raise ValueError(f"`batch_size` {args.batch_size} is less than the {size} ranks; choose {size} or more")
+    if args.batch_size // size < args.accumulate:  # every rank has as many micro-batches: some losses are collective
+        raise ValueError(
+            f"`accumulate` {args.accumulate} is more than the {args.batch_size // size} windows of a rank; choose "
+            "fewer, or a larger `batch_size`"
+        )
     if args.network in PUBLISHED:
-        name = "channel_mult" if args.network == "nuclei" else "dim_mults"
-        divisor = 2 ** (len(getattr(args, name)) - 1) * (1 if args.network == "nuclei" else 8)
-        if args.window % divisor:
+        name, factor = HALVED.get(args.network, ("", 1))
+        divisor = 2 ** (len(getattr(args, name)) - 1) * factor if name else 1
+        if name and args.window % divisor:
             raise ValueError(
                 f"`window` {args.window} cannot be halved as often as `{name}` says; use multiples of {divisor}"
             )

@@ -287,8 +287,9 @@ def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_part(network: nn.Module, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a network of our own classes as a part of a model folder; see ``save_tensors``."""
-    config = {"_class_name": type(network).__name__, **network.config}  # type: ignore[dict-item]
+    """Write a network as a part of a model folder; see ``save_tensors``."""
+    settings = {key: value for key, value in network.config.items() if key[0] != "_"}  # type: ignore[union-attr, operator]
+    config = {"_class_name": type(network).__name__, **settings}
     save_tensors(config, {k: v.detach().to("cpu", dtype) for k, v in network.state_dict().items()}, folder)
 
 

@@ -270,7 +270,7 @@ def train(
         assert isinstance(averaged, PatchAutoencoder)
         if not decoder_alone:
             measure_latents(averaged, patches, device)
-        quality, picture = judge(averaged, judged, device)
+        quality, picture = judge(averaged.encode, averaged.decode, averaged.factor, judged, device)
         print(f"step {trainer.step}: {quality:.2f} dB on {said}", flush=True)
         Image.fromarray(picture).save(folder / "reconstructions.png")
         save_part(averaged, folder)
@@ -279,14 +279,24 @@ def train(
 
 
 @torch.no_grad()
-def judge(network: PatchAutoencoder, images: Sequence[Path], device: str) -> tuple[float, np.ndarray]:
-    """Reconstruct whole images: the mean of their decibels; and corners of ``SHOWN`` of them above the same rebuilt."""
+def judge(
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    factor: int,
+    images: Sequence[Path],
+    device: str,
+) -> tuple[float, np.ndarray]:
+    """Reconstruct whole images: the mean of their decibels; and corners of ``SHOWN`` of them above the same rebuilt.
+
+    Args:
+        factor: Pixels a latent, along a side.
+    """
     decibels_of, above, below = [], [], []
     for path in images:
         image = read_image(path)[-LARGEST:, -LARGEST:]
-        h, w = (side // network.factor * network.factor for side in image.shape[:2])
+        h, w = (side // factor * factor for side in image.shape[:2])
         x = to_tensor([image[:h, :w]]).to(device)
-        y = network.decode(network.encode(x))
+        y = decode(encode(x))
         decibels_of.append(float(decibels(y, x)))
         above.append(to_image(x)[:, -256:, -256:])
         below.append(to_image(y)[:, -256:, -256:])

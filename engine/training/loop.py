@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,16 +87,19 @@ class LoopSettings:
 
 def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
     """Average gradients over the ranks, in one message. Collective."""
+    average([p.grad for p in parameters if p.grad is not None], ranks)
+
+
+def average(tensors: Sequence[Tensor], ranks: Ranks) -> None:
+    """Means over the ranks, in place and in one message. Collective."""
     if ranks.size == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients]).cpu().numpy()
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
     ranks.allreduce_array(flat)
     flat /= ranks.size
-    offset = 0
-    for g in gradients:
-        g.copy_(torch.from_numpy(flat[offset : offset + g.numel()]).view_as(g))
-        offset += g.numel()
+    parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(torch.from_numpy(part).view_as(tensor))
 
 
 class Ema:
@@ -311,7 +314,7 @@ class Trainer:
         while self.done < 1.0 and not leave:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
-            new = self.update(losses, batches.take())
+            new = self.update(losses, self.ranks.agree(batches.take))  # a picture may be broken on one rank
             self.step += 1
             if self.step % self.settings.ema_every == 0:
                 self.ema.update(self.network)

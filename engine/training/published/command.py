@@ -15,7 +15,7 @@ from engine.distributed.ranks import Ranks
 from engine.models.networks.mask_unet import ResnetBlock
 from engine.models.networks.spade_unet import Stage
 from engine.training.loop import LoopSettings
-from engine.training.published import diffinfinite, nuclei
+from engine.training.published import diffinfinite, large_image, nuclei
 from engine.training.published.common import Task, Training
 
 S = TypeVar("S")
@@ -53,10 +53,18 @@ def label_task(args: Namespace, ranks: Ranks, device: str) -> Task:
     return diffinfinite.label_task(args.data, args.classes, args.out, settings, **own)
 
 
+def large_image_task(args: Namespace, ranks: Ranks, device: str) -> Task:
+    own: dict[str, Any] = {"embeddings": args.embeddings, "regions": args.region_embeddings}
+    own |= {"magnification": args.magnification, "vae": args.vae, "init": args.init, "ranks": ranks, "device": device}
+    settings = settings_of(large_image.LargeImageSettings, args)
+    return large_image.large_image_task(args.data, args.out, settings, **own)
+
+
 TASKS: dict[str, Callable[[Namespace, Ranks, str], Task]] = {
     "nuclei": nuclei_task,
     "diffinfinite-image": image_task,
     "diffinfinite-labels": label_task,
+    "large-image": large_image_task,
 }
 
 
@@ -68,5 +76,7 @@ def settings_of(kind: Callable[..., S], args: Namespace) -> S:
 def checkpoint_activations(network: nn.Module) -> None:
     """Let the stages of a network compute their activations again in the backward pass, rather than keep them."""
     for module in network.modules():
+        if hasattr(module, "enable_gradient_checkpointing"):  # of diffusers
+            module.enable_gradient_checkpointing()  # type: ignore[operator]
         if isinstance(module, Stage | ResnetBlock):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]

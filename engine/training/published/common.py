@@ -111,6 +111,7 @@ class Task:
         codec: The frozen autoencoder, where the network works on latents.
         said: What it is trained on, in words.
         validation_windows: Number of held-out windows that a checkpoint is judged by.
+        trained: Function of the network, or of its average, that gives the parts of the model folder it is.
     """
 
     network: nn.Module
@@ -126,6 +127,7 @@ class Task:
     said: str
     validation_windows: int
     codec: LatentCodec | None = None
+    trained: Callable[[nn.Module], Mapping[str, nn.Module]] = lambda network: {"unet": network}
 
 
 class Training:
@@ -230,7 +232,8 @@ class Training:
 
 def write_model(out: Path, network: nn.Module, task: Task) -> None:
     """Write the model folder of a network, beside the parts that are there."""
-    save_part(network, out / "unet")
+    for name, part in task.trained(network).items():
+        save_part(part, out / name)
     write_folder(out, dict(task.parts), dict(task.schedule), dict(task.card))
 
 
@@ -239,7 +242,7 @@ def write_checkpoint(out: Path, network: nn.Module, task: Task, step: int) -> No
     folder = out / "checkpoints" / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     for part in task.parts:
-        if part != "unet":
+        if part not in task.trained(network):
             (folder / part).mkdir(exist_ok=True)
             for file in (out / part).glob("*"):
                 if file.name in (WEIGHTS, "config.json") and not (folder / part / file.name).exists():
@@ -315,19 +318,33 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
-def start_weights(network: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
+def read_picture(path: Path, color: bool = False) -> np.ndarray:
+    """A picture as it is, or in RGB.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB") if color else image)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+
+
+def start_weights(network: nn.Module, config: Mapping[str, Any], folder: Path, part: str = "unet") -> None:
     """Take the weights of a model folder's network.
 
     Args:
         config: The settings of the network that is trained.
+        part: What it is in the folder.
     Raises:
         ValueError: it is none, or a network of another shape.
     """
     from safetensors.torch import load_file
 
-    path = folder / "unet"
+    path = folder / part
     if not (path / WEIGHTS).is_file():
-        raise ValueError(f"`init` {folder} is no model folder: it has no unet/{WEIGHTS}; name one")
+        raise ValueError(f"`init` {folder} is no model folder: it has no {part}/{WEIGHTS}; name one")
     tensors, own = load_file(path / WEIGHTS), network.state_dict()
     differing = [key for key in sorted({*tensors, *own}) if key not in tensors or key not in own]
     differing += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from engine.diffusion.schedule import Schedule
@@ -35,6 +34,7 @@ from engine.training.published.common import (
     Windows,
     autoencoder_of,
     picture_size,
+    read_picture,
     start_weights,
 )
 
@@ -239,19 +239,6 @@ class LabelledImages:
         places = np.argwhere(labels == label)
         at = places[int(rng.integers(len(places)))] - rng.integers(self.side, size=2)
         return tuple(int(np.clip(v, 0, n - self.side)) for v, n in zip(at, shape, strict=True))  # type: ignore[return-value]
-
-
-def read_picture(path: Path, color: bool = False) -> np.ndarray:
-    """A picture as it is, or in RGB.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB") if color else image)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
 def image_task(
