@@ -295,11 +295,10 @@ def test_the_same_weights_to_rounding_on_1_and_3_ranks(published, first_stage, t
     one, three = (all_weights(tmp_path / str(ranks)) for ranks in (1, 3))
     rate = 1e-4 if what == "large-image" else 3.6e-5
     for key, tensor in one.items():
-        if key.endswith("conv1.bias"):
-            continue  # a group of one channel each takes it away again: its gradient is rounding, and Adam's step its sign
         moved = (tensor.float() - three[key].float()).abs()
         assert float(moved.max()) <= 4 * rate + 1e-3 * float(tensor.abs().max()), key
-        assert float(moved.mean()) < 0.1 * rate + 2e-4 * float(tensor.float().abs().mean()), key
+        if tensor.ndim > 1:  # a bias may be taken away again by a group of one channel: its gradient is rounding then
+            assert float(moved.mean()) < 0.1 * rate + 2e-4 * float(tensor.float().abs().mean()), key
 
 
 @pytest.mark.runs
