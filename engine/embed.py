@@ -5,8 +5,9 @@ too: the grid needs them. Of a folder each picture is a patch. ``engine.sample -
 ``--cluster K`` sorts the patches by their embeddings, also those of a file that is there (``engine.embed FILE.h5
 --cluster K``): a list, a sheet of pictures, and a folder a cluster, for ``engine.train nuclei --data DIR/0``.
 
-The extractor is ``appearance`` (colours of stains and texture, nothing to install), a function of patches uint8 (n, p, p, 3) that returns float (n, D), or a folder with one file of
-TorchScript and a ``config.json`` of the mean and std of its input. Under ``mpiexec -n N`` the ranks share the patches.
+The extractor is ``appearance`` (colours of stains and texture, nothing to install), a function of patches uint8
+(n, p, p, 3) that returns float (n, D), or a folder with one file of TorchScript and a ``config.json`` of the mean and
+std of its input. Under ``mpiexec -n N`` the ranks share the patches.
 Exit status: 0 written, 1 refused or failed, 130 stopped; only the first leaves a file, or changes one that is there.
 """
 
@@ -264,7 +265,9 @@ def cluster(args: argparse.Namespace) -> str:
     embeddings = read_rows(source, "the embeddings")
     facts, names = read_origin(split_dataset(source)[0], math.prod(embeddings.shape[:-1]))
     patches = patches_of_file(facts, names, source) if facts else None
-    clusters = find_clusters(embeddings, clustering(args), patches.named if patches else "row {}".format)
+    clusters = find_clusters(
+        embeddings, f"the embeddings {source}", clustering(args), patches.named if patches else "row {}".format
+    )
     write_clusters(folder, patches, clusters)
     return in_words(clusters, folder, patches is not None)
 

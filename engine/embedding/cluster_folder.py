@@ -1,9 +1,9 @@
 """The folder of clusters::
 
-    clusters.csv    of each patch its name (or row and column), cluster and distance
-    clusters.png    a row of pictures a cluster, from its mean outwards
-    0/, 1/, ...     links to the pictures of each cluster and to their maps, laid out as they were
-    none/           those that belong to none
+clusters.csv    of each patch its name (or row and column), cluster and distance
+clusters.png    a row of pictures a cluster, from its mean outwards
+0/, 1/, ...     links to the pictures of each cluster and to their maps, laid out as they were
+none/           those that belong to none
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def write_clusters(folder: Path, patches: Patches | None, clusters: Clusters) ->
 
 def write_list(path: Path, patches: Patches | None, clusters: Clusters) -> None:
     """One line a patch, in the order of the embeddings."""
-    named = ("picture",) if isinstance(patches, FolderPatches) else ("number",) if patches is None else ("row", "column")
+    named = (
+        ("picture",) if isinstance(patches, FolderPatches) else ("number",) if patches is None else ("row", "column")
+    )
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*named, *COLUMNS))

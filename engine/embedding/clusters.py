@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from engine.storage.readers import SlicedInput
-
 NONE = -1  # cluster of what belongs to none
 MOST_BYTES = 2**31  # of embeddings that are clustered
 COMPONENTS, COMPONENTS_OF_DENSITY = 50, 5  # what k-means and HDBSCAN look at; density says little in many dimensions
@@ -112,10 +110,12 @@ def least_of(how: Clustering, count: int) -> int:
     return how.least or min(max(count // LEAST_SHARE, FEWEST), LEAST)
 
 
-def find_clusters(embeddings: SlicedInput, how: Clustering, named: Callable[[int], str]) -> Clusters:
+def find_clusters(embeddings: np.ndarray, name: str, how: Clustering, named: Callable[[int], str]) -> Clusters:
     """The clusters of embeddings (..., D): a function of them and the seed.
 
     Args:
+        embeddings: An array, or what is read where it is sliced.
+        name: What they are called, for messages.
         named: Name of a patch, for messages.
     Raises:
         ValueError: there are too many, or too few, or some are not finite, or no clusters are found.
@@ -123,24 +123,24 @@ def find_clusters(embeddings: SlicedInput, how: Clustering, named: Callable[[int
     size = int(np.prod(embeddings.shape)) * np.dtype(np.float32).itemsize
     if size > MOST_BYTES:
         raise ValueError(
-            f"{embeddings.name} has {size / 1e9:.1f} GB of float32 but clusters are found of {MOST_BYTES / 1e9:.1f} GB "
+            f"{name} has {size / 1e9:.1f} GB of float32 but clusters are found of {MOST_BYTES / 1e9:.1f} GB "
             "at most; name a part of them"
         )
     if len(embeddings.shape) < 2 or np.dtype(embeddings.dtype).kind != "f":
         raise ValueError(
-            f"{embeddings.name} is {embeddings.dtype} of shape {embeddings.shape}; expected floating-point numbers "
+            f"{name} is {embeddings.dtype} of shape {embeddings.shape}; expected floating-point numbers "
             "of shape (n, D), a row a patch"
         )
     values = np.asarray(embeddings, np.float32).reshape(-1, embeddings.shape[-1])
     check_clustering(how, len(values))
     if not (finite := np.isfinite(values).all(1)).all():
         first = int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"{embeddings.name} has values that are not finite for {named(first)}; embed it again")
+        raise ValueError(f"{name} has values that are not finite for {named(first)}; embed it again")
     from threadpoolctl import threadpool_limits  # which scikit-learn brings
 
     with threadpool_limits(how.threads), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reduced = reduce(standardised(values, embeddings.name), how)
+        reduced = reduce(standardised(values, name), how)
         labels = numbered(by_density(reduced, how) if how.count is None else by_means(reduced, how))
         return judged(reduced, labels, how)
 
@@ -199,8 +199,8 @@ def by_density(values: np.ndarray, how: Clustering) -> np.ndarray:
     labels = HDBSCAN(min_cluster_size=least, min_samples=min(least, NEIGHBOURS), copy=True).fit_predict(values)
     if (labels < 0).all():
         raise ValueError(
-            f"`cluster` auto finds no clusters of {least} or more in {len(values)} patches; pass `cluster` K, or another "
-            "`cluster_least`"
+            f"`cluster` auto finds no clusters of {least} or more in {len(values)} patches; pass `cluster` K, or "
+            "another `cluster_least`"
         )
     return labels
 
