@@ -261,7 +261,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_lost(tmp_path):
         ((f"{file}:/bad", "--cluster", 3, *new), ["not finite", "row 7"]),
         ((f"{file}:/codes", "--cluster", 3, *new), ["int64", "floating-point"]),
         ((f"{file}:/flat", "--cluster", 3, *new), ["(20,)", "(n, D)"]),
-        ((f"{file}:/large", "--cluster", 3, *new), ["23.0 GB", "2.1 GB"]),
+        ((f"{file}:/large", "--cluster", 3, *new), ["23.0 GB", "0.5 GB"]),
         ((f"{file}:/feat", "--cluster", "auto", "--cluster-least", 10, *new), ["no clusters of 10", "--cluster K"]),
         ((tmp_path / "broken.h5", "--cluster", 3, *new), ["broken.h5", "cannot be read"]),
         ((tmp_path / "none.h5", "--cluster", 3, *new), ["none.h5 is not there"]),

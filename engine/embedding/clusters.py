@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 NONE = -1  # cluster of what belongs to none
-MOST_BYTES = 2**31  # of embeddings that are clustered
+MOST_BYTES = 2**29  # of embeddings that are clustered, which takes six times as much
 COMPONENTS, COMPONENTS_OF_DENSITY = 50, 5  # what k-means and HDBSCAN look at; density says little in many dimensions
 LEAST_SHARE, LEAST, FEWEST = 20, 50, 5  # the smallest cluster: a 20th of the patches, within 5 and 50
 NEIGHBOURS = 10  # of a patch, which say how dense it is where it lies
