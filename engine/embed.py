@@ -263,8 +263,9 @@ def cluster(args: argparse.Namespace) -> str:
     check_clusters(args, None)
     source, folder = args.out or args.source, cluster_folder(args)
     embeddings = read_rows(source, "the embeddings")
-    facts, names = read_origin(split_dataset(source)[0], math.prod(embeddings.shape[:-1]))
-    patches = patches_of_file(facts, names, source) if facts else None
+    count, file = math.prod(embeddings.shape[:-1]), split_dataset(source)[0]
+    facts, names = read_origin(file, count)
+    patches = patches_of_file(facts, names, count, file) if facts else None
     clusters = find_clusters(
         embeddings, f"the embeddings {source}", clustering(args), patches.named if patches else "row {}".format
     )
@@ -282,8 +283,9 @@ def in_words(clusters: Clusters, folder: Path, known: bool) -> str:
     outside = sizes.pop(-1, 0)
     of_all = f"{len(sizes)} clusters of {', '.join(map(str, sizes.values()))} patches"
     outside_too = f", {outside} in none of them" if outside else ""
+    apart = "" if math.isnan(clusters.silhouette) else f", silhouette {clusters.silhouette:.2f}"
     alone = "" if known else "; the pictures are not known or not there, and it holds the list alone"
-    return f"{of_all}{outside_too}, silhouette {clusters.silhouette:.2f}: {folder}{alone}"
+    return f"{of_all}{outside_too}{apart}: {folder}{alone}"
 
 
 def patches_of(args: argparse.Namespace) -> Patches:

@@ -15,6 +15,7 @@ from engine.embedding.clusters import Clustering, find_clusters
 
 SIDE, EACH = 32, 12
 STYLES = {"pale": ((235, 200, 220), 4), "dark": ((110, 60, 140), 4), "rough": ((200, 150, 190), 40)}
+MORE = '{"source": "/", "patch_px": 8, "grid": [3, 4], "at_px": [0, 0], "slide_px_per_patch_px": 1, "pixel_size_um": 1}'
 APPEARANCE = ("--with", "appearance", "--patch", SIDE)
 
 
@@ -220,6 +221,11 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_lost(tmp_path):
         file["codes"] = np.zeros((20, 4), int)
         file["flat"] = np.zeros(20, np.float32)
         file.create_dataset("large", (15_000_000, 384), np.float32, chunks=(1000, 384))
+    for name, text in (("lost", '{"source": "/"}'), ("list", "[1]"), ("more", MORE)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as made:
+            made["embeddings"] = rng.standard_normal((20, 4)).astype(np.float32)
+            made.attrs["slidefield"] = text
+            made.attrs["slidefield_dataset"] = "embeddings"
     (tmp_path / "broken.h5").write_text("no HDF5")
     file, out, new = tmp_path / "f.h5", ("--out", tmp_path / "new.h5"), ("--cluster-folders", tmp_path / "new")
     for arguments, said in (
@@ -228,10 +234,10 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_lost(tmp_path):
         ((data, *APPEARANCE, *out, "--cluster", "many"), ["--cluster", "'many'"]),
         (
             (data, *APPEARANCE, *out, "--cluster", "auto", "--cluster-least", 19),
-            ["36 patches", "19", "--cluster-least"],
+            ["(36)", "19", "--cluster-least"],
         ),
         ((tmp_path / "one", *APPEARANCE, *out, "--cluster", 2), ["--cluster 2", "(1)"]),
-        ((tmp_path / "one", *APPEARANCE, *out, "--cluster", "auto"), ["1 patches are too few", "--cluster K"]),
+        ((tmp_path / "one", *APPEARANCE, *out, "--cluster", "auto"), ["too few patches (1)", "--cluster K"]),
         ((tmp_path / "empty", *APPEARANCE, *out, "--cluster", 2), ["no pictures"]),
         ((data, *APPEARANCE, *out, *new), ["--cluster-folders", "--cluster K"]),
         ((data, *APPEARANCE, *out, "--cluster", 3, "--cluster-least", 3), ["--cluster-least", "auto"]),
@@ -264,6 +270,9 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_lost(tmp_path):
         ((f"{file}:/large", "--cluster", 3, *new), ["23.0 GB", "0.5 GB"]),
         ((f"{file}:/feat", "--cluster", "auto", "--cluster-least", 10, *new), ["no clusters of 10", "--cluster K"]),
         ((tmp_path / "broken.h5", "--cluster", 3, *new), ["broken.h5", "cannot be read"]),
+        ((tmp_path / "lost.h5", "--cluster", 3, *new), ["lost.h5 does not say", "patch_px"]),
+        ((tmp_path / "list.h5", "--cluster", 3, *new), ["list.h5 does not say"]),
+        ((tmp_path / "more.h5", "--cluster", 3, *new), ["more.h5 does not say", "12 patches for 20"]),
         ((tmp_path / "none.h5", "--cluster", 3, *new), ["none.h5 is not there"]),
         ((f"{file}:/feat", "--cluster", 3, *new, "--seed", -1), ["--seed", "0 or more"]),
     ):

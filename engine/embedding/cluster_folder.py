@@ -152,7 +152,8 @@ def link_pictures(folder: Path, patches: FolderPatches, clusters: Clusters) -> N
         for path in (picture, *maps_of(picture, in_folder)):
             link = folder / name_of(int(number)) / path.relative_to(source)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
+            if not link.is_symlink():  # a list may name a picture twice
+                link.symlink_to(path)
 
 
 def maps_of(picture: Path, in_folder: Callable[[Path], dict[str, Path]]) -> list[Path]:

@@ -84,7 +84,7 @@ def check_clustering(how: Clustering, count: int | None) -> None:
         raise ValueError(f"`cluster` {how.count} is more than there are patches ({count}); choose a smaller one")
     if how.count is None and count < 2 * least_of(how, count):
         raise ValueError(
-            f"`cluster` auto: {count} patches are too few for two clusters of {least_of(how, count)} or more; "
+            f"`cluster` auto: too few patches ({count}) for two clusters of {least_of(how, count)} or more; "
             "choose a smaller `cluster_least`, or pass `cluster` K"
         )
 

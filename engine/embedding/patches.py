@@ -253,11 +253,12 @@ def image_of(mask: Path) -> Path:
     return mask.with_name(mask.name.removesuffix(MASK_ENDING))
 
 
-def patches_of_file(facts: Mapping[str, Any], names: Sequence[str] | None, path: Path) -> Patches | None:
+def patches_of_file(facts: Mapping[str, Any], names: Sequence[str] | None, count: int, path: Path) -> Patches | None:
     """The patches that a file of embeddings was made of; None: they are not there any more.
 
     Args:
         facts, names: What the file says of them.
+        count: Number of them.
         path: The file, for messages.
     Raises:
         ValueError: it says it in other words than ours.
@@ -267,9 +268,13 @@ def patches_of_file(facts: Mapping[str, Any], names: Sequence[str] | None, path:
         if not source.exists():
             return None
         if names is not None:
-            return FolderPatches(source, side, names, tuple(grid) if grid else None)
-        (y, x), scale = facts["at_px"], float(facts["slide_px_per_patch_px"])
-        return SlidePatches(source, side, tuple(grid), (y, x), scale, facts["pixel_size_um"])
+            patches: Patches = FolderPatches(source, side, names, tuple(grid) if grid else None)
+        else:
+            (y, x), scale = facts["at_px"], float(facts["slide_px_per_patch_px"])
+            patches = SlidePatches(source, side, tuple(grid), (y, x), scale, facts["pixel_size_um"])
+        if len(patches) != count:
+            raise ValueError(f"{len(patches)} patches for {count} embeddings")
+        return patches
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not say what it was made of ({type(error).__name__}: {error})") from None
 
