@@ -45,6 +45,8 @@ setup(
         "models": ["diffusers>=0.30", "transformers>=4.40"],
         # engine.embed of scanners' formats; openslide-python with openslide-bin does as well.
         "slides": ["tiffslide>=3", "imagecodecs>=2024.1"],
+        # engine.embed --cluster: k-means and HDBSCAN. For --reduce umap also umap-learn.
+        "cluster": ["scikit-learn>=1.3"],
         # jobs/tour.ipynb, and Image.to_xarray.
         "notebook": ["jupyterlab>=4", "matplotlib>=3.8", "xarray>=2024.1"],
         # For the plots of benchmarks/.
@@ -55,6 +57,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "diffusers>=0.30",
+            "scikit-learn>=1.3",
             "yaozarrs>=0.3",
             "ruff>=0.6",
             "mypy>=1.11",

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+import engine.embedding.appearance
 from engine.command_line import imported
+from engine.embedding.appearance import NAME, appearance
 from engine.storage.settings_file import read_json_object
 
 WEIGHTS = (".pt", ".pth", ".ts", ".torchscript")
@@ -59,7 +61,7 @@ class Extractor:
 
 
 def extractor_of(text: str, device: str) -> Extractor:
-    """The extractor that ``module:function`` or a folder names.
+    """The extractor that ``module:function`` or a folder names; ``appearance`` is the one in the package.
 
     Args:
         device: Device of a folder's network.
@@ -67,10 +69,12 @@ def extractor_of(text: str, device: str) -> Extractor:
         ValueError: it is neither, or cannot be loaded.
     """
     folder = Path(text)
+    if text == NAME:
+        return Extractor(text, sha256_of([Path(str(engine.embedding.appearance.__file__))]), appearance)
     if folder.is_dir():
         return network_in(folder, device)
     if ":" not in text:
-        raise ValueError(f"`with` {text} is no folder, nor module:function; name one of them")
+        raise ValueError(f"`with` {text} is no folder, nor module:function; name one of them, or appearance")
     function = imported(text, "with", "one from patches uint8 (n, p, p, 3) to embeddings (n, D)")
     file = getattr(sys.modules[text.partition(":")[0]], "__file__", None)
     return Extractor(text, sha256_of([Path(file)]) if file else "", function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from engine.inputs.dataset_folder import MASK_ENDING, PARTS
 from engine.planning.geometry import Box
 from engine.storage.slides import Slide, open_slide, pictures_in
 
 SMALLEST_SCALE = 0.5  # slide pixels per patch pixel; more enlargement than that is a mistake
 LONGEST_LIST = 2**28  # bytes of a file of names
+MAPS = (PARTS["instances"], PARTS["appearance_mask"])
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def folder_patches(
     Raises:
         ValueError: there are none, or another number than the grid has.
     """
-    names = pictures_in(folder) if listed is None else read_names(listed)
+    names = without_maps(pictures_in(folder)) if listed is None else read_names(listed)
     if not names:
         raise ValueError(f"{listed or folder} has no pictures; pass a slide, or a folder of PNG, JPEG or TIFF patches")
     missing = next((name for name in names if not (folder / name).is_file()), None)
@@ -228,6 +230,53 @@ def folder_patches(
             "pass `list` FILE with those of the grid, row by row"
         )
     return FolderPatches(folder, side, names, grid)
+
+
+def without_maps(names: Sequence[str]) -> list[str]:
+    """The pictures that are no maps of others: not ``_mask.png`` beside an image, nor what lies beside ``images/``.
+
+    >>> without_maps(["a.jpg", "a_mask.png", "b_mask.png", "t/images/c.png", "t/inst_masks/c.tif"])
+    ['a.jpg', 'b_mask.png', 't/images/c.png']
+    """
+    paths = [Path(name) for name in names]
+    stems, folders = {path.with_suffix("") for path in paths}, {path.parent for path in paths}
+    maps = {folder.parent / part for folder in folders if folder.name == PARTS["appearance"] for part in MAPS}
+    return [
+        path.as_posix()
+        for path in paths
+        if path.parent not in maps and not (path.name.endswith(MASK_ENDING) and image_of(path) in stems)
+    ]
+
+
+def image_of(mask: Path) -> Path:
+    """An image of the name that a label map's ends with ``_mask.png``, without its suffix."""
+    return mask.with_name(mask.name.removesuffix(MASK_ENDING))
+
+
+def patches_of_file(facts: Mapping[str, Any], names: Sequence[str] | None, count: int, path: Path) -> Patches | None:
+    """The patches that a file of embeddings was made of; None: they are not there any more.
+
+    Args:
+        facts, names: What the file says of them.
+        count: Number of them.
+        path: The file, for messages.
+    Raises:
+        ValueError: it says it in other words than ours.
+    """
+    try:
+        source, side, grid = Path(facts["source"]), int(facts["patch_px"]), facts["grid"]
+        if not source.exists():
+            return None
+        if names is not None:
+            patches: Patches = FolderPatches(source, side, names, tuple(grid) if grid else None)
+        else:
+            (y, x), scale = facts["at_px"], float(facts["slide_px_per_patch_px"])
+            patches = SlidePatches(source, side, tuple(grid), (y, x), scale, facts["pixel_size_um"])
+        if len(patches) != count:
+            raise ValueError(f"{len(patches)} patches for {count} embeddings")
+        return patches
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not say what it was made of ({type(error).__name__}: {error})") from None
 
 
 def read_names(path: Path) -> list[str]:

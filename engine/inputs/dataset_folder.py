@@ -8,6 +8,7 @@ from engine.job import SampleJob
 
 PARTS = {"instances": "inst_masks", "appearance": "images", "appearance_mask": "bin_masks"}
 SPLITS = ("MoNuSegTrainingData", "MoNuSegTestData")
+MASK_ENDING = "_mask.png"  # of the label map that lies beside an image
 
 
 def dataset_of(job: SampleJob) -> Path | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from engine.storage.files import whole_file
-from engine.storage.readers import HDF5, HDF5_DEFAULT
+from engine.storage.readers import HDF5, HDF5_DEFAULT, reason
 from engine.storage.settings_file import check_regular
 
 NAME, FACTS = "embeddings", "slidefield"
@@ -133,6 +133,27 @@ def new_embedding_file(
                 file["names"] = np.array(places, dtype=h5py.string_dtype()).reshape(shape)
             yield EmbeddingFile(file, shape, disk)
         disk.check()
+
+
+def read_origin(path: Path, count: int) -> tuple[dict[str, Any], list[str] | None]:
+    """What a file says of the patches that its embeddings are of, and the names of their files, if they have any.
+
+    Args:
+        path: A file that can be read; another program's says nothing, and neither does one of as many other patches.
+        count: Number of patches.
+    Raises:
+        ValueError: what it says cannot be read.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if FACTS not in file.attrs or int(np.prod(file[NAME].shape[:-1])) != count:
+                return {}, None
+            names = file["names"].asstr()[()].reshape(-1).tolist() if "names" in file else None
+            return dict(json.loads(file.attrs[FACTS])), names
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not say what it was made of ({reason(error)})") from None
 
 
 def check_place(path: Path, overwrite: bool) -> None:

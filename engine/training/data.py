@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from engine.inputs.dataset_folder import MASK_ENDING
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-MASK_ENDING = "_mask.png"
 
 
 def find_images(folder: Path) -> list[Path]:
