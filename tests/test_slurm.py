@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launching import LONGEST, ROOT, environment, launch, sha, shared_memory_of
 from PIL import Image
+
+from engine.models.card import read_card
 
 TOOLS = Path(os.environ.get("SLIDEFIELD_SLURM_TOOLS", ROOT.parent / "shared" / "tools"))
 NODES, CPUS, PORT = 4, 4, 6817
@@ -342,14 +345,18 @@ def test_an_array_makes_one_output_a_value_and_goes_on_when_it_is_given_again(sl
 @pytest.mark.runs
 @long
 def test_a_training_that_is_told_to_stop_is_queued_again_and_goes_on(slurm):
-    tiles = slurm.folder / "tiles"
-    tiles.mkdir()
+    for part in ("images", "inst_masks"):
+        (slurm.folder / "nuclei" / part).mkdir(parents=True)
     for i in range(8):
-        Image.effect_noise((160, 160), 90).convert("RGB").save(tiles / f"{i}.png")
-    small = ("--crop", 64, "--channels", "8,16", "--blocks", "1,1", "--batch-size", 2, "--every", 1000, "--threads", 1)
-    given = ("autoencoder", "--data", "tiles", "--out", "model", "--steps", 600, "--device", "cpu", *small)
+        picture = Image.effect_noise((32, 32), 90).convert("RGB")
+        picture.save(slurm.folder / "nuclei" / "images" / f"{i}.png")
+        instances = (np.asarray(picture)[..., 0] > 128).astype(np.uint8)
+        Image.fromarray(instances).save(slurm.folder / "nuclei" / "inst_masks" / f"{i}.png")
+    small = ("--window", 16, "--model-channels", 32, "--channel-mult", "1,2", "--blocks", 1, "--attention", 8)
+    small = (*small, "--batch-size", 2, "--every", 1000, "--threads", 1, "--steps", 600, "--device", "cpu")
+    given = ("nuclei", "--data", "nuclei", "--out", "model", *small)
     number = slurm.submit("train.slurm", *given, options=("--nodes=2", *SMALL))
-    slurm.until(number, (slurm.folder / "model" / "vae" / "training.jsonl").exists)
+    slurm.until(number, (slurm.folder / "model" / "unet" / "training.jsonl").exists)
     slurm.call("scancel", "--signal=USR1", "--batch", number)
     job = slurm.reached(number, "COMPLETED", restarts=1)
     assert job["ExitCode"] == "0:0"
@@ -357,6 +364,7 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_goes_on(slurm):
     done = [int(step) for step in re.findall(r"^step (\d+)/600", slurm.log(number), re.MULTILINE)]
     assert done == sorted(done)
     assert done[-1] == 600
+    assert read_card(str(slurm.folder / "model")).semantic_channels == 6
 
 
 @pytest.mark.runs
