@@ -15,7 +15,7 @@ from engine.distributed.ranks import Ranks
 from engine.models.networks.mask_unet import ResnetBlock
 from engine.models.networks.spade_unet import Stage
 from engine.training.loop import LoopSettings
-from engine.training.published import diffinfinite, nuclei
+from engine.training.published import diffinfinite, expert, feature_aligned, nuclei
 from engine.training.published.common import Task, Training
 
 S = TypeVar("S")
@@ -27,6 +27,8 @@ def train_published(args: Namespace, settings: LoopSettings, ranks: Ranks, devic
     Args:
         args: Options of the command.
     """
+    if args.network in BY_EPOCHS:
+        return BY_EPOCHS[args.network](args, settings, ranks, device)
     task = TASKS[args.network](args, ranks, device)
     training = Training(task, args.out, settings, ranks, device)
     if args.activation_checkpointing:
@@ -57,6 +59,24 @@ TASKS: dict[str, Callable[[Namespace, Ranks, str], Task]] = {
     "nuclei": nuclei_task,
     "diffinfinite-image": image_task,
     "diffinfinite-labels": label_task,
+}
+
+
+def train_expert(args: Namespace, settings: LoopSettings, ranks: Ranks, device: str) -> bool:
+    own = settings_of(expert.ExpertSettings, args)
+    training = expert.ExpertTraining(args.data, args.out, own, settings, args.init, ranks, device)
+    return training.run(args.resume == "auto")
+
+
+def train_aligned(args: Namespace, settings: LoopSettings, ranks: Ranks, device: str) -> bool:
+    own = settings_of(feature_aligned.AlignedSettings, args)
+    resume = args.resume == "auto"
+    return feature_aligned.train_aligned(args.data, args.out, own, settings, args.init, ranks, device, resume)
+
+
+BY_EPOCHS: dict[str, Callable[[Namespace, LoopSettings, Ranks, str], bool]] = {
+    "expert": train_expert,
+    "feature-aligned": train_aligned,
 }
 
 
