@@ -68,12 +68,15 @@ def weights_of(folder):
     return load_file(folder / WEIGHTS)
 
 
-def assert_close(one, other, rate, mean):
-    """Weights after a step or two of Adam, whose every step is as long as the learning rate."""
-    assert one.keys() == other.keys()
-    for key, tensor in one.items():
-        assert float((tensor - other[key]).abs().max()) <= 4 * rate, key  # where a gradient is nothing but rounding
-        assert float((tensor - other[key]).abs().mean()) < mean, key
+def assert_same_gradients(one, other):
+    """Gradients of a first step, which Adam's first moments are a tenth of."""
+    states = [torch.load(folder / "training.pt", weights_only=True)["optimizer"]["state"] for folder in (one, other)]
+    largest = max(float(each["exp_avg"].abs().max()) for each in states[0].values())
+    assert largest > 0
+    assert len(states[0]) == len(states[1])
+    for index, each in states[0].items():
+        scale = max(float(each["exp_avg"].abs().max()), 1e-3 * largest)
+        assert float((each["exp_avg"] - states[1][index]["exp_avg"]).abs().max()) < 1e-3 * scale, index
 
 
 # ---- the expert ---------------------------------------------------------------------------------
@@ -222,39 +225,29 @@ def test_an_expert_learns_and_says_how_often_it_is_right(kather, expert):
 
 
 @pytest.mark.runs
-def test_experts_weights_are_the_same_to_rounding_on_1_and_3_ranks(kather, tmp_path):
+def test_the_experts_gradients_are_the_same_to_rounding_on_1_and_3_ranks(kather, tmp_path):
     for ranks in (1, 3):
-        trained_expert(ranks, kather, tmp_path / f"{ranks}", "--steps", 2, "--batch-size", 7)
+        trained_expert(ranks, kather, tmp_path / f"{ranks}", "--steps", 1, "--batch-size", 7)
+    assert_same_gradients(*(tmp_path / f"{ranks}" / "expert" for ranks in (1, 3)))
     one, three = (weights_of(tmp_path / f"{ranks}" / "expert") for ranks in (1, 3))
-    assert_close(one, three, 1e-4, 5e-6)
-    moved = one["bn1.running_var"] - 1
-    assert float(moved.abs().min()) > 1e-3, "averages of the batches"
-    torch.testing.assert_close(one["bn1.running_var"], three["bn1.running_var"], rtol=1e-4, atol=1e-6)
+    assert float((one["bn1.running_var"] - 1).abs().min()) > 1e-3, "averages of the batches"
+    for key in one:
+        if "running" in key:
+            torch.testing.assert_close(one[key], three[key], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.runs
 def test_a_stopped_expert_resumes_to_the_same_weights(kather, tmp_path):
-    options = ("--epochs", 3, "--lr", 1e-3)
-    trained_expert(1, kather, tmp_path / "whole", *options)
-    done = launch(
-        1,
-        "expert",
-        "--data",
-        kather,
-        "--out",
-        tmp_path / "two",
-        *EXPERT,
-        *options,
-        "--stop-after",
-        1e-9,
-        module="engine.train",
-    )
+    options = ("--data", kather, *EXPERT, "--epochs", 2)
+    train(1, "expert", "--out", tmp_path / "whole", *options)
+    more = ("--out", tmp_path / "two", *options, "--stop-after", 1e-9)
+    done = launch(1, "expert", *more, module="engine.train")
     assert done.returncode == 75, done.stderr
-    assert "resumed at step 1" in trained_expert(3, kather, tmp_path / "two", *options)
+    assert "resumed at step 1" in train(1, "expert", "--out", tmp_path / "two", *options)
     whole, two = (weights_of(tmp_path / name / "expert") for name in ("whole", "two"))
-    assert_close(whole, two, 1e-3, 2e-4)
-    known = [json.loads((tmp_path / n / "expert" / "accuracy.json").read_text())["epochs"] for n in ("whole", "two")]
-    assert [record["step"] for record in known[0]] == [record["step"] for record in known[1]] == [4, 8, 12]
+    assert all(torch.equal(tensor, two[key]) for key, tensor in whole.items())
+    known = [json.loads((tmp_path / n / "expert" / "accuracy.json").read_text()) for n in ("whole", "two")]
+    assert known[0] == known[1]
 
 
 # ---- the diffusion network ----------------------------------------------------------------------
@@ -319,11 +312,11 @@ def test_a_step_of_the_aligned_network_is_that_of_the_formula(kather, tmp_path, 
 
 @pytest.mark.runs
 def test_an_aligned_network_is_learned_and_samples(kather, expert, tmp_path):
-    options = ("--epochs", 6, "--lr", 3e-3, "--align", expert)
-    said = trained(2, kather, tmp_path / "m", *options, "--keep-every", 18)
+    options = ("--epochs", 5, "--lr", 3e-3, "--align", expert)
+    said = trained(3, kather, tmp_path / "m", *options, "--keep-every", 18)
     assert "24 pictures, 6 held out, 6 steps an epoch, aligned" in said
     means = [float(line.split("loss ")[1].split()[0]) for line in said.splitlines() if "of the epoch" in line]
-    assert len(means) == 6
+    assert len(means) == 5
     assert means[-1] < 0.8 * means[0]
     best = json.loads((tmp_path / "m" / "unet" / "best.json").read_text())
     assert best["loss"] == pytest.approx(min(means), abs=1e-4)
@@ -340,57 +333,30 @@ def test_an_aligned_network_is_learned_and_samples(kather, expert, tmp_path):
     assert {"loss", "mse", "align"} <= log[-1].keys()
     for model in (tmp_path / "m", tmp_path / "m" / "checkpoints" / "step-000018"):
         options = ("--model", model, "--label", "stroma,empty", "--size", 16, "--count", 4, "--steps", 2)
-        done = launch(2, *options, "--shard", 16, "--chunk", 16, "--out", model / "o.zarr")
+        done = launch(3, *options, "--shard", 16, "--chunk", 16, "--out", model / "o.zarr")
         assert done.returncode == 0, done.stderr
         assert verify(model / "o.zarr")[0] == 0
 
 
 @pytest.mark.runs
-def test_aligned_weights_are_the_same_to_rounding_on_1_and_3_ranks(kather, expert, tmp_path):
-    options = ("--steps", 2, "--batch-size", 5, "--align", expert)
+def test_aligned_gradients_are_the_same_to_rounding_on_1_and_3_ranks(kather, expert, tmp_path):
     for ranks in (1, 3):
-        trained(ranks, kather, tmp_path / f"{ranks}", *options)
-    for part in ("unet", "embedder"):
-        assert_close(*(weights_of(tmp_path / f"{ranks}" / part) for ranks in (1, 3)), 1e-4, 5e-6)
-    state = [torch.load(tmp_path / f"{ranks}" / "unet" / "training.pt", weights_only=True) for ranks in (1, 3)]
-    assert state[0]["extra"]["epoch"]["total"] == pytest.approx(state[1]["extra"]["epoch"]["total"], rel=1e-5)
-    assert_close(
-        *({key: value for key, value in each["network"].items() if key.startswith("mapping")} for each in state),
-        1e-4,
-        1e-5,
-    )
+        trained(ranks, kather, tmp_path / f"{ranks}", "--steps", 1, "--batch-size", 5, "--align", expert)
+    one, three = (tmp_path / f"{ranks}" / "unet" for ranks in (1, 3))
+    assert_same_gradients(one, three)
+    best = [json.loads((folder / "best.json").read_text())["loss"] for folder in (one, three)]
+    assert best[0] == pytest.approx(best[1], rel=1e-5)
 
 
 @pytest.mark.runs
-def test_a_killed_and_a_stopped_training_resume_to_the_same_weights(kather, expert, tmp_path):
-    options = (
-        "--epochs",
-        3,
-        "--align",
-        expert,
-        "--best",
-        "held-out",
-    )
+def test_a_killed_training_resumes_to_the_same_weights(kather, expert, tmp_path):
+    options = ("--epochs", 3, "--align", expert, "--best", "held-out")
     trained(1, kather, tmp_path / "whole", *options)
     out = tmp_path / "killed"
     run = Running(1, "feature-aligned", "--data", kather, "--out", out, *ALIGNED, *options, module="engine.train")
     assert run.wait_until((out / "unet" / "best.json").exists)
     run.kill()
-    done = launch(
-        1,
-        "feature-aligned",
-        "--data",
-        kather,
-        "--out",
-        out,
-        *ALIGNED,
-        *options,
-        "--stop-after",
-        1e-9,
-        module="engine.train",
-    )
-    assert done.returncode in (0, 75), done.stderr
-    assert "resumed at step" in trained(1, kather, out, *options) + done.stdout
+    assert "resumed at step" in trained(1, kather, out, *options)
     for part in ("unet", "embedder"):
         whole, resumed = (weights_of(tmp_path / name / part) for name in ("whole", "killed"))
         assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items()), part
@@ -398,6 +364,7 @@ def test_a_killed_and_a_stopped_training_resume_to_the_same_weights(kather, expe
     assert both[0] == both[1]
 
 
+@pytest.mark.runs
 def test_the_mean_of_an_epoch_is_kept_over_a_stop(kather, tmp_path):
     options = ("--epochs", 2)
     trained(1, kather, tmp_path / "whole", *options)
@@ -494,7 +461,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_pat
         ((*of_expert, *good, "--init", expert, "--width", 8), ["another shape"]),
         (
             (*of_expert, "--data", kather, "--out", expert, "--softmax", "double", "--lr", 3e-3, "--gamma", 1),
-            ["--softmax is single"],
+            ["--softmax is 'single'"],
         ),
         ((*aligned, *good, "--align", tmp_path / "none"), ["none is no expert"]),
         (
@@ -510,7 +477,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_pat
         ((*aligned, *good, "--best", "held-out", "--hold-out", 0), ["--best held-out"]),
         ((*aligned, *good, "--lr", 1e30, "--steps", 9), ["not finite", "--lr"]),
     ):
-        done = launch(2, *options, module="engine.train")
+        done = launch(3, *options, module="engine.train")
         assert done.returncode == 1, done.stdout
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 == len(done.stderr.splitlines()), done.stderr
