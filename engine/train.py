@@ -298,6 +298,7 @@ def feature_aligned_options(sub: argparse.ArgumentParser) -> None:
     add("--clip-model", type=Path, metavar="DIR", help="folder of CLIP that embeds the names (needs transformers)")
     add("--features", type=whole_numbers, default=[320, 640, 1280], help="at each size, from full size down")
     add("--blocks", type=positive(int), default=1, help="residual blocks at each size")
+    add("--attention", type=whole, default=0, metavar="N", help="sizes with attention, from full size down (0: all)")
     add("--token-width", type=positive(int), default=768, help="features of the token")
     add("--heads", type=positive(int), default=8, help="attention heads, attention_head_dim of diffusers")
     add("--groups", type=positive(int), default=32, help="groups of the network's group normalisation")

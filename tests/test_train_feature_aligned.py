@@ -17,11 +17,18 @@ from engine.diffusion.schedule import betas
 from engine.models.card import read_card
 from engine.models.expert import load_expert
 from engine.models.files import CLASSES, WEIGHTS
+from engine.models.folder import diffusers_class
 from engine.models.networks.resnet import ResNet
 from engine.training.alone import Alone
 from engine.training.loop import Ema, LoopSettings
 from engine.training.published.expert import begin_from, classification_loss
-from engine.training.published.feature_aligned import AlignedSettings, AlignedTraining, class_table, train_aligned
+from engine.training.published.feature_aligned import (
+    AlignedSettings,
+    AlignedTraining,
+    class_table,
+    train_aligned,
+    unet_config,
+)
 from engine.training.published.tissue import LABELS, grey_picture, tissue_pictures
 
 THREE = "tumor,stroma,empty"
@@ -256,7 +263,14 @@ def test_a_killed_expert_resumes_to_the_same_weights(kather, tmp_path):
 
 
 def settings_of(kather, **more):
-    values = {"labels": THREE.split(","), "window": 16, "features": [8, 16, 32], "blocks": 1, "token_width": 12}
+    values = {
+        "labels": THREE.split(","),
+        "window": 16,
+        "features": [8, 16, 32],
+        "blocks": 1,
+        "attention": 0,
+        "token_width": 12,
+    }
     values |= {"heads": 4, "groups": 4, "class_embeddings": None, "clip_model": None, "align": None, "seed": 0}
     values |= {"align_weight": 0.7, "layer": "down_blocks.2.resnets.0.conv_shortcut", "expert_sees": "noisy"}
     values |= {"expert_norm": "batch", "last_timestep": False, "best": "training", "hold_out": 0.2, "pixel_size": 1.0}
@@ -377,7 +391,22 @@ def test_training_starts_from_a_model_folder_and_from_one_of_other_channels(kath
     options = ("--class-embeddings", tmp_path / "three.npy", "--names", THREE)
     done = launch(1, *launch_convert, *options, module="engine.models.convert.__main__")
     assert done.returncode == 0, done.stderr
-    small = ("--labels", THREE, "--window", 16, "--features", "16,32", "--token-width", 24, "--heads", 4, "--groups", 8)
+    small = (
+        "--labels",
+        THREE,
+        "--window",
+        16,
+        "--features",
+        "16,32",
+        "--token-width",
+        24,
+        "--heads",
+        4,
+        "--groups",
+        8,
+        "--attention",
+        1,
+    )
     start = (*small, "--steps", 1, "--lr", 1e-9, "--init", tmp_path / "converted")
     train(1, "feature-aligned", "--data", kather, "--out", tmp_path / "tuned", *start)
     tuned = weights_of(tmp_path / "tuned" / "unet")
@@ -396,6 +425,14 @@ def test_training_starts_from_a_model_folder_and_from_one_of_other_channels(kath
     assert torch.allclose(
         grey["down_blocks.0.resnets.0.conv1.weight"].float(), theirs["down_blocks.0.resnets.0.conv1.weight"], atol=1e-3
     )
+
+
+def test_the_published_network_is_tiny_sds(kather):
+    config = unet_config(settings_of(kather, features=[320, 640, 1280], token_width=768, heads=8, groups=32, window=64))
+    with torch.device("meta"):
+        network = diffusers_class("UNet2DConditionModel").from_config({**config, "in_channels": 4, "out_channels": 4})
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 323, "as segmind/tiny-sd"
+    assert dict(network.named_modules())["down_blocks.2.resnets.0.conv_shortcut"].out_channels == 1280
 
 
 def test_classes_without_embeddings_have_vectors_drawn_from_their_names(kather):

@@ -53,6 +53,7 @@ class AlignedSettings:
     window: int
     features: Sequence[int]
     blocks: int
+    attention: int
     token_width: int
     heads: int
     groups: int
@@ -147,14 +148,16 @@ def features_of(network: AlignedUNet, settings: AlignedSettings) -> int:
 def unet_config(settings: AlignedSettings) -> dict[str, Any]:
     """diffusers' settings of a U-Net of segmind/tiny-sd's kind, of grey pictures."""
     levels = len(settings.features)
+    attended = min(settings.attention or levels, levels)
+    plain = levels - attended
     return {
         "sample_size": settings.window,
         "in_channels": 1,
         "out_channels": 1,
         "block_out_channels": list(settings.features),
-        "down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
+        "down_block_types": ["CrossAttnDownBlock2D"] * attended + ["DownBlock2D"] * plain,
         "mid_block_type": None,
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
+        "up_block_types": ["UpBlock2D"] * plain + ["CrossAttnUpBlock2D"] * attended,
         "layers_per_block": settings.blocks,
         "cross_attention_dim": settings.token_width,
         "attention_head_dim": settings.heads,
