@@ -1,7 +1,8 @@
 """``python -m engine.train NETWORK --data DIR --out MODEL_DIR``: train a model folder.
 
 This project's own model: the autoencoder is trained first, then the image network on its latents; the network of label
-maps is a model by itself. ``nuclei``, ``diffinfinite-image`` and ``diffinfinite-labels`` train as their authors do.
+maps is a model by itself. ``nuclei``, ``diffinfinite-image``, ``diffinfinite-labels``, ``expert`` and
+``feature-aligned`` train as their authors do.
 Each training resumes where it was stopped. Under ``mpiexec -n N`` the ranks share each batch and average gradients;
 ``--alone`` needs no MPI. ``jobs/train-embedded.sh`` trains all three within the minutes it is given.
 """
@@ -18,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, comma_separated, gives_help, positive
 from engine.messages import quoted
-from engine.training.recipe import AVERAGES, DECODER_ALONE, EDGES_ALONE, OBJECTIVES, SAMPLERS, SCHEDULES, Recipe
+from engine.training.recipe import (
+    AVERAGES,
+    BY_EPOCH,
+    DECODER_ALONE,
+    EDGES_ALONE,
+    OBJECTIVES,
+    SAMPLERS,
+    SCHEDULES,
+    Recipe,
+)
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -65,6 +75,20 @@ HALVED = {
     "diffinfinite-image": ("dim_mults", 8),
     "diffinfinite-labels": ("dim_mults", 8),
 }
+# The feature-aligned system's two trainings count epochs.
+EPOCHS: dict[str, Any] = {
+    "lr": 1e-4,
+    "warmup": 0,
+    "ema": 0.0,
+    "average": "plain",
+    "betas": [0.9, 0.999],
+    "weight_decay": 0.0,
+    "clip": 0.0,
+    "every": None,
+}
+PUBLISHED["expert"] = {**EPOCHS, "epochs": 10, "batch_size": 64, "schedule": "step", "window": 224}
+PUBLISHED["feature-aligned"] = {**EPOCHS, "epochs": 20, "batch_size": 4, "schedule": "cosine-by-epoch", "window": 64}
+BY_EPOCHS = ("expert", "feature-aligned")
 GROUPS = 8  # number of groups of the networks' group normalisation
 PUBLISHED["large-image"] = {
     "steps": 100000,
@@ -99,6 +123,7 @@ LOSSES = {
     "adversarial": "weight of a patch discriminator's verdict",
 }
 LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"
+TISSUE = "tumor,stroma,complex,lympho,debris,mucosa,adipose,empty"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,25 +133,29 @@ def parser() -> argparse.ArgumentParser:
     add_own_options |= {"nuclei": nuclei_options, "diffinfinite-image": image_options_of_diffinfinite}
     add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite, "large-image": large_image_options}
     add_own_options |= {"first-stage": first_stage_options}
+    add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite}
+    add_own_options |= {"expert": expert_options, "feature-aligned": feature_aligned_options}
     for name, defaults in (DEFAULTS | PUBLISHED).items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-        run_options(sub)
+        run_options(sub, by_epochs=name in BY_EPOCHS)
         add_own_options[name](sub)
         sub.set_defaults(**defaults)
     return top
 
 
-def run_options(sub: argparse.ArgumentParser) -> None:
-    """Add the options that every training has."""
+def run_options(sub: argparse.ArgumentParser, by_epochs: bool = False) -> None:
+    """Add the options that every training has, and those of the ones that count epochs."""
     add = sub.add_argument
-    add("--data", type=Path, required=True, help="folder of images and *_mask.png label maps")
+    data = "folder with a folder of pictures a class" if by_epochs else "folder of images and *_mask.png label maps"
+    add("--data", type=Path, required=True, help=data)
     add("--out", type=Path, required=True, help="model folder")
     add("--steps", type=positive(int), help="optimiser steps in all")
     add("--minutes", type=float, default=0.0, help="end after this long in all, from the command on (0: no limit)")
     add("--batch-size", type=positive(int), help="patches a step, over all ranks")
     add("--lr", type=positive(float), help="peak learning rate")
     add("--warmup", type=whole, default=100, help="steps to reach --lr")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="how the learning rate goes on from there")
+    schedules = (*SCHEDULES, *BY_EPOCH) if by_epochs else SCHEDULES
+    add("--schedule", choices=schedules, default="cosine", help="how the learning rate goes on from there")
     add("--ema", type=share, default=0.998, help="decay of the weight average that is saved")
     average = "how the average begins: by decays that grow, at once, or as a power of the steps after 100"
     add("--average", choices=AVERAGES, default="warm", help=average)
@@ -142,8 +171,11 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--keep-every", type=whole, default=0, metavar="STEPS", help=kept)
     stop = "leave with a checkpoint and status 75 after this long; the same command goes on (0: no limit)"
     add("--stop-after", type=not_negative, default=0.0, metavar="MINUTES", help=stop)
-    held = "images that are never trained on, with their label maps (0: the autoencoder's last four alone)"
-    add("--hold-out", type=whole, default=0, metavar="N", help=held)
+    if by_epochs:
+        epoch_options(sub)
+    else:
+        held = "images that are never trained on, with their label maps (0: the autoencoder's last four alone)"
+        add("--hold-out", type=whole, default=0, metavar="N", help=held)
     precisions = ("float32", "bfloat16", "float16")
     add("--precision", choices=precisions, default="float32", help="of products, by torch's autocast")
     add("--compile", action="store_true", help="run the network by torch.compile")
@@ -153,6 +185,18 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network is trained")
     threads = "CPU threads a rank (0: $OMP_NUM_THREADS, or the cores, shared evenly)"
     add("--threads", type=int, choices=range(1025), metavar="N", default=0, help=threads)
+
+
+def epoch_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of trainings that count epochs."""
+    add = sub.add_argument
+    epochs = "times that every picture is trained on; --steps and --every, where given, count steps instead"
+    add("--epochs", type=positive(int), help=epochs)
+    add("--gamma", type=positive(float), default=0.7, help="factor of the learning rate after each epoch, of step")
+    add("--hold-out", type=share, default=0.2, metavar="SHARE", help="of each class's pictures, never trained on")
+    labels = "names of the classes, 0 first, by commas, each in the name of its folder"
+    add("--labels", type=comma_separated, default=TISSUE, help=labels)
+    add("--window", type=positive(int), help="side that pictures are brought to, px")
 
 
 def autoencoder_options(sub: argparse.ArgumentParser) -> None:
@@ -298,6 +342,46 @@ def first_stage_options(sub: argparse.ArgumentParser) -> None:
     add("--adversarial-from", type=whole, default=0, metavar="STEP", help="step from which the discriminator counts")
 
 
+def expert_options(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument
+    softmax = "double: cross entropy of the softmax, taken twice, as published; single: of the logits"
+    add("--softmax", choices=("double", "single"), default="double", help=softmax)
+    weights = "weights of torchvision's ResNet-50 to start from, but for the head"
+    add("--weights", type=Path, metavar="FILE", help=weights)
+    first = "of --weights, the first convolution: begun anew as published, or summed over the colours"
+    add("--first-layer", choices=("new", "sum"), default="new", help=first)
+    add("--width", type=positive(int), default=64, help="features at a quarter of the size")
+    add("--depths", type=whole_numbers, default=[3, 4, 6, 3], help="blocks at each size")
+    add("--hidden", type=positive(int), default=256, help="features between the head's layers")
+
+
+def feature_aligned_options(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument
+    align = "folder of engine.train expert, or its authors' file, whose features the network is aligned with"
+    add("--align", type=Path, metavar="EXPERT", help=align)
+    add("--align-weight", type=not_negative, default=1.0, metavar="WEIGHT", help="weight of 1 less the cosine")
+    layer = "down_blocks.2.resnets.0.conv_shortcut"
+    add("--layer", default=layer, metavar="NAME", help="layer of the network that is aligned")
+    add("--expert-sees", choices=("noisy", "clean"), default="noisy", help="the noisy picture, as published, or not")
+    norm = "of the expert: by the mean and variance of the batch, as published, or those that it learned"
+    add("--expert-norm", choices=("batch", "learned"), default="batch", help=norm)
+    add("--last-timestep", action="store_true", help="train the noisiest timestep too, which the published never is")
+    best = "which epoch's network is kept: that of the least mean loss, as published, or of the least held-out loss"
+    add("--best", choices=("training", "held-out"), default="training", help=best)
+    table = "embeddings of the classes, (classes, D) (not given: those of --init, or vectors drawn from the names)"
+    add("--class-embeddings", type=Path, metavar="FILE.npy", help=table)
+    add("--clip-model", type=Path, metavar="DIR", help="folder of CLIP that embeds the names (needs transformers)")
+    add("--features", type=whole_numbers, default=[320, 640, 1280], help="at each size, from full size down")
+    add("--blocks", type=positive(int), default=1, help="residual blocks at each size")
+    add("--attention", type=whole, default=0, metavar="N", help="sizes with attention, from full size down (0: all)")
+    add("--token-width", type=positive(int), default=768, help="features of the token")
+    add("--heads", type=positive(int), default=8, help="attention heads, attention_head_dim of diffusers")
+    add("--groups", type=positive(int), default=32, help="groups of the network's group normalisation")
+    add("--pixel-size", type=positive(float), default=1.16, help="micrometres per pixel, of the window")
+    judged = "windows held out by which --best held-out judges"
+    add("--validation-windows", type=positive(int), default=64, metavar="N", help=judged)
+
+
 def published_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that all trainings of published systems have."""
     add = sub.add_argument
@@ -397,10 +481,6 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     ranks.agree(lambda: check(args, ranks.size))
     ranks.agree(lambda: check_folder(args.out, args.network))
     ranks.catch_signals()
-    if args.network == "first-stage":
-        from engine.training.published import first_stage
-
-        return 0 if first_stage.train(args, settings, ranks, device) else STOPPED
     if args.network in PUBLISHED:
         from engine.training.published.command import train_published
 
@@ -439,6 +519,7 @@ def check_folder(out: Path, network: str) -> None:
     of_published |= {"diffinfinite-labels": {"unet": "LabelUNet", "vae": "AutoencoderKL"}}
     of_published |= {"first-stage": {"vae": "VQModel or AutoencoderKL"}}
     of_published |= {"large-image": {"unet": "UNet2DConditionModel", "vae": "VQModel or AutoencoderKL"}}
+    of_published |= {"expert": {}, "feature-aligned": {"unet": "UNet2DConditionModel"}}
     own = {"unet": "LabelUNet"} if network == "labels" else {"vae": "PatchAutoencoder", "unet": "MaskUNet"}
     trained = of_published.get(network, own)
     for part in ("vae", "unet"):
@@ -475,6 +556,15 @@ def check(args: argparse.Namespace, size: int) -> None:
             f"`accumulate` {args.accumulate} is more than the {args.batch_size // size} windows of a rank; choose "
             "fewer, or a larger `batch_size`"
         )
+    if args.network == "expert":
+        return
+    if args.network == "feature-aligned":
+        divisor = 2 ** (len(args.features) - 1)
+        if args.window % divisor:
+            raise ValueError(
+                f"`window` {args.window} cannot be halved as often as `features` says; use multiples of {divisor}"
+            )
+        return
     if args.network in PUBLISHED:
         name, factor = HALVED.get(args.network, ("", 1))
         divisor = 2 ** (len(getattr(args, name)) - 1) * factor if name else 1

@@ -25,6 +25,7 @@ from engine.models.files import WEIGHTS, read_json, read_parts
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.embedder import Embedder
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
+from engine.models.networks.resnet import ResNet
 from engine.models.networks.spade_unet import SpadeUNet
 from engine.models.optimize import compiled, prepare_for_inference
 from engine.models.without_weights import without_weights
@@ -40,6 +41,7 @@ CLASSES: dict[str, type[nn.Module]] = {
     "LabelUNet": LabelUNet,
     "SpadeUNet": SpadeUNet,
     "Embedder": Embedder,
+    "ResNet": ResNet,
 }
 # Classes that run channels last on a CPU too. Group normalisation loses digits there where features have a large mean
 # (see ``place``): the first of these has none, the others normalise features whose mean is near 0.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from engine.distributed.ranks import Ranks
 from engine.storage.files import whole_file
 from engine.training.gradients import GradientAverage
+from engine.training.recipe import BY_EPOCH
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -28,7 +29,7 @@ AHEAD = 3  # batches
 LEAST_RATE = 0.02  # of the peak, where a cosine ends
 POWER, SETTLED = 2 / 3, 100  # of the average "power": its exponent, and the steps before which it is the network itself
 # Settings that a resumed run shares with the one before.
-ONE_RUN = ("batch_size", "lr", "warmup", "ema", "seed", "schedule", "betas", "weight_decay", "clip", "average")
+ONE_RUN = ("batch_size", "lr", "warmup", "ema", "seed", "schedule", "betas", "weight_decay", "clip", "average", "gamma")
 PROGRESS = ("ema_updates", "step", "seconds", "settings")  # of a saved state: what is no tensor
 
 
@@ -44,7 +45,8 @@ class LoopSettings:
         lr: peak learning rate; rises linearly over the first ``warmup`` steps, then goes as ``schedule`` says.
         schedule: ``cosine`` falls to 1/50 of the peak, ``linear`` to 0, ``constant`` stays; ``onecycle`` rises over
             30 % of the run from 1/25 of the peak and falls to next to nothing, both as cosines (Smith 2018,
-            arXiv:1708.07120), without ``warmup``.
+            arXiv:1708.07120), without ``warmup``. By epochs: ``step`` is multiplied by ``gamma`` after each,
+            ``cosine-by-epoch`` falls to 0 after the last.
         ema: decay of the weight average that is saved.
         average: ``warm`` begins with the decay (1 + n) / (10 + n), ``plain`` has its decay from the first step,
             ``power`` is the network itself for 100 steps, and has the decay 1 - n^(-2/3) after.
@@ -53,6 +55,8 @@ class LoopSettings:
         weight_decay: of AdamW; 0 makes it Adam.
         clip: greatest norm of the gradients (0: no limit).
         accumulate: micro-batches that a rank's part of a batch is evaluated in, one after the other.
+        epoch_steps: steps of an epoch (0: the training counts none).
+        gamma: factor of the schedule ``step``.
         keep_every: steps between checkpoints that are kept as model folders of their own (0: none).
         every: steps between checkpoints and sample grids.
         deadline: leave with a checkpoint when ``time.monotonic()`` comes to this (0: no limit); the same command goes
@@ -76,6 +80,8 @@ class LoopSettings:
     weight_decay: float = 0.01
     clip: float = 1.0
     accumulate: int = 1
+    epoch_steps: int = 0
+    gamma: float = 0.7
     keep_every: int = 0
     every: int = 500
     seed: int = 0
@@ -130,6 +136,8 @@ class Ema:
         self.updates += 1
         with torch.no_grad():
             torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+            for own, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+                own.copy_(theirs)
 
 
 def pinned(batch: B, pin: bool) -> B:
@@ -194,10 +202,14 @@ class Trainer:
     def learning_rate(self) -> float:
         warm = min((self.step - self.warm_from + 1) / max(self.settings.warmup, 1), 1.0)
         warm = 1.0 if self.settings.schedule == "onecycle" else warm
+        if self.settings.schedule in BY_EPOCH:
+            epochs, gamma = self.settings.steps / self.settings.epoch_steps, self.settings.gamma
+            return self.settings.lr * warm * rate_by_epoch(self.settings.schedule, self.done, epochs, gamma)
         return self.settings.lr * warm * rate_at(self.settings.schedule, self.done)
 
     def save(self) -> None:
-        """Write the state of the run, whole or not at all. Rank 0 writes."""
+        """Write the state of the run, whole or not at all. Rank 0 writes. Collective where an extra's state is."""
+        extra = {key: value.state_dict() for key, value in self.extra.items()}  # type: ignore[attr-defined]
         if self.ranks.rank == 0:
             state = {
                 "network": self.network.state_dict(),
@@ -207,7 +219,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
-                "extra": {key: value.state_dict() for key, value in self.extra.items()},  # type: ignore[attr-defined]
+                "extra": extra,
                 "settings": asdict(self.settings),
             }
             with whole_file(self.folder / f"{self.name}.pt") as temporary:
@@ -359,6 +371,18 @@ def rate_at(schedule: str, done: float) -> float:
     if done < rises:
         return first + (1 - first) * 0.5 * (1 - math.cos(math.pi * done / rises))
     return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (done - rises) / (1 - rises)))
+
+
+def rate_by_epoch(schedule: str, done: float, epochs: float, gamma: float) -> float:
+    """The learning rate over its peak, which changes after each epoch alone.
+
+    >>> [round(rate_by_epoch("step", done, 4, 0.5), 3) for done in (0, 0.24, 0.25, 0.99)]
+    [1.0, 1.0, 0.5, 0.125]
+    >>> [round(rate_by_epoch("cosine-by-epoch", done, 4, 0.5), 3) for done in (0.1, 0.5, 0.75)]
+    [1.0, 0.5, 0.146]
+    """
+    epoch = math.floor(done * epochs + 1e-6)
+    return gamma**epoch if schedule == "step" else 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def check_resumed(settings: LoopSettings, network: nn.Module, state: dict[str, Any], path: Path) -> None:

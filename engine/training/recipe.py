@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 # Names of what a diffusion network's training is made of; see ``loop.LoopSettings`` and ``objectives``.
 SCHEDULES = ("cosine", "constant", "linear", "onecycle")
+BY_EPOCH = ("step", "cosine-by-epoch")  # schedules of the trainings that count epochs
 AVERAGES = ("warm", "plain", "power")
 OBJECTIVES = ("hybrid", "rescaled-hybrid", "kl", "mse")
 SAMPLERS = ("uniform", "loss-second-moment")

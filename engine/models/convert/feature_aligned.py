@@ -59,21 +59,26 @@ def convert(checkpoint: Mapping[str, Any], path: Path, options: Options) -> Conv
         "embedder": Part({**embedder, "normalize": False}, {f"patch_fc.{k}": v for k, v in linear.items()}),
     }
     classes, told = class_table(options, embedded, below(state, "clip_model."))
-    card = {
-        "condition": "class",
-        "space": "pixels",
-        "patch_size": options.patch or int(said["sample_size"]),
-        "pixel_size_um": options.pixel_size_um or 1.16,
-        "pixel_range": [0.0, 1.0],
-        "has_null": False,
-        "defaults": {"steps": 1000, "solver": "ddpm", "guidance": 1.0, "batch_size": 8},
-    }
+    card = facts_of(options.patch or int(said["sample_size"]), options.pixel_size_um or 1.16)
     count = len(NAMES) if classes is None else len(classes)
     names = options.names or (NAMES if count == len(NAMES) else numbered("class", count))
     card["labels"] = named(options, count, names)
     if all(name.lower() in NAMES for name in names):
         card["class_means"] = [MEANS[NAMES.index(name.lower())] for name in names]
     return Converted(parts, scheduler(), card, (*notes, *told), classes=classes)
+
+
+def facts_of(patch: int, pixel_size_um: float) -> dict[str, Any]:
+    """The card of such a model, but for its classes."""
+    return {
+        "condition": "class",
+        "space": "pixels",
+        "patch_size": patch,
+        "pixel_size_um": pixel_size_um,
+        "pixel_range": [0.0, 1.0],
+        "has_null": False,
+        "defaults": {"steps": 1000, "solver": "ddpm", "guidance": 1.0, "batch_size": 8},
+    }
 
 
 def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from engine.distributed.ranks import Ranks
 from engine.models.networks.mask_unet import ResnetBlock
 from engine.models.networks.spade_unet import Stage
 from engine.training.loop import LoopSettings
-from engine.training.published import diffinfinite, large_image, nuclei
+from engine.training.published import diffinfinite, expert, feature_aligned, first_stage, large_image, nuclei
 from engine.training.published.common import Task, Training
 
 S = TypeVar("S")
@@ -27,6 +27,8 @@ def train_published(args: Namespace, settings: LoopSettings, ranks: Ranks, devic
     Args:
         args: Options of the command.
     """
+    if args.network in OWN_WAYS:
+        return OWN_WAYS[args.network](args, settings, ranks, device)
     task = TASKS[args.network](args, ranks, device)
     training = Training(task, args.out, settings, ranks, device)
     if args.activation_checkpointing:
@@ -65,6 +67,26 @@ TASKS: dict[str, Callable[[Namespace, Ranks, str], Task]] = {
     "diffinfinite-image": image_task,
     "diffinfinite-labels": label_task,
     "large-image": large_image_task,
+}
+
+
+def train_expert(args: Namespace, settings: LoopSettings, ranks: Ranks, device: str) -> bool:
+    own = settings_of(expert.ExpertSettings, args)
+    training = expert.ExpertTraining(args.data, args.out, own, settings, args.init, ranks, device)
+    return training.run(args.resume == "auto")
+
+
+def train_aligned(args: Namespace, settings: LoopSettings, ranks: Ranks, device: str) -> bool:
+    own = settings_of(feature_aligned.AlignedSettings, args)
+    resume = args.resume == "auto"
+    return feature_aligned.train_aligned(args.data, args.out, own, settings, args.init, ranks, device, resume)
+
+
+# Trainings that are no ``Task``: their losses are others.
+OWN_WAYS: dict[str, Callable[[Namespace, LoopSettings, Ranks, str], bool]] = {
+    "first-stage": first_stage.train,
+    "expert": train_expert,
+    "feature-aligned": train_aligned,
 }
 
 
