@@ -115,6 +115,8 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     precisions = ("float32", "bfloat16", "float16")
     add("--precision", choices=precisions, default="float32", help="of products, by torch's autocast")
     add("--compile", action="store_true", help="run the network by torch.compile")
+    readers = "threads that read and prepare examples ahead of the steps (0: a rank's share of the cores, 8 at most)"
+    add("--readers", type=whole, default=0, metavar="N", help=readers)
     add("--alone", action="store_true", help="train in one process, without MPI")
     add("--seed", type=int, default=0, help="seed of all that is drawn")
     add("--resume", choices=("auto", "never"), default="auto", help="go on from the last checkpoint, if there is one")
@@ -317,7 +319,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     same = ["steps", "minutes", "batch_size", "lr", "warmup", "schedule", "ema", "average", "ema_every", "weight_decay"]
     same += ["clip", "accumulate", "every", "keep_every", "seed", "precision", "compile"]
     deadline = began + 60 * args.stop_after if args.stop_after else 0.0
-    kept = {name: getattr(args, name) for name in same}
+    kept = {name: getattr(args, name) for name in same} | {"readers": args.readers or min(cores, 8)}
     settings = LoopSettings(**kept, betas=tuple(args.betas), deadline=deadline, began=began)
     common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
     ranks.agree(lambda: check(args, ranks.size))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.distributed.collectives import PendingSum
 from engine.distributed.ranks import Ranks
 from engine.storage.files import whole_file
 from engine.training.gradients import GradientAverage
@@ -61,6 +62,7 @@ class LoopSettings:
         precision: ``float32``, or ``bfloat16`` or ``float16`` where torch's autocast allows it; ``float16`` with a loss
             scale, which skips steps whose gradients overflow.
         compile: the network, by ``torch.compile``: a minute or two at the start, steps up to twice as fast on a GPU.
+        readers: threads that read and prepare examples ahead of the steps.
     """
 
     steps: int
@@ -83,6 +85,7 @@ class LoopSettings:
     began: float = field(default_factory=time.monotonic)
     precision: str = "float32"
     compile: bool = False
+    readers: int = 1
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
@@ -142,11 +145,15 @@ def pinned(batch: B, pin: bool) -> B:
 
 
 class Ahead(Generic[T]):
-    """What a function gives for one step after the other, made before it is asked for, in a thread."""
+    """What a function gives for one step after the other, made before it is asked for, in threads.
 
-    def __init__(self, make: Callable[[int], T], first: int) -> None:
+    Args:
+        threads: How many steps are made at the same time; ``AHEAD`` at most, which are all that is kept.
+    """
+
+    def __init__(self, make: Callable[[int], T], first: int, threads: int = 1) -> None:
         self.make, self.next = make, first
-        self.pool = ThreadPoolExecutor(1, "batches")
+        self.pool = ThreadPoolExecutor(min(threads, AHEAD), "batches")
         self.made: deque[Future[T]] = deque()
 
     def take(self) -> T:
@@ -180,6 +187,7 @@ class Trainer:
         self.seconds = 0.0
         self.warm_from = 0  # the step at which the optimiser knew nothing
         self.extra: dict[str, object] = {}
+        self.before = 0.0  # seconds of earlier runs
 
     @property
     def done(self) -> float:
@@ -259,15 +267,35 @@ class Trainer:
             if index == len(parts) - 1:
                 self.gradients.begin()
             share = len(positions) / self.settings.batch_size  # gradients are summed, over parts and ranks
-            self.scaler.scale(loss * share).backward()
+            with self.ranks.computing("evaluate"):  # sums go on meanwhile
+                self.scaler.scale(loss * share).backward()
         self.gradients.finish()
+        self.ask_the_time()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
+        norm = self.clip()
         if not self.scaler.is_enabled() and not math.isfinite(norm):
             self.ranks.agree(self.refuse)  # on every rank: what is summed is the same
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return figures
+
+    def ask_the_time(self) -> None:
+        """Begin to tell all ranks how long it has been, and whether to leave: rank 0's clock rules. Collective."""
+        settings, now = self.settings, time.monotonic()
+        over = self.ranks.stop_requested or 0 < settings.deadline <= now
+        own = (self.before + now - settings.began, float(over)) if self.ranks.rank == 0 else (0.0, 0.0)
+        self.clock = PendingSum(self.ranks, own)
+        self.clock.start()
+
+    def told_the_time(self) -> bool:
+        """Whether it is time to leave; waits for what ``ask_the_time`` began."""
+        seconds, over = (self.clock.result() if self.ranks.size > 1 else self.clock.own).tolist()
+        self.seconds = seconds
+        return over > 0
+
+    def clip(self) -> float:
+        """Bring the gradients to the greatest norm; the norm that they had."""
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf))
 
     def refuse(self) -> None:
         """Say that the training cannot go on.
@@ -290,15 +318,16 @@ class Trainer:
         """Train to the end, or until it is time to leave.
 
         Args:
-            prepare: positions of the patches -> the batch; runs ``AHEAD`` steps ahead, in a thread.
+            prepare: positions of the patches -> the batch; runs ``AHEAD`` steps ahead, in threads.
             losses: the same and the batch -> (loss to minimise, figures to show: one number each, on the device).
             after: called every ``settings.every`` steps and at the end (sample grids, saved models).
         Returns:
             Whether the training came to its end.
         """
-        leave, before, began = False, self.seconds, self.settings.began
+        leave, self.before = False, self.seconds
         pin = self.device.type == "cuda"
-        batches = Ahead(lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)], self.step)
+        make = lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)]  # noqa: E731
+        batches = Ahead(make, self.step, self.settings.readers)
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
         shown = time.monotonic()
         figures: dict[str, Tensor] = {}
@@ -315,10 +344,7 @@ class Trainer:
             self.step += 1
             if self.step % self.settings.ema_every == 0:
                 self.ema.update(self.network)
-            # All ranks must agree when the time is over: rank 0's clock rules.
-            now = time.monotonic()
-            over = self.ranks.stop_requested or 0 < self.settings.deadline <= now
-            self.seconds, leave = self.ranks.bcast((before + now - began, over))
+            leave = self.told_the_time()
             figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
             ends = leave or self.done >= 1.0
             if log and (time.monotonic() - shown > 10 or ends):
