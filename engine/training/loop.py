@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from engine.distributed.collectives import PendingSum
 from engine.distributed.ranks import Ranks
 from engine.storage.files import whole_file
+from engine.training.board import Board
 from engine.training.gradients import GradientAverage
 
 B = TypeVar("B")
@@ -188,6 +189,7 @@ class Trainer:
         self.warm_from = 0  # the step at which the optimiser knew nothing
         self.extra: dict[str, object] = {}
         self.before = 0.0  # seconds of earlier runs
+        self.board: Board | None = None  # of rank 0, while it runs
 
     @property
     def done(self) -> float:
@@ -329,6 +331,7 @@ class Trainer:
         make = lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)]  # noqa: E731
         batches = Ahead(make, self.step, self.settings.readers)
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
+        self.board = Board(self.folder / "tensorboard", self.step) if log else None
         shown = time.monotonic()
         figures: dict[str, Tensor] = {}
         if self.done >= 1.0:  # the run was killed between its last checkpoint and the model, or is given again
@@ -347,7 +350,7 @@ class Trainer:
             leave = self.told_the_time()
             figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
             ends = leave or self.done >= 1.0
-            if log and (time.monotonic() - shown > 10 or ends):
+            if log and self.board and (time.monotonic() - shown > 10 or ends):
                 shown = time.monotonic()
                 eta = self.seconds / max(self.done, 1e-6) * (1 - self.done)
                 numbers = {k: float(v) for k, v in figures.items()}
@@ -355,14 +358,16 @@ class Trainer:
                 print(f"step {self.step}/{self.settings.steps}  {text}  ETA {eta / 60:.1f} min", flush=True)
                 log.write(json.dumps({"step": self.step, "seconds": self.seconds, **numbers}) + "\n")
                 log.flush()
+                self.board.figures(self.step, {**numbers, "lr": self.optimizer.param_groups[0]["lr"]})
             if self.step % self.settings.every == 0 or ends:
                 self.save()
                 if log:
                     print(f"step {self.step}: saved; now its pictures", flush=True)
                 after()
         batches.end()
-        if log:
+        if log and self.board:
             log.close()
+            self.board.close()
         return self.done >= 1.0
 
 

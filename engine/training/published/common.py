@@ -217,7 +217,10 @@ class Training:
         keep = self.settings.keep_every
         if keep and step % keep == 0:
             write_checkpoint(self.out, averaged, self.task, step)
-        Image.fromarray(self.task.picture(averaged)).save(self.folder / "samples.png")
+        picture = self.task.picture(averaged)
+        Image.fromarray(picture).save(self.folder / "samples.png")
+        if self.trainer.board is not None:
+            self.trainer.board.picture(step, "samples", picture)
         draw_curve(self.folder / "training.jsonl", self.folder / "loss.png")
 
     @torch.no_grad()
