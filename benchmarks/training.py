@@ -210,7 +210,7 @@ def optimizer_of(trainer: Watched, case: Case) -> Any:
 
 
 def passes(task: Task, batch: Batch, t: Tensor, precision: str, steps: int, optimizer: Any) -> float:
-    """Seconds of so many forward and backward passes of the network alone, and steps of an optimiser if there is one."""
+    """Seconds of so many forward and backward passes of the network alone, and of an optimiser if there is one."""
     half = torch.autocast("cpu", DTYPES[precision], enabled=precision != "float32")
     begun = time.perf_counter()
     for _ in range(steps):

@@ -202,6 +202,14 @@ def image_options_of_diffinfinite(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
     add("--unlabelled", type=folders, default=[], metavar="DIR[,DIR...]", help="more images, all of label 0")
     add("--unlabelled-share", type=share, default=0.5, help="share of windows of label 0, from any image")
+    lists = (
+        "pictures that are trained on: lines NAME,CODES OF ITS MAP[,train or test] (default: DATA/dataset.csv, or all)"
+    )
+    add("--list", type=Path, metavar="FILE.csv", help=lists)
+    least = "least share of a picture's map that is not label 0; pictures of less are left out"
+    add("--labelled-share", type=share, default=0.0, metavar="T", help=least)
+    tested = "share of each label's pictures that is held out, where --list does not say which"
+    add("--test-share", type=share, default=0.0, metavar="S", help=tested)
     kept = "labels that are kept, numbered 1, 2, ...; all others but 0 are one more (default: all)"
     add("--keep", type=whole_numbers, default=[], metavar="L[,L...]", help=kept)
     add("--labels", type=comma_separated, default="", help="names of the labels, 0 first, by commas")
@@ -220,6 +228,8 @@ def diffinfinite_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that both of DiffInfinite's networks have."""
     diffusion_options(sub)
     add = sub.add_argument
+    table = "labels of codes: lines CODE,LABEL and *,LABEL, as jobs/labels-40-to-5.csv (default: they are labels)"
+    add("--labels-table", metavar="FILE.csv", help=table)
     add("--vae", type=Path, metavar="DIR", help="autoencoder of Stable Diffusion 2, copied to --out at the first run")
     add("--window", type=positive(int), help="side of a window, px of the image (of the map, brought to this size)")
     add("--dropout", type=share, default=0.05, help="share of features that are set to 0")
@@ -392,6 +402,8 @@ def check(args: argparse.Namespace, size: int) -> None:
     """
     if args.batch_size < size:
         raise ValueError(f"`batch_size` {args.batch_size} is less than the {size} ranks; choose {size} or more")
+    if args.network == "diffinfinite-image" and args.test_share and args.hold_out:
+        raise ValueError(f"`test_share` {args.test_share:g} and `hold_out` {args.hold_out}: give one of them")
     if args.network in PUBLISHED:
         name = "channel_mult" if args.network == "nuclei" else "dim_mults"
         divisor = 2 ** (len(getattr(args, name)) - 1) * (1 if args.network == "nuclei" else 8)

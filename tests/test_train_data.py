@@ -1,5 +1,6 @@
 """What trainings read and show: lists of pictures, tables of labels, threads that read ahead, TensorBoard."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, get_ident
 
@@ -8,10 +9,21 @@ import pytest
 import torch
 from launching import launch
 from PIL import Image
+from test_convert import small_autoencoder
 
+from engine.inputs.label_codes import table_codes
 from engine.train import main
+from engine.training.alone import Alone
+from engine.training.data import find_images
 from engine.training.loop import AHEAD, Ahead
 from engine.training.published.common import Example, Windows
+from engine.training.published.diffinfinite import (
+    LabelledImages,
+    check_split,
+    drawn_for_test,
+    enough_labelled,
+    read_list,
+)
 
 
 class Together:
@@ -73,13 +85,10 @@ def nuclei_data(tmp_path_factory):
 SMALL = ("--window", 16, "--model-channels", 32, "--channel-mult", 1, "--blocks", 1, "--attention", 16)
 
 
-def nuclei(ranks, data, out, *options):
-    small = (*SMALL, "--steps", 2, "--batch-size", 2, "--every", 1, "--validation-windows", 1)
-    return launch(ranks, "nuclei", "--data", data, "--out", out, *small, *options, module="engine.train")
-
-
 def test_figures_and_pictures_are_shown_in_tensorboard_where_it_is_installed(nuclei_data, tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: `pip install tensorboard` shows its figures")
+    pytest.importorskip(
+        "tensorboard", reason="tensorboard is not installed: `pip install tensorboard` shows its figures"
+    )
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     small = (*SMALL, "--steps", 2, "--batch-size", 2, "--every", 1, "--validation-windows", 1, "--alone")
@@ -88,3 +97,109 @@ def test_figures_and_pictures_are_shown_in_tensorboard_where_it_is_installed(nuc
     assert {"loss", "mse", "vb", "lr"} <= set(events.Tags()["scalars"])
     assert [event.value for event in events.Scalars("lr")] == pytest.approx([1e-4])
     assert [event.step for event in events.Images("samples")] == [1, 2]
+
+
+# ---- lists and tables ---------------------------------------------------------------------------
+
+IMAGE = ("--dim", 8, "--dim-mults", "1,2", "--window", 64, "--dropout", 0, "--validation-windows", 4)
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """Ten pictures whose maps hold the codes 0 and 7 or 23, with ``dataset.csv`` as the authors write it."""
+    folder, rng = tmp_path_factory.mktemp("coded"), np.random.default_rng(0)
+    (folder / "data").mkdir()
+    lines = []
+    for number in range(10):
+        code, width = (23, 10) if number % 5 == 0 else (7, 40 + number)
+        labels = np.zeros((64, 64), np.uint8)
+        labels[:, :width] = code
+        picture = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(folder / "data" / f"s{number}.jpg")
+        Image.fromarray(labels).save(folder / "data" / f"s{number}_mask.png")
+        lines.append(f"s{number},0 {code}")
+    (folder / "dataset.csv").write_text("\r\n".join(lines[:8]) + "\r\n")
+    (folder / "table.csv").write_text("0,0\n7,1\n*,2\n")
+    small_autoencoder(folder / "vae")
+    return folder
+
+
+def images_of(folder, **options):
+    paths = [folder / "data" / f"s{number}.jpg" for number in range(10)]
+    return LabelledImages(paths, [], keep=[], side=64, unlabelled=0.5, ranks=Alone(), **options)
+
+
+def test_codes_become_labels_by_a_table_and_a_list_says_what_maps_hold_without_reading_them(coded, monkeypatch):
+    codes = table_codes(str(coded / "table.csv"), 256)
+    read = images_of(coded, codes=codes)
+    assert (read.count, sorted(read.holders), read.holders[2]) == (3, [1, 2], [0, 5])
+    paths = find_images(coded / "data")
+    listed = read_list(coded / "dataset.csv", paths)
+    assert (len(listed.held), listed.test, listed.held[paths[5]]) == (8, None, [0, 23])
+    monkeypatch.setattr(LabelledImages, "map_of", None)
+    whole = {path: listed.held.get(path, [0, 7]) for path in paths}
+    assert images_of(coded, codes=codes, held=whole).holders == read.holders
+
+
+def test_a_tenth_of_each_labels_pictures_is_held_out_and_never_all_of_one(coded):
+    images = images_of(coded, codes=table_codes(str(coded / "table.csv"), 256))
+    for seed in range(5):
+        held = drawn_for_test(images, 0.5, seed)
+        assert held == drawn_for_test(images, 0.5, seed)
+        numbers = [images.labelled.index(path) for path in held]
+        assert sum(number in (0, 5) for number in numbers) == 1
+        assert len(numbers) == 5
+    left = images.part([path for path in images.labelled if path not in images.labelled[0:6:5]], [])
+    with pytest.raises(ValueError, match=r"all pictures of label 2 \(2\) are held out"):
+        check_split(images, left)
+
+
+def test_pictures_that_are_labelled_too_little_are_left_out(coded):
+    paths = find_images(coded / "data")
+    assert [path.stem for path in enough_labelled(paths, 0.7, Alone())] == ["s6", "s7", "s8", "s9"]
+    assert enough_labelled(paths, 0, Alone()) == paths
+    with pytest.raises(ValueError, match=r"`labelled_share` 0\.9 is more than any of the 10"):
+        enough_labelled(paths, 0.9, Alone())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("s0", "expected NAME,CODES"),
+        ("s0,a b", "expected NAME,CODES"),
+        ("s0,0 7,validation", "'validation' is neither train nor test"),
+        ("s77,0 7", "no picture s77"),
+        ("s1,0 7", "s1 stands there twice"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_with_its_line(coded, tmp_path, line, said):
+    (tmp_path / "list.csv").write_text(f"s1,0 7,train\n{line}\n")
+    with pytest.raises(ValueError, match=rf"list\.csv, line 2: .*{said}"):
+        read_list(tmp_path / "list.csv", find_images(coded / "data"))
+
+
+@pytest.mark.runs
+def test_diffinfinite_is_trained_by_the_authors_list_and_table(coded, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(coded / "data", data)
+    shutil.copy(coded / "dataset.csv", data)  # eight of ten
+    run = ("diffinfinite-image", "--data", data, "--vae", coded / "vae", *IMAGE, "--steps", 1, "--batch-size", 2)
+    run = (*run, "--labels-table", coded / "table.csv")
+    done = launch(2, *run, "--out", tmp_path / "m", "--test-share", 0.5, module="engine.train")
+    assert done.returncode == 0, done.stderr
+    assert "4 images of 3 labels, 0 without" in done.stdout
+    assert "on windows held out" in done.stdout
+    (tmp_path / "parts.csv").write_text("s0,0 23,test\ns1,0 7,train\ns5,0 23,train\n")
+    done = launch(2, *run, "--out", tmp_path / "p", "--list", tmp_path / "parts.csv", module="engine.train")
+    assert "2 images of 3 labels, 0 without" in done.stdout, done.stderr
+    (tmp_path / "few.csv").write_text("0,0\n7,1\n")
+    for options, said in (
+        (("--labels-table", tmp_path / "few.csv"), "list's line of s0 has the code 23; --labels-table"),
+        (("--list", tmp_path / "none.csv"), "--list"),
+        (("--test-share", 0.5, "--hold-out", 1), "give one of them"),
+    ):
+        done = launch(2, *run, "--out", tmp_path / "new", *options, module="engine.train")
+        assert done.returncode == 1, done.stdout
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: "), done.stderr
+        assert said in done.stderr
