@@ -188,6 +188,7 @@ def bare_of(task: Task, trainer: Watched, case: Case) -> Callable[[int], dict[st
     """What measures the bare network: seconds of so many steps, in float32 and as the loop has it."""
     batch = task.windows.batch(range(case.batch))
     t = torch.arange(case.batch) * 100 % 1000
+    optimizer = optimizer_of(trainer, case)
 
     def measured(steps: int) -> dict[str, float]:
         state = [p.detach().clone() for p in trainer.parameters]  # the loop goes on from where it was
@@ -195,7 +196,7 @@ def bare_of(task: Task, trainer: Watched, case: Case) -> Callable[[int], dict[st
         spent["bare"] = spent["float32"]
         if case.precision != "float32":
             spent["bare"] = passes(task, batch, t, case.precision, steps, None)
-        spent["with optimiser"] = passes(task, batch, t, case.precision, steps, optimizer_of(trainer, case))
+        spent["with optimiser"] = passes(task, batch, t, case.precision, steps, optimizer)
         with torch.no_grad():
             for parameter, value in zip(trainer.parameters, state, strict=True):
                 parameter.copy_(value)

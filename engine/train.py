@@ -190,6 +190,8 @@ def nuclei_options(sub: argparse.ArgumentParser) -> None:
     add("--drop-structure-only", action="store_true", help="these keep their colours")
     add("--preserve", action="store_true", help="pixels of nuclei and background are shuffled each among themselves")
     add("--augment", action="store_true", help="mirrored, and 0.8 to 1 of a picture's smaller side")
+    lists = "pictures that are used: lines NAME or NAME,train or NAME,test (default: all, and --hold-out)"
+    add("--list", type=Path, metavar="FILE.csv", help=lists)
     add("--subsample", type=share, default=1.0, help="share of the pictures that is trained on")
     add("--loss", choices=OBJECTIVES, default="hybrid", help="error of the noise and variational bound, or one of them")
     add("--timesteps", choices=SAMPLERS, default="uniform", help="how they are drawn")

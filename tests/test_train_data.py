@@ -24,6 +24,7 @@ from engine.training.published.diffinfinite import (
     enough_labelled,
     read_list,
 )
+from engine.training.published.nuclei import read_names
 
 
 class Together:
@@ -85,6 +86,7 @@ def nuclei_data(tmp_path_factory):
 SMALL = ("--window", 16, "--model-channels", 32, "--channel-mult", 1, "--blocks", 1, "--attention", 16)
 
 
+@pytest.mark.runs
 def test_figures_and_pictures_are_shown_in_tensorboard_where_it_is_installed(nuclei_data, tmp_path):
     pytest.importorskip(
         "tensorboard", reason="tensorboard is not installed: `pip install tensorboard` shows its figures"
@@ -97,6 +99,24 @@ def test_figures_and_pictures_are_shown_in_tensorboard_where_it_is_installed(nuc
     assert {"loss", "mse", "vb", "lr"} <= set(events.Tags()["scalars"])
     assert [event.value for event in events.Scalars("lr")] == pytest.approx([1e-4])
     assert [event.step for event in events.Images("samples")] == [1, 2]
+
+
+@pytest.mark.runs
+def test_nuclei_are_trained_on_the_pictures_of_a_list(nuclei_data, tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("p1\np4,train\np2,test\n")
+    run = ("nuclei", "--data", nuclei_data, *SMALL, "--steps", 1, "--batch-size", 2, "--validation-windows", 1)
+    done = launch(2, *run, "--out", tmp_path / "m", "--list", path, module="engine.train")
+    assert "2 images, 1 held out" in done.stdout, done.stderr
+    for line, said in (("p9", "holds no picture p9"), ("p0,val", "'val' is neither train nor test")):
+        path.write_text(f"p1\n{line}\n")
+        done = launch(2, *run, "--out", tmp_path / "new", "--list", path, module="engine.train")
+        assert done.stderr.startswith(f"error: --list {path}, line 2"), done.stderr
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+    path.write_text("p1,test\n")
+    with pytest.raises(ValueError, match="names no pictures to train on"):
+        read_names(path, ["p1"], nuclei_data)
 
 
 # ---- lists and tables ---------------------------------------------------------------------------

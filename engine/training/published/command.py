@@ -36,7 +36,7 @@ def train_published(args: Namespace, settings: LoopSettings, ranks: Ranks, devic
 
 def nuclei_task(args: Namespace, ranks: Ranks, device: str) -> Task:
     settings = settings_of(nuclei.NucleiSettings, args)
-    return ranks.agree(lambda: nuclei.task_of(args.data, settings, args.init, device))
+    return ranks.agree(lambda: nuclei.task_of(args.data, settings, args.init, device, args.list))
 
 
 def image_task(args: Namespace, ranks: Ranks, device: str) -> Task:

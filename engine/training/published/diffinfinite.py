@@ -340,7 +340,8 @@ def read_list(path: Path, images: Sequence[Path]) -> PictureList:
 
 def drawn_for_test(images: LabelledImages, share: float, seed: int) -> list[Path]:
     """A share of the pictures of each label, the rarest label first: none of them is trained on."""
-    rng, chosen = np.random.default_rng((seed, 90)), set()
+    rng = np.random.default_rng((seed, 90))
+    chosen: set[int] = set()
     for label in sorted(images.holders, key=lambda label: len(images.holders[label])):
         holders = images.holders[label]
         wanted = round(share * len(holders)) - len(chosen.intersection(holders))
