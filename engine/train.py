@@ -179,6 +179,8 @@ def run_options(sub: argparse.ArgumentParser, by_epochs: bool = False) -> None:
     precisions = ("float32", "bfloat16", "float16")
     add("--precision", choices=precisions, default="float32", help="of products, by torch's autocast")
     add("--compile", action="store_true", help="run the network by torch.compile")
+    readers = "threads that read and prepare examples ahead of the steps (0: a rank's share of the cores, 8 at most)"
+    add("--readers", type=whole, default=0, metavar="N", help=readers)
     add("--alone", action="store_true", help="train in one process, without MPI")
     add("--seed", type=int, default=0, help="seed of all that is drawn")
     add("--resume", choices=("auto", "never"), default="auto", help="go on from the last checkpoint, if there is one")
@@ -264,6 +266,8 @@ def nuclei_options(sub: argparse.ArgumentParser) -> None:
     add("--drop-structure-only", action="store_true", help="these keep their colours")
     add("--preserve", action="store_true", help="pixels of nuclei and background are shuffled each among themselves")
     add("--augment", action="store_true", help="mirrored, and 0.8 to 1 of a picture's smaller side")
+    lists = "pictures that are used: lines NAME or NAME,train or NAME,test (default: all, and --hold-out)"
+    add("--list", type=Path, metavar="FILE.csv", help=lists)
     add("--subsample", type=share, default=1.0, help="share of the pictures that is trained on")
     add("--loss", choices=OBJECTIVES, default="hybrid", help="error of the noise and variational bound, or one of them")
     add("--timesteps", choices=SAMPLERS, default="uniform", help="how they are drawn")
@@ -276,6 +280,14 @@ def image_options_of_diffinfinite(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
     add("--unlabelled", type=folders, default=[], metavar="DIR[,DIR...]", help="more images, all of label 0")
     add("--unlabelled-share", type=share, default=0.5, help="share of windows of label 0, from any image")
+    lists = (
+        "pictures that are trained on: lines NAME,CODES OF ITS MAP[,train or test] (default: DATA/dataset.csv, or all)"
+    )
+    add("--list", type=Path, metavar="FILE.csv", help=lists)
+    least = "least share of a picture's map that is not label 0; pictures of less are left out"
+    add("--labelled-share", type=share, default=0.0, metavar="T", help=least)
+    tested = "share of each label's pictures that is held out, where --list does not say which"
+    add("--test-share", type=share, default=0.0, metavar="S", help=tested)
     kept = "labels that are kept, numbered 1, 2, ...; all others but 0 are one more (default: all)"
     add("--keep", type=whole_numbers, default=[], metavar="L[,L...]", help=kept)
     add("--labels", type=comma_separated, default="", help="names of the labels, 0 first, by commas")
@@ -294,6 +306,8 @@ def diffinfinite_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that both of DiffInfinite's networks have."""
     diffusion_options(sub)
     add = sub.add_argument
+    table = "labels of codes: lines CODE,LABEL and *,LABEL, as jobs/labels-40-to-5.csv (default: they are labels)"
+    add("--labels-table", metavar="FILE.csv", help=table)
     add("--vae", type=Path, metavar="DIR", help="autoencoder of Stable Diffusion 2, copied to --out at the first run")
     add("--window", type=positive(int), help="side of a window, px of the image (of the map, brought to this size)")
     add("--dropout", type=share, default=0.05, help="share of features that are set to 0")
@@ -475,7 +489,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     same = ["steps", "minutes", "batch_size", "lr", "warmup", "schedule", "ema", "average", "ema_every", "weight_decay"]
     same += ["clip", "accumulate", "every", "keep_every", "seed", "precision", "compile"]
     deadline = began + 60 * args.stop_after if args.stop_after else 0.0
-    kept = {name: getattr(args, name) for name in same}
+    kept = {name: getattr(args, name) for name in same} | {"readers": args.readers or min(cores, 8)}
     settings = LoopSettings(**kept, betas=tuple(args.betas), deadline=deadline, began=began)
     common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
     ranks.agree(lambda: check(args, ranks.size))
@@ -556,6 +570,8 @@ def check(args: argparse.Namespace, size: int) -> None:
             f"`accumulate` {args.accumulate} is more than the {args.batch_size // size} windows of a rank; choose "
             "fewer, or a larger `batch_size`"
         )
+    if args.network == "diffinfinite-image" and args.test_share and args.hold_out:
+        raise ValueError(f"`test_share` {args.test_share:g} and `hold_out` {args.hold_out}: give one of them")
     if args.network == "expert":
         return
     if args.network == "feature-aligned":

@@ -184,6 +184,19 @@ def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
+def test_training_runs_and_no_rank_is_faster_than_its_accelerator(tmp_path):
+    sizes = ("--window", 16, "--batch", 1, "--steps", 1, "--emulated-steps", 1, "--turns", 2, "--parameters", 0.1)
+    ranks = ("--ranks", "1,2", "--real-ranks", 1, "--milliseconds", 50)
+    bench("training", *sizes, *ranks, "--json", tmp_path / "r.json")
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [(row["network"], row["ranks"]) for row in rows] == [("real", 1)] * 2 + [("emulated", 1), ("emulated", 2)]
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16", "float32", "float32"]
+    assert all(row["low"] <= row["over bare"] <= row["high"] for row in rows)
+    assert all(row["step s"] >= 0.05 for row in rows[2:])
+    assert rows[2]["efficiency"] == 1 > rows[3]["efficiency"] / 2 > 0
+    assert (rows[0]["gain"], rows[2]["gain"]) == (1, None)
+
+
 @pytest.fixture(scope="module")
 def scaling(tiny_model, tmp_path_factory):
     """A report of 1 and 2 ranks, and its table."""

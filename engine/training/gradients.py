@@ -12,6 +12,7 @@ from engine.distributed.collectives import ArraySum
 from engine.distributed.ranks import Ranks
 
 BUCKET = 2**20  # gradients that travel in one message, about
+SMALLEST = 16  # the least message is so many times smaller
 
 
 class GradientAverage:
@@ -47,7 +48,7 @@ class GradientAverage:
         while len(self.posted) < len(self.buckets) and self.left[len(self.posted)] == 0:
             self.post()
         for message in self.posted:
-            message.test()  # MPI goes on only while it is called
+            message.test()  # MPI goes on only while it is called, also where no thread may call it
 
     def post(self) -> None:
         """Begin to sum the next bucket. Collective; nobody waits."""
@@ -72,14 +73,17 @@ class GradientAverage:
 
 
 def buckets_of(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
-    """Runs of parameters of about ``size`` numbers together.
+    """Runs of parameters of about ``size`` numbers together; the last become smaller, since nothing hides their sums.
 
-    >>> [len(bucket) for bucket in buckets_of([nn.Parameter(torch.zeros(n)) for n in (3, 3, 9, 1)], 5)]
-    [2, 1, 1]
+    >>> [len(bucket) for bucket in buckets_of([nn.Parameter(torch.zeros(1)) for _ in range(32)], 8)]
+    [8, 8, 8, 4, 2, 1, 1]
     """
     buckets: list[list[nn.Parameter]] = [[]]
+    left, held, wanted = sum(p.numel() for p in parameters), 0, size
     for parameter in parameters:
-        if sum(p.numel() for p in buckets[-1]) >= size:
+        if held >= wanted:
             buckets.append([])
+            held, wanted = 0, min(size, max(left // 2, size // SMALLEST))
         buckets[-1].append(parameter)
+        held, left = held + parameter.numel(), left - parameter.numel()
     return buckets

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.distributed.collectives import PendingSum
 from engine.distributed.ranks import Ranks
 from engine.storage.files import whole_file
+from engine.training.board import Board
 from engine.training.gradients import GradientAverage
 from engine.training.recipe import BY_EPOCH
 
@@ -65,6 +67,7 @@ class LoopSettings:
         precision: ``float32``, or ``bfloat16`` or ``float16`` where torch's autocast allows it; ``float16`` with a loss
             scale, which skips steps whose gradients overflow.
         compile: the network, by ``torch.compile``: a minute or two at the start, steps up to twice as fast on a GPU.
+        readers: threads that read and prepare examples ahead of the steps.
     """
 
     steps: int
@@ -89,6 +92,7 @@ class LoopSettings:
     began: float = field(default_factory=time.monotonic)
     precision: str = "float32"
     compile: bool = False
+    readers: int = 1
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
@@ -153,18 +157,36 @@ def pinned(batch: B, pin: bool) -> B:
 
 
 class Ahead(Generic[T]):
-    """What a function gives for one step after the other, made before it is asked for, in a thread."""
+    """What a function gives for one step after the other, made before it is asked for, in threads.
 
-    def __init__(self, make: Callable[[int], T], first: int) -> None:
+    Args:
+        threads: How many steps are made at the same time; ``AHEAD`` at most, which are all that is kept.
+    """
+
+    def __init__(self, make: Callable[[int], T], first: int, threads: int = 1) -> None:
         self.make, self.next = make, first
-        self.pool = ThreadPoolExecutor(1, "batches")
+        self.pool = ThreadPoolExecutor(min(threads, AHEAD), "batches")
         self.made: deque[Future[T]] = deque()
 
     def take(self) -> T:
+        """What comes next, and begin with one more."""
+        self.begin()
+        return self.made.popleft().result()
+
+    def begin(self) -> None:
+        """Have as many made as are kept."""
         while len(self.made) < AHEAD:
             self.made.append(self.pool.submit(self.make, self.next))
             self.next += 1
-        return self.made.popleft().result()
+
+    def fails(self) -> bool:
+        """Whether what comes next could not be made; waits for it."""
+        return bool(self.made) and self.made[0].exception() is not None
+
+    def check(self) -> None:
+        """Raise the error of what comes next, if it has one; waits for it."""
+        self.begin()
+        self.made[0].result()
 
     def end(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -191,6 +213,9 @@ class Trainer:
         self.seconds = 0.0
         self.warm_from = 0  # the step at which the optimiser knew nothing
         self.extra: dict[str, object] = {}
+        self.before = 0.0  # seconds of earlier runs
+        self.board: Board | None = None  # of rank 0, while it runs
+        self.batches: Ahead | None = None  # while it runs
 
     @property
     def done(self) -> float:
@@ -274,15 +299,44 @@ class Trainer:
             if index == len(parts) - 1:
                 self.gradients.begin()
             share = len(positions) / self.settings.batch_size  # gradients are summed, over parts and ranks
-            self.scaler.scale(loss * share).backward()
+            with self.ranks.computing("evaluate"):  # sums go on meanwhile
+                self.scaler.scale(loss * share).backward()
         self.gradients.finish()
+        self.ask_the_time()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
+        norm = self.clip()
         if not self.scaler.is_enabled() and not math.isfinite(norm):
             self.ranks.agree(self.refuse)  # on every rank: what is summed is the same
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return figures
+
+    def ask_the_time(self) -> None:
+        """Begin to tell all ranks how long it has been, whether to leave, and whether the next batch was read.
+
+        Rank 0's clock rules. Collective.
+        """
+        settings, now = self.settings, time.monotonic()
+        over = self.ranks.stop_requested or 0 < settings.deadline <= now
+        own = [self.before + now - settings.began, float(over)] if self.ranks.rank == 0 else [0.0, 0.0]
+        unread = self.batches is not None and self.batches.fails()
+        self.clock = PendingSum(self.ranks, [*own, float(unread)])
+        self.clock.start()
+
+    def told_the_time(self) -> bool:
+        """Whether it is time to leave; waits for what ``ask_the_time`` began.
+
+        Raises:
+            AgreedError: a rank cannot read its next batch.
+        """
+        self.seconds, over, unread = (self.clock.result() if self.ranks.size > 1 else self.clock.own).tolist()
+        if unread and self.batches is not None:
+            self.ranks.agree(self.batches.check)
+        return over > 0
+
+    def clip(self) -> float:
+        """Bring the gradients to the greatest norm; the norm that they had."""
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf))
 
     def refuse(self) -> None:
         """Say that the training cannot go on.
@@ -305,16 +359,18 @@ class Trainer:
         """Train to the end, or until it is time to leave.
 
         Args:
-            prepare: positions of the patches -> the batch; runs ``AHEAD`` steps ahead, in a thread.
+            prepare: positions of the patches -> the batch; runs ``AHEAD`` steps ahead, in threads.
             losses: the same and the batch -> (loss to minimise, figures to show: one number each, on the device).
             after: called every ``settings.every`` steps and at the end (sample grids, saved models).
         Returns:
             Whether the training came to its end.
         """
-        leave, before, began = False, self.seconds, self.settings.began
+        leave, self.before = False, self.seconds
         pin = self.device.type == "cuda"
-        batches = Ahead(lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)], self.step)
+        make = lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)]  # noqa: E731
+        self.batches = Ahead(make, self.step, self.settings.readers)
         log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
+        self.board = Board(self.folder / "tensorboard", self.step) if log else None
         shown = time.monotonic()
         figures: dict[str, Tensor] = {}
         if self.done >= 1.0:  # the run was killed between its last checkpoint and the model, or is given again
@@ -323,20 +379,18 @@ class Trainer:
                 wanted = f"{minutes:g} minutes" if minutes else f"{steps} steps"
                 print(f"trained already: {self.step} steps in {self.seconds / 60:.1f} minutes of {wanted}", flush=True)
             after()
+        self.ranks.agree(self.batches.check)
         while self.done < 1.0 and not leave:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
-            new = self.update(losses, self.ranks.agree(batches.take))  # a picture may be broken on one rank
+            new = self.update(losses, self.batches.take())
             self.step += 1
             if self.step % self.settings.ema_every == 0:
                 self.ema.update(self.network)
-            # All ranks must agree when the time is over: rank 0's clock rules.
-            now = time.monotonic()
-            over = self.ranks.stop_requested or 0 < self.settings.deadline <= now
-            self.seconds, leave = self.ranks.bcast((before + now - began, over))
+            leave = self.told_the_time()
             figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
             ends = leave or self.done >= 1.0
-            if log and (time.monotonic() - shown > 10 or ends):
+            if log and self.board and (time.monotonic() - shown > 10 or ends):
                 shown = time.monotonic()
                 eta = self.seconds / max(self.done, 1e-6) * (1 - self.done)
                 numbers = {k: float(v) for k, v in figures.items()}
@@ -344,14 +398,16 @@ class Trainer:
                 print(f"step {self.step}/{self.settings.steps}  {text}  ETA {eta / 60:.1f} min", flush=True)
                 log.write(json.dumps({"step": self.step, "seconds": self.seconds, **numbers}) + "\n")
                 log.flush()
+                self.board.figures(self.step, {**numbers, "lr": self.optimizer.param_groups[0]["lr"]})
             if self.step % self.settings.every == 0 or ends:
                 self.save()
                 if log:
                     print(f"step {self.step}: saved; now its pictures", flush=True)
                 after()
-        batches.end()
-        if log:
+        self.batches.end()
+        if log and self.board:
             log.close()
+            self.board.close()
         return self.done >= 1.0
 
 

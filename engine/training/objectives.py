@@ -6,6 +6,7 @@ Shape suffixes: B batch, C channels, H W latents or pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -140,9 +141,13 @@ class UniformTimesteps:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, float]:
-        """A timestep, and the weight of its loss."""
-        return int(rng.integers(self.count)), 1.0
+    def draw(self, rngs: Sequence[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
+        """int64, float64 (B,): a timestep of each window, and the weight of its loss.
+
+        Args:
+            rngs: Random numbers of each window.
+        """
+        return np.array([rng.integers(self.count) for rng in rngs]), np.ones(len(rngs))
 
     def learn(self, timesteps: np.ndarray, losses: np.ndarray) -> None:
         """There is nothing to learn."""
@@ -172,10 +177,10 @@ class LossSecondMomentTimesteps(UniformTimesteps):
         root = np.sqrt((self.losses**2).mean(1))
         return root / root.sum() * (1 - UNIFORM_SHARE) + UNIFORM_SHARE / self.count
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, float]:
+    def draw(self, rngs: Sequence[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
         probabilities = self.probabilities()
-        t = int(rng.choice(self.count, p=probabilities))
-        return t, float(1 / (self.count * probabilities[t]))
+        t = np.array([rng.choice(self.count, p=probabilities) for rng in rngs])
+        return t, 1 / (self.count * probabilities[t])
 
     def learn(self, timesteps: np.ndarray, losses: np.ndarray) -> None:
         for t, loss in zip(timesteps.tolist(), losses.tolist(), strict=True):

@@ -38,18 +38,20 @@ def train_published(args: Namespace, settings: LoopSettings, ranks: Ranks, devic
 
 def nuclei_task(args: Namespace, ranks: Ranks, device: str) -> Task:
     settings = settings_of(nuclei.NucleiSettings, args)
-    return ranks.agree(lambda: nuclei.task_of(args.data, settings, args.init, device))
+    return ranks.agree(lambda: nuclei.task_of(args.data, settings, args.init, device, args.list))
 
 
 def image_task(args: Namespace, ranks: Ranks, device: str) -> Task:
     own: dict[str, Any] = {"keep": args.keep, "names": args.labels, "unlabelled_share": args.unlabelled_share}
+    own |= {"listed": args.list, "table": args.labels_table, "labelled_share": args.labelled_share}
+    own |= {"test_share": args.test_share}
     own |= {"vae": args.vae, "init": args.init, "ranks": ranks, "device": device}
     settings = settings_of(diffinfinite.DiffInfiniteSettings, args)
     return diffinfinite.image_task(args.data, args.unlabelled, args.out, settings, **own)
 
 
 def label_task(args: Namespace, ranks: Ranks, device: str) -> Task:
-    own: dict[str, Any] = {"count": args.label_count, "vae": args.vae, "init": args.init}
+    own: dict[str, Any] = {"count": args.label_count, "table": args.labels_table, "vae": args.vae, "init": args.init}
     own |= {"ranks": ranks, "device": device}
     settings = settings_of(diffinfinite.DiffInfiniteSettings, args)
     return diffinfinite.label_task(args.data, args.classes, args.out, settings, **own)

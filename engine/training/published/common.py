@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,8 @@ from engine.training.loop import LoopSettings, Trainer
 from engine.training.objectives import Objective, UniformTimesteps, timesteps_of
 
 Evaluate = Callable[[nn.Module, Tensor, Tensor, dict[str, Tensor]], Tensor]  # network, x, t, inputs -> output
+
+Each = Callable[[Callable[[int], Any], Sequence[int]], Iterable[Any]]
 
 
 class Example(NamedTuple):
@@ -55,20 +59,23 @@ class Windows:
     seed: int
     latents: tuple[int, int, int] | None = None
 
-    def batch(self, positions: Sequence[int], stream: int = 0) -> Batch:
+    def one(self, position: int, stream: int = 0) -> tuple[Example, np.ndarray, np.ndarray | None, int]:
+        """The example at a position, its noise, the noise of its autoencoder's latents, and the seed of its step."""
+        rng = np.random.default_rng((self.seed, 10 + stream, position))
+        example = self.example(position, rng)
+        noise = rng.standard_normal(self.latents or example.x0.shape, np.float32)
+        drawn = rng.standard_normal(self.latents, np.float32) if self.latents else None
+        return example, noise, drawn, int(rng.integers(2**62))
+
+    def batch(self, positions: Sequence[int], stream: int = 0, each: Each = map) -> Batch:
         """The examples at positions, with the noise of each.
 
         Args:
             stream: 0 are those of the training, 1 of the validation.
+            each: ``map``, or that of threads.
         """
-        examples, noise, drawn, seeds = [], [], [], []
-        for position in positions:
-            rng = np.random.default_rng((self.seed, 10 + stream, position))
-            examples.append(self.example(position, rng))
-            noise.append(rng.standard_normal(self.latents or examples[-1].x0.shape, np.float32))
-            if self.latents:
-                drawn.append(rng.standard_normal(self.latents, np.float32))
-            seeds.append(int(rng.integers(2**62)))
+        examples, noise, of_latents, seeds = zip(*each(partial(self.one, stream=stream), positions), strict=True)
+        drawn = [one for one in of_latents if one is not None]
         names = examples[0].inputs
         inputs = {name: torch.from_numpy(np.stack([e.inputs[name] for e in examples])) for name in names}
         x0 = torch.from_numpy(np.stack([e.x0 for e in examples]))
@@ -162,12 +169,12 @@ class Training:
         if self.settings.compile:
             self.task.network.compile()
         self.task.network.train()
-        return trainer.run(self.task.windows.batch, self.losses, self.after)
+        with ThreadPoolExecutor(self.settings.readers, "examples") as readers:
+            return trainer.run(partial(self.task.windows.batch, each=readers.map), self.losses, self.after)
 
     def losses(self, positions: list[int], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch, and its figures. Collective where timesteps are learned from losses."""
-        drawn = [self.timesteps.draw(np.random.default_rng(seed)) for seed in batch.seeds.tolist()]
-        t, weights = (np.array(column) for column in zip(*drawn, strict=True))
+        t, weights = self.timesteps.draw([np.random.default_rng(seed) for seed in batch.seeds.tolist()])
         parts = self.parts_of(self.task.network, batch, t)
         if type(self.timesteps) is not UniformTimesteps:
             self.learn(t, parts["loss"])
@@ -212,7 +219,10 @@ class Training:
         keep = self.settings.keep_every
         if keep and step % keep == 0:
             write_checkpoint(self.out, averaged, self.task, step)
-        Image.fromarray(self.task.picture(averaged)).save(self.folder / "samples.png")
+        picture = self.task.picture(averaged)
+        Image.fromarray(picture).save(self.folder / "samples.png")
+        if self.trainer.board is not None:
+            self.trainer.board.picture(step, "samples", picture)
         draw_curve(self.folder / "training.jsonl", self.folder / "loss.png")
 
     @torch.no_grad()

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.diffusion.schedule import Schedule
 from engine.distributed.ranks import Ranks
+from engine.inputs.label_codes import Codes, table_codes
 from engine.inputs.resize import nearest_index
 from engine.models.card import colored
 from engine.models.codec import LatentCodec
@@ -40,6 +41,7 @@ from engine.training.published.common import (
 
 GROUPS, FACTOR, CHANNELS = 2, 8, 4  # of the networks' normalisation; of Stable Diffusion 2's autoencoder
 LEVELS, SHOWN = 25, 4
+MOST_LABELS = 256
 MakeExample = Callable[[int, np.random.Generator], Example]
 MAPS = (".png", ".tif", ".tiff")
 
@@ -154,6 +156,8 @@ class LabelledImages:
         others: Images without.
         keep: Labels that are kept, numbered from 1 on in this order; all others but 0 are one more. Empty: all.
         side: Side of a window, px.
+        codes: Which code of a map stands for which label; None: maps hold labels.
+        held: Codes that each map holds, where a list says them; None: all maps are read for it.
     """
 
     def __init__(
@@ -164,17 +168,42 @@ class LabelledImages:
         side: int,
         unlabelled: float,
         ranks: Ranks,
+        codes: Codes | None = None,
+        held: Mapping[Path, Sequence[int]] | None = None,
     ) -> None:
         self.labelled, self.every, self.keep = list(labelled), [*labelled, *others], list(keep)
-        self.side, self.unlabelled = side, unlabelled
+        self.side, self.unlabelled, self.codes, self.listed = side, unlabelled, codes, held
         mine = self.labelled[ranks.rank :: ranks.size]
         ranks.agree(lambda: [self.size_of(path) for path in list(others)[ranks.rank :: ranks.size]])
-        found = ranks.allgather(ranks.agree(lambda: [np.unique(self.map_of(path)).tolist() for path in mine]))
-        held = [found[index % ranks.size][index // ranks.size] for index in range(len(self.labelled))]
-        most = max((max(labels) for labels in held), default=0)
+        found = ranks.allgather(ranks.agree(lambda: [self.held_by(path) for path in mine]))
+        self.held = [found[index % ranks.size][index // ranks.size] for index in range(len(self.labelled))]
+        most = max((max(labels) for labels in self.held), default=0)
+        if codes is not None:
+            most = max(most, codes.others or 0, *codes.labels.values())
         self.count = len(self.keep) + 2 if self.keep else most + 1
+        self.find_holders()
+
+    def find_holders(self) -> None:
+        """Take note of which pictures hold which label."""
+        held = self.held
         holders = {label: [i for i, labels in enumerate(held) if label in labels] for label in range(1, self.count)}
         self.holders = {label: indices for label, indices in holders.items() if indices}
+
+    def held_by(self, path: Path) -> list[int]:
+        """The labels of a picture: those of its list, or of its map."""
+        if self.listed is None:
+            return np.unique(self.map_of(path)).tolist()
+        self.size_of(path)
+        return np.unique(self.as_labels(np.array(self.listed[path]), f"the list's line of {path.stem}")).tolist()
+
+    def part(self, chosen: Sequence[Path], others: Sequence[Path]) -> LabelledImages:
+        """These labelled pictures alone, with others that have no map."""
+        part = copy(self)
+        at = {path: index for index, path in enumerate(self.labelled)}
+        part.held = [self.held[at[path]] for path in chosen]
+        part.labelled, part.every = list(chosen), [*chosen, *others]
+        part.find_holders()
+        return part
 
     def map_of(self, path: Path) -> np.ndarray:
         """int64 (h, w): the label map of an image, with the labels that are kept.
@@ -189,7 +218,15 @@ class LabelledImages:
                 f"{mask_of(path)} has shape {mask.shape} but {path} is {size[0]} x {size[1]} px; a label map has one "
                 "channel, and its image's size"
             )
-        labels = mask.astype(np.int64)
+        return self.as_labels(mask.astype(np.int64), str(mask_of(path)))
+
+    def as_labels(self, codes: np.ndarray, where: str) -> np.ndarray:
+        """Codes as the labels that are kept.
+
+        Raises:
+            ValueError: the table does not know one of them.
+        """
+        labels = recoded(codes, self.codes, where)
         if not self.keep:
             return labels
         table = np.where(np.arange(labels.max() + 1) == 0, 0, len(self.keep) + 1)
@@ -220,6 +257,8 @@ class LabelledImages:
             label = int(rng.choice(list(self.holders)))
             path = self.labelled[int(rng.choice(self.holders[label]))]
             picture, labels = read_picture(path, color=True), self.map_of(path)
+            if not (labels == label).any():
+                raise ValueError(f"the list says that {mask_of(path)} holds what is label {label}, but it does not")
         y, x = self.corner(picture.shape[:2], labels, label, rng)
         box, turn = (slice(y, y + self.side), slice(x, x + self.side)), int(rng.integers(8))
         pixels = np.ascontiguousarray(np.moveaxis(dihedral(picture[box], turn), -1, 0))
@@ -241,6 +280,76 @@ class LabelledImages:
         return tuple(int(np.clip(v, 0, n - self.side)) for v, n in zip(at, shape, strict=True))  # type: ignore[return-value]
 
 
+def recoded(values: np.ndarray, codes: Codes | None, where: str) -> np.ndarray:
+    """int64: codes as labels.
+
+    Raises:
+        ValueError: one of them has no label.
+    """
+    if codes is None:
+        return values.astype(np.int64)
+    labels = codes.label_of(values)
+    if (labels < 0).any():
+        raise ValueError(f"{where} has the code {int(values[labels < 0][0])}; {codes.name}")
+    return labels
+
+
+@dataclass(frozen=True)
+class PictureList:
+    """The pictures that a list names.
+
+    Args:
+        held: Codes that the map of each holds.
+        test: Those that are not trained on; None: the list does not say.
+    """
+
+    held: dict[Path, list[int]]
+    test: list[Path] | None
+
+
+def read_list(path: Path, images: Sequence[Path]) -> PictureList:
+    """A ``dataset.csv``: a line each of (stem of a picture, codes of its map between blanks, perhaps train or test).
+
+    Raises:
+        ValueError: the list names a picture that is not there, or one twice, or a line is no such line.
+    """
+    at, held, parts = {image.stem: image for image in images}, {}, {}
+    try:
+        rows = [row for row in csv.reader(path.read_text().splitlines()) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`list` {path} cannot be read ({error})") from None
+    for number, row in enumerate(rows, 1):
+        name, codes, part = [cell.strip() for cell in (*row, "", "")[:3]]
+        if not codes or not all(code.isascii() and code.isdigit() for code in codes.split()):
+            raise ValueError(
+                f"`list` {path}, line {number}: {','.join(row)!r}: expected NAME,CODES or NAME,CODES,train"
+            )
+        if part not in ("", "train", "test"):
+            raise ValueError(f"`list` {path}, line {number}: {part!r} is neither train nor test")
+        if name not in at or not mask_of(at[name]).exists():
+            raise ValueError(
+                f"`list` {path}, line {number}: `data` holds no picture {name} with a label map; remove it"
+            )
+        if at[name] in held:
+            raise ValueError(f"`list` {path}, line {number}: {name} stands there twice; remove one")
+        held[at[name]], parts[at[name]] = [int(code) for code in codes.split()], part
+    if not held:
+        raise ValueError(f"`list` {path} names no pictures")
+    return PictureList(held, [path for path in held if parts[path] == "test"] if any(parts.values()) else None)
+
+
+def drawn_for_test(images: LabelledImages, share: float, seed: int) -> list[Path]:
+    """A share of the pictures of each label, the rarest label first: none of them is trained on."""
+    rng = np.random.default_rng((seed, 90))
+    chosen: set[int] = set()
+    for label in sorted(images.holders, key=lambda label: len(images.holders[label])):
+        holders = images.holders[label]
+        wanted = round(share * len(holders)) - len(chosen.intersection(holders))
+        left = [index for index in rng.permutation(holders).tolist() if index not in chosen]
+        chosen |= set(left[: max(wanted, 0)])
+    return [images.labelled[index] for index in sorted(chosen)]
+
+
 def image_task(
     data: Path,
     unlabelled: Sequence[Path],
@@ -250,6 +359,10 @@ def image_task(
     keep: Sequence[int],
     names: Sequence[str],
     unlabelled_share: float,
+    listed: Path | None,
+    table: str | None,
+    labelled_share: float,
+    test_share: float,
     vae: Path | None,
     init: Path | None,
     ranks: Ranks,
@@ -259,20 +372,46 @@ def image_task(
 
     Args:
         unlabelled: Folders of more images, all of label 0.
+        listed: List of the pictures with the codes of their maps; None: ``dataset.csv`` of ``data``, or all pictures.
+        table: Table of codes and labels; None: maps hold labels.
+        labelled_share: Least share of a map that is not 0; pictures of less are left out.
+        test_share: Share of the pictures of each label that is held out, where the list does not say which.
         vae: Autoencoder that is copied to ``out``; None: it is there.
     Raises:
         ValueError: the data do not fit the settings.
     """
     every = ranks.agree(lambda: find_images(data))
     more = ranks.agree(lambda: [path for folder in unlabelled for path in find_images(folder)])
-    held = hold_out(every, settings.hold_out)
-    kinds: dict[bool, list[Path]] = {True: [], False: []}
-    for path in every:
-        if path not in held:
-            kinds[mask_of(path).exists()].append(path)
-    of = partial(LabelledImages, keep=keep, side=settings.window, unlabelled=unlabelled_share, ranks=ranks)
-    images = of(kinds[True], [*kinds[False], *more])
-    judged = of([path for path in held if mask_of(path).exists()], []) if held else None
+    if listed is None and (data / "dataset.csv").is_file():
+        listed = data / "dataset.csv"
+    known_of = ranks.agree(lambda: read_list(listed, every)) if listed is not None else None
+    codes = ranks.agree(lambda: table_codes(table, MOST_LABELS)) if table is not None else None
+    labelled = list(known_of.held) if known_of else [path for path in every if mask_of(path).exists()]
+    without_map = [] if known_of else [path for path in every if not mask_of(path).exists()]
+    whole = LabelledImages(
+        enough_labelled(labelled, labelled_share, ranks),
+        [*without_map, *more],
+        keep,
+        settings.window,
+        unlabelled_share,
+        ranks,
+        codes,
+        known_of.held if known_of else None,
+    )
+    if known_of and known_of.test is not None:
+        held = known_of.test
+    elif test_share:
+        held = ranks.agree(lambda: drawn_for_test(whole, test_share, settings.seed))
+    else:
+        held = hold_out(every if known_of is None else labelled, settings.hold_out)
+    kept_out = set(held)
+    images = whole.part(*(without(paths, kept_out) for paths in (whole.labelled, [*without_map, *more])))
+    ranks.agree(lambda: check_split(whole, images))
+    judged = None
+    if held:
+        judged = whole.part(
+            [path for path in whole.labelled if path in kept_out], [p for p in without_map if p in kept_out]
+        )
     side, known = settings.window // FACTOR, ranks.agree(lambda: names_of(names, images.count))
     facts = {
         "condition": "label-map",
@@ -288,20 +427,55 @@ def image_task(
     }
     labels = torch.arange(images.count).repeat_interleave(SHOWN)
     mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side)
-    without = len(images.every) - len(images.labelled)
+    unknown = len(images.every) - len(images.labelled)
     return latent_task(
         lambda: MaskUNet(settings.dim, images.count, settings.dim_mults, CHANNELS, GROUPS),
         {"label": labels, "mask": mask},
         facts,
         images.example,
         None if judged is None else judged.example,
-        f"{len(images.labelled)} images of {images.count} labels, {without} without",
+        f"{len(images.labelled)} images of {images.count} labels, {unknown} without",
         settings,
         autoencoder_of(vae, out, facts, ranks, device),
         init,
         ranks,
         device,
     )
+
+
+def without(paths: Sequence[Path], others: set[Path]) -> list[Path]:
+    return [path for path in paths if path not in others]
+
+
+def check_split(every: LabelledImages, learned: LabelledImages) -> None:
+    """Refuse a split that leaves nothing of a label to train on.
+
+    Raises:
+        ValueError: naming the label.
+    """
+    empty = [label for label in every.holders if label not in learned.holders]
+    if empty:
+        count = len(every.holders[empty[0]])
+        raise ValueError(f"all pictures of label {empty[0]} ({count}) are held out; hold out fewer, or others")
+
+
+def enough_labelled(paths: Sequence[Path], share: float, ranks: Ranks) -> list[Path]:
+    """The pictures whose maps are labelled enough: more than a share of their pixels is not 0. Collective.
+
+    Raises:
+        ValueError: none is.
+    """
+    if not share:
+        return list(paths)
+
+    def mine() -> list[bool]:
+        return [bool((read_picture(mask_of(path)) > 0).mean() > share) for path in paths[ranks.rank :: ranks.size]]
+
+    told = ranks.allgather(ranks.agree(mine))
+    kept = [path for index, path in enumerate(paths) if told[index % ranks.size][index // ranks.size]]
+    if paths and not kept:
+        raise ValueError(f"`labelled_share` {share:g} is more than any of the {len(paths)} label maps has; lower it")
+    return kept
 
 
 def names_of(names: Sequence[str], count: int) -> list[str]:
@@ -326,9 +500,19 @@ class LabelMaps:
         classes: Class of each map.
         count: Number n of labels.
         drop: Share without their class (-1).
+        codes: Which code of a map stands for which label; None: maps hold labels.
     """
 
-    def __init__(self, paths: Sequence[Path], classes: Sequence[int], count: int, side: int, drop: float) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        classes: Sequence[int],
+        count: int,
+        side: int,
+        drop: float,
+        codes: Codes | None = None,
+    ) -> None:
+        self.codes = codes
         self.paths, self.classes, self.count, self.side, self.drop = list(paths), list(classes), count, side, drop
 
     def example(self, position: int, rng: np.random.Generator) -> Example:
@@ -350,9 +534,10 @@ class LabelMaps:
         labels = read_picture(path)
         if labels.ndim != 2:
             raise ValueError(f"{path} has shape {labels.shape}; a label map has one channel")
+        labels = recoded(labels, self.codes, str(path))
         if int(labels.max()) >= self.count:
             raise ValueError(f"{path} holds the label {int(labels.max())} but `label_count` is {self.count}; name more")
-        return labels.astype(np.int64)
+        return labels
 
 
 def read_classes(path: Path, stems: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -385,6 +570,7 @@ def label_task(
     settings: DiffInfiniteSettings,
     *,
     count: int,
+    table: str | None,
     vae: Path | None,
     init: Path | None,
     ranks: Ranks,
@@ -395,6 +581,7 @@ def label_task(
     Args:
         classes: CSV of the class of each slide; None: all are of one.
         count: Number of labels.
+        table: Table of codes and labels; None: maps hold labels.
         vae: Autoencoder that is copied to ``out``; None: it is there.
     Raises:
         ValueError: the data do not fit the settings.
@@ -412,11 +599,12 @@ def label_task(
         return masks, *read_classes(classes, [path.stem for path in masks])
 
     paths, of_maps, names = ranks.agree(read)
+    codes = ranks.agree(lambda: table_codes(table, count)) if table is not None else None
     held = set(range(0, len(paths), len(paths) // settings.hold_out)) if settings.hold_out else set()
 
     def maps(which: Sequence[int]) -> LabelMaps:
         chosen = LabelMaps(
-            [paths[i] for i in which], [of_maps[i] for i in which], count, settings.window, settings.drop
+            [paths[i] for i in which], [of_maps[i] for i in which], count, settings.window, settings.drop, codes
         )
         for index in range(ranks.rank, len(which), ranks.size):
             chosen.map_of(index)

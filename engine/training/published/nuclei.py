@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,20 +204,52 @@ def shuffled(picture: np.ndarray, mask: np.ndarray | None, rng: np.random.Genera
     return pixels[:, order].reshape(3, *picture.shape[1:]) / np.float32(127.5) - np.float32(1)
 
 
-def datasets(data: Path, settings: NucleiSettings) -> tuple[NucleiImages, NucleiImages | None]:
+def read_names(path: Path, names: Sequence[str], data: Path) -> tuple[list[str], list[str]]:
+    """The pictures that a list names, and those of them that are not trained on: lines NAME or NAME,train or NAME,test.
+
+    Raises:
+        ValueError: a line names no picture, or is none of these, or there is nothing to train on.
+    """
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(path.read_text().splitlines()) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`list` {path} cannot be read ({error})") from None
+    chosen: dict[str, list[str]] = {"train": [], "test": []}
+    for number, (name, *rest) in enumerate(rows, 1):
+        part = rest[0] if rest else "train"
+        if name not in names:
+            raise ValueError(f"`list` {path}, line {number}: {data} holds no picture {name}; remove it")
+        if part not in chosen or len(rest) > 1:
+            raise ValueError(f"`list` {path}, line {number}: {','.join(rest)!r} is neither train nor test")
+        chosen[part].append(name)
+    if not chosen["train"]:
+        raise ValueError(f"`list` {path} names no pictures to train on")
+    return chosen["train"], chosen["test"]
+
+
+def datasets(
+    data: Path, settings: NucleiSettings, listed: Path | None = None
+) -> tuple[NucleiImages, NucleiImages | None]:
     """The images that are trained on, and those that are not.
 
     ``data`` is a dataset's folder, of which ``hold_out`` pictures are kept; or the folder above, with
     ``MoNuSegTrainingData`` and perhaps ``MoNuSegTestData``, which the training then does not see.
 
+    Args:
+        listed: List of the pictures that are used; None: all.
     Raises:
         ValueError: it is neither.
     """
     train, test = (data / name for name in SPLITS)
     if train.is_dir():
-        chosen = subsampled(opened(train, "appearance").names, settings.subsample)
+        every = opened(train, "appearance").names
+        chosen = subsampled(read_names(listed, every, train)[0] if listed else every, settings.subsample)
         return NucleiImages(train, settings, chosen), NucleiImages(test, settings) if test.is_dir() else None
     names = list(opened(data, "appearance").names)
+    if listed is not None:
+        learned, unlearned = read_names(listed, names, data)
+        chosen = subsampled(learned, settings.subsample)
+        return NucleiImages(data, settings, chosen), NucleiImages(data, settings, unlearned) if unlearned else None
     held = [names[(2 * i + 1) * len(names) // (2 * settings.hold_out)] for i in range(settings.hold_out)]
     if len(set(held)) > len(names) // 2:
         raise ValueError(f"`hold_out` {settings.hold_out} is more than half of the {len(names)} pictures of {data}")
@@ -239,13 +272,13 @@ def evaluate(network: nn.Module, x: Tensor, t: Tensor, inputs: dict[str, Tensor]
     return network(x, t, inputs["map"])
 
 
-def task_of(data: Path, settings: NucleiSettings, init: Path | None, device: str) -> Task:
+def task_of(data: Path, settings: NucleiSettings, init: Path | None, device: str, listed: Path | None = None) -> Task:
     """The training that the settings ask for.
 
     Raises:
         ValueError: the data or the start weights do not fit them.
     """
-    learned, unlearned = datasets(data, settings)
+    learned, unlearned = datasets(data, settings, listed)
     torch.manual_seed(settings.seed)
     network = SpadeUNet(
         settings.map_channels,
