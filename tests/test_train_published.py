@@ -22,7 +22,7 @@ from engine.models.files import WEIGHTS
 from engine.models.folder import load_part
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 from engine.training.alone import Alone
-from engine.training.loop import Ema, rate_at
+from engine.training.loop import Ema, LoopSettings, Trainer, momentum_at, rate_at
 from engine.training.objectives import HISTORY, LossSecondMomentTimesteps, Objective
 from engine.training.published.diffinfinite import LabelledImages, read_classes, scheduler
 from engine.training.published.nuclei import semantic_map, shuffled, subsampled
@@ -121,10 +121,11 @@ def test_timesteps_of_large_losses_are_drawn_oftener_and_weighted_less():
 
 def test_one_cycle_is_torchs_and_averages_are_the_published_ones():
     network = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1.0, betas=(0.9, 0.99))
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1000)
     for step in range(999):
         assert rate_at("onecycle", step / 999) == pytest.approx(cycle.get_last_lr()[0], abs=5e-3)
+        assert momentum_at(step / 999) == pytest.approx(optimizer.param_groups[0]["betas"][0], abs=1e-3)
         optimizer.step()
         cycle.step()
     assert [Ema(network, 0.9999, "plain").decay_now() for _ in range(2)] == [0.9999] * 2
@@ -135,6 +136,20 @@ def test_one_cycle_is_torchs_and_averages_are_the_published_ones():
     assert power.decay_now() == pytest.approx(1 - 1001 ** (-2 / 3))
     power.updates = 10**6
     assert power.decay_now() == 0.995
+
+
+def test_a_resumed_log_has_no_steps_that_were_lost_and_ranks_of_other_steps_are_refused(tmp_path):
+    trainer = Trainer(torch.nn.Linear(1, 1), LoopSettings(9, 0.0, 1, 1e-3), Alone(), tmp_path)
+    (tmp_path / "training.jsonl").write_text('{"step": 3, "loss": 1}\n{"step": 7, "loss": 1}\n{"st')
+    trainer.step = 5
+    trainer.log().close()
+    assert (tmp_path / "training.jsonl").read_text() == '{"step": 3, "loss": 1}\n'
+    trainer.step = 0
+    trainer.log().close()
+    assert (tmp_path / "training.jsonl").read_text() == ""
+    trainer.check_together([5, 5])
+    with pytest.raises(ValueError, match="rank 1 is at step 0, others at 5"):
+        trainer.check_together([5, 0])
 
 
 # ---- nuclei -------------------------------------------------------------------------------------
@@ -208,7 +223,7 @@ def test_the_same_weights_to_rounding_on_1_and_3_ranks_and_in_micro_batches(patc
 
 @pytest.mark.runs
 def test_a_killed_training_resumes_to_the_same_weights(patches, tmp_path):
-    options = ("--steps", 4, "--batch-size", 2, "--every", 2, "--hold-out", 1)
+    options = ("--steps", 4, "--batch-size", 2, "--every", 2, "--hold-out", 1, "--dropout", 0.1)
     trained(1, patches, tmp_path / "whole", *options)
     out = tmp_path / "killed"
     run = Running(1, "nuclei", "--data", patches, "--out", out, *SMALL, *options, module="engine.train")
@@ -217,6 +232,11 @@ def test_a_killed_training_resumes_to_the_same_weights(patches, tmp_path):
     assert "resumed at step" in trained(1, patches, out, *options)
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(out)
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    for other in (("--drop", 0.3), ("--loss", "mse"), ("--timesteps", "loss-second-moment")):
+        done = launch(2, "nuclei", "--data", patches, "--out", out, *SMALL, *options, *other, module="engine.train")
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert f"whose {other[0]} is" in done.stderr
 
 
 @pytest.mark.runs
@@ -398,6 +418,10 @@ def test_half_of_the_windows_have_no_label_and_the_others_each_label_as_often(ti
         assert -1 <= example.x0.min() < example.x0.max() <= 1
     shares = np.bincount(labels) / len(labels)
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.08)
+    apart = LabelledImages(
+        images.labelled, [tissue / "more" / "s6.jpg"], keep=[], side=64, unlabelled=1.0, ranks=Alone()
+    )
+    assert apart.unknown == [tissue / "more" / "s6.jpg"], "tissue that has a map is not taught as unknown"
     kept = LabelledImages(images.labelled, [], keep=[2], side=64, unlabelled=0.0, ranks=Alone())
     assert kept.count == 3
     assert np.unique(kept.map_of(tissue / "data" / "s0.jpg")).tolist() == [0, 2], "label 1 is one of the others"
@@ -428,6 +452,14 @@ def test_wrong_data_of_diffinfinite_are_refused_in_one_line(tissue, tmp_path):
         (("diffinfinite-image", "--data", tissue / "data", *vae, *out, *IMAGE, "--window", 80), ["window of 80"]),
         (("diffinfinite-labels", "--data", codes, *vae, *out, *LABELS), ["s0_mask.png", "label 9", "--label-count"]),
         (("diffinfinite-labels", "--data", odd, *vae, *out, *LABELS, "--label-count", 7), ["--label-count is 7"]),
+        (
+            ("diffinfinite-labels", "--data", tissue / "data", *vae, *out, *LABELS, "--hold-out", 5),
+            ["hold-out 5", "half"],
+        ),
+        (
+            ("diffinfinite-image", "--data", tissue / "data", *vae, "--out", tmp_path / "dim", *IMAGE, "--dim", 63),
+            ["63"],
+        ),
         (("diffinfinite-labels", "--data", tmp_path / "broken", *vae, *out, *LABELS), ["a.png", "cannot be read"]),
     ):
         done = launch(2, *options, module="engine.train")

@@ -51,6 +51,20 @@ def hold_out(images: Sequence[Path], count: int) -> list[Path]:
     return [able[(2 * i + 1) * len(able) // (2 * count)] for i in range(count)]
 
 
+def spread(count: int, total: int, data: Path) -> list[int]:
+    """Numbers of what is held out of a list: ``count`` of ``total``, evenly spread.
+
+    Raises:
+        ValueError: that is more than half.
+
+    >>> spread(2, 8, Path("data"))
+    [2, 6]
+    """
+    if count > total // 2:
+        raise ValueError(f"`hold_out` {count} is more than half of the {total} of {data}")
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
 def mask_of(image: Path) -> Path:
     """Where the label map of an image would be."""
     return image.with_name(image.stem + MASK_ENDING)
@@ -58,17 +72,39 @@ def mask_of(image: Path) -> Path:
 
 @lru_cache(maxsize=512)
 def read_image(path: Path) -> np.ndarray:
-    """uint8 (h, w, 3)."""
-    return np.asarray(Image.open(path).convert("RGB"))
+    """uint8 (h, w, 3).
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow says so of a broken PNG
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
 @lru_cache(maxsize=512)
 def read_mask(path: Path) -> np.ndarray:
-    """int64 (h, w) label map beside an image; zeros (unknown) where there is none."""
-    mask = mask_of(path)
-    if mask.exists():
-        return np.asarray(Image.open(mask)).astype(np.int64)
-    return np.zeros(read_image(path).shape[:2], np.int64)
+    """uint8 (h, w) label map beside an image; zeros (unknown) where there is none.
+
+    Raises:
+        ValueError: it is no map, or has another size than the image.
+    """
+    mask, size = mask_of(path), read_image(path).shape[:2]
+    if not mask.exists():
+        return np.zeros(size, np.uint8)
+    try:
+        labels = np.asarray(Image.open(mask))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{mask} cannot be read as a picture ({error})") from None
+    if labels.shape != size:
+        raise ValueError(
+            f"{mask} has shape {labels.shape} but {path} is {size[0]} x {size[1]} px; a label map has one channel, and "
+            "its image's size"
+        )
+    if labels.max() > 255:
+        raise ValueError(f"{mask} holds the label {labels.max()}; labels go to 255")
+    return labels.astype(np.uint8)
 
 
 def dihedral(array: np.ndarray, which: int) -> np.ndarray:

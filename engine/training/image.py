@@ -65,7 +65,8 @@ class LatentWindows:
         for path in images:
             if min(read_image(path).shape[:2]) < side * factor:
                 raise ValueError(f"{path} is smaller than a window of {side * factor} px; choose a smaller `window`")
-        self.masks = [whole_latents(read_mask(path), factor)[::factor, ::factor] for path in images]
+        # Copies: of a view, all of the map would be kept.
+        self.masks = [whole_latents(read_mask(path), factor)[::factor, ::factor].copy() for path in images]
         self.num_classes = max(int(mask.max()) for mask in self.masks) + 1
         self.holders = {
             label: [i for i, mask in enumerate(self.masks) if (mask == label).any()]

@@ -70,7 +70,10 @@ def read_map(path: Path, count: int) -> np.ndarray:
     Raises:
         ValueError: the map is neither.
     """
-    values = np.asarray(Image.open(path)).astype(np.int64)
+    try:
+        values = np.asarray(Image.open(path)).astype(np.int64)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
     if values.max() < count:
         return values.astype(np.uint8)
     apart = 255 / (count - 1)

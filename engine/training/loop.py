@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -29,9 +30,23 @@ T = TypeVar("T")
 Losses = Callable[[list[int], B], tuple[Tensor, dict[str, Tensor]]]  # positions, batch -> loss, figures to show
 AHEAD = 3  # batches
 LEAST_RATE = 0.02  # of the peak, where a cosine ends
+RISES = 0.3  # share of the run in which "onecycle" rises
 POWER, SETTLED = 2 / 3, 100  # of the average "power": its exponent, and the steps before which it is the network itself
 # Settings that a resumed run shares with the one before.
-ONE_RUN = ("batch_size", "lr", "warmup", "ema", "seed", "schedule", "betas", "weight_decay", "clip", "average", "gamma")
+ONE_RUN = (
+    "batch_size",
+    "lr",
+    "warmup",
+    "ema",
+    "ema_every",
+    "seed",
+    "schedule",
+    "betas",
+    "weight_decay",
+    "clip",
+    "average",
+    "gamma",
+)
 PROGRESS = ("ema_updates", "step", "seconds", "settings")  # of a saved state: what is no tensor
 
 
@@ -47,8 +62,8 @@ class LoopSettings:
         lr: peak learning rate; rises linearly over the first ``warmup`` steps, then goes as ``schedule`` says.
         schedule: ``cosine`` falls to 1/50 of the peak, ``linear`` to 0, ``constant`` stays; ``onecycle`` rises over
             30 % of the run from 1/25 of the peak and falls to next to nothing, both as cosines (Smith 2018,
-            arXiv:1708.07120), without ``warmup``. By epochs: ``step`` is multiplied by ``gamma`` after each,
-            ``cosine-by-epoch`` falls to 0 after the last.
+            arXiv:1708.07120), without ``warmup``, and the first beta goes the other way.
+            By epochs: ``step`` is multiplied by ``gamma`` after each, ``cosine-by-epoch`` falls to 0 after the last.
         ema: decay of the weight average that is saved.
         average: ``warm`` begins with the decay (1 + n) / (10 + n), ``plain`` has its decay from the first step,
             ``power`` is the network itself for 100 steps, and has the decay 1 - n^(-2/3) after.
@@ -247,9 +262,14 @@ class Trainer:
                 "extra": extra,
                 "settings": asdict(self.settings),
             }
-            with whole_file(self.folder / f"{self.name}.pt") as temporary:
-                torch.save(state, temporary)
+            self.ranks.agree(lambda: self.write(state))
+        else:
+            self.ranks.agree(lambda: None)
         self.saved = self.step
+
+    def write(self, state: dict[str, Any]) -> None:
+        with whole_file(self.folder / f"{self.name}.pt") as temporary:
+            torch.save(state, temporary)
 
     def resume(self) -> bool:
         """Take up the last saved state, if there is one."""
@@ -273,6 +293,30 @@ class Trainer:
             if state["extra"].get(key) is not None:
                 value.load_state_dict(state["extra"][key])  # type: ignore[attr-defined]
         return True
+
+    def check_together(self, steps: Sequence[int]) -> None:
+        """Refuse to go on from other steps on other ranks.
+
+        Args:
+            steps: Step of each rank.
+        Raises:
+            ValueError: a rank does not see the checkpoint.
+        """
+        if len(set(steps)) > 1:
+            least = min(range(len(steps)), key=lambda rank: steps[rank])
+            raise ValueError(
+                f"rank {least} is at step {steps[least]}, others at {max(steps)}: not all see the checkpoint in "
+                f"{self.folder}; `out` is a folder that all nodes share"
+            )
+
+    def log(self) -> TextIO:
+        """The log, open to go on after this step; what an ended run wrote of later ones is taken out."""
+        path = self.folder / f"{self.name}.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if self.step and logged_step(line) <= self.step]
+            with whole_file(path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in lines))
+        return path.open("a")
 
     def positions(self, step: int) -> list[list[int]]:
         """This rank's part of a step's batch, in micro-batches: positions in the endless run of patches."""
@@ -366,10 +410,11 @@ class Trainer:
             Whether the training came to its end.
         """
         leave, self.before = False, self.seconds
+        self.ranks.agree(partial(self.check_together, self.ranks.allgather(self.step)))
         pin = self.device.type == "cuda"
         make = lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)]  # noqa: E731
         self.batches = Ahead(make, self.step, self.settings.readers)
-        log = (self.folder / f"{self.name}.jsonl").open("a") if self.ranks.rank == 0 else None
+        log = self.log() if self.ranks.rank == 0 else None
         self.board = Board(self.folder / "tensorboard", self.step) if log else None
         shown = time.monotonic()
         figures: dict[str, Tensor] = {}
@@ -378,11 +423,13 @@ class Trainer:
                 minutes, steps = self.settings.minutes, self.settings.steps
                 wanted = f"{minutes:g} minutes" if minutes else f"{steps} steps"
                 print(f"trained already: {self.step} steps in {self.seconds / 60:.1f} minutes of {wanted}", flush=True)
-            after()
+            self.ranks.agree(after)
         self.ranks.agree(self.batches.check)
         while self.done < 1.0 and not leave:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate()
+                if self.settings.schedule == "onecycle":
+                    group["betas"] = (momentum_at(self.done), self.settings.betas[1])
             new = self.update(losses, self.batches.take())
             self.step += 1
             if self.step % self.settings.ema_every == 0:
@@ -403,7 +450,7 @@ class Trainer:
                 self.save()
                 if log:
                     print(f"step {self.step}: saved; now its pictures", flush=True)
-                after()
+                self.ranks.agree(after)  # rank 0 writes, and the disk may be full
         self.batches.end()
         if log and self.board:
             log.close()
@@ -423,10 +470,20 @@ def rate_at(schedule: str, done: float) -> float:
         return 1.0 - done
     if schedule == "cosine":
         return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-    first, rises, last = 1 / 25, 0.3, 1 / 25e4  # torch's OneCycleLR
-    if done < rises:
-        return first + (1 - first) * 0.5 * (1 - math.cos(math.pi * done / rises))
-    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (done - rises) / (1 - rises)))
+    first, last = 1 / 25, 1 / 25e4  # torch's OneCycleLR
+    if done < RISES:
+        return first + (1 - first) * 0.5 * (1 - math.cos(math.pi * done / RISES))
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (done - RISES) / (1 - RISES)))
+
+
+def momentum_at(done: float) -> float:
+    """The first of Adam's betas under ``onecycle``: 0.95, down to 0.85 while the learning rate rises, and up again.
+
+    >>> [round(momentum_at(done), 3) for done in (0, 0.15, 0.3, 1)]
+    [0.95, 0.9, 0.85, 0.95]
+    """
+    way = done / RISES if done < RISES else 1 + (done - RISES) / (1 - RISES)
+    return 0.9 + 0.05 * math.cos(math.pi * way)
 
 
 def rate_by_epoch(schedule: str, done: float, epochs: float, gamma: float) -> float:
@@ -439,6 +496,14 @@ def rate_by_epoch(schedule: str, done: float, epochs: float, gamma: float) -> fl
     """
     epoch = math.floor(done * epochs + 1e-6)
     return gamma**epoch if schedule == "step" else 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def logged_step(line: str) -> float:
+    """The step of a line of the log; infinite where the line is not whole."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf
 
 
 def check_resumed(settings: LoopSettings, network: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -195,7 +195,8 @@ class LossSecondMomentTimesteps(UniformTimesteps):
         return {"losses": torch.from_numpy(self.losses.copy()), "known": torch.from_numpy(self.known.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses, self.known = state["losses"].numpy().copy(), state["known"].numpy().copy()
+        if state:  # a run that drew uniformly has none
+            self.losses, self.known = state["losses"].numpy().copy(), state["known"].numpy().copy()
 
 
 def timesteps_of(sampler: str, count: int) -> UniformTimesteps:

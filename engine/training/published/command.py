@@ -17,6 +17,7 @@ from engine.models.networks.spade_unet import Stage
 from engine.training.loop import LoopSettings
 from engine.training.published import diffinfinite, expert, feature_aligned, first_stage, large_image, nuclei
 from engine.training.published.common import Task, Training
+from engine.training.published.epochs import Facts
 
 S = TypeVar("S")
 
@@ -31,6 +32,8 @@ def train_published(args: Namespace, settings: LoopSettings, ranks: Ranks, devic
         return OWN_WAYS[args.network](args, settings, ranks, device)
     task = TASKS[args.network](args, ranks, device)
     training = Training(task, args.out, settings, ranks, device)
+    kept = {name: getattr(args, name) for name in (*names_of(SETTINGS[args.network]), *MORE) if hasattr(args, name)}
+    training.trainer.extra = {"facts": Facts(kept), **training.trainer.extra}
     if args.activation_checkpointing:
         checkpoint_activations(task.network)
     return training.run(args.resume == "auto")
@@ -92,9 +95,23 @@ OWN_WAYS: dict[str, Callable[[Namespace, LoopSettings, Ranks, str], bool]] = {
 }
 
 
+# Settings of the trainings that are a ``Task``, and options beside them that a resumed training has to share.
+SETTINGS = {
+    "nuclei": nuclei.NucleiSettings,
+    "diffinfinite-image": diffinfinite.DiffInfiniteSettings,
+    "diffinfinite-labels": diffinfinite.DiffInfiniteSettings,
+    "large-image": large_image.LargeImageSettings,
+}
+MORE = ("keep", "unlabelled_share", "labelled_share", "test_share", "label_count", "magnification")
+
+
+def names_of(kind: Callable[..., Any]) -> list[str]:
+    return [field.name for field in fields(kind)]  # type: ignore[arg-type]
+
+
 def settings_of(kind: Callable[..., S], args: Namespace) -> S:
     """The options that a system's settings name."""
-    return kind(**{field.name: getattr(args, field.name, None) for field in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{name: getattr(args, name, None) for name in names_of(kind)})
 
 
 def checkpoint_activations(network: nn.Module) -> None:

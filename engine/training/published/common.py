@@ -163,7 +163,8 @@ class Training:
             print(f"resumed at step {trainer.step}", flush=True)
         if ranks.rank == 0:
             if not trainer.step:
-                (self.folder / "best.json").unlink(missing_ok=True)
+                for stale in (self.folder / "best.json", self.out / "card.json"):
+                    stale.unlink(missing_ok=True)
             parameters = sum(p.numel() for p in self.task.network.parameters())
             print(f"{parameters / 1e6:.2f} M parameters, {self.task.said}", flush=True)
         if self.settings.compile:
@@ -175,6 +176,7 @@ class Training:
     def losses(self, positions: list[int], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch, and its figures. Collective where timesteps are learned from losses."""
         t, weights = self.timesteps.draw([np.random.default_rng(seed) for seed in batch.seeds.tolist()])
+        torch.manual_seed(int(batch.seeds[0]))  # dropout: other masks on every rank, the same ones after a resume
         parts = self.parts_of(self.task.network, batch, t)
         if type(self.timesteps) is not UniformTimesteps:
             self.learn(t, parts["loss"])
@@ -219,6 +221,10 @@ class Training:
         keep = self.settings.keep_every
         if keep and step % keep == 0:
             write_checkpoint(self.out, averaged, self.task, step)
+        self.show(averaged, step)
+
+    def show(self, averaged: nn.Module, step: int) -> None:
+        """Draw samples and the curve of the loss. Local."""
         picture = self.task.picture(averaged)
         Image.fromarray(picture).save(self.folder / "samples.png")
         if self.trainer.board is not None:
@@ -324,7 +330,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # Pillow says so of a broken PNG
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 
@@ -337,7 +343,7 @@ def read_picture(path: Path, color: bool = False) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB") if color else image)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 
 

@@ -8,6 +8,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from engine.models.convert.common import latents_defaults
 from engine.models.convert.diffinfinite import LABEL_LATENTS_STD, LABELS
 from engine.models.networks.mask_unet import Block, LabelUNet, MaskUNet, UNet
 from engine.training.autoencoder import to_image
-from engine.training.data import dihedral, find_images, hold_out, mask_of, paths_below
+from engine.training.data import dihedral, find_images, hold_out, mask_of, paths_below, spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
 from engine.training.published.common import (
@@ -109,7 +110,7 @@ def latent_task(
         learned, judged: Functions that make the examples that are trained on and judged by.
     """
     torch.manual_seed(settings.seed)
-    network = make()
+    network = ranks.agree(make)
     if init is not None:
         ranks.agree(lambda: start_weights(network, network.config, init))
     drop_features(network, settings.dropout)
@@ -148,8 +149,9 @@ def latent_task(
 class LabelledImages:
     """Images with label maps, and images without, as windows of one label each.
 
-    Half of the windows (``unlabelled``) have label 0 and are of any image; the others have a label drawn evenly, and
-    are of an image that holds it, about a pixel of it where the image is larger than the window.
+    Half of the windows (``unlabelled``) have label 0 and are of an image without a map, or of any where all have one;
+    the others have a label drawn evenly, and are of an image that holds it, about a pixel of it where the image is
+    larger than the window.
 
     Args:
         labelled: Images with a label map beside each.
@@ -171,7 +173,7 @@ class LabelledImages:
         codes: Codes | None = None,
         held: Mapping[Path, Sequence[int]] | None = None,
     ) -> None:
-        self.labelled, self.every, self.keep = list(labelled), [*labelled, *others], list(keep)
+        self.labelled, self.unknown, self.keep = list(labelled), list(others) or list(labelled), list(keep)
         self.side, self.unlabelled, self.codes, self.listed = side, unlabelled, codes, held
         mine = self.labelled[ranks.rank :: ranks.size]
         ranks.agree(lambda: [self.size_of(path) for path in list(others)[ranks.rank :: ranks.size]])
@@ -201,7 +203,7 @@ class LabelledImages:
         part = copy(self)
         at = {path: index for index, path in enumerate(self.labelled)}
         part.held = [self.held[at[path]] for path in chosen]
-        part.labelled, part.every = list(chosen), [*chosen, *others]
+        part.labelled, part.unknown = list(chosen), list(others) or list(chosen)
         part.find_holders()
         return part
 
@@ -251,7 +253,7 @@ class LabelledImages:
     def example(self, position: int, rng: np.random.Generator) -> Example:
         """A window of one label: pixels in [-1, 1], its label, and its map at the latents."""
         if not self.holders or rng.random() < self.unlabelled:
-            label, path = 0, self.every[int(rng.integers(len(self.every)))]
+            label, path = 0, self.unknown[int(rng.integers(len(self.unknown)))]
             picture, labels = read_picture(path, color=True), None
         else:
             label = int(rng.choice(list(self.holders)))
@@ -389,7 +391,7 @@ def image_task(
     labelled = list(known_of.held) if known_of else [path for path in every if mask_of(path).exists()]
     without_map = [] if known_of else [path for path in every if not mask_of(path).exists()]
     whole = LabelledImages(
-        enough_labelled(labelled, labelled_share, ranks),
+        ranks.agree(partial(enough_labelled, labelled, labelled_share, ranks)),
         [*without_map, *more],
         keep,
         settings.window,
@@ -403,7 +405,7 @@ def image_task(
     elif test_share:
         held = ranks.agree(lambda: drawn_for_test(whole, test_share, settings.seed))
     else:
-        held = hold_out(every if known_of is None else labelled, settings.hold_out)
+        held = ranks.agree(lambda: hold_out(whole.labelled or every, settings.hold_out))
     kept_out = set(held)
     images = whole.part(*(without(paths, kept_out) for paths in (whole.labelled, [*without_map, *more])))
     ranks.agree(lambda: check_split(whole, images))
@@ -412,6 +414,7 @@ def image_task(
         judged = whole.part(
             [path for path in whole.labelled if path in kept_out], [p for p in without_map if p in kept_out]
         )
+    ranks.agree(lambda: check_judged(judged))
     side, known = settings.window // FACTOR, ranks.agree(lambda: names_of(names, images.count))
     facts = {
         "condition": "label-map",
@@ -427,7 +430,7 @@ def image_task(
     }
     labels = torch.arange(images.count).repeat_interleave(SHOWN)
     mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side)
-    unknown = len(images.every) - len(images.labelled)
+    unknown = len(without([*without_map, *more], kept_out))
     return latent_task(
         lambda: MaskUNet(settings.dim, images.count, settings.dim_mults, CHANNELS, GROUPS),
         {"label": labels, "mask": mask},
@@ -457,6 +460,18 @@ def check_split(every: LabelledImages, learned: LabelledImages) -> None:
     if empty:
         count = len(every.holders[empty[0]])
         raise ValueError(f"all pictures of label {empty[0]} ({count}) are held out; hold out fewer, or others")
+
+
+def check_judged(judged: LabelledImages | None) -> None:
+    """Refuse to judge by pictures of which none is left.
+
+    Raises:
+        ValueError: all that are held out have too little labelled.
+    """
+    if judged is not None and not judged.unknown:
+        raise ValueError(
+            "none of the pictures held out has a map of more than `labelled_share`; lower it, or hold out others"
+        )
 
 
 def enough_labelled(paths: Sequence[Path], share: float, ranks: Ranks) -> list[Path]:
@@ -600,7 +615,7 @@ def label_task(
 
     paths, of_maps, names = ranks.agree(read)
     codes = ranks.agree(lambda: table_codes(table, count)) if table is not None else None
-    held = set(range(0, len(paths), len(paths) // settings.hold_out)) if settings.hold_out else set()
+    held = set(ranks.agree(lambda: spread(settings.hold_out, len(paths), data)))
 
     def maps(which: Sequence[int]) -> LabelMaps:
         chosen = LabelMaps(

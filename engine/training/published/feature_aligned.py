@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from engine.diffusion.schedule import Schedule
@@ -30,7 +29,6 @@ from engine.models.networks.embedder import Embedder
 from engine.models.networks.resnet import BatchNorm, ResNet, sum_over
 from engine.storage.files import whole_file, write_json
 from engine.training.batch_norm import total_over
-from engine.training.curve import draw_curve
 from engine.training.diffusion import denoise, write_folder
 from engine.training.loop import LoopSettings, image_grid
 from engine.training.objectives import UniformTimesteps
@@ -284,6 +282,7 @@ class AlignedTraining(Training):
         self.own, self.table, self.expert = own, table, None if expert is None else expert.to(device)
         count = self.schedule.num_train_timesteps
         self.timesteps = UniformTimesteps(count if own.last_timestep else count - 1)
+        self.trainer.extra["timesteps"] = self.timesteps
         self.epoch = EpochMean(settings.every, ranks)
         self.trainer.extra["epoch"] = self.epoch
         self.trainer.extra["facts"] = Facts(facts_said(own, expert, table))
@@ -326,8 +325,7 @@ class AlignedTraining(Training):
         keep = self.settings.keep_every
         if keep and step % keep == 0:
             self.write(averaged, self.out / "checkpoints" / f"step-{step:06d}")
-        Image.fromarray(self.task.picture(averaged)).save(self.folder / "samples.png")
-        draw_curve(self.folder / "training.jsonl", self.folder / "loss.png")
+        self.show(averaged, step)
 
     def keep_best(self, averaged: nn.Module, step: int) -> None:
         """Write the model folder if no epoch before had a smaller mean loss, or loss on pictures held out. Local."""

@@ -25,6 +25,7 @@ from engine.models.files import WEIGHTS
 from engine.models.networks.embedder import Embedder
 from engine.storage.readers import read_rows, split_dataset
 from engine.training.autoencoder import to_image
+from engine.training.data import spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
 from engine.training.published.common import (
@@ -199,11 +200,7 @@ def datasets(
             raise ValueError(f"{data / 'train_test_split'} has neither {names}, which list what is trained on")
     else:
         every = listed_in(data, embeddings, regions)
-        held = [(2 * i + 1) * len(every.rows) // (2 * settings.hold_out) for i in range(settings.hold_out)]
-        if len(set(held)) > len(every.rows) // 2:
-            raise ValueError(
-                f"`hold_out` {settings.hold_out} is more than half of the {len(every.rows)} pictures of {data}"
-            )
+        held = spread(settings.hold_out, len(every.rows), data)
         learned = every.of(np.setdiff1d(np.arange(len(every.rows)), held))
         judged = every.of(held) if held else None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from engine.inputs.nuclei_scan import scan_nuclei
 from engine.models.networks.spade_unet import Attention, ResBlock, SpadeUNet
 from engine.planning.geometry import Box
 from engine.storage.picture_folder import PictureFolder
+from engine.training.data import spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
 from engine.training.published.common import Example, Task, Windows, picture_size, start_weights
@@ -241,20 +242,19 @@ def datasets(
         ValueError: it is neither.
     """
     train, test = (data / name for name in SPLITS)
+    judging = replace(settings, augment=False, drop=0.0)
     if train.is_dir():
         every = opened(train, "appearance").names
         chosen = subsampled(read_names(listed, every, train)[0] if listed else every, settings.subsample)
-        return NucleiImages(train, settings, chosen), NucleiImages(test, settings) if test.is_dir() else None
+        return NucleiImages(train, settings, chosen), NucleiImages(test, judging) if test.is_dir() else None
     names = list(opened(data, "appearance").names)
     if listed is not None:
         learned, unlearned = read_names(listed, names, data)
         chosen = subsampled(learned, settings.subsample)
-        return NucleiImages(data, settings, chosen), NucleiImages(data, settings, unlearned) if unlearned else None
-    held = [names[(2 * i + 1) * len(names) // (2 * settings.hold_out)] for i in range(settings.hold_out)]
-    if len(set(held)) > len(names) // 2:
-        raise ValueError(f"`hold_out` {settings.hold_out} is more than half of the {len(names)} pictures of {data}")
+        return NucleiImages(data, settings, chosen), NucleiImages(data, judging, unlearned) if unlearned else None
+    held = [names[number] for number in spread(settings.hold_out, len(names), data)]
     left = subsampled([name for name in names if name not in held], settings.subsample)
-    return NucleiImages(data, settings, left), NucleiImages(data, settings, held) if held else None
+    return NucleiImages(data, settings, left), NucleiImages(data, judging, held) if held else None
 
 
 def subsampled(names: Sequence[str], share: float, seed: int = 42) -> list[str]:
