@@ -244,6 +244,7 @@ def test_the_experts_gradients_are_the_same_to_rounding_on_1_and_3_ranks(kather,
 
 
 @pytest.mark.runs
+@pytest.mark.long
 def test_a_killed_expert_resumes_to_the_same_weights(kather, tmp_path):
     options = ("--data", kather, *EXPERT, "--epochs", 9, "--every", 6)
     train(1, "expert", "--out", tmp_path / "whole", *options)

@@ -283,7 +283,7 @@ def test_it_starts_from_a_checkpoint_of_latent_diffusion(published, first_stage,
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("what", ["large-image", "kl", "vq"])
+@pytest.mark.parametrize("what", ["large-image", "kl", pytest.param("vq", marks=pytest.mark.long)])
 def test_the_same_weights_to_rounding_on_1_and_3_ranks(published, first_stage, tmp_path, what):
     options = ("--steps", 2, "--batch-size", 5)
     if what == "large-image":
@@ -302,6 +302,7 @@ def test_the_same_weights_to_rounding_on_1_and_3_ranks(published, first_stage, t
 
 
 @pytest.mark.runs
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["large-image", "first-stage"])
 def test_killed_and_resumed_it_has_the_same_weights(published, first_stage, tmp_path, what):
     options = ("--steps", 4, "--batch-size", 2, "--every", 2)
