@@ -1,10 +1,10 @@
 """``python -m engine.train NETWORK --data DIR --out MODEL_DIR``: train a model folder.
 
 This project's own model: the autoencoder is trained first, then the image network on its latents; the network of label
-maps is a model by itself. ``nuclei``, ``diffinfinite-image``, ``diffinfinite-labels``, ``expert`` and
-``feature-aligned`` train as their authors do.
+maps is a model by itself. The others train as their authors do: ``nuclei``, ``diffinfinite-image``,
+``diffinfinite-labels``, ``large-image`` with its ``first-stage``, ``feature-aligned`` with its ``expert``.
 Each training resumes where it was stopped. Under ``mpiexec -n N`` the ranks share each batch and average gradients;
-``--alone`` needs no MPI. ``jobs/train-embedded.sh`` trains all three within the minutes it is given.
+``--alone`` needs no MPI. ``jobs/train-embedded.sh`` trains this project's three within the minutes it is given.
 """
 
 from __future__ import annotations
@@ -17,25 +17,8 @@ from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, gives_help
 from engine.training.checks import check, check_folder
-from engine.training.options import (
-    DEFAULTS,
-    autoencoder_options,
-    image_options,
-    labels_options,
-    recipe_of,
-    run_options,
-)
-from engine.training.published.options import (
-    BY_EPOCHS,
-    PUBLISHED,
-    expert_options,
-    feature_aligned_options,
-    first_stage_options,
-    image_options_of_diffinfinite,
-    label_options_of_diffinfinite,
-    large_image_options,
-    nuclei_options,
-)
+from engine.training.options import DEFAULTS, OWN_OPTIONS, recipe_of, run_options
+from engine.training.published.options import COUNTING_EPOCHS, PUBLISHED, PUBLISHED_OPTIONS
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -44,16 +27,10 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="python -m engine.train", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="network", required=True)
-    add_own_options = {"autoencoder": autoencoder_options, "image": image_options, "labels": labels_options}
-    add_own_options |= {"nuclei": nuclei_options, "diffinfinite-image": image_options_of_diffinfinite}
-    add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite, "large-image": large_image_options}
-    add_own_options |= {"first-stage": first_stage_options}
-    add_own_options |= {"diffinfinite-labels": label_options_of_diffinfinite}
-    add_own_options |= {"expert": expert_options, "feature-aligned": feature_aligned_options}
     for name, defaults in (DEFAULTS | PUBLISHED).items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-        run_options(sub, by_epochs=name in BY_EPOCHS)
-        add_own_options[name](sub)
+        run_options(sub, by_epochs=name in COUNTING_EPOCHS)
+        (OWN_OPTIONS | PUBLISHED_OPTIONS)[name](sub)
         sub.set_defaults(**defaults)
     return top
 

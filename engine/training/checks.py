@@ -8,13 +8,16 @@ from pathlib import Path
 from engine.messages import quoted
 from engine.training.published.options import PUBLISHED
 
-# Networks whose window is halved: the option that says how often, and pixels of a window's smallest part.
+# Networks whose window is halved: the option that says how often, and the side of a window's smallest part.
 HALVED = {
+    "image": ("dim_mults", 1),
+    "labels": ("dim_mults", 1),
     "nuclei": ("channel_mult", 1),
     "diffinfinite-image": ("dim_mults", 8),
     "diffinfinite-labels": ("dim_mults", 8),
+    "feature-aligned": ("features", 1),
 }
-GROUPS = 8  # number of groups of the networks' group normalisation
+GROUPS = 8  # of our image and label networks' group normalisation
 
 
 def check_folder(out: Path, network: str) -> None:
@@ -64,22 +67,14 @@ def check(args: argparse.Namespace, size: int) -> None:
         )
     if args.network == "diffinfinite-image" and args.test_share and args.hold_out:
         raise ValueError(f"`test_share` {args.test_share:g} and `hold_out` {args.hold_out}: give one of them")
-    if args.network == "expert":
-        return
-    if args.network == "feature-aligned":
-        divisor = 2 ** (len(args.features) - 1)
+    if args.network in HALVED:
+        name, least = HALVED[args.network]
+        divisor = 2 ** (len(getattr(args, name)) - 1) * least
         if args.window % divisor:
-            raise ValueError(
-                f"`window` {args.window} cannot be halved as often as `features` says; use multiples of {divisor}"
-            )
-        return
-    if args.network in PUBLISHED:
-        name, factor = HALVED.get(args.network, ("", 1))
-        divisor = 2 ** (len(getattr(args, name)) - 1) * factor if name else 1
-        if name and args.window % divisor:
             raise ValueError(
                 f"`window` {args.window} cannot be halved as often as `{name}` says; use multiples of {divisor}"
             )
+    if args.network in PUBLISHED:
         return
     if args.init is not None:
         raise ValueError(f"`init` {args.init} is for the trainings of published systems; leave it out")
@@ -93,11 +88,6 @@ def check(args: argparse.Namespace, size: int) -> None:
                 f"`latent_channels` {args.latent_channels} is no multiple of {args.fold**2}, the square of `fold`"
             )
         return
-    divisor = 2 ** (len(args.dim_mults) - 1)
-    if args.window % divisor:
-        raise ValueError(
-            f"`window` {args.window} cannot be halved as often as `dim_mults` says; use multiples of {divisor}"
-        )
     if args.dim % GROUPS:
         raise ValueError(f"`dim` {args.dim} cannot be normalised in {GROUPS} groups; use multiples of {GROUPS}")
     if args.network == "labels" and not 2 <= len(args.labels) <= 64:

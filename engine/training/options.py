@@ -133,6 +133,9 @@ def labels_options(sub: argparse.ArgumentParser) -> None:
     add("--labels", type=comma_separated, default=LABELS, help="names of all labels, 0 first, by commas")
 
 
+OWN_OPTIONS = {"autoencoder": autoencoder_options, "image": image_options, "labels": labels_options}
+
+
 def diffusion_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that both diffusion networks have."""
     add = sub.add_argument

@@ -49,7 +49,6 @@ DIFFINFINITE: dict[str, Any] = {
 PUBLISHED["diffinfinite-image"] = {**DIFFINFINITE, "window": 512, "dim": 256, "dim_mults": [1, 2, 4]}
 PUBLISHED["diffinfinite-labels"] = {**DIFFINFINITE, "window": 128, "dim": 64, "dim_mults": [1, 2, 4, 8]}
 PUBLISHED["diffinfinite-labels"] |= {"steps": 100000, "every": 20000, "pixel_size": 2.0}
-# The feature-aligned system's two trainings count epochs.
 EPOCHS: dict[str, Any] = {
     "lr": 1e-4,
     "warmup": 0,
@@ -62,7 +61,7 @@ EPOCHS: dict[str, Any] = {
 }
 PUBLISHED["expert"] = {**EPOCHS, "epochs": 10, "batch_size": 64, "schedule": "step", "window": 224}
 PUBLISHED["feature-aligned"] = {**EPOCHS, "epochs": 20, "batch_size": 4, "schedule": "cosine-by-epoch", "window": 64}
-BY_EPOCHS = ("expert", "feature-aligned")
+COUNTING_EPOCHS = ("expert", "feature-aligned")  # trainings that count epochs
 PUBLISHED["large-image"] = {
     "steps": 100000,
     "batch_size": 100,
@@ -242,3 +241,14 @@ def published_options(sub: argparse.ArgumentParser) -> None:
     judged = "windows held out by which checkpoints are judged, and the best kept"
     add("--validation-windows", type=positive(int), default=64, metavar="N", help=judged)
     add("--activation-checkpointing", action="store_true", help="compute activations twice rather than keep them")
+
+
+PUBLISHED_OPTIONS = {
+    "nuclei": nuclei_options,
+    "diffinfinite-image": image_options_of_diffinfinite,
+    "diffinfinite-labels": label_options_of_diffinfinite,
+    "expert": expert_options,
+    "feature-aligned": feature_aligned_options,
+    "large-image": large_image_options,
+    "first-stage": first_stage_options,
+}
