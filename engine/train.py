@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="network", required=True)
     for name, defaults in (DEFAULTS | PUBLISHED).items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-        run_options(sub, by_epochs=name in COUNTING_EPOCHS)
+        run_options(sub, by_epochs=name in COUNTING_EPOCHS, compiles=name != "first-stage")
         (OWN_OPTIONS | PUBLISHED_OPTIONS)[name](sub)
         sub.set_defaults(**defaults)
     return top
@@ -70,13 +70,14 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     same = ["steps", "minutes", "batch_size", "lr", "warmup", "schedule", "ema", "average", "ema_every", "weight_decay"]
-    same += ["clip", "accumulate", "every", "keep_every", "seed", "precision", "compile"]
+    same += ["clip", "accumulate", "every", "seed", "precision", "keep_every", "compile"]
     deadline = began + 60 * args.stop_after if args.stop_after else 0.0
-    kept = {name: getattr(args, name) for name in same} | {"readers": args.readers or min(cores, 8)}
+    kept = {name: getattr(args, name) for name in same if hasattr(args, name)}  # not all have the last two
+    kept |= {"readers": args.readers or min(cores, 8)}
     settings = LoopSettings(**kept, betas=tuple(args.betas), deadline=deadline, began=began)
     common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
     ranks.agree(lambda: check(args, ranks.size))
-    ranks.agree(lambda: check_folder(args.out, args.network))
+    ranks.agree(lambda: check_folder(args))
     ranks.catch_signals()
     if args.network in PUBLISHED:
         from engine.training.published.command import train_published

@@ -17,15 +17,47 @@ HALVED = {
     "diffinfinite-labels": ("dim_mults", 8),
     "feature-aligned": ("features", 1),
 }
+WRITTEN = {"autoencoder": "vae", "first-stage": "vae", "expert": "expert"}  # part of the folder; of the others unet
 GROUPS = 8  # of our image and label networks' group normalisation
 
 
-def check_folder(out: Path, network: str) -> None:
-    """Refuse a model folder whose networks are of other kinds than are trained here, such as a converted one.
+def check_folder(args: argparse.Namespace) -> None:
+    """Refuse to train into a model folder that another kind of training or a conversion wrote; it may be absent.
+
+    Args:
+        args: Options of the command.
+    Raises:
+        ValueError: naming the folder, and what to do.
+    """
+    check_kinds(args.out, args.network)
+    if args.network != "autoencoder" or not (args.decoder_alone or args.edges_alone):  # these go on from weights alone
+        check_written(args.out, args.network)
+
+
+def check_written(out: Path, network: str) -> None:
+    """Refuse a model folder whose network is there without the state of a training: it would be begun anew, over it.
+
+    Raises:
+        ValueError: naming it, and what to do.
+    """
+    from engine.models.files import WEIGHTS
+
+    part = WRITTEN.get(network, "unet")
+    if (out / part / WEIGHTS).exists() and not (out / part / "training.pt").exists():
+        way = ", and start from this one with `init`" if network in PUBLISHED else ""
+        way = ", or its decoder on with `decoder_alone`" if network == "autoencoder" else way
+        raise ValueError(
+            f"`out` {out} holds a model without the state of a training ({part}/training.pt), such as a converted one; "
+            f"train into another folder{way}"
+        )
+
+
+def check_kinds(out: Path, network: str) -> None:
+    """Refuse a model folder whose networks are of other kinds than are trained here.
 
     Args:
         out: The folder to train into; it may be absent.
-        network: What is trained: autoencoder, image or labels.
+        network: What is trained, as the command names it.
     Raises:
         ValueError: naming the folder's network, and what to do.
     """
@@ -65,6 +97,8 @@ def check(args: argparse.Namespace, size: int) -> None:
             f"`accumulate` {args.accumulate} is more than the {args.batch_size // size} windows of a rank; choose "
             "fewer, or a larger `batch_size`"
         )
+    if args.every is not None:
+        check_kept(getattr(args, "keep_every", 0), args.every)
     if args.network == "diffinfinite-image" and args.test_share and args.hold_out:
         raise ValueError(f"`test_share` {args.test_share:g} and `hold_out` {args.hold_out}: give one of them")
     if args.network in HALVED:
@@ -92,3 +126,16 @@ def check(args: argparse.Namespace, size: int) -> None:
         raise ValueError(f"`dim` {args.dim} cannot be normalised in {GROUPS} groups; use multiples of {GROUPS}")
     if args.network == "labels" and not 2 <= len(args.labels) <= 64:
         raise ValueError(f"`labels` names {len(args.labels)}; 2 to 64 are supported")
+
+
+def check_kept(keep_every: int, every: int) -> None:
+    """Refuse to keep model folders of steps that have no checkpoint.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if keep_every % every:
+        raise ValueError(
+            f"`keep_every` {keep_every} is no multiple of `every` {every}, the steps between checkpoints, which are "
+            "what is kept; choose a multiple, or change `every`"
+        )

@@ -26,14 +26,15 @@ LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"
 TISSUE = "tumor,stroma,complex,lympho,debris,mucosa,adipose,empty"
 
 
-def run_options(sub: argparse.ArgumentParser, by_epochs: bool = False) -> None:
-    """Add the options that every training has, and those of the ones that count epochs."""
+def run_options(sub: argparse.ArgumentParser, by_epochs: bool, compiles: bool) -> None:
+    """Add the options that every training has, and those of the ones that count epochs, or run compiled."""
     add = sub.add_argument
     data = "folder with a folder of pictures a class" if by_epochs else "folder of images and *_mask.png label maps"
     add("--data", type=Path, required=True, help=data)
     add("--out", type=Path, required=True, help="model folder")
     add("--steps", type=positive(int), help="optimiser steps in all")
-    add("--minutes", type=float, default=0.0, help="end after this long in all, from the command on (0: no limit)")
+    minutes = "end after this long in all, from the command on (0: no limit)"
+    add("--minutes", type=not_negative, default=0.0, help=minutes)
     add("--batch-size", type=positive(int), help="patches a step, over all ranks")
     add("--lr", type=positive(float), help="peak learning rate")
     add("--warmup", type=whole, default=100, help="steps to reach --lr")
@@ -50,8 +51,6 @@ def run_options(sub: argparse.ArgumentParser, by_epochs: bool = False) -> None:
     add("--accumulate", type=positive(int), default=1, metavar="N", help=micro)
     add("--init", type=Path, metavar="MODEL_DIR", help="model folder whose network the training starts from")
     add("--every", type=positive(int), default=250, help="steps between checkpoints and pictures")
-    kept = "steps between model folders that are kept, OUT/checkpoints/step-N (0: none)"
-    add("--keep-every", type=whole, default=0, metavar="STEPS", help=kept)
     stop = "leave with a checkpoint and status 75 after this long; the same command goes on (0: no limit)"
     add("--stop-after", type=not_negative, default=0.0, metavar="MINUTES", help=stop)
     if by_epochs:
@@ -61,7 +60,8 @@ def run_options(sub: argparse.ArgumentParser, by_epochs: bool = False) -> None:
         add("--hold-out", type=whole, default=0, metavar="N", help=held)
     precisions = ("float32", "bfloat16", "float16")
     add("--precision", choices=precisions, default="float32", help="of products, by torch's autocast")
-    add("--compile", action="store_true", help="run the network by torch.compile")
+    if compiles:
+        add("--compile", action="store_true", help="run the network by torch.compile")
     readers = "threads that read and prepare examples ahead of the steps (0: a rank's share of the cores, 8 at most)"
     add("--readers", type=whole, default=0, metavar="N", help=readers)
     add("--alone", action="store_true", help="train in one process, without MPI")
@@ -142,6 +142,12 @@ def diffusion_options(sub: argparse.ArgumentParser) -> None:
     add("--dim", type=positive(int), help="number of features at full size")
     add("--dim-mults", type=whole_numbers, help="factors of --dim, one for each level from full size down")
     add("--pixel-size", type=positive(float), default=0.5, help="micrometres per pixel of the images")
+
+
+def kept_option(sub: argparse.ArgumentParser) -> None:
+    """Add the option of trainings that keep model folders of some of their checkpoints."""
+    kept = "steps between model folders that are kept, OUT/checkpoints/step-N, a multiple of --every (0: none)"
+    sub.add_argument("--keep-every", type=whole, default=0, metavar="STEPS", help=kept)
 
 
 def share(text: str) -> float:

@@ -403,7 +403,7 @@ def image_task(
     elif test_share:
         held = ranks.agree(lambda: drawn_for_test(whole, test_share, settings.seed))
     else:
-        held = hold_out(every if known_of is None else labelled, settings.hold_out)
+        held = ranks.agree(lambda: hold_out(every if known_of is None else labelled, settings.hold_out))
     kept_out = set(held)
     images = whole.part(*(without(paths, kept_out) for paths in (whole.labelled, [*without_map, *more])))
     ranks.agree(lambda: check_split(whole, images))

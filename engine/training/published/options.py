@@ -10,6 +10,7 @@ from engine.command_line import comma_separated, positive
 from engine.training.options import (
     diffusion_options,
     folders,
+    kept_option,
     not_negative,
     numbers,
     share,
@@ -211,6 +212,7 @@ def expert_options(sub: argparse.ArgumentParser) -> None:
 def feature_aligned_options(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
     align = "folder of engine.train expert, or its authors' file, whose features the network is aligned with"
+    kept_option(sub)
     add("--align", type=Path, metavar="EXPERT", help=align)
     add("--align-weight", type=not_negative, default=1.0, metavar="WEIGHT", help="weight of 1 less the cosine")
     layer = "down_blocks.2.resnets.0.conv_shortcut"
@@ -236,7 +238,8 @@ def feature_aligned_options(sub: argparse.ArgumentParser) -> None:
 
 
 def published_options(sub: argparse.ArgumentParser) -> None:
-    """Add the options that all trainings of published systems have."""
+    """Add the options that the trainings of published systems have whose file is a ``Task``."""
+    kept_option(sub)
     add = sub.add_argument
     judged = "windows held out by which checkpoints are judged, and the best kept"
     add("--validation-windows", type=positive(int), default=64, metavar="N", help=judged)
