@@ -228,6 +228,49 @@ def test_a_converted_model_is_not_trained_into(tiles, tmp_path, network):
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["config.json"] * 2
 
 
+def test_a_model_without_the_state_of_a_training_is_not_trained_over(trained, tiles, tmp_path):
+    copy = shutil.copytree(trained[0], tmp_path / "m", ignore=shutil.ignore_patterns("*training.pt"))
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    common = ("--data", tiles, "--out", copy, "--batch-size", 2, "--steps", 2, "--every", 1)
+    for options, said in (
+        (("autoencoder", *common, "--crop", 32), ["vae/training.pt", "into another folder", "--decoder-alone"]),
+        (("image", *common, "--window", 8, "--dim", 16), ["unet/training.pt", "into another folder"]),
+    ):
+        done = launch(2, *options, module="engine.train")
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert all(words in line for words in said), line
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    done = launch(2, "autoencoder", *common, "--crop", 32, "--decoder-alone", module="engine.train")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(copy / "unet")
+    done = launch(2, "image", *common, "--window", 8, "--dim", 16, "--dim-mults", "1,2", module="engine.train")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("network", ["autoencoder", "image", "labels", "first-stage"])
+def test_options_that_nothing_reads_are_not_offered(tiles, tmp_path, network):
+    refused = [("--keep-every", 1000)] + ([("--compile",)] if network == "first-stage" else [])
+    for options in refused:
+        done = launch(1, network, "--data", tiles, "--out", tmp_path / "m", *options, module="engine.train")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: unrecognized argument {options[0]}"), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("network", ["autoencoder", "image", "labels", "first-stage", "diffinfinite-image"])
+def test_more_images_held_out_than_a_quarter_are_refused(trained, tiles, tmp_path, network):
+    common = ("--data", tiles, "--out", tmp_path, "--hold-out", 1, "--steps", 1, "--batch-size", 2)
+    if network == "image":
+        shutil.copytree(trained[0] / "vae", tmp_path / "vae")
+    if network == "diffinfinite-image":
+        common += ("--window", 64)
+    done = launch(2, network, *common, module="engine.train")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "--hold-out 1 is more than a quarter of the 3 images" in line, line
+
+
 def test_the_network_of_label_maps_learns_goes_on_and_leaves_a_model(maps, tmp_path):
     first = train_labels(2, maps, tmp_path, "--steps", 30)
     assert first.returncode == 0, first.stderr
@@ -383,7 +426,9 @@ def test_images_held_out_are_evenly_spread_and_their_label_maps_go_with_them(tmp
     kept = hold_out(find_images(tmp_path), 2)
     assert [path.stem for path in kept] == ["t07", "t13"]
     assert len(find_maps(tmp_path)) - len(read_windows(tmp_path, 3, 8, 4, 0, held=2).maps) == 2
-    assert hold_out(find_images(tmp_path), 4) == []
+    with pytest.raises(ValueError, match="`hold_out` 4 is more than a quarter of the 12 images with a label map"):
+        hold_out(find_images(tmp_path), 4)
+    assert hold_out(find_images(tmp_path), 0) == []
 
 
 def test_weights_by_signal_over_noise_are_those_of_the_paper():

@@ -465,6 +465,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_pat
     (tmp_path / "vit.pt").write_bytes(b"")
     torch.save({"resnet.conv_proj.weight": torch.zeros(1)}, tmp_path / "vit.pt")
     before = {path: path.read_bytes() for path in expert.rglob("*") if path.is_file()}
+    stateless = shutil.copytree(expert, tmp_path / "stateless", ignore=shutil.ignore_patterns("training.pt"))
     new = ("--out", tmp_path / "new")
     of_expert, aligned = ("expert", *EXPERT), ("feature-aligned", *ALIGNED)
     good = ("--data", kather, *new)
@@ -477,6 +478,9 @@ def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_pat
         ((*of_expert, *good, "--accumulate", 2), ["--accumulate 2", "mean and variance"]),
         ((*of_expert, *good, "--weights", tmp_path / "vit.pt"), ["vision transformer"]),
         ((*of_expert, *good, "--init", expert, "--width", 8), ["another shape"]),
+        ((*of_expert, *good, "--keep-every", 6), ["unrecognized argument --keep-every"]),
+        ((*of_expert, "--data", kather, "--out", stateless), ["expert/training.pt", "with --init"]),
+        ((*aligned, *good, "--keep-every", 7), ["--keep-every 7", "--every 6"]),
         (
             (*of_expert, "--data", kather, "--out", expert, "--softmax", "double", "--lr", 3e-3, "--gamma", 1),
             ["--softmax is 'single'"],

@@ -277,6 +277,8 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
     (tmp_path / "none").mkdir()
     trained(1, patches, tmp_path / "m", "--steps", 1)
     before = sha256_of(tmp_path / "m")
+    maskless = shutil.copytree(patches, tmp_path / "maskless", ignore=shutil.ignore_patterns("bin_masks"))
+    stateless = shutil.copytree(tmp_path / "m", tmp_path / "stateless", ignore=shutil.ignore_patterns("training.pt"))
     out = ("--out", tmp_path / "new", *SMALL)
     for options, said in (
         (("--data", lost, *out), ["p3", "no map of it"]),
@@ -285,6 +287,10 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
         (("--data", patches, *out, "--window", 48), ["smaller than a window of 48", "--window"]),
         (("--data", patches, *out, "--window", 17), ["--window 17", "multiples of 2"]),
         (("--data", patches, *out, "--hold-out", 7), ["--hold-out 7", "half"]),
+        (("--data", maskless, *out, "--preserve"), ["--preserve needs", "bin_masks"]),
+        (("--data", patches, *out, "--every", 4, "--keep-every", 6), ["--keep-every 6", "--every 4", "multiple"]),
+        (("--data", patches, *out, "--minutes", -1), ["--minutes", "-1 is below 0"]),
+        (("--data", patches, "--out", stateless, *SMALL), ["converted", "into another folder", "with --init"]),
         (("--data", patches, *out, "--init", tmp_path / "none"), ["--init", "no model folder"]),
         (("--data", patches, *out, "--init", tmp_path / "m", "--blocks", 2), ["another shape", "num_res_blocks 1"]),
         (("--data", patches, "--out", tmp_path / "m", *SMALL, "--lr", 1), ["--lr is 0.0001, yours is 1.0"]),
@@ -295,7 +301,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 == len(done.stderr.splitlines()), done.stderr
         assert all(words in lines[0] for words in said), lines[0]
-    assert sha256_of(tmp_path / "m") == before
+    assert sha256_of(tmp_path / "m") == before == sha256_of(stateless)
 
 
 def sha256_of(model):

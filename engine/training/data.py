@@ -40,14 +40,20 @@ def paths_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def hold_out(images: Sequence[Path], count: int) -> list[Path]:
     """The images that no network is trained on: ``count`` of those with a label map, evenly spread over their list.
 
-    Of images without any label map, ``count`` of all. None where that is more than a quarter of the images.
+    Of images without any label map, ``count`` of all.
+
+    Raises:
+        ValueError: that is more than a quarter of them.
 
     >>> [str(path) for path in hold_out([Path(f"{i}.png") for i in range(12)], 3)]
     ['2.png', '6.png', '10.png']
     """
     able = [path for path in images if mask_of(path).exists()] or list(images)
-    if not count or len(able) < 4 * count:
-        return []
+    if len(able) < 4 * count:
+        kind = "images with a label map" if len(able) < len(images) else "images"
+        raise ValueError(
+            f"`hold_out` {count} is more than a quarter of the {len(able)} {kind}; choose {len(able) // 4} or fewer"
+        )
     return [able[(2 * i + 1) * len(able) // (2 * count)] for i in range(count)]
 
 

@@ -246,7 +246,7 @@ def train(
         Whether the training came to its end.
     """
     every = ranks.agree(lambda: find_images(data))
-    kept = hold_out(every, held)
+    kept = ranks.agree(lambda: hold_out(every, held))
     images = [path for path in every if path not in kept]
     autoencoder = ranks.agree(lambda: load_autoencoder(out))
     autoencoder.to(device)

@@ -12,12 +12,18 @@ from torch import Tensor
 
 from engine.distributed.ranks import Ranks
 from engine.messages import quoted
+from engine.training.checks import check_kept
 from engine.training.loop import LoopSettings
 
 
 def by_epochs(settings: LoopSettings, pictures: int, epochs: int, gamma: float) -> LoopSettings:
-    """The settings of a training of so many epochs, with a checkpoint after each, where they do not say otherwise."""
+    """The settings of a training of so many epochs, with a checkpoint after each, where they do not say otherwise.
+
+    Raises:
+        ValueError: checkpoints are kept at steps that have none.
+    """
     steps = math.ceil(pictures / settings.batch_size)
+    check_kept(settings.keep_every, settings.every or steps)
     return replace(
         settings,
         epoch_steps=steps,

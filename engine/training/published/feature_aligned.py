@@ -387,7 +387,6 @@ def train_aligned(
     resume: bool,
 ) -> bool:
     """Train; whether it came to its end. Collective."""
-    ranks.agree(lambda: check_out(out))
     expert = ranks.agree(lambda: expert_of(own, settings))
     learned, held = ranks.agree(lambda: tissue_pictures(data, own.labels, own.window, own.hold_out, own.seed))
     table = ranks.agree(lambda: class_table(own, init))
@@ -396,7 +395,7 @@ def train_aligned(
     card["class_means"] = class_means(learned, ranks)
     if held.paths:
         class_means(held, ranks)  # one that cannot be read is better found now
-    loop = by_epochs(settings, len(learned), own.epochs, own.gamma)
+    loop = ranks.agree(lambda: by_epochs(settings, len(learned), own.epochs, own.gamma))
     parts = {"unet": ["diffusers", "UNet2DConditionModel"], "embedder": ["slidefield", "Embedder"]}
 
     def windows(pictures: TissuePictures) -> Windows:
@@ -421,19 +420,6 @@ def train_aligned(
         own.validation_windows,
     )
     return AlignedTraining(task, out, loop, ranks, device, own, expert, table).run(resume)
-
-
-def check_out(out: Path) -> None:
-    """Refuse a model folder that this training did not write.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if (out / "unet" / WEIGHTS).exists() and not (out / "unet" / "training.pt").exists():
-        raise ValueError(
-            f"`out` {out} holds a model without the state of a training, such as a converted one; train into another "
-            "folder, and start from this one with `init`"
-        )
 
 
 def expert_of(own: AlignedSettings, settings: LoopSettings) -> ResNet | None:

@@ -79,7 +79,9 @@ class NucleiImages:
         self.pictures = opened(folder, "appearance", color=settings.image_channels == 3)
         self.maps = opened(folder, "instances")
         masks = folder / PARTS["appearance_mask"]
-        self.masks = opened(folder, "appearance_mask") if settings.preserve and masks.is_dir() else None
+        if settings.preserve and not masks.is_dir():
+            raise ValueError(f"`preserve` needs {masks}, which says where nuclei are; add it, or leave `preserve` out")
+        self.masks = opened(folder, "appearance_mask") if settings.preserve else None
         stems = {stem: index for index, stem in enumerate(self.maps.names)}
         missing = [stem for stem in self.pictures.names if stem not in stems]
         if missing:
