@@ -13,9 +13,9 @@ from test_convert import small_autoencoder
 
 from engine.inputs.label_codes import table_codes
 from engine.train import main
+from engine.training.ahead import AHEAD, Ahead
 from engine.training.alone import Alone
 from engine.training.data import find_images
-from engine.training.loop import AHEAD, Ahead
 from engine.training.published.common import Example, Windows
 from engine.training.published.diffinfinite import (
     LabelledImages,

@@ -20,7 +20,8 @@ from engine.models.files import CLASSES, WEIGHTS
 from engine.models.folder import diffusers_class
 from engine.models.networks.resnet import ResNet
 from engine.training.alone import Alone
-from engine.training.loop import Ema, LoopSettings
+from engine.training.ema import Ema
+from engine.training.loop import LoopSettings
 from engine.training.published.expert import begin_from, classification_loss
 from engine.training.published.feature_aligned import (
     AlignedSettings,

@@ -22,10 +22,12 @@ from engine.models.files import WEIGHTS
 from engine.models.folder import load_part
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
 from engine.training.alone import Alone
-from engine.training.loop import Ema, LoopSettings, Trainer, momentum_at, rate_at
+from engine.training.ema import Ema
+from engine.training.loop import LoopSettings, Trainer
 from engine.training.objectives import HISTORY, LossSecondMomentTimesteps, Objective
 from engine.training.published.diffinfinite import LabelledImages, read_classes, scheduler
 from engine.training.published.nuclei import semantic_map, shuffled, subsampled
+from engine.training.rates import momentum_at, rate_at
 
 GOLDEN = Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden"))
 SMALL = ("--window", 16, "--model-channels", 32, "--channel-mult", "1,2", "--blocks", 1, "--attention", 8)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -21,17 +18,16 @@ from torch import Tensor, nn
 from engine.distributed.collectives import PendingSum
 from engine.distributed.ranks import Ranks
 from engine.storage.files import whole_file
+from engine.training.ahead import Ahead, pinned
 from engine.training.board import Board
+from engine.training.ema import Ema
 from engine.training.gradients import GradientAverage
+from engine.training.rates import momentum_at, rate_at, rate_by_epoch
 from engine.training.recipe import BY_EPOCH
 
 B = TypeVar("B")
 T = TypeVar("T")
 Losses = Callable[[list[int], B], tuple[Tensor, dict[str, Tensor]]]  # positions, batch -> loss, figures to show
-AHEAD = 3  # batches
-LEAST_RATE = 0.02  # of the peak, where a cosine ends
-RISES = 0.3  # share of the run in which "onecycle" rises
-POWER, SETTLED = 2 / 3, 100  # of the average "power": its exponent, and the steps before which it is the network itself
 # Settings that a resumed run shares with the one before.
 ONE_RUN = (
     "batch_size",
@@ -125,86 +121,6 @@ def average(tensors: Sequence[Tensor], ranks: Ranks) -> None:
     parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(torch.from_numpy(part).view_as(tensor))
-
-
-class Ema:
-    """Exponential moving average of a network's weights.
-
-    Args:
-        decay: The greatest.
-        form: One of ``recipe.AVERAGES``; see ``LoopSettings``.
-        every: Steps from one update to the next.
-    """
-
-    def __init__(self, network: nn.Module, decay: float, form: str = "warm", every: int = 1) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay, self.form, self.every = decay, form, every
-        self.updates = 0
-
-    def decay_now(self) -> float:
-        """Decay of the next update."""
-        if self.form == "plain":
-            return self.decay
-        if self.form == "warm":
-            return min(self.decay, (1 + self.updates) / (10 + self.updates))
-        settled = self.updates * self.every - SETTLED
-        return 0.0 if settled <= 0 else min(self.decay, 1 - (1 + settled) ** -POWER)
-
-    def update(self, network: nn.Module) -> None:
-        decay = self.decay_now()
-        self.updates += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
-            for own, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-                own.copy_(theirs)
-
-
-def pinned(batch: B, pin: bool) -> B:
-    """A tensor or a tuple of them, in memory from which a GPU takes them while it works, if ``pin``."""
-    if not pin:
-        return batch
-    if isinstance(batch, dict):
-        return {name: pinned(part, pin) for name, part in batch.items()}  # type: ignore[return-value]
-    if isinstance(batch, tuple):
-        parts = [pinned(part, pin) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch.pin_memory()  # type: ignore[attr-defined]
-
-
-class Ahead(Generic[T]):
-    """What a function gives for one step after the other, made before it is asked for, in threads.
-
-    Args:
-        threads: How many steps are made at the same time; ``AHEAD`` at most, which are all that is kept.
-    """
-
-    def __init__(self, make: Callable[[int], T], first: int, threads: int = 1) -> None:
-        self.make, self.next = make, first
-        self.pool = ThreadPoolExecutor(min(threads, AHEAD), "batches")
-        self.made: deque[Future[T]] = deque()
-
-    def take(self) -> T:
-        """What comes next, and begin with one more."""
-        self.begin()
-        return self.made.popleft().result()
-
-    def begin(self) -> None:
-        """Have as many made as are kept."""
-        while len(self.made) < AHEAD:
-            self.made.append(self.pool.submit(self.make, self.next))
-            self.next += 1
-
-    def fails(self) -> bool:
-        """Whether what comes next could not be made; waits for it."""
-        return bool(self.made) and self.made[0].exception() is not None
-
-    def check(self) -> None:
-        """Raise the error of what comes next, if it has one; waits for it."""
-        self.begin()
-        self.made[0].result()
-
-    def end(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
 
 
 class Trainer:
@@ -456,46 +372,6 @@ class Trainer:
             log.close()
             self.board.close()
         return self.done >= 1.0
-
-
-def rate_at(schedule: str, done: float) -> float:
-    """The learning rate over its peak, after a share of the run.
-
-    >>> [round(rate_at("onecycle", done), 3) for done in (0.0, 0.3, 1.0)], rate_at("linear", 0.25)
-    ([0.04, 1.0, 0.0], 0.75)
-    """
-    if schedule == "constant":
-        return 1.0
-    if schedule == "linear":
-        return 1.0 - done
-    if schedule == "cosine":
-        return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-    first, last = 1 / 25, 1 / 25e4  # torch's OneCycleLR
-    if done < RISES:
-        return first + (1 - first) * 0.5 * (1 - math.cos(math.pi * done / RISES))
-    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (done - RISES) / (1 - RISES)))
-
-
-def momentum_at(done: float) -> float:
-    """The first of Adam's betas under ``onecycle``: 0.95, down to 0.85 while the learning rate rises, and up again.
-
-    >>> [round(momentum_at(done), 3) for done in (0, 0.15, 0.3, 1)]
-    [0.95, 0.9, 0.85, 0.95]
-    """
-    way = done / RISES if done < RISES else 1 + (done - RISES) / (1 - RISES)
-    return 0.9 + 0.05 * math.cos(math.pi * way)
-
-
-def rate_by_epoch(schedule: str, done: float, epochs: float, gamma: float) -> float:
-    """The learning rate over its peak, which changes after each epoch alone.
-
-    >>> [round(rate_by_epoch("step", done, 4, 0.5), 3) for done in (0, 0.24, 0.25, 0.99)]
-    [1.0, 1.0, 0.5, 0.125]
-    >>> [round(rate_by_epoch("cosine-by-epoch", done, 4, 0.5), 3) for done in (0.1, 0.5, 0.75)]
-    [1.0, 0.5, 0.146]
-    """
-    epoch = math.floor(done * epochs + 1e-6)
-    return gamma**epoch if schedule == "step" else 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def logged_step(line: str) -> float:
