@@ -40,6 +40,7 @@ from engine.training.published.common import (
     start_weights,
 )
 
+LATENTS_SCALE = 50.0  # what latents of that autoencoder are divided by
 GROUPS, FACTOR, CHANNELS = 2, 8, 4  # of the networks' normalisation; of Stable Diffusion 2's autoencoder
 LEVELS, SHOWN = 25, 4
 MOST_LABELS = 256
@@ -56,6 +57,7 @@ class DiffInfiniteSettings:
     dim_mults: Sequence[int]
     dropout: float
     drop: float
+    latents_scale: float
     pixel_size: float
     hold_out: int
     validation_windows: int
@@ -424,7 +426,7 @@ def image_task(
         "image_channels": 3,
         "pixel_size_um": settings.pixel_size,
         "labels": colored(known),
-        "latents_scale": 50.0,
+        "latents_scale": settings.latents_scale or LATENTS_SCALE,
         "pixel_range": [0.0, 1.0],
         "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=4.0),
     }
@@ -603,8 +605,11 @@ def label_task(
     """
 
     def read() -> tuple[list[Path], list[int], list[str]]:
-        if count not in LABEL_LATENTS_STD:
-            raise ValueError(f"`label_count` is {count}; the scales of their latents are published for 5 and 10 alone")
+        if count not in LABEL_LATENTS_STD and not settings.latents_scale:
+            raise ValueError(
+                f"`label_count` is {count}; the scales of their latents are published for 5 and 10 alone; say "
+                "`latents_scale` for others"
+            )
         paths = paths_below(data, MAPS)
         masks = [path for path in paths if path.stem.endswith("_mask")] or paths
         if not masks:
@@ -628,6 +633,7 @@ def label_task(
     learned = ranks.agree(lambda: maps([i for i in range(len(paths)) if i not in held]))
     judged = ranks.agree(lambda: maps(sorted(held))) if held else None
     side = settings.window // FACTOR
+    stds = LABEL_LATENTS_STD.get(count)
     facts: Mapping[str, Any] = {
         "condition": "class",
         "role": "labels",
@@ -639,7 +645,7 @@ def label_task(
         "image_channels": 3,
         "pixel_size_um": settings.pixel_size,
         "labels": colored(names),
-        "latents_std": LABEL_LATENTS_STD[count],
+        **({"latents_scale": settings.latents_scale} if settings.latents_scale else {"latents_std": stds}),
         "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=1.0),
     }
     return latent_task(
