@@ -280,6 +280,10 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
     trained(1, patches, tmp_path / "m", "--steps", 1)
     before = sha256_of(tmp_path / "m")
     maskless = shutil.copytree(patches, tmp_path / "maskless", ignore=shutil.ignore_patterns("bin_masks"))
+    for part in ("MoNuSegTrainingData", "MoNuSegTestData"):
+        shutil.copytree(patches, tmp_path / "split" / part)
+    unmasked = shutil.copytree(patches, tmp_path / "unmasked")
+    (unmasked / "bin_masks" / "p4.png").unlink()
     stateless = shutil.copytree(tmp_path / "m", tmp_path / "stateless", ignore=shutil.ignore_patterns("training.pt"))
     out = ("--out", tmp_path / "new", *SMALL)
     for options, said in (
@@ -289,6 +293,8 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
         (("--data", patches, *out, "--window", 48), ["smaller than a window of 48", "--window"]),
         (("--data", patches, *out, "--window", 17), ["--window 17", "multiples of 2"]),
         (("--data", patches, *out, "--hold-out", 7), ["--hold-out 7", "half"]),
+        (("--data", unmasked, *out, "--preserve"), ["p4", "no mask of it"]),
+        (("--data", tmp_path / "split", *out, "--hold-out", 1), ["--hold-out 1", "MoNuSegTestData"]),
         (("--data", maskless, *out, "--preserve"), ["--preserve needs", "bin_masks"]),
         (("--data", patches, *out, "--every", 4, "--keep-every", 6), ["--keep-every 6", "--every 4", "multiple"]),
         (("--data", patches, *out, "--minutes", -1), ["--minutes", "-1 is below 0"]),

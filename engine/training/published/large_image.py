@@ -188,6 +188,10 @@ def datasets(
     if not data.is_dir():
         raise ValueError(f"`data` {data} is no folder")
     if published:
+        if settings.hold_out:
+            raise ValueError(
+                f"`hold_out` {settings.hold_out}: train_test_split of `data` {data} says what is held out; leave it out"
+            )
         embeddings = embeddings or only_features(data, magnification)
     elif embeddings is None:
         raise ValueError(f"`data` {data} has no {LISTS.format(magnification)}; pass `embeddings`, of its pictures")

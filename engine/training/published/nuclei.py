@@ -89,6 +89,12 @@ class NucleiImages:
                 f"{self.pictures.path} holds {missing[0]} but {self.maps.path} no map of it "
                 f"({len(missing)} such in all); add it, or remove the picture"
             )
+        unmasked = [stem for stem in self.pictures.names if self.masks is not None and stem not in self.masks.names]
+        if unmasked and self.masks is not None:
+            raise ValueError(
+                f"{self.pictures.path} holds {unmasked[0]} but {self.masks.path} no mask of it ({len(unmasked)} such "
+                "in all); add it, or leave out `preserve`"
+            )
         wanted = range(len(self.pictures)) if names is None else [self.pictures.names.index(name) for name in names]
         self.pairs = [(index, stems[self.pictures.names[index]]) for index in wanted]
         for index, map_index in self.pairs:
@@ -245,18 +251,20 @@ def datasets(
     """
     train, test = (data / name for name in SPLITS)
     judging = replace(settings, augment=False, drop=0.0)
+    folder = train if train.is_dir() else data
+    every = list(opened(folder, "appearance").names)
+    learned, held = read_names(listed, every, folder) if listed is not None else (every, [])
+    if train.is_dir() or held:
+        if settings.hold_out:
+            by = f"{test.name} of `data` {data}" if train.is_dir() else f"`list` {listed}"
+            raise ValueError(f"`hold_out` {settings.hold_out}: {by} says what is held out; leave it out")
+    else:
+        held = [learned[number] for number in spread(settings.hold_out, len(learned), data)]
+        learned = [name for name in learned if name not in held]
+    images = NucleiImages(folder, settings, subsampled(learned, settings.subsample))
     if train.is_dir():
-        every = opened(train, "appearance").names
-        chosen = subsampled(read_names(listed, every, train)[0] if listed else every, settings.subsample)
-        return NucleiImages(train, settings, chosen), NucleiImages(test, judging) if test.is_dir() else None
-    names = list(opened(data, "appearance").names)
-    if listed is not None:
-        learned, unlearned = read_names(listed, names, data)
-        chosen = subsampled(learned, settings.subsample)
-        return NucleiImages(data, settings, chosen), NucleiImages(data, judging, unlearned) if unlearned else None
-    held = [names[number] for number in spread(settings.hold_out, len(names), data)]
-    left = subsampled([name for name in names if name not in held], settings.subsample)
-    return NucleiImages(data, settings, left), NucleiImages(data, judging, held) if held else None
+        return images, NucleiImages(test, judging) if test.is_dir() else None
+    return images, NucleiImages(data, judging, held) if held else None
 
 
 def subsampled(names: Sequence[str], share: float, seed: int = 42) -> list[str]:
