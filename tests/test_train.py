@@ -343,7 +343,8 @@ def test_label_maps_smaller_than_a_window_and_folders_without_any_are_refused(ma
     done = train_labels(1, maps, tmp_path / "m", "--window", 64)
     assert done.returncode != 0
     assert "96 x 128 px, smaller than a window of 256" in done.stderr
-    done = train_labels(2, tmp_path, tmp_path / "m")
+    (tmp_path / "empty").mkdir()
+    done = train_labels(2, tmp_path / "empty", tmp_path / "m")
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "no label map" in done.stderr

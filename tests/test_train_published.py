@@ -282,7 +282,11 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
     maskless = shutil.copytree(patches, tmp_path / "maskless", ignore=shutil.ignore_patterns("bin_masks"))
     for part in ("MoNuSegTrainingData", "MoNuSegTestData"):
         shutil.copytree(patches, tmp_path / "split" / part)
-    unmasked = shutil.copytree(patches, tmp_path / "unmasked")
+    unmasked, deep = (shutil.copytree(patches, tmp_path / name) for name in ("unmasked", "deep"))
+    for picture in (deep / "images").iterdir():
+        Image.fromarray(np.full(Image.open(picture).size[::-1], 40000, np.uint16)).save(picture)
+    damaged = shutil.copytree(tmp_path / "m", tmp_path / "damaged")
+    (damaged / "unet" / "training.pt").write_bytes((damaged / "unet" / "training.pt").read_bytes()[:1000])
     (unmasked / "bin_masks" / "p4.png").unlink()
     stateless = shutil.copytree(tmp_path / "m", tmp_path / "stateless", ignore=shutil.ignore_patterns("training.pt"))
     out = ("--out", tmp_path / "new", *SMALL)
@@ -294,6 +298,11 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
         (("--data", patches, *out, "--window", 17), ["--window 17", "multiples of 2"]),
         (("--data", patches, *out, "--hold-out", 7), ["--hold-out 7", "half"]),
         (("--data", unmasked, *out, "--preserve"), ["p4", "no mask of it"]),
+        (("--data", deep, *out), ["png has", "uint16"]),
+        (("--data", patches, "--out", patches / "m", *SMALL), ["lies in --data"]),
+        (("--data", patches, "--out", patches / "images" / "p0.png", *SMALL), ["is a file"]),
+        (("--data", patches, "--out", damaged, *SMALL), ["training.pt is damaged"]),
+        (("--data", patches, *out, "--head-channels", 7), ["--head-channels 7", "64"]),
         (("--data", tmp_path / "split", *out, "--hold-out", 1), ["--hold-out 1", "MoNuSegTestData"]),
         (("--data", maskless, *out, "--preserve"), ["--preserve needs", "bin_masks"]),
         (("--data", patches, *out, "--every", 4, "--keep-every", 6), ["--keep-every 6", "--every 4", "multiple"]),

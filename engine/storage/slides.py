@@ -164,6 +164,6 @@ def above_zero(text: Any) -> float | None:
 
 
 def pictures_in(folder: Path, suffixes: Sequence[str] = (".png", ".jpg", ".jpeg", *TIFFS)) -> list[str]:
-    """The pictures in a folder and those below it, in the order of their names."""
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
+    """The pictures in a folder and those below it, in the order of their names; none whose name begins with a dot."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in suffixes)

@@ -29,6 +29,13 @@ def check_folder(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming the folder, and what to do.
     """
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"`out` {args.out} is a file; choose a folder")
+    if args.data.is_dir() and args.out.resolve().is_relative_to(args.data.resolve()):
+        raise ValueError(
+            f"`out` {args.out} lies in `data` {args.data}, so that pictures of the training would be trained on; "
+            "choose another folder"
+        )
     check_kinds(args.out, args.network)
     if args.network != "autoencoder" or not (args.decoder_alone or args.edges_alone):  # these go on from weights alone
         check_written(args.out, args.network)
@@ -81,6 +88,27 @@ def check_kinds(out: Path, network: str) -> None:
             )
 
 
+def check_nuclei(args: argparse.Namespace) -> None:
+    """Refuse heads that the features of the nuclei network cannot be split into.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    widths = [round(args.model_channels * factor) for factor in args.channel_mult]
+    sides = [args.window // 2**level for level in range(len(widths))]
+    widths = [width for width, side in zip(widths, sides, strict=True) if side in args.attention] + widths[-1:]
+    if args.model_channels % 32:
+        raise ValueError(
+            f"`model_channels` {args.model_channels} cannot be normalised in 32 groups; use multiples of 32"
+        )
+    wrong = [width for width in widths if width % args.head_channels]
+    if wrong:
+        raise ValueError(
+            f"`head_channels` {args.head_channels}: {wrong[0]} features cannot be split so; choose a divisor of all of "
+            f"{', '.join(map(str, widths))}"
+        )
+
+
 def check(args: argparse.Namespace, size: int) -> None:
     """Refuse settings that do not go together.
 
@@ -108,6 +136,10 @@ def check(args: argparse.Namespace, size: int) -> None:
             raise ValueError(
                 f"`window` {args.window} cannot be halved as often as `{name}` says; use multiples of {divisor}"
             )
+    if args.network == "nuclei":
+        check_nuclei(args)
+    if args.network == "first-stage" and args.crop < 16:
+        raise ValueError(f"`crop` {args.crop} is too small for the discriminator; choose 16 or more")
     if args.network in PUBLISHED:
         return
     if args.init is not None:

@@ -33,8 +33,8 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def paths_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """All files below a folder with one of the endings, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    """All files below a folder with one of the endings, sorted; none whose name begins with a dot."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
 def hold_out(images: Sequence[Path], count: int) -> list[Path]:
@@ -76,6 +76,16 @@ def mask_of(image: Path) -> Path:
     return image.with_name(image.stem + MASK_ENDING)
 
 
+def check_bits(image: Image.Image, path: Path) -> None:
+    """Refuse a picture of more than 8 bits a value: Pillow would clip it to white.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{path} holds more than 8 bits a value (mode {image.mode}); save it with 8")
+
+
 @lru_cache(maxsize=512)
 def read_image(path: Path) -> np.ndarray:
     """uint8 (h, w, 3).
@@ -84,7 +94,9 @@ def read_image(path: Path) -> np.ndarray:
         ValueError: it cannot be read.
     """
     try:
-        return np.asarray(Image.open(path).convert("RGB"))
+        with Image.open(path) as image:
+            check_bits(image, path)
+            return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:  # Pillow says so of a broken PNG
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
 

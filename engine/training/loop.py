@@ -184,15 +184,24 @@ class Trainer:
         self.saved = self.step
 
     def write(self, state: dict[str, Any]) -> None:
-        with whole_file(self.folder / f"{self.name}.pt") as temporary:
-            torch.save(state, temporary)
+        path = self.folder / f"{self.name}.pt"
+        with whole_file(path) as temporary:
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # what torch says of a full disk
+                line = " ".join(str(error).split())[:120]
+                raise OSError(f"{path} cannot be written, is the disk full? ({line})") from None
 
     def resume(self) -> bool:
         """Take up the last saved state, if there is one."""
         path = self.folder / f"{self.name}.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # torch and pickle have their own words for each kind of damage
+            line = " ".join(str(error).split())[:120]
+            raise ValueError(f"{path} is damaged ({line}); remove it, or start anew with `resume` never") from None
         check_resumed(self.settings, self.network, state, path)
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
@@ -330,7 +339,7 @@ class Trainer:
         pin = self.device.type == "cuda"
         make = lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)]  # noqa: E731
         self.batches = Ahead(make, self.step, self.settings.readers)
-        log = self.log() if self.ranks.rank == 0 else None
+        log = self.ranks.agree(lambda: self.log() if self.ranks.rank == 0 else None)
         self.board = Board(self.folder / "tensorboard", self.step) if log else None
         shown = time.monotonic()
         figures: dict[str, Tensor] = {}

@@ -65,7 +65,7 @@ def run_options(sub: argparse.ArgumentParser, by_epochs: bool, compiles: bool) -
     readers = "threads that read and prepare examples ahead of the steps (0: a rank's share of the cores, 8 at most)"
     add("--readers", type=whole, default=0, metavar="N", help=readers)
     add("--alone", action="store_true", help="train in one process, without MPI")
-    add("--seed", type=int, default=0, help="seed of all that is drawn")
+    add("--seed", type=seed, default=0, help="seed of all that is drawn")
     add("--resume", choices=("auto", "never"), default="auto", help="go on from the last checkpoint, if there is one")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network is trained")
     threads = "CPU threads a rank (0: $OMP_NUM_THREADS, or the cores, shared evenly)"
@@ -177,9 +177,16 @@ def folders(text: str) -> list[Path]:
 
 def two_shares(text: str) -> list[float]:
     several = [share(part) for part in text.split(",")]
-    if len(several) != 2:
-        raise argparse.ArgumentTypeError(f"{text}: expected two, such as 0.9,0.999")
+    if len(several) != 2 or max(several) == 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected two below 1, such as 0.9,0.999")
     return several
+
+
+def seed(text: str) -> int:
+    value = whole(text)
+    if value >= 2**62:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2**62")
+    return value
 
 
 def numbers(text: str) -> list[float]:

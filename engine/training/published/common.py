@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 import os
 import shutil
@@ -24,6 +25,7 @@ from engine.models.files import WEIGHTS, read_json
 from engine.models.folder import load_part, save_part
 from engine.storage.files import whole_file, write_json
 from engine.training.curve import draw_curve
+from engine.training.data import check_bits
 from engine.training.diffusion import write_folder
 from engine.training.loop import LoopSettings, Trainer
 from engine.training.objectives import Objective, UniformTimesteps, timesteps_of
@@ -152,7 +154,8 @@ class Training:
         self.timesteps: UniformTimesteps = timesteps_of(task.sampler, self.schedule.num_train_timesteps)
         task.network.to(device)
         self.folder = out / "unet"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        ranks.agree(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        self.anew = False  # what an earlier training left of its best is still there
         self.trainer = Trainer(task.network, settings, ranks, self.folder)
         self.trainer.extra["timesteps"] = self.timesteps
 
@@ -162,11 +165,9 @@ class Training:
         if resume and ranks.agree(trainer.resume) and ranks.rank == 0:
             print(f"resumed at step {trainer.step}", flush=True)
         if ranks.rank == 0:
-            if not trainer.step:
-                for stale in (self.folder / "best.json", self.out / "card.json"):
-                    stale.unlink(missing_ok=True)
             parameters = sum(p.numel() for p in self.task.network.parameters())
             print(f"{parameters / 1e6:.2f} M parameters, {self.task.said}", flush=True)
+        self.anew = not trainer.step
         if self.settings.compile:
             self.task.network.compile()
         self.task.network.train()
@@ -209,6 +210,7 @@ class Training:
         """Write the model folder, unless an earlier checkpoint was better; draw its pictures. Rank 0 writes."""
         if self.ranks.rank:
             return
+        self.forget()
         step, averaged, best = self.trainer.step, self.trainer.ema.network, self.folder / "best.json"
         loss, least = self.judged(averaged), read_json(best)["loss"] if best.exists() else math.inf
         if loss is not None:
@@ -222,6 +224,13 @@ class Training:
         if keep and step % keep == 0:
             write_checkpoint(self.out, averaged, self.task, step)
         self.show(averaged, step)
+
+    def forget(self) -> None:
+        """Remove what an earlier training left, once this one has something of its own. Local."""
+        for stale in (self.folder / "best.json", self.out / "card.json"):
+            if self.anew:
+                stale.unlink(missing_ok=True)
+        self.anew = False
 
     def show(self, averaged: nn.Module, step: int) -> None:
         """Draw samples and the curve of the loss. Local."""
@@ -312,12 +321,13 @@ def copy_autoencoder(vae: Path, out: Path) -> None:
     if not folders or not (folders[0] / WEIGHTS).is_file():
         raise ValueError(f"`vae` {vae} holds no autoencoder (config.json and {WEIGHTS}); name its folder")
     to = out / "vae"
+    load_part(folders[0])  # or what is broken would stay there
     for name in ("config.json", WEIGHTS):
         if not (to / name).exists():
             to.mkdir(parents=True, exist_ok=True)
             with whole_file(to / name) as temporary:
                 shutil.copyfile(folders[0] / name, temporary)
-    if (to / "config.json").read_bytes() != (folders[0] / "config.json").read_bytes():
+    if not all(filecmp.cmp(to / name, folders[0] / name, shallow=False) for name in ("config.json", WEIGHTS)):
         raise ValueError(f"`vae` {vae} is another autoencoder than {to}; leave it out, or train into another folder")
 
 
@@ -342,6 +352,8 @@ def read_picture(path: Path, color: bool = False) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if color:
+                check_bits(image, path)
             return np.asarray(image.convert("RGB") if color else image)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
@@ -361,7 +373,11 @@ def start_weights(network: nn.Module, config: Mapping[str, Any], folder: Path, p
     path = folder / part
     if not (path / WEIGHTS).is_file():
         raise ValueError(f"`init` {folder} is no model folder: it has no {part}/{WEIGHTS}; name one")
-    tensors, own = load_file(path / WEIGHTS), network.state_dict()
+    own = network.state_dict()
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except Exception as error:  # safetensors has an error of its own
+        raise ValueError(f"`init` {path / WEIGHTS} cannot be read ({' '.join(str(error).split())[:120]})") from None
     differing = [key for key in sorted({*tensors, *own}) if key not in tensors or key not in own]
     differing += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     if differing:

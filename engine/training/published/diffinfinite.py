@@ -90,6 +90,21 @@ def drop_features(network: nn.Module, share: float) -> None:
             module.register_forward_hook(dropped)
 
 
+def check_codec(codec: LatentCodec) -> None:
+    """Refuse an autoencoder of other latents than the networks are made for.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    config: Any = codec.network.config
+    factor, channels = 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
+    if (codec.kind, factor, channels) != ("AutoencoderKL", FACTOR, CHANNELS):
+        raise ValueError(
+            f"`vae` is a {codec.kind} of factor {factor} and {channels} channels; the networks take an AutoencoderKL "
+            f"of factor {FACTOR} and {CHANNELS}"
+        )
+
+
 def latent_task(
     make: Callable[[], UNet],
     shown: Mapping[str, Tensor],
@@ -111,6 +126,7 @@ def latent_task(
         facts: The values of ``card.json``.
         learned, judged: Functions that make the examples that are trained on and judged by.
     """
+    ranks.agree(lambda: check_codec(codec))
     torch.manual_seed(settings.seed)
     network = ranks.agree(make)
     if init is not None:

@@ -226,7 +226,8 @@ def class_table(settings: AlignedSettings, init: Path | None) -> np.ndarray:
             raise ValueError(str(error).replace("`clip`", "`clip_model`")) from None
     if settings.class_embeddings is not None:
         table = read_table(settings.class_embeddings)
-        if table.ndim != 2 or len(table) != len(settings.labels) or not np.isfinite(table).all():
+        numeric = table.dtype.kind in "fiu" and bool(np.isfinite(table).all())
+        if table.ndim != 2 or len(table) != len(settings.labels) or not numeric:
             raise ValueError(
                 f"`class_embeddings` {settings.class_embeddings}: shape {table.shape}; expected finite numbers "
                 f"({len(settings.labels)}, D), a row for each of `labels` ({', '.join(settings.labels)})"
@@ -317,6 +318,7 @@ class AlignedTraining(Training):
         """Write the model folder if it is the best at the end of an epoch; draw its pictures. Rank 0 writes."""
         if self.ranks.rank:
             return
+        self.forget()
         step, averaged = self.trainer.step, self.trainer.ema.network
         if step % self.settings.every == 0 or self.trainer.done >= 1:
             self.keep_best(averaged, step)

@@ -130,6 +130,13 @@ class NucleiImages:
         index, map_index = self.pairs[order[number]]
         picture = np.asarray(self.pictures[index])
         picture = picture[None] if picture.ndim == 2 else np.moveaxis(picture[..., :3], -1, 0)
+        if self.settings.image_channels == 3 and len(picture) == 1:
+            picture = np.repeat(picture, 3, 0)
+        if len(picture) != self.settings.image_channels or picture.dtype != np.uint8:
+            raise ValueError(
+                f"{self.pictures.paths[index]} has {len(picture)} channels of {picture.dtype}; `image_channels` "
+                f"{self.settings.image_channels} takes as many of uint8"
+            )
         layers = [picture, np.asarray(self.maps[map_index])[None]]
         if self.masks is not None:
             layers.append(np.asarray(self.masks[self.masks.names.index(self.pictures.names[index])])[None])

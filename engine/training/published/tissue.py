@@ -123,6 +123,10 @@ def pictures_of(data: Path, label: str) -> list[Path]:
         raise ValueError(
             f"`data` {data} holds no folder whose name contains {label}; name the classes that there are with `labels`"
         )
+    if len(folders) > 1:
+        raise ValueError(
+            f"`data` {data} holds {len(folders)} folders of {label}, {folders[0].name} and {folders[1].name}; leave one"
+        )
     paths = paths_below(folders[0], IMAGE_SUFFIXES)
     if not paths:
         raise ValueError(f"{folders[0]} holds no picture of class {label}; add some, or leave it out of `labels`")
