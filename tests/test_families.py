@@ -159,7 +159,7 @@ def test_the_hierarchy_samples_the_label_map_first_and_stores_it(model, tmp_path
     assert again in shas, "the image is a function of the label map"
 
 
-@pytest.mark.parametrize("stage", ["labels", "image"])
+@pytest.mark.parametrize("stage", [pytest.param("labels", marks=pytest.mark.long), "image"])
 def test_a_killed_hierarchy_resumes_to_the_same_bytes(model, tmp_path, stage):
     arguments = (*hierarchy(model), "--checkpoint-every", 0)
     whole = sampled(tmp_path / "whole.zarr", 1, *arguments)

@@ -100,7 +100,10 @@ def whole_run(tiny_model, tmp_path_factory):
     return sha(out)
 
 
-@pytest.mark.parametrize("moment", [pytest.param("in a level", marks=LONG), "in a checkpoint", "later", "in decoding"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("in a level", marks=LONG), "in a checkpoint", pytest.param("later", marks=LONG), "in decoding"],
+)
 def test_a_killed_run_resumes_to_the_same_bytes_on_another_number_of_ranks(tiny_model, tmp_path, whole_run, moment):
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
     arguments = ("--model", tiny_model, *SIZE, *KILLED)
