@@ -71,6 +71,22 @@ def spread(count: int, total: int, data: Path) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
+def number_at(position: int, count: int, seed: int) -> int:
+    """Which of ``count`` things a position of a run is of: every epoch visits each once, in an order of its own.
+
+    >>> sorted(number_at(position, 5, 0) for position in range(5, 10))
+    [0, 1, 2, 3, 4]
+    """
+    epoch, place = divmod(position, count)
+    return int(order_of(epoch, count, seed)[place])
+
+
+@lru_cache(maxsize=4)
+def order_of(epoch: int, count: int, seed: int) -> np.ndarray:
+    """int64 (count,): a permutation."""
+    return np.random.default_rng((seed, 0, epoch)).permutation(count)
+
+
 def mask_of(image: Path) -> Path:
     """Where the label map of an image would be."""
     return image.with_name(image.stem + MASK_ENDING)
@@ -86,19 +102,25 @@ def check_bits(image: Image.Image, path: Path) -> None:
         raise ValueError(f"{path} holds more than 8 bits a value (mode {image.mode}); save it with 8")
 
 
-@lru_cache(maxsize=512)
-def read_image(path: Path) -> np.ndarray:
-    """uint8 (h, w, 3).
+def read_picture(path: Path, color: bool = False) -> np.ndarray:
+    """A picture as it is, or in RGB.
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
         with Image.open(path) as image:
-            check_bits(image, path)
-            return np.asarray(image.convert("RGB"))
+            if color:
+                check_bits(image, path)
+            return np.asarray(image.convert("RGB") if color else image)
     except (OSError, SyntaxError) as error:  # Pillow says so of a broken PNG
         raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+
+
+@lru_cache(maxsize=512)
+def read_image(path: Path) -> np.ndarray:
+    """uint8 (h, w, 3), kept in memory; see ``read_picture``."""
+    return read_picture(path, color=True)
 
 
 @lru_cache(maxsize=512)
@@ -111,10 +133,7 @@ def read_mask(path: Path) -> np.ndarray:
     mask, size = mask_of(path), read_image(path).shape[:2]
     if not mask.exists():
         return np.zeros(size, np.uint8)
-    try:
-        labels = np.asarray(Image.open(mask))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{mask} cannot be read as a picture ({error})") from None
+    labels = read_picture(mask)
     if labels.shape != size:
         raise ValueError(
             f"{mask} has shape {labels.shape} but {path} is {size[0]} x {size[1]} px; a label map has one channel, and "
@@ -150,9 +169,7 @@ class Patches:
 
     def image_at(self, position: int) -> Path:
         """The image of a position: every epoch visits each image once, in an order of its own."""
-        epoch, index = divmod(position, len(self.images))
-        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.images))
-        return self.images[order[index]]
+        return self.images[number_at(position, len(self.images), self.seed)]
 
     def patch(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (size, size, 3) and its int64 label map (size, size)."""

@@ -16,7 +16,7 @@ from engine.diffusion.schedule import Schedule, betas
 from engine.distributed.ranks import Ranks
 from engine.models.card import color, colored
 from engine.models.networks.mask_unet import LabelUNet
-from engine.training.data import IMAGE_SUFFIXES, dihedral, hold_out, mask_of, paths_below
+from engine.training.data import IMAGE_SUFFIXES, dihedral, hold_out, mask_of, paths_below, read_picture
 from engine.training.diffusion import denoise, fit, spread_evenly, velocity_loss, write_folder
 from engine.training.loop import LoopSettings, image_grid
 
@@ -70,10 +70,7 @@ def read_map(path: Path, count: int) -> np.ndarray:
     Raises:
         ValueError: the map is neither.
     """
-    try:
-        values = np.asarray(Image.open(path)).astype(np.int64)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+    values = read_picture(path).astype(np.int64)
     if values.max() < count:
         return values.astype(np.uint8)
     apart = 255 / (count - 1)

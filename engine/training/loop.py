@@ -166,25 +166,27 @@ class Trainer:
     def save(self) -> None:
         """Write the state of the run, whole or not at all. Rank 0 writes. Collective where an extra's state is."""
         extra = {key: value.state_dict() for key, value in self.extra.items()}  # type: ignore[attr-defined]
-        if self.ranks.rank == 0:
-            state = {
-                "network": self.network.state_dict(),
-                "ema": self.ema.network.state_dict(),
-                "ema_updates": self.ema.updates,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "step": self.step,
-                "seconds": self.seconds,
-                "extra": extra,
-                "settings": asdict(self.settings),
-            }
-            self.ranks.agree(lambda: self.write(state))
-        else:
-            self.ranks.agree(lambda: None)
+        self.ranks.agree(lambda: self.write(extra) if self.ranks.rank == 0 else None)
         self.saved = self.step
 
-    def write(self, state: dict[str, Any]) -> None:
+    def write(self, extra: dict[str, Any]) -> None:
+        """Write the state of the run. Local.
+
+        Args:
+            extra: States of what is saved beside the network.
+        """
         path = self.folder / f"{self.name}.pt"
+        state = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "extra": extra,
+            "settings": asdict(self.settings),
+        }
         with whole_file(path) as temporary:
             try:
                 torch.save(state, temporary)

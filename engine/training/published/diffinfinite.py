@@ -27,7 +27,7 @@ from engine.models.convert.common import latents_defaults
 from engine.models.convert.diffinfinite import LABEL_LATENTS_STD, LABELS
 from engine.models.networks.mask_unet import Block, LabelUNet, MaskUNet, UNet
 from engine.training.autoencoder import to_image
-from engine.training.data import dihedral, find_images, hold_out, mask_of, paths_below, spread
+from engine.training.data import dihedral, find_images, hold_out, mask_of, paths_below, read_picture, spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
 from engine.training.published.common import (
@@ -36,7 +36,6 @@ from engine.training.published.common import (
     Windows,
     autoencoder_of,
     picture_size,
-    read_picture,
     start_weights,
 )
 

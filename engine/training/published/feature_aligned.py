@@ -24,7 +24,7 @@ from engine.models.convert.clip import text_embeddings
 from engine.models.convert.feature_aligned import check_groups, facts_of, read_table, scheduler
 from engine.models.expert import load_expert
 from engine.models.files import CLASSES, WEIGHTS, read_json
-from engine.models.folder import diffusers_class, save_part, save_tensors
+from engine.models.folder import diffusers_class, save_part
 from engine.models.networks.embedder import Embedder
 from engine.models.networks.resnet import BatchNorm, ResNet, sum_over
 from engine.storage.files import whole_file, write_json
@@ -32,7 +32,7 @@ from engine.training.batch_norm import total_over
 from engine.training.diffusion import denoise, write_folder
 from engine.training.loop import LoopSettings, image_grid
 from engine.training.objectives import UniformTimesteps
-from engine.training.published.common import Batch, Example, Task, Training, Windows
+from engine.training.published.common import Batch, Example, Task, Training, Windows, take_embedder, take_weights
 from engine.training.published.epochs import EpochMean, Facts, by_epochs
 from engine.training.published.expert import refuse_parts
 from engine.training.published.tissue import TissuePictures, class_means, tissue_pictures
@@ -175,21 +175,8 @@ def start_weights(unet: nn.Module, embedder: Embedder, config: Mapping[str, Any]
     for name in ENDS:
         if f"{name}.weight" in tensors and tensors[f"{name}.weight"].shape != own[f"{name}.weight"].shape:
             tensors |= {key: own[key] for key in own if key.startswith(f"{name}.")}
-    differing = [key for key in (*own, *tensors) if key not in tensors or key not in own]
-    differing += [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
-    if differing:
-        known = folder / "unet" / "config.json"
-        theirs = read_json(known) if known.is_file() else {}
-        changed = [f"{key} {theirs[key]}" for key in config if key in theirs and theirs[key] != config[key]]
-        said = f"its settings are {', '.join(changed)}" if changed else f"{differing[0]} differs"
-        raise ValueError(
-            f"`init` {folder} is a network of another shape than is trained: {said}; give the same settings"
-        )
-    unet.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
-    if (folder / "embedder" / WEIGHTS).is_file():
-        linear = weights_in(folder / "embedder", folder)
-        if all(key in linear and linear[key].shape == value.shape for key, value in embedder.state_dict().items()):
-            embedder.load_state_dict({key: linear[key].float() for key in embedder.state_dict()})
+    take_weights(unet, tensors, folder, config, folder / "unet" / "config.json")
+    take_embedder(embedder, folder)
 
 
 def weights_in(part: Path, folder: Path) -> dict[str, Tensor]:
@@ -288,6 +275,7 @@ class AlignedTraining(Training):
         self.trainer.extra["epoch"] = self.epoch
         self.trainer.extra["facts"] = Facts(facts_said(own, expert, table))
         if self.expert is not None:
+            sum_over(self.expert, total_over(ranks))
             for module in self.expert.modules():
                 if isinstance(module, BatchNorm):
                     module.momentum = 0.0  # running averages, which nothing of this training reads, stay
@@ -296,7 +284,6 @@ class AlignedTraining(Training):
         """The loss of a micro-batch, and its figures. Collective where the expert normalises over ranks."""
         if self.expert is not None:
             self.expert.train(self.own.expert_norm == "batch")
-            sum_over(self.expert, total_over(self.ranks))
         loss, figures = super().losses(positions, batch)
         self.epoch.add(self.trainer.step, loss * (len(positions) / self.settings.batch_size))
         return loss, figures
@@ -352,10 +339,7 @@ class AlignedTraining(Training):
         """Write a model folder. Local."""
         from safetensors.numpy import save_file
 
-        unet: Any = network.unet
-        settings = {key: value for key, value in unet.config.items() if not key.startswith("_")}
-        tensors = {key: value.detach().to("cpu", torch.float16) for key, value in unet.state_dict().items()}
-        save_tensors({"_class_name": "UNet2DConditionModel", **settings}, tensors, folder / "unet")
+        save_part(network.unet, folder / "unet")  # type: ignore[arg-type]
         save_part(network.embedder, folder / "embedder", torch.float32)  # type: ignore[arg-type]
         with whole_file(folder / "embedder" / CLASSES) as temporary:
             save_file({"embeddings": self.table}, temporary)

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from engine.models.convert.checkpoint import below, open_checkpoint
 from engine.models.convert.common import latents_defaults
 from engine.models.convert.large_image import PRESETS
 from engine.models.convert.latent_diffusion import unet_config, unet_tensors
-from engine.models.files import WEIGHTS
 from engine.models.networks.embedder import Embedder
 from engine.storage.readers import read_rows, split_dataset
 from engine.training.autoencoder import to_image
-from engine.training.data import spread
+from engine.training.data import number_at, read_picture, spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
 from engine.training.published.common import (
@@ -34,8 +32,9 @@ from engine.training.published.common import (
     Windows,
     autoencoder_of,
     picture_size,
-    read_picture,
     start_weights,
+    take_embedder,
+    take_weights,
 )
 
 LEVELS, SHOWN = 25, 4
@@ -118,13 +117,9 @@ class EmbeddedPatches:
     ) -> None:
         self.listed, self.patches, self.regions = listed, patches, regions
         self.side, self.drop, self.flip, self.seed = side, drop, flip, seed
-        self.order = lru_cache(maxsize=2)(self.order_of)
 
     def __len__(self) -> int:
         return len(self.listed.rows)
-
-    def order_of(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self))
 
     def check(self, rank: int, size: int) -> None:
         """Refuse pictures that are not there or too small, as far as a moment allows: this rank's part of them.
@@ -142,8 +137,7 @@ class EmbeddedPatches:
 
     def example(self, position: int, rng: np.random.Generator) -> Example:
         """A window at a position of the run: every epoch visits each picture once, in an order of its own."""
-        epoch, number = divmod(position, len(self))
-        index = int(self.order(epoch)[number])
+        index = number_at(position, len(self), self.seed)
         picture = read_picture(self.listed.path(index), color=True)
         y, x = (int(rng.integers(n - self.side + 1)) for n in picture.shape[:2])
         pixels = np.moveaxis(picture[y : y + self.side, x : x + self.side], -1, 0)
@@ -451,33 +445,14 @@ def start(network: Conditioned, settings: LargeImageSettings, side: int, channel
     Raises:
         ValueError: it is neither, or a network of another shape.
     """
-    from safetensors.torch import load_file
-
     if init.is_file():
         checkpoint = open_checkpoint(init)
         state = checkpoint.get("state_dict", checkpoint)
         tensors = unet_tensors(below(state, U_NET) or below(state, ""), published_settings(settings, side, channels))
-        load_exactly(network.unet, tensors, init)
+        take_weights(network.unet, tensors, init)
         return
     start_weights(network.unet, network.unet.config, init)  # type: ignore[arg-type]
-    file = init / "embedder" / WEIGHTS
-    tensors = load_file(file) if file.is_file() else {}
-    own = network.embedder.state_dict()
-    if {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in own.items()}:
-        network.embedder.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
-
-
-def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load weights by name.
-
-    Raises:
-        ValueError: one is missing, has no place or another shape.
-    """
-    try:
-        network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
-    except RuntimeError as error:
-        line = " ".join(str(error).split())[:300]
-        raise ValueError(f"`init` {path} is a network of another shape than is trained: {line}") from None
+    take_embedder(network.embedder, init)
 
 
 def scheduler_config() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from engine.inputs.nuclei_scan import scan_nuclei
 from engine.models.networks.spade_unet import Attention, ResBlock, SpadeUNet
 from engine.planning.geometry import Box
 from engine.storage.picture_folder import PictureFolder
-from engine.training.data import spread
+from engine.training.data import number_at, spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
 from engine.training.published.common import Example, Task, Windows, picture_size, start_weights
@@ -125,9 +125,7 @@ class NucleiImages:
 
     def window(self, position: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """uint8 (C, p, p) of a picture, its instances (p, p), and where it has nuclei, if that matters."""
-        epoch, number = divmod(position, len(self.pairs))
-        order = np.random.default_rng((self.settings.seed, 0, epoch)).permutation(len(self.pairs))
-        index, map_index = self.pairs[order[number]]
+        index, map_index = self.pairs[number_at(position, len(self.pairs), self.settings.seed)]
         picture = np.asarray(self.pictures[index])
         picture = picture[None] if picture.ndim == 2 else np.moveaxis(picture[..., :3], -1, 0)
         if self.settings.image_channels == 3 and len(picture) == 1:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from engine.distributed.ranks import Ranks
-from engine.training.data import IMAGE_SUFFIXES, paths_below
+from engine.training.data import IMAGE_SUFFIXES, number_at, paths_below
 
 LABELS = ("tumor", "stroma", "complex", "lympho", "debris", "mucosa", "adipose", "empty")  # in the authors' order
 GREY = np.array([0.2989, 0.587, 0.114], np.float32)  # of red, green, blue, by ITU-R BT.601
@@ -50,8 +50,7 @@ class TissuePictures:
 
         Every epoch visits each picture once, in an order of its own.
         """
-        epoch, number = divmod(position, len(self))
-        index = int(np.random.default_rng((self.seed, 0, epoch)).permutation(len(self))[number])
+        index = number_at(position, len(self), self.seed)
         mirrors = rng.integers(2, size=2)
         return np.ascontiguousarray(mirrored(self.picture(index), mirrors)), self.classes[index]
 
