@@ -18,8 +18,10 @@ from engine.models.folder import load_part
 from engine.models.networks.autoencoder import PatchAutoencoder, Upsample
 from engine.models.networks.mask_unet import LabelUNet
 from engine.models.optimize import DoublingConv, prepare_for_inference
+from engine.train import parser
 from engine.training import pieces
 from engine.training.autoencoder import cut_window, to_tensor
+from engine.training.checks import check
 from engine.training.data import Patches, dihedral, find_images, hold_out
 from engine.training.diffusion import snr_weights
 from engine.training.image import LatentWindows, turned_corner
@@ -256,6 +258,26 @@ def test_options_that_nothing_reads_are_not_offered(tiles, tmp_path, network):
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: unrecognized argument {options[0]}"), done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("nuclei", "--attention", "32,7"), "`attention` 7 is no size .* choose of 128, 64, 32"),
+        (("large-image", "--attention", "16"), "`attention` 16 is no size .* choose of 1, 2, 4, 8"),
+        (("first-stage", "--attention", "16"), "`attention` 16 is no size .* choose of 256, 128, 64"),
+        (("diffinfinite-image", "--keep", "1,3,1"), "`keep` names label 1 twice"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(options, said):
+    args = parser().parse_args([*options, "--data", "data", "--out", "out"])
+    with pytest.raises(ValueError, match=said):
+        check(args, 1)
+
+
+@pytest.mark.parametrize("network", ["nuclei", "large-image", "first-stage"])
+def test_the_published_attention_is_taken_by_smaller_networks_where_it_applies(network):
+    check(parser().parse_args([network, "--data", "data", "--out", "out", "--channel-mult", "1,2"]), 1)
 
 
 @pytest.mark.parametrize("network", ["autoencoder", "image", "labels", "first-stage", "diffinfinite-image"])

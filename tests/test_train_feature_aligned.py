@@ -475,6 +475,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_pat
         ((*of_expert, "--data", empty, *new), ["no picture of class empty"]),
         ((*of_expert, "--data", broken, *new), ["TUMOR", "cannot be read as a picture"]),
         ((*of_expert, *good, "--labels", "tumor,lung"), ["no folder whose name contains lung", "--labels"]),
+        ((*of_expert, *good, "--labels", "tumor,tum,stroma"), ["tumor and tum", "01_TUMOR"]),
         ((*of_expert, *good, "--hold-out", 0), ["--hold-out 0"]),
         ((*of_expert, *good, "--accumulate", 2), ["--accumulate 2", "mean and variance"]),
         ((*of_expert, *good, "--weights", tmp_path / "vit.pt"), ["vision transformer"]),
@@ -496,7 +497,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_pat
         ((*aligned, *good, "--class-embeddings", tmp_path / "table.npy"), ["(2, 512)", "(3, D)"]),
         ((*aligned, *good, "--init", expert), ["--init", "no model folder"]),
         ((*aligned, *good, "--window", 18), ["--window 18", "multiples of 4"]),
-        ((*aligned, *good, "--groups", 3), ["norm_num_groups is 3"]),
+        ((*aligned, *good, "--groups", 3), ["--groups 3", "8 of --features"]),
         ((*aligned, *good, "--best", "held-out", "--hold-out", 0), ["--best held-out"]),
         ((*aligned, *good, "--lr", 1e30, "--steps", 9), ["not finite", "--lr"]),
     ):

@@ -236,6 +236,11 @@ def first_stage(published, tmp_path_factory):
     said = trained(2, "first-stage", published / "pyramid", out, *options)
     decibels = [float(line.split(": ")[1].split()[0]) for line in said.splitlines() if "dB on 2 images" in line]
     assert decibels[-1] > decibels[0] + 1
+    data = ("--data", published / "pyramid", "--out", out)
+    done = launch(1, "first-stage", *data, *STAGE, *options, "--codebook", 2, module="engine.train")
+    assert done.stderr.startswith("error: --out holds a training whose --codebook is '1.0', yours is '2.0'"), (
+        done.stderr
+    )
     return out
 
 

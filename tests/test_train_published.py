@@ -294,7 +294,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(patches, tmp_path):
         (("--data", lost, *out), ["p3", "no map of it"]),
         (("--data", odd, *out), ["p2.png is 48 x 40 px", "20 x 20"]),
         (("--data", tmp_path / "none", *out), ["no folder images"]),
-        (("--data", patches, *out, "--window", 48), ["smaller than a window of 48", "--window"]),
+        (("--data", patches, *out, "--window", 48, "--attention", 24), ["smaller than a window of 48", "--window"]),
         (("--data", patches, *out, "--window", 17), ["--window 17", "multiples of 2"]),
         (("--data", patches, *out, "--hold-out", 7), ["--hold-out 7", "half"]),
         (("--data", unmasked, *out, "--preserve"), ["p4", "no mask of it"]),
@@ -449,6 +449,8 @@ def test_half_of_the_windows_have_no_label_and_the_others_each_label_as_often(ti
     assert kept.count == 3
     assert np.unique(kept.map_of(tissue / "data" / "s0.jpg")).tolist() == [0, 2], "label 1 is one of the others"
     assert np.unique(kept.map_of(tissue / "data" / "s1.jpg")).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="`keep` names label 9, which no picture"):
+        LabelledImages(images.labelled, [], keep=[2, 9], side=64, unlabelled=0.0, ranks=Alone())
 
 
 def test_classes_of_slides_are_read_by_the_longest_beginning(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.messages import quoted
@@ -17,6 +18,7 @@ HALVED = {
     "diffinfinite-labels": ("dim_mults", 8),
     "feature-aligned": ("features", 1),
 }
+ATTENDING = ("nuclei", "large-image", "first-stage")
 WRITTEN = {"autoencoder": "vae", "first-stage": "vae", "expert": "expert"}  # part of the folder; of the others unet
 GROUPS = 8  # of our image and label networks' group normalisation
 
@@ -109,6 +111,34 @@ def check_nuclei(args: argparse.Namespace) -> None:
         )
 
 
+def check_attention(args: argparse.Namespace) -> None:
+    """Refuse attention at sizes that a network does not have; what the published have at other sizes is no attention.
+
+    Raises:
+        ValueError: naming the size, and those that there are.
+    """
+    levels = range(len(args.channel_mult))
+    sizes = [2**level for level in levels]
+    if args.network != "large-image":  # which counts in factors
+        sizes = [(args.window if args.network == "nuclei" else args.crop) // factor for factor in sizes]
+    wrong = [size for size in args.attention if size not in sizes]
+    if wrong and args.attention != PUBLISHED[args.network].get("attention"):
+        raise ValueError(
+            f"`attention` {wrong[0]} is no size of this network's features; choose of {', '.join(map(str, sizes))}"
+        )
+
+
+def check_kept_labels(keep: Sequence[int]) -> None:
+    """Refuse labels that are named twice.
+
+    Raises:
+        ValueError: naming the label.
+    """
+    twice = [label for label in keep if list(keep).count(label) > 1]
+    if twice:
+        raise ValueError(f"`keep` names label {twice[0]} twice; name it once")
+
+
 def check(args: argparse.Namespace, size: int) -> None:
     """Refuse settings that do not go together.
 
@@ -127,6 +157,10 @@ def check(args: argparse.Namespace, size: int) -> None:
         )
     if args.every is not None:
         check_kept(getattr(args, "keep_every", 0), args.every)
+    if args.network == "diffinfinite-image":
+        check_kept_labels(args.keep)
+    if args.network in ATTENDING:
+        check_attention(args)
     if args.network == "diffinfinite-image" and args.test_share and args.hold_out:
         raise ValueError(f"`test_share` {args.test_share:g} and `hold_out` {args.hold_out}: give one of them")
     if args.network in HALVED:

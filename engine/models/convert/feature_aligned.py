@@ -6,7 +6,7 @@ system tunes. The embeddings of the classes are computed by the CLIP that lies i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,17 @@ def check_groups(said: Mapping[str, Any]) -> None:
         ValueError: naming the setting.
     """
     for key in ("norm_num_groups", "attention_head_dim"):
-        wrong = [width for width in said["block_out_channels"] if said[key] < 1 or width % said[key]]
-        if wrong:
+        width = undivided(said["block_out_channels"], said[key])
+        if width:
             raise ValueError(
-                f"{key} is {said[key]} but the network has {wrong[0]} features, no multiple of it; "
+                f"{key} is {said[key]} but the network has {width} features, no multiple of it; "
                 f"say the training's with `set` {key}=N"
             )
+
+
+def undivided(widths: Sequence[int], parts: int) -> int:
+    """The first number of features that cannot be split into equal parts; 0: there is none."""
+    return next((width for width in widths if parts < 1 or width % parts), 0)
 
 
 def scheduler() -> dict[str, Any]:

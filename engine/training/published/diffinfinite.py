@@ -201,6 +201,9 @@ class LabelledImages:
             most = max(most, codes.others or 0, *codes.labels.values())
         self.count = len(self.keep) + 2 if self.keep else most + 1
         self.find_holders()
+        missing = [label for number, label in enumerate(self.keep, 1) if number not in self.holders]
+        if missing and self.labelled:
+            raise ValueError(f"`keep` names label {missing[0]}, which no picture of `data` has; leave it out")
 
     def find_holders(self) -> None:
         """Take note of which pictures hold which label."""

@@ -131,7 +131,7 @@ class ExpertTraining:
         self.network = network.to(device)
         sum_over(self.network, total_over(ranks))
         self.folder = out / PART
-        self.folder.mkdir(parents=True, exist_ok=True)
+        ranks.agree(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         self.trainer = Trainer(self.network, self.loop, ranks, self.folder)
         said = {name: getattr(settings, name) for name in ("labels", "window", "softmax", "hold_out")}
         self.trainer.extra["facts"] = Facts(said)

@@ -21,7 +21,7 @@ from engine.distributed.ranks import Ranks
 from engine.models.card import colored
 from engine.models.convert.checkpoint import open_checkpoint
 from engine.models.convert.clip import text_embeddings
-from engine.models.convert.feature_aligned import check_groups, facts_of, read_table, scheduler
+from engine.models.convert.feature_aligned import facts_of, read_table, scheduler, undivided
 from engine.models.expert import load_expert
 from engine.models.files import CLASSES, WEIGHTS, read_json
 from engine.models.folder import diffusers_class, save_part
@@ -113,7 +113,12 @@ def network_of(settings: AlignedSettings, expert: ResNet | None, table: np.ndarr
         ValueError: the settings, the layer or the start weights do not fit.
     """
     config = unet_config(settings)
-    check_groups(config)
+    for name in ("heads", "groups"):
+        width = undivided(settings.features, getattr(settings, name))
+        if width:
+            raise ValueError(
+                f"`{name}` {getattr(settings, name)}: {width} of `features` cannot be split so; choose a divisor of all"
+            )
     torch.manual_seed(settings.seed)
     unet = diffusers_class("UNet2DConditionModel").from_config(config)
     embedder = Embedder(table.shape[1], settings.token_width)

@@ -28,9 +28,11 @@ from engine.training.data import Patches, find_images, hold_out
 from engine.training.loop import LoopSettings, Trainer, average, average_gradients
 from engine.training.losses import PatchDiscriminator, RandomFeatures, hinge
 from engine.training.published.common import start_weights
+from engine.training.published.epochs import Facts
 
 KINDS = {"vq": "VQModel", "kl": "AutoencoderKL"}
 MOST, LEAST = 1e4, 1e-4  # of the discriminator's weight; of the norm that it is divided by
+SHARED = ("kind", "crop", "hold_out", "perceptual", "adversarial", "adversarial_from", "codebook", "kl", "codes")
 MEASURED = 64  # patches whose latents' standard deviation is measured, of a KL autoencoder
 
 
@@ -130,9 +132,10 @@ def train(args: Namespace, settings: LoopSettings, ranks: Ranks, device: str) ->
         ranks.agree(lambda: start_weights(network, network.config, args.init, "vae"))  # type: ignore[arg-type]
     network.to(device)
     folder = args.out / "vae"
-    folder.mkdir(parents=True, exist_ok=True)
+    ranks.agree(lambda: folder.mkdir(parents=True, exist_ok=True))
     trainer = Trainer(network, settings, ranks, folder)
     training = FirstStage(trainer, patches, ranks, args, device)
+    trainer.extra["facts"] = Facts({name: getattr(args, name) for name in SHARED})
     if args.resume == "auto" and ranks.agree(trainer.resume) and ranks.rank == 0:
         print(f"resumed at step {trainer.step}", flush=True)
     if ranks.rank == 0:

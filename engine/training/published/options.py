@@ -33,6 +33,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
         "clip": 0.0,
         "every": 5000,
+        "attention": [32, 16, 8],
     },
 }
 DIFFINFINITE: dict[str, Any] = {
@@ -64,6 +65,7 @@ PUBLISHED["expert"] = {**EPOCHS, "epochs": 10, "batch_size": 64, "schedule": "st
 PUBLISHED["feature-aligned"] = {**EPOCHS, "epochs": 20, "batch_size": 4, "schedule": "cosine-by-epoch", "window": 64}
 COUNTING_EPOCHS = ("expert", "feature-aligned")  # trainings that count epochs
 PUBLISHED["large-image"] = {
+    "attention": [8, 4, 2],
     "steps": 100000,
     "batch_size": 100,
     "lr": 1e-4,
@@ -98,7 +100,7 @@ def nuclei_options(sub: argparse.ArgumentParser) -> None:
     add("--model-channels", type=positive(int), default=128, help="features at full size")
     add("--channel-mult", type=numbers, default=[1, 1, 2, 3, 4], help="factors of these, from full size down")
     add("--blocks", type=positive(int), default=2, help="residual blocks at each size")
-    add("--attention", type=whole_numbers, default=[32, 16, 8], help="sides of the features that have attention, px")
+    add("--attention", type=whole_numbers, help="sides of the features that have attention, px")
     add("--head-channels", type=positive(int), default=32, help="features of a head")
     add("--noise-schedule", choices=("cosine", "linear"), default="cosine", help="of 1000 timesteps")
     add("--dropout", type=share, default=0.0, help="share of features that are set to 0")
@@ -170,7 +172,7 @@ def large_image_options(sub: argparse.ArgumentParser) -> None:
     add("--channel-mult", type=whole_numbers, default=[1, 2, 3, 5], help="factors of these, from full size down")
     add("--blocks", type=positive(int), default=2, help="residual blocks at each size")
     text = "sizes that have attention, as factors by which full size is larger"
-    add("--attention", type=whole_numbers, default=[8, 4, 2], help=text)
+    add("--attention", type=whole_numbers, help=text)
     add("--heads", type=positive(int), default=1, help="heads of the attention")
     add("--token-width", type=positive(int), default=512, help="length of a token")
     add("--drop", type=share, default=0.1, help="share of windows without their embedding, and likewise of the region")

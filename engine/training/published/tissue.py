@@ -91,8 +91,16 @@ def tissue_pictures(
     """
     learned: list[tuple[Path, int]] = []
     held: list[tuple[Path, int]] = []
+    folders: dict[Path, str] = {}
     for number, label in enumerate(labels):
-        paths = pictures_of(data, label)
+        folder = folder_of(data, label)
+        if folder in folders:
+            raise ValueError(
+                f"`labels` names {folders[folder]} and {label}, which are both of the folder {folder.name}; name each "
+                "folder's class once"
+            )
+        folders[folder] = label
+        paths = pictures_of(folder, label)
         count = math.ceil(share * len(paths) - 1e-9)
         if count >= len(paths):
             raise ValueError(
@@ -109,11 +117,11 @@ def tissue_pictures(
     return first, second
 
 
-def pictures_of(data: Path, label: str) -> list[Path]:
-    """The pictures of a class.
+def folder_of(data: Path, label: str) -> Path:
+    """The folder of a class.
 
     Raises:
-        ValueError: there is no folder of it, or no picture in it.
+        ValueError: there is none, or several.
     """
     if not data.is_dir():
         raise ValueError(f"`data` {data} is not a folder; it takes one with a folder of pictures a class")
@@ -126,9 +134,18 @@ def pictures_of(data: Path, label: str) -> list[Path]:
         raise ValueError(
             f"`data` {data} holds {len(folders)} folders of {label}, {folders[0].name} and {folders[1].name}; leave one"
         )
-    paths = paths_below(folders[0], IMAGE_SUFFIXES)
+    return folders[0]
+
+
+def pictures_of(folder: Path, label: str) -> list[Path]:
+    """The pictures of a class.
+
+    Raises:
+        ValueError: there are none.
+    """
+    paths = paths_below(folder, IMAGE_SUFFIXES)
     if not paths:
-        raise ValueError(f"{folders[0]} holds no picture of class {label}; add some, or leave it out of `labels`")
+        raise ValueError(f"{folder} holds no picture of class {label}; add some, or leave it out of `labels`")
     return paths
 
 
