@@ -17,7 +17,7 @@ from engine.training.ahead import AHEAD, Ahead
 from engine.training.alone import Alone
 from engine.training.data import find_images
 from engine.training.published.common import Example, Windows
-from engine.training.published.diffinfinite import (
+from engine.training.published.labelled_images import (
     LabelledImages,
     check_split,
     drawn_for_test,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from test_convert import converted, nuclei, small_autoencoder
 
 from engine.diffusion.schedule import Schedule, betas
+from engine.distributed.ranks import AgreedError
 from engine.models.card import read_card
 from engine.models.files import WEIGHTS
 from engine.models.folder import load_part
@@ -25,7 +26,9 @@ from engine.training.alone import Alone
 from engine.training.ema import Ema
 from engine.training.loop import LoopSettings, Trainer
 from engine.training.objectives import HISTORY, LossSecondMomentTimesteps, Objective
-from engine.training.published.diffinfinite import LabelledImages, read_classes, scheduler
+from engine.training.published.diffinfinite import scheduler
+from engine.training.published.diffinfinite_labels import read_classes
+from engine.training.published.labelled_images import LabelledImages
 from engine.training.published.nuclei import semantic_map, shuffled, subsampled
 from engine.training.rates import momentum_at, rate_at
 
@@ -449,7 +452,7 @@ def test_half_of_the_windows_have_no_label_and_the_others_each_label_as_often(ti
     assert kept.count == 3
     assert np.unique(kept.map_of(tissue / "data" / "s0.jpg")).tolist() == [0, 2], "label 1 is one of the others"
     assert np.unique(kept.map_of(tissue / "data" / "s1.jpg")).tolist() == [0, 1]
-    with pytest.raises(ValueError, match="`keep` names label 9, which no picture"):
+    with pytest.raises(AgreedError, match="`keep` names label 9, which no picture"):
         LabelledImages(images.labelled, [], keep=[2, 9], side=64, unlabelled=0.0, ranks=Alone())
 
 

@@ -15,8 +15,11 @@ from engine.distributed.ranks import Ranks
 from engine.models.networks.mask_unet import ResnetBlock
 from engine.models.networks.spade_unet import Stage
 from engine.training.loop import LoopSettings
-from engine.training.published import diffinfinite, expert, feature_aligned, first_stage, large_image, nuclei
+from engine.training.published import expert, feature_aligned, first_stage, large_image, nuclei
 from engine.training.published.common import Task, Training
+from engine.training.published.diffinfinite import DiffInfiniteSettings
+from engine.training.published.diffinfinite_image import image_task
+from engine.training.published.diffinfinite_labels import label_task
 from engine.training.published.epochs import Facts
 
 S = TypeVar("S")
@@ -44,20 +47,20 @@ def nuclei_task(args: Namespace, ranks: Ranks, device: str) -> Task:
     return ranks.agree(lambda: nuclei.task_of(args.data, settings, args.init, device, args.list))
 
 
-def image_task(args: Namespace, ranks: Ranks, device: str) -> Task:
+def diffinfinite_image(args: Namespace, ranks: Ranks, device: str) -> Task:
     own: dict[str, Any] = {"keep": args.keep, "names": args.labels, "unlabelled_share": args.unlabelled_share}
     own |= {"listed": args.list, "table": args.labels_table, "labelled_share": args.labelled_share}
     own |= {"test_share": args.test_share}
     own |= {"vae": args.vae, "init": args.init, "ranks": ranks, "device": device}
-    settings = settings_of(diffinfinite.DiffInfiniteSettings, args)
-    return diffinfinite.image_task(args.data, args.unlabelled, args.out, settings, **own)
+    settings = settings_of(DiffInfiniteSettings, args)
+    return image_task(args.data, args.unlabelled, args.out, settings, **own)
 
 
-def label_task(args: Namespace, ranks: Ranks, device: str) -> Task:
+def diffinfinite_labels(args: Namespace, ranks: Ranks, device: str) -> Task:
     own: dict[str, Any] = {"count": args.label_count, "table": args.labels_table, "vae": args.vae, "init": args.init}
     own |= {"ranks": ranks, "device": device}
-    settings = settings_of(diffinfinite.DiffInfiniteSettings, args)
-    return diffinfinite.label_task(args.data, args.classes, args.out, settings, **own)
+    settings = settings_of(DiffInfiniteSettings, args)
+    return label_task(args.data, args.classes, args.out, settings, **own)
 
 
 def large_image_task(args: Namespace, ranks: Ranks, device: str) -> Task:
@@ -69,8 +72,8 @@ def large_image_task(args: Namespace, ranks: Ranks, device: str) -> Task:
 
 TASKS: dict[str, Callable[[Namespace, Ranks, str], Task]] = {
     "nuclei": nuclei_task,
-    "diffinfinite-image": image_task,
-    "diffinfinite-labels": label_task,
+    "diffinfinite-image": diffinfinite_image,
+    "diffinfinite-labels": diffinfinite_labels,
     "large-image": large_image_task,
 }
 
@@ -98,8 +101,8 @@ OWN_WAYS: dict[str, Callable[[Namespace, LoopSettings, Ranks, str], bool]] = {
 # Settings of the trainings that are a ``Task``, and options beside them that a resumed training has to share.
 SETTINGS = {
     "nuclei": nuclei.NucleiSettings,
-    "diffinfinite-image": diffinfinite.DiffInfiniteSettings,
-    "diffinfinite-labels": diffinfinite.DiffInfiniteSettings,
+    "diffinfinite-image": DiffInfiniteSettings,
+    "diffinfinite-labels": DiffInfiniteSettings,
     "large-image": large_image.LargeImageSettings,
 }
 MORE = ("keep", "unlabelled_share", "labelled_share", "test_share", "label_count", "magnification")
