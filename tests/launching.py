@@ -74,8 +74,11 @@ def launch(ranks: int, *arguments: object, module: str = "engine.sample", **extr
     try:
         return POOLS[ranks].run(module, [str(word) for word in arguments])
     finally:
-        if POOLS[ranks].ended:
-            del POOLS[ranks]
+        if POOLS[ranks].ended or POOLS[ranks].runs >= MOST_RUNS:
+            POOLS.pop(ranks).close()
+
+
+MOST_RUNS = 500  # of a pool: every job makes two communicators, of which MPI has 2,048
 
 
 class RankPool:
@@ -83,7 +86,7 @@ class RankPool:
 
     def __init__(self, ranks: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slidefield-pool-"))
-        self.ended = False
+        self.ended, self.runs = False, 0
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address := str(self.folder / "socket"))
             listener.listen(ranks)
@@ -103,6 +106,7 @@ class RankPool:
 
     def run(self, module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess:
         """One job on all ranks: its exit status, and what all ranks printed, in order of rank."""
+        self.runs += 1
         for file in self.folder.glob("*.txt"):
             file.unlink()
         for connection in self.ranks:

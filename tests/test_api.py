@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,9 @@ def test_a_plan_says_what_the_command_says_and_prints_as_a_table(pipe, tiny_mode
     assert table["image"].strip() == "512 x 768 px"
     assert f"{plan.evaluations:,}" in table["evaluations"]
     assert "MiB" in table["memory a rank"]
+    staged = replace(plan, facts={**plan.facts, "label_map": plan.facts})
+    rows, each = dict(staged.rows()), plan.facts["evaluations_per_rank"]
+    assert rows["ranks"] == f"4: {2 * each['min']:,} to {2 * each['max']:,} evaluations each", "of both stages"
 
 
 def test_every_level_is_told_and_can_show_the_present_estimate(pipe, labels, image):

@@ -27,7 +27,7 @@ from PIL import Image
 from engine.models.card import read_card
 
 TOOLS = Path(os.environ.get("SLIDEFIELD_SLURM_TOOLS", ROOT.parent / "shared" / "tools"))
-NODES, CPUS, PORT = 4, 4, 6817
+NODES, CPUS, PORT = 8, 4, 6817
 TEMPLATES = sorted((ROOT / "jobs").glob("*.slurm"))
 SMALL = ("--gpus-per-node=1", "--cpus-per-task=1", "--time=10", "--ntasks-per-node=1")  # of a template's own resources
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
@@ -369,14 +369,13 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_goes_on(slurm):
 
 @pytest.mark.runs
 @long
-def test_scaling_measures_one_two_and_four_nodes_and_draws_them(slurm, tiny_model):
+def test_scaling_measures_one_to_eight_nodes_and_draws_them(slurm, tiny_model):
     tiny = ("--real-windows", 16, "--real-windows-per-rank", 2, "--real-batch", 1, "--shard", 128, "--repeats", 1)
-    options = (*SMALL, f"--nodes={NODES}")
-    number = slurm.submit("scaling.slurm", "--device", "cpu", "--model", tiny_model, *tiny, options=options)
+    number = slurm.submit("scaling.slurm", "--device", "cpu", "--model", tiny_model, *tiny, options=SMALL)
     assert slurm.ended(number)["ExitCode"] == "0:0", slurm.log(number)
     assert Image.open(slurm.folder / f"scaling-{number}.png").size[0] > 500
     text = (slurm.folder / f"scaling-{number}.json").read_text()
-    assert re.findall(r'"ranks": (\d+)', text) == ["1", "2", "4"] * 2
+    assert re.findall(r'"ranks": (\d+)', text) == ["1", "2", "4", "8"] * 2
 
 
 @pytest.mark.runs

@@ -16,6 +16,7 @@ from engine.train import main
 from engine.training.ahead import AHEAD, Ahead
 from engine.training.alone import Alone
 from engine.training.data import find_images
+from engine.training.loop import LoopSettings, Trainer
 from engine.training.published.common import Example, Windows
 from engine.training.published.labelled_images import (
     LabelledImages,
@@ -54,6 +55,20 @@ def test_batches_are_the_same_however_many_threads_read_them():
     assert torch.equal(threaded.seeds, alone.seeds)
     for name in ("x0", "noise", "latent_noise"):
         assert torch.equal(getattr(threaded, name), getattr(alone, name)), name
+
+
+def test_minutes_count_the_checkpoint_and_pictures_that_end_a_training(tmp_path):
+    settings = LoopSettings(1000, 1.0, 4, 1e-3, every=10)
+    trainer = Trainer(torch.nn.Linear(2, 1), settings, Alone(), tmp_path)
+    trainer.seconds, trainer.took = 45.0, 20.0
+    trainer.ask_the_time()
+    trainer.told_the_time()
+    trainer.seconds = 45.0
+    assert trainer.done == 1.0, "the last checkpoint and its pictures will take 20 s"
+    trainer.save()
+    again = Trainer(torch.nn.Linear(2, 1), settings, Alone(), tmp_path)
+    assert again.resume()
+    assert again.done == 1.0, "given again, it is trained already"
 
 
 def test_steps_are_made_ahead_by_several_threads_in_order_and_no_more_than_are_kept():

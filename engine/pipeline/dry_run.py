@@ -57,7 +57,8 @@ class Plan:
         """(what, how much), for people."""
         facts, least = self.facts, "at least " if "evaluations_are" in self.facts else ""
         channels, height, width = facts["latent_shape"]
-        per_rank, job = facts["evaluations_per_rank"], facts["job"]
+        job, each = facts["job"], [stage["evaluations_per_rank"] for stage in self.stages]
+        fewest, most = (sum(int(stage[name]) for stage in each) for name in ("min", "max"))
         count = "" if job["count"] is None else f"{job['count']:,} images of "
         rows = [
             ("image", count + " x ".join(map(str, job["size"])) + " px"),
@@ -66,7 +67,7 @@ class Plan:
                 f"{channels} x {height} x {width} latents, {facts['levels']} levels, {facts['shards']:,} shards",
             ),
             ("evaluations", f"{least}{self.evaluations:,}"),
-            ("ranks", f"{facts['ranks']:,}: {least}{per_rank['min']:,} to {per_rank['max']:,} evaluations each"),
+            ("ranks", f"{facts['ranks']:,}: {least}{fewest:,} to {most:,} evaluations each"),
             ("exchanged", binary(facts["exchange_bytes"])),
             ("memory a rank", fits(facts["memory_bytes_per_rank"], facts["memory_free"])),
             ("disk", "at least " + fits(facts["disk_bytes_at_least"], facts["disk_free"])),

@@ -52,8 +52,9 @@ class LoopSettings:
 
     Args:
         steps: optimiser steps in all.
-        minutes: stop earlier after this many minutes from ``began``, and of earlier runs (0: no limit); the learning
-            rate then follows whichever of steps and minutes is further on.
+        minutes: stop earlier after this many minutes from ``began``, and of earlier runs (0: no limit), of which the
+            last are the checkpoint and its pictures; the learning rate then follows whichever of steps and minutes is
+            further on.
         batch_size: patches a step, over all ranks.
         lr: peak learning rate; rises linearly over the first ``warmup`` steps, then goes as ``schedule`` says.
         schedule: ``cosine`` falls to 1/50 of the peak, ``linear`` to 0, ``constant`` stays; ``onecycle`` rises over
@@ -145,6 +146,8 @@ class Trainer:
         self.warm_from = 0  # the step at which the optimiser knew nothing
         self.extra: dict[str, object] = {}
         self.before = 0.0  # seconds of earlier runs
+        self.took = 0.0  # seconds that the last checkpoint and its pictures took, by this rank's clock
+        self.ending = 0.0  # the same by rank 0's, which is what the end will take
         self.board: Board | None = None  # of rank 0, while it runs
         self.batches: Ahead | None = None  # while it runs
 
@@ -152,7 +155,7 @@ class Trainer:
     def done(self) -> float:
         """Share of the run that is over, 0 to 1."""
         by_steps = self.step / self.settings.steps
-        by_time = self.seconds / 60 / self.settings.minutes if self.settings.minutes else 0.0
+        by_time = (self.seconds + self.ending) / 60 / self.settings.minutes if self.settings.minutes else 0.0
         return min(max(by_steps, by_time), 1.0)
 
     def learning_rate(self) -> float:
@@ -184,6 +187,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "ending": self.ending,
             "extra": extra,
             "settings": asdict(self.settings),
         }
@@ -209,6 +213,7 @@ class Trainer:
         self.ema.network.load_state_dict(state["ema"])
         self.ema.updates = state["ema_updates"]
         self.step, self.seconds = state["step"], state["seconds"]
+        self.took = self.ending = state.get("ending", 0.0)
         if state["optimizer"] is None:  # of a run that was packed: the optimisers begin again
             self.warm_from = self.step
         else:
@@ -289,7 +294,7 @@ class Trainer:
         """
         settings, now = self.settings, time.monotonic()
         over = self.ranks.stop_requested or 0 < settings.deadline <= now
-        own = [self.before + now - settings.began, float(over)] if self.ranks.rank == 0 else [0.0, 0.0]
+        own = [self.before + now - settings.began, self.took, float(over)] if self.ranks.rank == 0 else [0.0] * 3
         unread = self.batches is not None and self.batches.fails()
         self.clock = PendingSum(self.ranks, [*own, float(unread)])
         self.clock.start()
@@ -300,7 +305,8 @@ class Trainer:
         Raises:
             AgreedError: a rank cannot read its next batch.
         """
-        self.seconds, over, unread = (self.clock.result() if self.ranks.size > 1 else self.clock.own).tolist()
+        told = (self.clock.result() if self.ranks.size > 1 else self.clock.own).tolist()
+        self.seconds, self.ending, over, unread = told
         if unread and self.batches is not None:
             self.ranks.agree(self.batches.check)
         return over > 0
@@ -374,10 +380,12 @@ class Trainer:
                 log.flush()
                 self.board.figures(self.step, {**numbers, "lr": self.optimizer.param_groups[0]["lr"]})
             if self.step % self.settings.every == 0 or ends:
+                began = time.monotonic()
                 self.save()
                 if log:
                     print(f"step {self.step}: saved; now its pictures", flush=True)
                 self.ranks.agree(after)  # rank 0 writes, and the disk may be full
+                self.took = time.monotonic() - began
         self.batches.end()
         if log and self.board:
             log.close()
