@@ -72,7 +72,7 @@ def spread_evenly(count: int, generator: torch.Generator) -> Tensor:
 def denoise(evaluate: Evaluation, schedule: Schedule, x: Tensor, levels: Sequence[int]) -> Tensor:
     """DDIM without noise from the first of ``levels`` down to the clean windows."""
     alpha_bar = [schedule.alpha_bar[t] for t in levels]
-    for t, ab, step in zip(levels, alpha_bar, ddim(alpha_bar, 0.0), strict=True):
+    for t, ab, step in zip(levels, alpha_bar, ddim(alpha_bar, 0.0, schedule.rederive_noise), strict=True):
         output = evaluate(x, torch.full((len(x),), int(t), device=x.device))
         from_x, from_output = schedule.to_denoised(ab)
         denoised = from_x * x + from_output * output
