@@ -274,6 +274,7 @@ def settings_of(kather, **more):
         "token_width": 12,
     }
     values |= {"heads": 4, "groups": 4, "class_embeddings": None, "clip_model": None, "align": None, "seed": 0}
+    values |= {"prediction": "epsilon", "timesteps": "uniform"}
     values |= {"align_weight": 0.7, "layer": "down_blocks.2.resnets.0.conv_shortcut", "expert_sees": "noisy"}
     values |= {"expert_norm": "batch", "last_timestep": False, "best": "training", "hold_out": 0.2, "pixel_size": 1.0}
     return AlignedSettings(**{**values, "validation_windows": 4, "epochs": 1, "gamma": 0.7, **more})
@@ -368,7 +369,7 @@ def test_aligned_gradients_are_the_same_to_rounding_on_1_and_3_ranks(kather, exp
 
 @pytest.mark.runs
 def test_a_stopped_training_resumes_to_the_same_weights_and_mean_of_its_epoch(kather, expert, tmp_path):
-    options = ("--data", kather, *ALIGNED, "--epochs", 2, "--align", expert)
+    options = ("--data", kather, *ALIGNED, "--epochs", 2, "--align", expert, "--prediction", "v")
     train(1, "feature-aligned", "--out", tmp_path / "whole", *options)
     out = tmp_path / "stopped"
     done = launch(1, "feature-aligned", "--out", out, *options, "--stop-after", 1e-9, module="engine.train")
@@ -381,8 +382,8 @@ def test_a_stopped_training_resumes_to_the_same_weights_and_mean_of_its_epoch(ka
     both = [json.loads((folder / "unet" / "best.json").read_text()) for folder in (tmp_path / "whole", out)]
     assert both[0]["step"] == both[1]["step"]
     assert both[0]["loss"] == pytest.approx(both[1]["loss"], rel=1e-12)
-    card = json.loads((out / "card.json").read_text())
-    assert card["labels"][2]["name"] == "empty"
+    assert read_card(str(out)).labels == ("tumor", "stroma", "empty")
+    assert read_card(str(out)).schedule.prediction == "v_prediction"
 
 
 @pytest.mark.runs

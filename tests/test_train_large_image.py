@@ -34,7 +34,7 @@ STAGE = ("--channels", 32, "--channel-mult", "1,2", "--blocks", 1, "--codes", 16
 SMALL = ("--window", 16, "--model-channels", 32, "--channel-mult", "1,2", "--blocks", 1, "--attention", 2, "--heads", 2)
 SMALL = (*SMALL, "--token-width", 24, "--validation-windows", 8, "--warmup", 1)
 COUNT, WIDTH, REGION = 12, 6, 4
-SETTINGS = LargeImageSettings(16, 32, (1, 2), 1, (2,), 2, 24, 0.1, 0.5, 0, 8, 0)
+SETTINGS = LargeImageSettings(16, 32, (1, 2), 1, (2,), 2, 24, 0.1, 0.5, "epsilon", "uniform", 0, 8, 0)
 
 
 # ---- data ---------------------------------------------------------------------------------------
@@ -292,11 +292,14 @@ def test_it_starts_from_a_checkpoint_of_latent_diffusion(published, first_stage,
 def test_the_same_weights_to_rounding_on_1_and_3_ranks(published, first_stage, tmp_path, what):
     options = ("--steps", 2, "--batch-size", 5)
     if what == "large-image":
-        kind, data, options = what, published, (*options, "--vae", first_stage)
+        kind, data, options = what, published, (*options, "--vae", first_stage, "--prediction", "x0")
+        options = (*options, "--timesteps", "loss-second-moment")
     else:
         kind, data, options = "first-stage", published / "pyramid", (*options, "--kind", what, "--perceptual", 0.1)
     for ranks in (1, 3):
         trained(ranks, kind, data, tmp_path / str(ranks), *options)
+    if what == "large-image":
+        assert read_card(str(tmp_path / "3")).schedule.prediction == "sample"
     one, three = (all_weights(tmp_path / str(ranks)) for ranks in (1, 3))
     rate = 1e-4 if what == "large-image" else 3.6e-5
     for key, tensor in one.items():

@@ -26,7 +26,7 @@ from engine.training.alone import Alone
 from engine.training.ema import Ema
 from engine.training.loop import LoopSettings, Trainer
 from engine.training.objectives import HISTORY, LossSecondMomentTimesteps, Objective
-from engine.training.published.diffinfinite import scheduler
+from engine.training.published.diffinfinite import scheduler_of
 from engine.training.published.diffinfinite_labels import read_classes
 from engine.training.published.labelled_images import LabelledImages
 from engine.training.published.nuclei import semantic_map, shuffled, subsampled
@@ -229,6 +229,7 @@ def test_the_same_weights_to_rounding_on_1_and_3_ranks_and_in_micro_batches(patc
 @pytest.mark.runs
 def test_a_killed_training_resumes_to_the_same_weights(patches, tmp_path):
     options = ("--steps", 4, "--batch-size", 2, "--every", 2, "--hold-out", 1, "--dropout", 0.1)
+    options += ("--prediction", "v", "--timesteps", "loss-second-moment")
     trained(1, patches, tmp_path / "whole", *options)
     out = tmp_path / "killed"
     run = Running(1, "nuclei", "--data", patches, "--out", out, *SMALL, *options, module="engine.train")
@@ -237,7 +238,8 @@ def test_a_killed_training_resumes_to_the_same_weights(patches, tmp_path):
     assert "resumed at step" in trained(1, patches, out, *options)
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(out)
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
-    for other in (("--drop", 0.3), ("--loss", "mse"), ("--timesteps", "loss-second-moment")):
+    assert read_card(str(out)).schedule.prediction == "v_prediction"
+    for other in (("--drop", 0.3), ("--loss", "mse"), ("--timesteps", "uniform"), ("--prediction", "x0")):
         done = launch(2, "nuclei", "--data", patches, "--out", out, *SMALL, *options, *other, module="engine.train")
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1, done.stderr
@@ -368,7 +370,7 @@ def test_the_loss_of_diffinfinite_and_its_gradients_are_those_of_the_papers_form
         schedule = card.schedule
     else:
         unet = MaskUNet(8, 5, (1, 2), 4, 2) if image else LabelUNet(8, 2, (1, 2), 4, 2)
-        schedule = Schedule.from_config(scheduler())
+        schedule = Schedule.from_config(scheduler_of())
     generator = torch.Generator().manual_seed(0)
     t, z = torch.tensor([0, 300, 999]), torch.randn(3, 4, 16, 16, generator=generator)
     noise = torch.randn(3, 4, 16, 16, generator=generator)
@@ -401,7 +403,7 @@ def test_the_loss_of_diffinfinite_and_its_gradients_are_those_of_the_papers_form
 def test_diffinfinites_networks_are_learned_resume_and_sample(tissue, tmp_path, network, small):
     image, out = network.endswith("image"), tmp_path / "m"
     common = (*small, "--batch-size", 6, "--lr", 5e-3, "--every", 15, "--hold-out", 1, "--ema-every", 1)
-    common += ("--average", "warm", "--ema", 0.8)
+    common += ("--average", "warm", "--ema", 0.8, "--prediction", "epsilon" if image else "v")
     common += ("--unlabelled", tissue / "more") if image else ("--label-count", 5)
     made(2, network, tissue, out, *common, "--steps", 30)
     said = made(1, network, tissue, out, *common, "--steps", 45)
@@ -411,6 +413,7 @@ def test_diffinfinites_networks_are_learned_resume_and_sample(tissue, tmp_path, 
     assert records[-1]["loss"] < 0.9, "it was 1 before the first step"
     card = read_card(str(out))
     assert card.patch == small[small.index("--window") + 1] // 8
+    assert card.schedule.prediction == ("epsilon" if image else "v_prediction")
     options = ("--model", out, "--size", "80x72", "--steps", 2, "--preview", "none", "--shard", 128, "--chunk", 64)
     options += ("--labels", tissue / "data" / "s1_mask.png") if image else ("--label", 0)
     done = launch(2, *options, "--out", tmp_path / "o.zarr")

@@ -10,6 +10,7 @@ BY_EPOCH = ("step", "cosine-by-epoch")  # schedules of the trainings that count 
 AVERAGES = ("warm", "plain", "power")
 OBJECTIVES = ("hybrid", "rescaled-hybrid", "kl", "mse")
 SAMPLERS = ("uniform", "loss-second-moment")
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}  # as a scheduler_config.json names them
 
 
 @dataclass(frozen=True)

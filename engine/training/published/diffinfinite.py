@@ -27,6 +27,7 @@ from engine.training.published.common import (
     Windows,
     start_weights,
 )
+from engine.training.recipe import PREDICTIONS
 
 LATENTS_SCALE = 50.0  # what latents of that autoencoder are divided by
 GROUPS, FACTOR, CHANNELS = 2, 8, 4  # of the networks' normalisation; of Stable Diffusion 2's autoencoder
@@ -45,18 +46,20 @@ class DiffInfiniteSettings:
     drop: float
     latents_scale: float
     pixel_size: float
+    prediction: str
+    timesteps: str
     hold_out: int
     validation_windows: int
     seed: int
 
 
-def scheduler() -> dict[str, Any]:
-    """As ``engine.models.convert`` writes it of the published checkpoints."""
+def scheduler_of(prediction: str = "epsilon") -> dict[str, Any]:
+    """As ``engine.models.convert`` writes it of the published checkpoints, where the noise is predicted."""
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,
         "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "epsilon",
+        "prediction_type": PREDICTIONS[prediction],
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "rederive_noise": False,
@@ -118,7 +121,8 @@ def latent_task(
     if init is not None:
         ranks.agree(lambda: start_weights(network, network.config, init))
     drop_features(network, settings.dropout)
-    side, schedule = settings.window // FACTOR, Schedule.from_config(scheduler())
+    side, scheduler = settings.window // FACTOR, scheduler_of(settings.prediction)
+    schedule = Schedule.from_config(scheduler)
     latents, inputs = (CHANNELS, side, side), {name: value.to(device) for name, value in shown.items()}
 
     def evaluate(network: nn.Module, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -133,14 +137,14 @@ def latent_task(
     return Task(
         network,
         evaluate,
-        scheduler(),
+        scheduler,
         facts,
         {"unet": ["slidefield", type(network).__name__], "vae": ["diffusers", "AutoencoderKL"]},
         Windows(learned, settings.seed, latents),
         None if judged is None else Windows(judged, settings.seed, latents),
         picture,
         "mse",
-        "uniform",
+        settings.timesteps,
         said,
         settings.validation_windows,
         codec,

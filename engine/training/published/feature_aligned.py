@@ -31,11 +31,12 @@ from engine.storage.files import whole_file, write_json
 from engine.training.batch_norm import total_over
 from engine.training.diffusion import denoise, write_folder
 from engine.training.loop import LoopSettings, image_grid
-from engine.training.objectives import UniformTimesteps
+from engine.training.objectives import timesteps_of
 from engine.training.published.common import Batch, Example, Task, Training, Windows, take_embedder, take_weights
 from engine.training.published.epochs import EpochMean, Facts, by_epochs
 from engine.training.published.expert import refuse_parts
 from engine.training.published.tissue import TissuePictures, class_means, tissue_pictures
+from engine.training.recipe import PREDICTIONS
 
 ENDS = ("conv_in", "conv_out")  # layers that begin anew where the start weights are of another number of channels
 LENGTH = 10.0  # of the vectors that stand for classes without embeddings, about that of CLIP's
@@ -64,6 +65,8 @@ class AlignedSettings:
     expert_norm: str
     last_timestep: bool
     best: str
+    prediction: str
+    timesteps: str
     hold_out: float
     pixel_size: float
     validation_windows: int
@@ -274,7 +277,7 @@ class AlignedTraining(Training):
         super().__init__(task, out, settings, ranks, device)
         self.own, self.table, self.expert = own, table, None if expert is None else expert.to(device)
         count = self.schedule.num_train_timesteps
-        self.timesteps = UniformTimesteps(count if own.last_timestep else count - 1)
+        self.timesteps = timesteps_of(own.timesteps, count if own.last_timestep else count - 1)
         self.trainer.extra["timesteps"] = self.timesteps
         self.epoch = EpochMean(settings.every, ranks)
         self.trainer.extra["epoch"] = self.epoch
@@ -359,7 +362,7 @@ def misalignment(mapped_BF: Tensor, pooled_BF: Tensor) -> Tensor:
 def facts_said(own: AlignedSettings, expert: ResNet | None, table: np.ndarray) -> dict[str, Any]:
     """What of the settings stays as it was when the training is resumed."""
     names = ("labels", "window", "align_weight", "layer", "expert_sees", "expert_norm", "last_timestep", "best")
-    said = {name: getattr(own, name) for name in (*names, "hold_out")}
+    said = {name: getattr(own, name) for name in (*names, "hold_out", "prediction", "timesteps")}
     said["class_embeddings"] = hashlib.sha256(table.tobytes()).hexdigest()[:12]
     weights = hashlib.sha256()
     for tensor in () if expert is None else expert.state_dict().values():
@@ -388,25 +391,26 @@ def train_aligned(
         class_means(held, ranks)  # one that cannot be read is better found now
     loop = ranks.agree(lambda: by_epochs(settings, len(learned), own.epochs, own.gamma))
     parts = {"unet": ["diffusers", "UNet2DConditionModel"], "embedder": ["slidefield", "Embedder"]}
+    schedule = scheduler() | {"prediction_type": PREDICTIONS[own.prediction]}
 
     def windows(pictures: TissuePictures) -> Windows:
         return Windows(lambda position, rng: example(pictures, table, position, rng), own.seed)
 
     def picture(averaged: nn.Module) -> np.ndarray:
-        return sample_grid(averaged, learned, table, device)
+        return sample_grid(averaged, learned, table, schedule, device)
 
     said = f"{len(learned)} pictures, {len(held)} held out, {loop.epoch_steps} steps an epoch"
     task = Task(
         network,
         evaluate,
-        scheduler(),
+        schedule,
         card,
         parts,
         windows(learned),
         windows(held) if held.paths else None,
         picture,
         "mse",
-        "uniform",
+        own.timesteps,
         said + (", aligned" if expert is not None else ", not aligned"),
         own.validation_windows,
     )
@@ -438,9 +442,11 @@ def example(pictures: TissuePictures, table: np.ndarray, position: int, rng: np.
     return Example(picture, {"embedding": table[label]})
 
 
-def sample_grid(network: nn.Module, pictures: TissuePictures, table: np.ndarray, device: str) -> np.ndarray:
+def sample_grid(
+    network: nn.Module, pictures: TissuePictures, table: np.ndarray, scheduler: dict[str, Any], device: str
+) -> np.ndarray:
     """A picture of every class, under it a sample: uint8 (h, w, 3)."""
-    schedule = Schedule.from_config(scheduler())
+    schedule = Schedule.from_config(scheduler)
     real = np.stack([pictures.picture(pictures.classes.index(number)) for number in range(len(table))])
     embedding = torch.from_numpy(table).to(device)
     x = torch.randn(real.shape, generator=torch.Generator().manual_seed(0)).to(device)

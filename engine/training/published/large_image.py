@@ -36,6 +36,7 @@ from engine.training.published.common import (
     take_embedder,
     take_weights,
 )
+from engine.training.recipe import PREDICTIONS
 
 LEVELS, SHOWN = 25, 4
 CHECKED = 10000  # pictures whose headers are read before the training begins, at most, on all ranks together
@@ -57,6 +58,8 @@ class LargeImageSettings:
     token_width: int
     drop: float
     pixel_size: float
+    prediction: str
+    timesteps: str
     hold_out: int
     validation_windows: int
     seed: int
@@ -350,7 +353,7 @@ def large_image_task(
     if init is not None:
         ranks.agree(lambda: start(network, settings, side, channels, init))
     preset, latents = PRESETS["large-image"], (channels, side, side)
-    scheduler = scheduler_config()
+    scheduler = scheduler_of(settings.prediction)
     card = {
         "condition": "embedding",
         "space": "latents",
@@ -374,7 +377,7 @@ def large_image_task(
         None if judged is None else Windows(judged.example, settings.seed, latents),
         picture,
         "mse",
-        "uniform",
+        settings.timesteps,
         f"{len(learned)} patches" + (f", {len(judged)} held out" if judged else ""),
         settings.validation_windows,
         codec,
@@ -455,7 +458,7 @@ def start(network: Conditioned, settings: LargeImageSettings, side: int, channel
     take_embedder(network.embedder, init)
 
 
-def scheduler_config() -> dict[str, Any]:
+def scheduler_of(prediction: str = "epsilon") -> dict[str, Any]:
     """The published noise, and the levels as the authors' notebook of large images has them.
 
     Their sampler tells the network one timestep more than it is at; this does not, for the training does not.
@@ -467,7 +470,7 @@ def scheduler_config() -> dict[str, Any]:
         "beta_schedule": "scaled_linear",
         "beta_start": 0.0015,
         "beta_end": 0.0195,
-        "prediction_type": "epsilon",
+        "prediction_type": PREDICTIONS[prediction],
         "clip_sample": False,
         **preset,
     }

@@ -29,6 +29,7 @@ from engine.training.data import number_at, spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
 from engine.training.published.common import Example, Task, Windows, picture_size, start_weights
+from engine.training.recipe import PREDICTIONS
 
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 LEAST_AREA = 30  # px: smaller nuclei are flat, as in sampling
@@ -58,6 +59,7 @@ class NucleiSettings:
     subsample: float
     hold_out: int
     loss: str
+    prediction: str
     timesteps: str
     pixel_size: float
     validation_windows: int
@@ -310,7 +312,7 @@ def task_of(data: Path, settings: NucleiSettings, init: Path | None, device: str
     zero_ends(network)
     if init is not None:
         start_weights(network, network.config, init)
-    scheduler = scheduler_of(settings.noise_schedule)
+    scheduler = scheduler_of(settings.noise_schedule, settings.prediction)
 
     def picture(averaged: nn.Module) -> np.ndarray:
         return sample_grid(averaged, unlearned or learned, scheduler, device)
@@ -340,15 +342,15 @@ def zero_ends(network: SpadeUNet) -> None:
         nn.init.zeros_(parameter)
 
 
-def scheduler_of(noise_schedule: str) -> dict[str, Any]:
-    """As ``engine.models.convert sdm`` writes it of a checkpoint of the system."""
+def scheduler_of(noise_schedule: str, prediction: str = "epsilon") -> dict[str, Any]:
+    """As ``engine.models.convert sdm`` writes it of a checkpoint of the system, where the noise is predicted."""
     ends = {"beta_start": 1e-4, "beta_end": 0.02} if noise_schedule == "linear" else {}
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": 1000,
         "beta_schedule": BETAS[noise_schedule],
         **ends,
-        "prediction_type": "epsilon",
+        "prediction_type": PREDICTIONS[prediction],
         "variance_type": "learned_range",
         "clip_sample": True,
         "clip_sample_range": 1.0,

@@ -17,7 +17,7 @@ from engine.training.options import (
     whole,
     whole_numbers,
 )
-from engine.training.recipe import OBJECTIVES, SAMPLERS
+from engine.training.recipe import OBJECTIVES, PREDICTIONS, SAMPLERS
 
 # As their authors train: docs/published says where each number stands.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -112,7 +112,6 @@ def nuclei_options(sub: argparse.ArgumentParser) -> None:
     add("--list", type=Path, metavar="FILE.csv", help=lists)
     add("--subsample", type=share, default=1.0, help="share of the pictures that is trained on")
     add("--loss", choices=OBJECTIVES, default="hybrid", help="error of the noise and variational bound, or one of them")
-    add("--timesteps", choices=SAMPLERS, default="uniform", help="how they are drawn")
     add("--pixel-size", type=positive(float), default=0.25, help="micrometres per pixel of the images")
     published_options(sub)
 
@@ -217,6 +216,7 @@ def feature_aligned_options(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
     align = "folder of engine.train expert, or its authors' file, whose features the network is aligned with"
     kept_option(sub)
+    objective_options(sub)
     add("--align", type=Path, metavar="EXPERT", help=align)
     add("--align-weight", type=not_negative, default=1.0, metavar="WEIGHT", help="weight of 1 less the cosine")
     layer = "down_blocks.2.resnets.0.conv_shortcut"
@@ -241,9 +241,18 @@ def feature_aligned_options(sub: argparse.ArgumentParser) -> None:
     add("--validation-windows", type=positive(int), default=64, metavar="N", help=judged)
 
 
+def objective_options(sub: argparse.ArgumentParser) -> None:
+    """Add what a diffusion network predicts, and at which timesteps."""
+    add = sub.add_argument
+    predicted = "what the network predicts: the noise, v, or the clean window; the model's sampler is told"
+    add("--prediction", choices=tuple(PREDICTIONS), default="epsilon", help=predicted)
+    add("--timesteps", choices=SAMPLERS, default="uniform", help="how they are drawn")
+
+
 def published_options(sub: argparse.ArgumentParser) -> None:
     """Add the options that the trainings of published systems have whose file is a ``Task``."""
     kept_option(sub)
+    objective_options(sub)
     add = sub.add_argument
     judged = "windows held out by which checkpoints are judged, and the best kept"
     add("--validation-windows", type=positive(int), default=64, metavar="N", help=judged)
