@@ -22,6 +22,7 @@ from engine.models.networks.resnet import ResNet
 from engine.training.alone import Alone
 from engine.training.ema import Ema
 from engine.training.loop import LoopSettings
+from engine.training.options import TISSUE
 from engine.training.published.expert import begin_from, classification_loss
 from engine.training.published.feature_aligned import (
     AlignedSettings,
@@ -30,7 +31,7 @@ from engine.training.published.feature_aligned import (
     train_aligned,
     unet_config,
 )
-from engine.training.published.tissue import LABELS, grey_picture, tissue_pictures
+from engine.training.published.tissue import grey_picture, tissue_pictures
 
 THREE = "tumor,stroma,empty"
 EXPERT = ("--labels", THREE, "--window", 32, "--width", 4, "--depths", "1,1", "--hidden", 8, "--batch-size", 6)
@@ -439,7 +440,7 @@ def test_the_published_network_is_tiny_sds(kather):
 
 
 def test_classes_without_embeddings_have_vectors_drawn_from_their_names(kather):
-    table = class_table(settings_of(kather, labels=LABELS), None)
+    table = class_table(settings_of(kather, labels=TISSUE.split(",")), None)
     assert table.shape == (8, 512)
     assert np.array_equal(class_table(settings_of(kather, labels=["empty"]), None)[0], table[7])
     cosines = table @ table.T / 100
@@ -457,12 +458,14 @@ def test_an_average_has_the_networks_running_statistics():
 
 @pytest.mark.runs
 def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_path):
-    few, empty, broken = (shutil.copytree(kather, tmp_path / name) for name in ("few", "empty", "broken"))
+    few, empty, broken, deep = (shutil.copytree(kather, tmp_path / name) for name in ("few", "empty", "broken", "deep"))
     for path in sorted((few / "02_STROMA").iterdir())[1:]:
         path.unlink()
     for path in (empty / "08_EMPTY").iterdir():
         path.unlink()
     next((broken / "01_TUMOR").iterdir()).write_bytes(b"II*\0\0")
+    next((deep / "01_TUMOR").iterdir()).unlink()
+    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(deep / "01_TUMOR" / "deep.png")
     np.save(tmp_path / "table.npy", np.zeros((2, 512), np.float32))
     (tmp_path / "vit.pt").write_bytes(b"")
     torch.save({"resnet.conv_proj.weight": torch.zeros(1)}, tmp_path / "vit.pt")
@@ -475,6 +478,7 @@ def test_wrong_data_and_settings_are_refused_in_one_line(kather, expert, tmp_pat
         ((*of_expert, "--data", few, *new), ["class stroma has 1 pictures", "--hold-out"]),
         ((*of_expert, "--data", empty, *new), ["no picture of class empty"]),
         ((*of_expert, "--data", broken, *new), ["TUMOR", "cannot be read as a picture"]),
+        ((*of_expert, "--data", deep, *new), ["TUMOR", "more than 8 bits"]),
         ((*of_expert, *good, "--labels", "tumor,lung"), ["no folder whose name contains lung", "--labels"]),
         ((*of_expert, *good, "--labels", "tumor,tum,stroma"), ["tumor and tum", "01_TUMOR"]),
         ((*of_expert, *good, "--hold-out", 0), ["--hold-out 0"]),

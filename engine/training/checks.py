@@ -9,14 +9,15 @@ from pathlib import Path
 from engine.messages import quoted
 from engine.training.published.options import PUBLISHED
 
-# Networks whose window is halved: the option that says how often, and the side of a window's smallest part.
+# Networks whose windows are halved: the options of a window's side and of how often, the side of its smallest part.
 HALVED = {
-    "image": ("dim_mults", 1),
-    "labels": ("dim_mults", 1),
-    "nuclei": ("channel_mult", 1),
-    "diffinfinite-image": ("dim_mults", 8),
-    "diffinfinite-labels": ("dim_mults", 8),
-    "feature-aligned": ("features", 1),
+    "image": ("window", "dim_mults", 1),
+    "labels": ("window", "dim_mults", 1),
+    "nuclei": ("window", "channel_mult", 1),
+    "diffinfinite-image": ("window", "dim_mults", 8),
+    "diffinfinite-labels": ("window", "dim_mults", 8),
+    "feature-aligned": ("window", "features", 1),
+    "first-stage": ("crop", "channel_mult", 1),
 }
 ATTENDING = ("nuclei", "large-image", "first-stage")
 WRITTEN = {"autoencoder": "vae", "first-stage": "vae", "expert": "expert"}  # part of the folder; of the others unet
@@ -164,11 +165,11 @@ def check(args: argparse.Namespace, size: int) -> None:
     if args.network == "diffinfinite-image" and args.test_share and args.hold_out:
         raise ValueError(f"`test_share` {args.test_share:g} and `hold_out` {args.hold_out}: give one of them")
     if args.network in HALVED:
-        name, least = HALVED[args.network]
+        side, name, least = HALVED[args.network]
         divisor = 2 ** (len(getattr(args, name)) - 1) * least
-        if args.window % divisor:
+        if getattr(args, side) % divisor:
             raise ValueError(
-                f"`window` {args.window} cannot be halved as often as `{name}` says; use multiples of {divisor}"
+                f"`{side}` {getattr(args, side)} cannot be halved as often as `{name}` says; use multiples of {divisor}"
             )
     if args.network == "nuclei":
         check_nuclei(args)

@@ -114,7 +114,7 @@ def read_picture(path: Path, color: bool = False) -> np.ndarray:
                 check_bits(image, path)
             return np.asarray(image.convert("RGB") if color else image)
     except (OSError, SyntaxError) as error:  # Pillow says so of a broken PNG
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+        raise ValueError(f"{path} cannot be read as a picture ({' '.join(str(error).split())[:120]})") from None
 
 
 @lru_cache(maxsize=512)

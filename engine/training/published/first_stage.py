@@ -176,13 +176,8 @@ def images_of(args: Namespace) -> tuple[Patches, list[Path]]:
     """Patches of the images that are trained on, and the images that are held out.
 
     Raises:
-        ValueError: there are none, or smaller ones than a patch, or a patch cannot be halved as often.
+        ValueError: there are none, or smaller ones than a patch.
     """
-    halved = 2 ** (len(args.channel_mult) - 1)
-    if args.crop % halved:
-        raise ValueError(
-            f"`crop` {args.crop} cannot be halved as often as `channel_mult` says; use multiples of {halved}"
-        )
     images = find_images(args.data)
     held = hold_out(images, args.hold_out)
     return Patches(tuple(path for path in images if path not in held), args.crop, args.seed), held

@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from engine.distributed.ranks import Ranks
-from engine.training.data import IMAGE_SUFFIXES, number_at, paths_below
+from engine.training.data import IMAGE_SUFFIXES, number_at, paths_below, read_picture
 
-LABELS = ("tumor", "stroma", "complex", "lympho", "debris", "mucosa", "adipose", "empty")  # in the authors' order
 GREY = np.array([0.2989, 0.587, 0.114], np.float32)  # of red, green, blue, by ITU-R BT.601
 
 
@@ -67,12 +65,9 @@ def grey_picture(path: Path, side: int) -> np.ndarray:
     Raises:
         ValueError: it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.float32) / 255
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({' '.join(str(error).split())[:120]})") from None
-    grey = values @ GREY if values.ndim == 3 else values
+    colors = read_picture(path, color=True)
+    values = colors.astype(np.float32) / 255
+    grey = values[..., 0] if (colors == colors[..., :1]).all() else values @ GREY
     size = [max(round(n * side / min(grey.shape)), side) for n in grey.shape]
     scaled = F.interpolate(torch.from_numpy(grey)[None, None], size, mode="bilinear", antialias=True)[0].numpy()
     y, x = ((n - side) // 2 for n in size)
