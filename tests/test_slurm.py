@@ -237,6 +237,7 @@ def test_a_rank_that_is_killed_ends_the_job_at_once_and_the_same_command_goes_on
     options = ("--nodes=2", "--ntasks=3", "--time=10")
     number = slurm.submit(*given, "--checkpoint-every", 0, options=options)
     slurm.sampling(number, log)
+    slurm.until(number, (slurm.folder / "o.zarr" / "slidefield" / "checkpoint.json").exists)
     assert len(slurm.ranks()) == 3
     os.kill(slurm.ranks()[-1], signal.SIGKILL)
     began = time.monotonic()
