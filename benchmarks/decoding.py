@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = top.parse_args(arguments)
     card = read_card(args.model)
     latents, size = args.side * card.patch, args.side * card.patch * card.factor
-    windows = len(decode_cover((latents, latents), card.patch, int(card.defaults.get("decode_overlap", OVERLAP))))
+    overlap: Any = card.defaults.get("decode_overlap", OVERLAP)
+    windows = len(decode_cover((latents, latents), card.patch, int(overlap)))
     shard = -(-size // 512) * 512
     run = argparse.Namespace(model=args.model, device="cpu", seed=0, levels=2, shard=shard, launcher=None)
     seconds: dict[int, float] = {}

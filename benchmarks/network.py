@@ -78,7 +78,7 @@ def plain(network: nn.Module) -> nn.Module:
         if hasattr(layer, "set_processor"):  # of diffusers
             from diffusers.models.attention_processor import AttnProcessor
 
-            layer.set_processor(AttnProcessor())
+            layer.set_processor(AttnProcessor())  # type: ignore[operator]
     return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
@@ -107,12 +107,13 @@ def cases(size: int, dim: int) -> dict[str, Case]:
     kinds = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
     kl = diffusers.AutoencoderKL(latent_channels=4, block_out_channels=widths, layers_per_block=2, **kinds)
     vq = diffusers.VQModel(latent_channels=3, block_out_channels=widths, layers_per_block=2, **kinds)
-    return known | {
+    known |= {
         f"UNet2DConditionModel, {size} x {size}": (conditional, first, partial(asked, size)),
         f"UNet2DModel, {size} x {size}": (unconditional, first, partial(timed, size)),
         f"AutoencoderKL decoder, {half} x {half}": (kl, DECODE["AutoencoderKL"], partial(latents, 4, half)),
         f"VQModel decoder, {half} x {half}": (vq, DECODE["VQModel"], partial(latents, 3, half)),
     }
+    return known
 
 
 def evaluate(network: nn.Module, *given: Tensor) -> Tensor:

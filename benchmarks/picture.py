@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,8 @@ def with_labels(output: Output) -> np.ndarray:
     whole = Box(0, 0, *output.layout.size)
     image = output.read("0", whole).transpose(1, 2, 0)
     labels = output.read("labels/tissue/0", whole)[::2, ::2]
-    colors = output.group["labels/tissue"].attrs["ome"]["image-label"]["colors"]  # type: ignore[index,call-overload]
+    attributes: Any = output.group["labels/tissue"].attrs
+    colors = attributes["ome"]["image-label"]["colors"]
     table = np.array([entry["rgba"][:3] for entry in colors], np.uint8)
     side = np.full((image.shape[0], labels.shape[1], 3), 255, np.uint8)
     side[: labels.shape[0]] = table[labels]

@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -320,7 +320,7 @@ def with_efficiencies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
     """Efficiency against ranks, with what whole micro-batches allow and the targets."""
 
-    def draw(axis: Any, chosen: Sequence[dict[str, Any]]) -> None:
+    def draw(axis: Any, chosen: Sequence[Mapping[str, Any]]) -> None:
         for name in dict.fromkeys(row["network"] for row in chosen):
             line = [row for row in chosen if row["network"] == name]
             (drawn,) = axis.plot([r["ranks"] for r in line], [r["efficiency"] for r in line], "o-", label=name)

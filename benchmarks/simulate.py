@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -420,7 +420,7 @@ def check(path: Path, machine: Machine) -> list[dict[str, Any]]:
 def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
     """Efficiency of the levels and of whole jobs against ranks."""
 
-    def draw(axis: Any, line: Sequence[dict[str, Any]]) -> None:
+    def draw(axis: Any, line: Sequence[Mapping[str, Any]]) -> None:
         for name, style in (("efficiency", "o-"), ("job", "s-"), ("ideal", ":")):
             label = {"efficiency": "levels", "job": "whole job"}.get(name, name)
             axis.plot([r["ranks"] for r in line], [r[name] for r in line], style, label=label)

@@ -103,6 +103,7 @@ class Watched(Trainer):
 
     case: Case
     bare: Callable[[int], dict[str, float]]
+    turns: list[dict[str, float]]
 
     def watch(self, case: Case, bare: Callable[[int], dict[str, float]]) -> None:
         self.case, self.bare, self.turns = case, bare, []
@@ -144,7 +145,7 @@ def run_case(ranks: Ranks, case: Case, folder: Path) -> None:
     training = Training(task, folder / "model", settings, ranks, "cpu")
     trainer = training.trainer = Watched(task.network, settings, ranks, training.folder)
     if case.milliseconds:
-        trainer.optimizer = Sleeping(trainer.parameters, case)
+        trainer.optimizer = Sleeping(trainer.parameters, case)  # type: ignore[assignment]
     trainer.watch(case, bare_of(task, trainer, case))
     task.network.train()
     with ThreadPoolExecutor(settings.readers) as readers:
@@ -176,6 +177,7 @@ def nuclei_task(data: Path, case: Case) -> Task:
         subsample=1.0,
         hold_out=0,
         loss="mse" if case.milliseconds else "hybrid",
+        prediction="epsilon",
         timesteps="uniform",
         pixel_size=0.25,
         validation_windows=1,
