@@ -107,13 +107,13 @@ def cases(size: int, dim: int) -> dict[str, Case]:
     kinds = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
     kl = diffusers.AutoencoderKL(latent_channels=4, block_out_channels=widths, layers_per_block=2, **kinds)
     vq = diffusers.VQModel(latent_channels=3, block_out_channels=widths, layers_per_block=2, **kinds)
-    known |= {
+    more: dict[str, Any] = {  # for mypy diffusers' networks are no modules
         f"UNet2DConditionModel, {size} x {size}": (conditional, first, partial(asked, size)),
         f"UNet2DModel, {size} x {size}": (unconditional, first, partial(timed, size)),
         f"AutoencoderKL decoder, {half} x {half}": (kl, DECODE["AutoencoderKL"], partial(latents, 4, half)),
         f"VQModel decoder, {half} x {half}": (vq, DECODE["VQModel"], partial(latents, 3, half)),
     }
-    return known
+    return known | more
 
 
 def evaluate(network: nn.Module, *given: Tensor) -> Tensor:
