@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, gives_help
 from engine.training.checks import check, check_folder
+from engine.training.job_file import with_job
 from engine.training.options import DEFAULTS, OWN_OPTIONS, recipe_of, run_options
 from engine.training.published.options import COUNTING_EPOCHS, PUBLISHED, PUBLISHED_OPTIONS
 
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="network", required=True)
     for name, defaults in (DEFAULTS | PUBLISHED).items():
         sub = commands.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-        run_options(sub, by_epochs=name in COUNTING_EPOCHS, compiles=name != "first-stage")
+        run_options(sub, name, by_epochs=name in COUNTING_EPOCHS, compiles=name != "first-stage")
         (OWN_OPTIONS | PUBLISHED_OPTIONS)[name](sub)
         sub.set_defaults(**defaults)
     return top
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(ranks: Ranks, arguments: list[str]) -> int:
     """Train one network; the exit status. Collective."""
     began = time.monotonic()
+    arguments = ranks.on_root(lambda: with_job(arguments))
     args = ranks.agree(lambda: parser().parse_args(arguments))
 
     import os

@@ -12,12 +12,14 @@ from PIL import Image
 from test_convert import small_autoencoder
 
 from engine.inputs.label_codes import table_codes
-from engine.train import main
+from engine.train import main, parser
 from engine.training.ahead import AHEAD, Ahead
 from engine.training.alone import Alone
 from engine.training.data import find_images
+from engine.training.job_file import with_job
 from engine.training.loop import LoopSettings, Trainer
 from engine.training.published.common import Example, Windows
+from engine.training.published.diffinfinite import own_scale
 from engine.training.published.labelled_images import (
     LabelledImages,
     check_split,
@@ -69,6 +71,33 @@ def test_minutes_count_the_checkpoint_and_pictures_that_end_a_training(tmp_path)
     again = Trainer(torch.nn.Linear(2, 1), settings, Alone(), tmp_path)
     assert again.resume()
     assert again.done == 1.0, "given again, it is trained already"
+
+
+def test_means_of_figures_go_on_at_a_resume_and_begin_without_a_bias(tmp_path):
+    trainer = Trainer(torch.nn.Linear(2, 1), LoopSettings(9, 0.0, 1, 1e-3), Alone(), tmp_path)
+    for value in (0.0, 1.0, 2.0):
+        trainer.average_figures({"loss": torch.tensor(value)})
+    assert float(trainer.figures["loss"]) == pytest.approx(1.0)
+    trainer.save()
+    again = Trainer(torch.nn.Linear(2, 1), LoopSettings(9, 0.0, 1, 1e-3), Alone(), tmp_path)
+    again.resume()
+    again.average_figures({"loss": torch.tensor(5.0)})
+    assert float(again.figures["loss"]) == pytest.approx(2.0)
+
+
+def test_a_file_gives_the_options_of_a_training_and_the_command_line_overrides_it(tmp_path):
+    (tmp_path / "t.yaml").write_text("data: d\nout: o\nlr: 2e-4\ndim_mults: [1, 2]\ncompile: true\nsteps: 7\n")
+    words = with_job(["diffinfinite-image", f"--job={tmp_path / 't.yaml'}", "--steps", "9"])
+    args = parser().parse_args(words)
+    assert (str(args.data), args.lr, args.dim_mults, args.compile, args.steps) == ("d", 2e-4, [1, 2], True, 9)
+    (tmp_path / "t.yaml").write_text("data: {a: 1}\n")
+    with pytest.raises(ValueError, match="'data' is no option of a training"):
+        with_job(["nuclei", "--job", str(tmp_path / "t.yaml")])
+
+
+def test_latents_of_an_autoencoder_of_ours_are_divided_by_their_own_deviation():
+    assert own_scale({"scaling_factor": 0.18215}) == own_scale({}) == 0, "of Stable Diffusion's, as published"
+    assert own_scale({"scaling_factor": 0.5}) == 2
 
 
 def test_steps_are_made_ahead_by_several_threads_in_order_and_no_more_than_are_kept():

@@ -19,7 +19,7 @@ from test_convert import large_image, relative
 from engine.diffusion.schedule import betas
 from engine.models.card import read_card
 from engine.models.convert.__main__ import main as convert
-from engine.models.files import WEIGHTS
+from engine.models.files import WEIGHTS, folder_of
 from engine.models.folder import load_part
 from engine.models.networks.embedder import Embedder
 from engine.training.alone import Alone
@@ -387,3 +387,5 @@ def test_what_is_wrong_is_said_in_one_line(published, first_stage, tmp_path, spo
 def test_a_checkpoint_of_the_authors_names_is_in_the_model_folder(first_stage):
     config = json.loads((first_stage / "vae" / "config.json").read_text())
     assert (config["_class_name"], config["num_vq_embeddings"], config["latent_channels"]) == ("VQModel", 16, 3)
+    with pytest.raises(ValueError, match="holds an autoencoder alone, for `vae` of a training"):
+        folder_of(str(first_stage))

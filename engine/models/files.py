@@ -68,6 +68,13 @@ def folder_of(name: str) -> Path:
             "folder with model_index.json and safetensors, such as engine.train writes and engine.models.convert makes "
             "of a published checkpoint"
         )
+    parts = {
+        "expert": "an expert, for `align` of engine.train",
+        "vae": "an autoencoder alone, for `vae` of engine.train",
+    }
+    held = [words for part, words in parts.items() if (folder / part).is_dir()]
+    if held and not (folder / "model_index.json").exists():
+        raise ValueError(f"`model` {folder} holds {held[0]}; pass a model folder with model_index.json")
     if not folder.is_dir():
         raise ValueError(
             f"`model` {folder} is not there; pass a model folder, or leave `model` out for the embedded one"

@@ -45,6 +45,8 @@ ONE_RUN = (
 )
 PROGRESS = ("ema_updates", "step", "seconds", "settings")  # of a saved state: what is no tensor
 
+LATEST = 0.02  # share of a step in the running means of figures
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -146,6 +148,9 @@ class Trainer:
         self.warm_from = 0  # the step at which the optimiser knew nothing
         self.extra: dict[str, object] = {}
         self.before = 0.0  # seconds of earlier runs
+        self.figures: dict[str, Tensor] = {}  # means of the last 50 steps, about
+        self.averaged = 0  # steps that they are of, in all
+        self.lines: TextIO | None = None  # the log, on rank 0 while it runs
         self.took = 0.0  # seconds that the last checkpoint and its pictures took, by this rank's clock
         self.ending = 0.0  # the same by rank 0's, which is what the end will take
         self.board: Board | None = None  # of rank 0, while it runs
@@ -188,6 +193,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "ending": self.ending,
+            "figures": {name: float(value) for name, value in self.figures.items()},
+            "averaged": self.averaged,
             "extra": extra,
             "settings": asdict(self.settings),
         }
@@ -214,6 +221,8 @@ class Trainer:
         self.ema.updates = state["ema_updates"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.took = self.ending = state.get("ending", 0.0)
+        self.figures = {name: torch.tensor(value) for name, value in state.get("figures", {}).items()}
+        self.averaged = state.get("averaged", 0)
         if state["optimizer"] is None:  # of a run that was packed: the optimisers begin again
             self.warm_from = self.step
         else:
@@ -347,10 +356,9 @@ class Trainer:
         pin = self.device.type == "cuda"
         make = lambda step: [(p, pinned(prepare(p), pin)) for p in self.positions(step)]  # noqa: E731
         self.batches = Ahead(make, self.step, self.settings.readers)
-        log = self.ranks.agree(lambda: self.log() if self.ranks.rank == 0 else None)
+        log = self.lines = self.ranks.agree(lambda: self.log() if self.ranks.rank == 0 else None)
         self.board = Board(self.folder / "tensorboard", self.step) if log else None
         shown = time.monotonic()
-        figures: dict[str, Tensor] = {}
         if self.done >= 1.0:  # the run was killed between its last checkpoint and the model, or is given again
             if self.ranks.rank == 0:
                 minutes, steps = self.settings.minutes, self.settings.steps
@@ -368,18 +376,18 @@ class Trainer:
             if self.step % self.settings.ema_every == 0:
                 self.ema.update(self.network)
             leave = self.told_the_time()
-            figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
+            self.average_figures(new)
             ends = leave or self.done >= 1.0
-            if log and self.board and (time.monotonic() - shown > 10 or ends):
+            keeps = ends or self.step % self.settings.every == 0
+            if log and self.board and (time.monotonic() - shown > 10 or keeps):
                 shown = time.monotonic()
                 eta = self.seconds / max(self.done, 1e-6) * (1 - self.done)
-                numbers = {k: float(v) for k, v in figures.items()}
+                numbers = {k: float(v) for k, v in self.figures.items()}
                 text = " ".join(f"{k} {v:.4f}" for k, v in numbers.items())
                 print(f"step {self.step}/{self.settings.steps}  {text}  ETA {eta / 60:.1f} min", flush=True)
-                log.write(json.dumps({"step": self.step, "seconds": self.seconds, **numbers}) + "\n")
-                log.flush()
-                self.board.figures(self.step, {**numbers, "lr": self.optimizer.param_groups[0]["lr"]})
-            if self.step % self.settings.every == 0 or ends:
+                self.write_down({"seconds": self.seconds, **numbers})
+                self.board.figures(self.step, {"lr": self.optimizer.param_groups[0]["lr"]})
+            if keeps:
                 began = time.monotonic()
                 self.save()
                 if log:
@@ -390,7 +398,21 @@ class Trainer:
         if log and self.board:
             log.close()
             self.board.close()
+        self.lines = None
         return self.done >= 1.0
+
+    def average_figures(self, new: dict[str, Tensor]) -> None:
+        """Take a step's figures into their running means: of all steps at first, then of the last 50, about."""
+        self.averaged += 1
+        share = max(LATEST, 1 / self.averaged)
+        self.figures = {k: (1 - share) * self.figures.get(k, v) + share * v for k, v in new.items()}
+
+    def write_down(self, numbers: dict[str, float]) -> None:
+        """Write figures of this step into the log, and show them on the board. Rank 0 alone has a log."""
+        if self.lines is not None and self.board is not None:
+            self.lines.write(json.dumps({"step": self.step, **numbers}) + "\n")
+            self.lines.flush()
+            self.board.figures(self.step, {name: value for name, value in numbers.items() if name != "seconds"})
 
 
 def logged_step(line: str) -> float:

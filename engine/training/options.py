@@ -26,10 +26,25 @@ LABELS = "unknown,carcinoma,necrosis,tumour stroma,other"
 TISSUE = "tumor,stroma,complex,lympho,debris,mucosa,adipose,empty"
 
 
-def run_options(sub: argparse.ArgumentParser, by_epochs: bool, compiles: bool) -> None:
+DATA = {
+    "nuclei": "folder of images/, inst_masks/ and bin_masks/, or one of MoNuSegTrainingData and MoNuSegTestData",
+    "diffinfinite-labels": "folder of *_mask.png label maps, also beside images",
+    "large-image": "the authors' folder of lists and embeddings, or one of pictures",
+    "first-stage": "folder of pictures",
+    "expert": "folder with a folder of pictures a class",
+    "feature-aligned": "folder with a folder of pictures a class",
+}
+HELD = {
+    "autoencoder": "images that are never trained on (0: its reconstructions of the last four are shown)",
+    "large-image": "pictures that are never trained on, where no list says which",
+}
+
+
+def run_options(sub: argparse.ArgumentParser, network: str, by_epochs: bool, compiles: bool) -> None:
     """Add the options that every training has, and those of the ones that count epochs, or run compiled."""
     add = sub.add_argument
-    data = "folder with a folder of pictures a class" if by_epochs else "folder of images and *_mask.png label maps"
+    add("--job", type=Path, metavar="FILE.yaml", help="options of the training by name; those given beside it override")
+    data = DATA.get(network, "folder of images and *_mask.png label maps, and its folders")
     add("--data", type=Path, required=True, help=data)
     add("--out", type=Path, required=True, help="model folder")
     add("--steps", type=positive(int), help="optimiser steps in all")
@@ -56,7 +71,7 @@ def run_options(sub: argparse.ArgumentParser, by_epochs: bool, compiles: bool) -
     if by_epochs:
         epoch_options(sub)
     else:
-        held = "images that are never trained on, with their label maps (0: the autoencoder's last four alone)"
+        held = HELD.get(network, "images, or maps, that are never trained on")
         add("--hold-out", type=whole, default=0, metavar="N", help=held)
     precisions = ("float32", "bfloat16", "float16")
     add("--precision", choices=precisions, default="float32", help="of products, by torch's autocast")

@@ -25,7 +25,7 @@ from engine.models.convert.checkpoint import open_checkpoint
 from engine.models.files import WEIGHTS, read_json
 from engine.models.folder import load_part, save_part
 from engine.storage.files import whole_file, write_json
-from engine.training.curve import draw_curve
+from engine.training.curve import HELD, draw_curve
 from engine.training.diffusion import write_folder
 from engine.training.loop import LoopSettings, Trainer
 from engine.training.objectives import Objective, UniformTimesteps, timesteps_of
@@ -214,11 +214,12 @@ class Training:
         step, averaged, best = self.trainer.step, self.trainer.ema.network, self.folder / "best.json"
         loss, least = self.judged(averaged), read_json(best)["loss"] if best.exists() else math.inf
         if loss is not None:
-            better = "the best until now" if loss <= least else f"kept is that of {least:.4f}"
+            better = "the best until now" if loss < least else f"kept is that of {least:.4f}"
             print(f"step {step}: loss {loss:.4f} on windows held out, {better}", flush=True)
-        if loss is None or loss <= least:
+            self.trainer.write_down({"loss" + HELD: loss})
+        if loss is None or loss < least:
             write_model(self.out, averaged, self.task)
-        if loss is not None and loss <= least:
+        if loss is not None and loss < least:
             write_json(best, {"step": step, "loss": loss})
         keep = self.settings.keep_every
         if keep and step % keep == 0:
@@ -283,6 +284,34 @@ def link_or_copy(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
+def autoencoder_settings(vae: Path | None, out: Path, ranks: Ranks) -> dict[str, Any]:
+    """The ``config.json`` of a model folder's autoencoder, which is copied there first if it is named. Collective.
+
+    Args:
+        vae: A folder of diffusers, or of a pipeline that contains one.
+    Raises:
+        ValueError: there is none, or another.
+    """
+
+    def read() -> dict[str, Any]:
+        if vae is not None:
+            copy_autoencoder(vae, out)
+        check_autoencoder(out)
+        return read_json(out / "vae" / "config.json")
+
+    return ranks.on_root(read)
+
+
+def check_autoencoder(out: Path) -> None:
+    """Refuse a model folder without an autoencoder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (out / "vae" / "config.json").is_file():
+        raise ValueError(f"`vae` is not given and {out} holds no autoencoder; name its folder")
+
+
 def autoencoder_of(vae: Path | None, out: Path, facts: Mapping[str, Any], ranks: Ranks, device: str) -> LatentCodec:
     """The frozen autoencoder of a model folder, which is copied there first if it is named. Collective.
 
@@ -305,10 +334,8 @@ def read_autoencoder(out: Path, facts: Mapping[str, Any], device: str) -> Latent
     Raises:
         ValueError: there is none.
     """
-    config = out / "vae" / "config.json"
-    if not config.is_file():
-        raise ValueError(f"`vae` is not given and {out} holds no autoencoder; name its folder")
-    return LatentCodec(load_part(out / "vae").to(device), read_json(config), facts)
+    check_autoencoder(out)
+    return LatentCodec(load_part(out / "vae").to(device), read_json(out / "vae" / "config.json"), facts)
 
 
 def copy_autoencoder(vae: Path, out: Path) -> None:

@@ -29,6 +29,7 @@ from engine.training.published.common import (
 )
 from engine.training.recipe import PREDICTIONS
 
+STABLE_DIFFUSION = 0.18215  # scaling_factor of its autoencoders, versions 1 and 2
 LATENTS_SCALE = 50.0  # what latents of that autoencoder are divided by
 GROUPS, FACTOR, CHANNELS = 2, 8, 4  # of the networks' normalisation; of Stable Diffusion 2's autoencoder
 LEVELS, SHOWN = 25, 4
@@ -66,6 +67,16 @@ def scheduler_of(prediction: str = "epsilon") -> dict[str, Any]:
         "timestep_spacing": "trailing",
         "set_alpha_to_one": True,
     }
+
+
+def own_scale(config: Mapping[str, Any]) -> float:
+    """What the latents of an autoencoder are divided by; 0: it is Stable Diffusion's, of which it is published.
+
+    Args:
+        config: Of its ``config.json``; what ``engine.train first-stage`` wrote says the latents' standard deviation.
+    """
+    factor = float(config.get("scaling_factor") or STABLE_DIFFUSION)
+    return 0.0 if factor == STABLE_DIFFUSION else 1 / factor
 
 
 def drop_features(network: nn.Module, share: float) -> None:

@@ -18,6 +18,7 @@ from engine.training.data import find_images, hold_out, mask_of
 from engine.training.published.common import (
     Task,
     autoencoder_of,
+    autoencoder_settings,
 )
 from engine.training.published.diffinfinite import (
     CHANNELS,
@@ -27,6 +28,7 @@ from engine.training.published.diffinfinite import (
     SHOWN,
     DiffInfiniteSettings,
     latent_task,
+    own_scale,
 )
 from engine.training.published.labelled_images import (
     LabelledImages,
@@ -104,6 +106,8 @@ def image_task(
         )
     ranks.agree(lambda: check_judged(judged))
     side, known = settings.window // FACTOR, ranks.agree(lambda: names_of(names, images.count))
+    config = autoencoder_settings(vae, out, ranks)
+    scale = settings.latents_scale or own_scale(config) or LATENTS_SCALE
     facts = {
         "condition": "label-map",
         "space": "latents",
@@ -112,10 +116,12 @@ def image_task(
         "image_channels": 3,
         "pixel_size_um": settings.pixel_size,
         "labels": colored(known),
-        "latents_scale": settings.latents_scale or LATENTS_SCALE,
+        "latents_scale": scale,
         "pixel_range": [0.0, 1.0],
         "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=4.0),
     }
+    if not images.labelled and ranks.rank == 0:
+        print(f"no image of {data} has a label map (NAME_mask.png beside it): all is label 0, unknown", flush=True)
     labels = torch.arange(images.count).repeat_interleave(SHOWN)
     mask = (labels > 0).float()[:, None, None, None].expand(-1, 1, side, side)
     unknown = len(without([*without_map, *more], kept_out))
@@ -125,9 +131,10 @@ def image_task(
         facts,
         images.example,
         None if judged is None else judged.example,
-        f"{len(images.labelled)} images of {images.count} labels, {unknown} without",
+        f"{len(images.labelled)} images of {images.count} labels, {unknown} without; {', '.join(known)}; latents over "
+        f"{scale:.4g}",
         settings,
-        autoencoder_of(vae, out, facts, ranks, device),
+        autoencoder_of(None, out, facts, ranks, device),
         init,
         ranks,
         device,

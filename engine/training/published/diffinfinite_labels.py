@@ -22,8 +22,17 @@ from engine.training.published.common import (
     Example,
     Task,
     autoencoder_of,
+    autoencoder_settings,
 )
-from engine.training.published.diffinfinite import CHANNELS, FACTOR, GROUPS, SHOWN, DiffInfiniteSettings, latent_task
+from engine.training.published.diffinfinite import (
+    CHANNELS,
+    FACTOR,
+    GROUPS,
+    SHOWN,
+    DiffInfiniteSettings,
+    latent_task,
+    own_scale,
+)
 from engine.training.published.labelled_images import recoded
 
 MAPS = (".png", ".tif", ".tiff")
@@ -152,6 +161,7 @@ def label_task(
     learned = ranks.agree(lambda: maps([i for i in range(len(paths)) if i not in held]))
     judged = ranks.agree(lambda: maps(sorted(held))) if held else None
     side = settings.window // FACTOR
+    scale = settings.latents_scale or own_scale(autoencoder_settings(vae, out, ranks))
     stds = LABEL_LATENTS_STD.get(count)
     facts: Mapping[str, Any] = {
         "condition": "class",
@@ -164,7 +174,7 @@ def label_task(
         "image_channels": 3,
         "pixel_size_um": settings.pixel_size,
         "labels": colored(names),
-        **({"latents_scale": settings.latents_scale} if settings.latents_scale else {"latents_std": stds}),
+        **({"latents_scale": scale} if scale else {"latents_std": stds}),
         "defaults": latents_defaults(side, steps=250, eta=1.0, guidance=1.0),
     }
     return latent_task(
@@ -175,7 +185,7 @@ def label_task(
         None if judged is None else judged.example,
         f"{len(learned.paths)} label maps of {len(names)} classes",
         settings,
-        autoencoder_of(vae, out, facts, ranks, device),
+        autoencoder_of(None, out, facts, ranks, device),
         init,
         ranks,
         device,

@@ -19,7 +19,7 @@ from engine.models.folder import save_part
 from engine.models.networks.resnet import ResNet, sum_over
 from engine.storage.files import write_json
 from engine.training.batch_norm import total_over
-from engine.training.curve import draw_curve
+from engine.training.curve import HELD, draw_curve
 from engine.training.loop import LoopSettings, Trainer
 from engine.training.published.epochs import Facts, by_epochs
 from engine.training.published.tissue import class_means, tissue_pictures
@@ -205,6 +205,7 @@ class ExpertTraining:
         accuracy = float(np.trace(confusion) / confusion.sum())
         now = {"step": step, "epoch": round(step / self.loop.epoch_steps, 3), "accuracy": accuracy, "loss": loss}
         epochs = [record for record in known["epochs"] if record["step"] < step] + [now]
+        self.trainer.write_down({"loss" + HELD: loss, "accuracy" + HELD: accuracy})
         best, better = known["best"], accuracy > known["best"]["accuracy"]
         if better:
             best = {**now, "confusion": confusion.tolist()}

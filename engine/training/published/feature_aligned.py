@@ -29,6 +29,7 @@ from engine.models.networks.embedder import Embedder
 from engine.models.networks.resnet import BatchNorm, ResNet, sum_over
 from engine.storage.files import whole_file, write_json
 from engine.training.batch_norm import total_over
+from engine.training.curve import HELD
 from engine.training.diffusion import denoise, write_folder
 from engine.training.loop import LoopSettings, image_grid
 from engine.training.objectives import timesteps_of
@@ -329,11 +330,12 @@ class AlignedTraining(Training):
         loss, of = self.epoch.mean(step), "of the epoch"
         if self.own.best == "held-out":
             loss, of = self.judged(averaged) or math.inf, "on pictures held out"
+            self.trainer.write_down({"loss" + HELD: loss})
         path = self.folder / "best.json"
         least = read_json(path)["loss"] if path.exists() else math.inf
-        better = "the best until now" if loss <= least else f"kept is that of {least:.4f}"
+        better = "the best until now" if loss < least else f"kept is that of {least:.4f}"
         print(f"step {step}: loss {loss:.4f} {of}, {better}", flush=True)
-        if loss <= least:
+        if loss < least:
             self.write(averaged, self.out)
             write_json(path, {"step": step, "loss": loss})
 

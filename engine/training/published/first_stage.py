@@ -23,7 +23,7 @@ from engine.models.codec import LatentCodec
 from engine.models.convert.latent_diffusion import first_stage_config
 from engine.models.folder import diffusers_class, save_part
 from engine.training.autoencoder import decibels, judge, to_tensor
-from engine.training.curve import draw_curve
+from engine.training.curve import HELD, draw_curve
 from engine.training.data import Patches, find_images, hold_out
 from engine.training.loop import LoopSettings, Trainer, average, average_gradients
 from engine.training.losses import PatchDiscriminator, RandomFeatures, hinge
@@ -156,6 +156,7 @@ def after(training: FirstStage, judged: Sequence[Path]) -> None:
     factor = 2 ** (len(training.args.channel_mult) - 1)
     quality, picture = judge(codec.encode, codec.decode, factor, judged, training.device)
     print(f"step {trainer.step}: {quality:.2f} dB on {len(judged)} images", flush=True)
+    trainer.write_down({"dB" + HELD: quality})
     Image.fromarray(picture).save(folder / "reconstructions.png")
     draw_curve(folder / "training.jsonl", folder / "loss.png")
     save_part(averaged, folder)

@@ -151,7 +151,7 @@ def diffinfinite_options(sub: argparse.ArgumentParser) -> None:
     add("--labels-table", metavar="FILE.csv", help=table)
     add("--vae", type=Path, metavar="DIR", help="autoencoder of Stable Diffusion 2, copied to --out at the first run")
     add("--window", type=positive(int), help="side of a window, px of the image (of the map, brought to this size)")
-    text = "what latents are divided by (0: as published for that autoencoder; of another, their standard deviation)"
+    text = "what latents are divided by (0: as published of that autoencoder; of ours, 1 over its scaling_factor)"
     add("--latents-scale", type=not_negative, default=0.0, metavar="STD", help=text)
     add("--dropout", type=share, default=0.05, help="share of features that are set to 0")
     published_options(sub)
