@@ -73,7 +73,7 @@ def folder_of(name: str) -> Path:
         "vae": "an autoencoder alone, for `vae` of engine.train",
     }
     held = [words for part, words in parts.items() if (folder / part).is_dir()]
-    if held and not (folder / "model_index.json").exists():
+    if held and not any((folder / part).exists() for part in ("model_index.json", "unet")):
         raise ValueError(f"`model` {folder} holds {held[0]}; pass a model folder with model_index.json")
     if not folder.is_dir():
         raise ValueError(
