@@ -387,5 +387,5 @@ def test_what_is_wrong_is_said_in_one_line(published, first_stage, tmp_path, spo
 def test_a_checkpoint_of_the_authors_names_is_in_the_model_folder(first_stage):
     config = json.loads((first_stage / "vae" / "config.json").read_text())
     assert (config["_class_name"], config["num_vq_embeddings"], config["latent_channels"]) == ("VQModel", 16, 3)
-    with pytest.raises(ValueError, match="holds an autoencoder alone, for `vae` of engine.train"):
+    with pytest.raises(ValueError, match=r"holds an autoencoder alone, for `vae` of engine\.train"):
         folder_of(str(first_stage))
