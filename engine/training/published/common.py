@@ -321,8 +321,7 @@ def autoencoder_of(vae: Path | None, out: Path, facts: Mapping[str, Any], ranks:
     Raises:
         ValueError: there is none, or another.
     """
-    if vae is not None:
-        ranks.on_root(lambda: copy_autoencoder(vae, out))
+    autoencoder_settings(vae, out, ranks)
     return ranks.agree(lambda: read_autoencoder(out, facts, device))
 
 

@@ -21,12 +21,7 @@ from engine.models.networks.mask_unet import Block, UNet
 from engine.training.autoencoder import to_image
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
-from engine.training.published.common import (
-    Example,
-    Task,
-    Windows,
-    start_weights,
-)
+from engine.training.published.common import Example, Task, Windows, start_weights
 from engine.training.recipe import PREDICTIONS
 
 STABLE_DIFFUSION = 0.18215  # scaling_factor of its autoencoders, versions 1 and 2

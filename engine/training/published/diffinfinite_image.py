@@ -15,11 +15,7 @@ from engine.models.convert.common import latents_defaults
 from engine.models.convert.diffinfinite import LABELS
 from engine.models.networks.mask_unet import MaskUNet
 from engine.training.data import find_images, hold_out, mask_of
-from engine.training.published.common import (
-    Task,
-    autoencoder_of,
-    autoencoder_settings,
-)
+from engine.training.published.common import Task, autoencoder_settings, read_autoencoder
 from engine.training.published.diffinfinite import (
     CHANNELS,
     FACTOR,
@@ -134,7 +130,7 @@ def image_task(
         f"{len(images.labelled)} images of {images.count} labels, {unknown} without; {', '.join(known)}; latents over "
         f"{scale:.4g}",
         settings,
-        autoencoder_of(None, out, facts, ranks, device),
+        ranks.agree(lambda: read_autoencoder(out, facts, device)),
         init,
         ranks,
         device,

@@ -18,12 +18,7 @@ from engine.models.convert.common import latents_defaults
 from engine.models.convert.diffinfinite import LABEL_LATENTS_STD
 from engine.models.networks.mask_unet import LabelUNet
 from engine.training.data import dihedral, paths_below, read_picture, spread
-from engine.training.published.common import (
-    Example,
-    Task,
-    autoencoder_of,
-    autoencoder_settings,
-)
+from engine.training.published.common import Example, Task, autoencoder_settings, read_autoencoder
 from engine.training.published.diffinfinite import (
     CHANNELS,
     FACTOR,
@@ -185,7 +180,7 @@ def label_task(
         None if judged is None else judged.example,
         f"{len(learned.paths)} label maps of {len(names)} classes",
         settings,
-        autoencoder_of(None, out, facts, ranks, device),
+        ranks.agree(lambda: read_autoencoder(out, facts, device)),
         init,
         ranks,
         device,

@@ -14,10 +14,7 @@ from engine.distributed.ranks import Ranks
 from engine.inputs.label_codes import Codes
 from engine.inputs.resize import nearest_index
 from engine.training.data import dihedral, mask_of, read_picture
-from engine.training.published.common import (
-    Example,
-    picture_size,
-)
+from engine.training.published.common import Example, picture_size
 from engine.training.published.diffinfinite import FACTOR
 
 
