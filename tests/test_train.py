@@ -72,7 +72,8 @@ def test_training_learns_shows_progress_and_leaves_pictures(trained):
     assert "ETA" in first + second or "step" in first
     records = [json.loads(line) for line in (out / "vae" / "training.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 40
-    assert records[-1]["L1"] < 0.6
+    by_step = {record["step"]: record["L1"] for record in records}
+    assert 2 * by_step[40] - by_step[20] < 0.5, "the mean of the last 20 steps: figures are those of all until 50"
     assert Image.open(out / "vae" / "reconstructions.png").size[0] > 32
     assert Image.open(out / "unet" / "samples.png").size == (4 * 64, 3 * 64)
 
