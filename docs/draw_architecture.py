@@ -19,6 +19,7 @@ FLOORS = (
     ("engine.job",),
     ("engine.parsing", "engine.inputs"),
     ("engine.pipeline", "engine.exports", "engine.embedding", "engine.training"),
+    ("engine.evaluation",),
     (
         "engine.__main__",
         "engine.api",
