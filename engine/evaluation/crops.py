@@ -1,0 +1,201 @@
+"""The crops that measures are taken of: squares of one side, on a grid or drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.evaluation.sources import Source
+from engine.planning.geometry import Box
+from engine.storage.slides import resized
+
+SIDE = 256  # px of a crop of large images
+UNLIKE = 0.02  # by which pixel sizes may differ
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Square crops of a source's images: plain values, sent to every rank.
+
+    Args:
+        places: int64 (n, 3): image, row and column of each crop's corner, px of the source.
+        side: Side of a crop, px.
+        scale: Pixels of the source per pixel of the crop.
+    """
+
+    source: Source
+    places: np.ndarray
+    side: int
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def span(self) -> int:
+        """Side of a crop in the source, px."""
+        return round(self.side * self.scale)
+
+    def box(self, number: int) -> Box:
+        _, y, x = map(int, self.places[number])
+        return Box(y, x, y + self.span, x + self.span)
+
+    def read(self, number: int) -> np.ndarray:
+        """uint8 (side, side, 3)."""
+        return resized(self.source.read(int(self.places[number, 0]), self.box(number)), self.side)
+
+    def labels(self, number: int) -> np.ndarray | None:
+        """Unsigned (side, side): the label map of a crop; None: there is none."""
+        labels = self.source.labels(int(self.places[number, 0]), self.box(number))
+        if labels is None or len(labels) == self.side:
+            return labels
+        at = np.arange(self.side) * self.span // self.side
+        return labels[at[:, None], at]
+
+    def named(self, number: int) -> str:
+        """A crop in a message."""
+        image, y, x = map(int, self.places[number])
+        return f"{self.source.named(image)}, {self.side} px from row {y}, column {x}"
+
+    def batches(self, numbers: range, size: int) -> Iterator[range]:
+        """Runs of at most ``size`` of some numbers."""
+        for first in range(numbers.start, numbers.stop, size):
+            yield range(first, min(first + size, numbers.stop))
+
+    def pixels(self, numbers: range) -> np.ndarray:
+        """uint8 (n, side, side, 3)."""
+        return np.stack([self.read(number) for number in numbers])
+
+    def part(self, numbers: np.ndarray) -> Crops:
+        """Some of the crops."""
+        return Crops(self.source, self.places[numbers], self.side, self.scale)
+
+    def facts(self) -> dict[str, Any]:
+        """What an evaluation says of them."""
+        return {
+            "path": str(self.source.path),
+            "kind": self.source.kind,
+            "images": len(self.source.sizes),
+            "crops": len(self),
+            "crop_px": self.side,
+            "scale": self.scale,
+            "pixel_size_um": self.source.pixel_size_um,
+        }
+
+
+def crops_of(
+    source: Source, side: int | None, count: int | None = None, seed: int = 0, pixel_size_um: float | None = None
+) -> Crops:
+    """Crops of a source.
+
+    Args:
+        side: px; None: the images whole, which must be squares of one size.
+        count: Number to draw at random, without two at one place; None: all that lie side by side.
+        pixel_size_um: What the crops are to have; None: the source's own.
+    Raises:
+        ValueError: an image is smaller than a crop, or the source's pixel size is not known.
+    """
+    scale = scale_of(source, pixel_size_um)
+    sizes = source.sizes
+    if side is None:
+        side = whole_side(source, scale)
+    span = round(side * scale)
+    small = np.flatnonzero((sizes < span).any(1))
+    if len(small):
+        h, w = map(int, sizes[small[0]])
+        raise ValueError(
+            f"{source.named(int(small[0]))} is {h} x {w} px, smaller than a crop of {span} px; choose a smaller `crop`"
+        )
+    places = on_grid(sizes, span) if count is None else drawn(sizes, span, count, seed)
+    return Crops(source, places, side, scale)
+
+
+def whole_side(source: Source, scale: float) -> int:
+    """The side of a source's images, which are squares of one size.
+
+    Raises:
+        ValueError: they are not.
+    """
+    sizes = np.unique(source.sizes)
+    if len(sizes) > 1:
+        raise ValueError(f"{source.path} holds images of {sizes[0]} to {sizes[-1]} px a side; pass `crop` PX")
+    return round(int(sizes[0]) / scale)
+
+
+def scale_of(source: Source, pixel_size_um: float | None) -> float:
+    """Pixels of the source per pixel of a crop.
+
+    Raises:
+        ValueError: the source does not know its pixel size.
+    """
+    if pixel_size_um is None:
+        return 1.0
+    if source.pixel_size_um is None:
+        raise ValueError(
+            f"`pixel_size` {pixel_size_um:g} is given but {source.path} does not say its own; leave it out to take "
+            "pixels as they are"
+        )
+    return pixel_size_um / source.pixel_size_um
+
+
+def on_grid(sizes: np.ndarray, span: int) -> np.ndarray:
+    """int64 (n, 3): all crops of images that lie side by side.
+
+    >>> on_grid(np.array([[5, 4], [2, 2]]), 2).tolist()
+    [[0, 0, 0], [0, 0, 2], [0, 2, 0], [0, 2, 2], [1, 0, 0]]
+    """
+    places = []
+    for image, (h, w) in enumerate(sizes.tolist()):
+        rows, columns = np.meshgrid(np.arange(h // span), np.arange(w // span), indexing="ij")
+        places.append(np.stack([np.full(rows.size, image), rows.ravel() * span, columns.ravel() * span], 1))
+    return np.concatenate(places).astype(np.int64)
+
+
+def drawn(sizes: np.ndarray, span: int, count: int, seed: int) -> np.ndarray:
+    """int64 (count, 3): crops drawn evenly over all places of all images, in the images' order.
+
+    Raises:
+        ValueError: there are fewer places.
+    """
+    room = np.prod(sizes - span + 1, axis=1)
+    ends = np.cumsum(room)
+    if count > ends[-1]:
+        raise ValueError(f"`crops` {count} is more than the {ends[-1]} places of a crop; choose fewer")
+    rng = np.random.default_rng((seed, count))
+    chosen = np.unique(rng.integers(ends[-1], size=count))
+    while len(chosen) < count:
+        more = rng.integers(ends[-1], size=count - len(chosen))
+        chosen = np.unique(np.concatenate([chosen, more]))
+    image = np.searchsorted(ends, chosen, side="right")
+    y, x = np.divmod(chosen - (ends - room)[image], (sizes - span + 1)[image, 1])
+    return np.stack([image, y, x], 1).astype(np.int64)
+
+
+def check_alike(generated: Crops, reference: Crops) -> None:
+    """Refuse sets that are of two kinds.
+
+    Raises:
+        ValueError: one is grey and the other is not, or their magnification differs.
+    """
+    a, b = generated.source, reference.source
+    if a.channels != b.channels:
+        grey, colored = (a, b) if a.channels == 1 else (b, a)
+        raise ValueError(f"{grey.path} is grey and {colored.path} is not; pass `grey` to compare both in grey")
+    sizes = [c.source.pixel_size_um and c.source.pixel_size_um * c.scale for c in (generated, reference)]
+    if sizes[0] and sizes[1] and abs(sizes[0] / sizes[1] - 1) > UNLIKE:
+        raise ValueError(
+            f"{a.path} has pixels of {sizes[0]:g} um and {b.path} of {sizes[1]:g} um; pass `pixel_size` UM to resample "
+            "to one"
+        )
+
+
+def share(count: int, rank: int, ranks: int) -> range:
+    """The run of ``count`` things that a rank takes.
+
+    >>> [share(7, rank, 3) for rank in range(3)]
+    [range(0, 2), range(2, 4), range(4, 7)]
+    """
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
