@@ -120,36 +120,6 @@ def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(coun
             kept = min(kept + (step.keeps is not None), step.depth)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 12])
-def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(count):
-    alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
-    levels = Schedule(alpha_bar).levels(count)
-    for name in SOLVERS:
-        steps = steps_of(name, [alpha_bar[t] for t in levels], 0.0, False)
-        assert [step.keeps for step in steps] == [step.c != 0 for step in steps[1:]] + [False]
-        assert any(step.keeps for step in steps) == (name == "dpmpp2m" and count > 2)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 12])
-def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(count):
-    alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
-    levels = Schedule(alpha_bar).levels(count)
-    for name in SOLVERS:
-        steps = steps_of(name, [alpha_bar[t] for t in levels], 0.0, False)
-        assert [step.keeps for step in steps] == [step.c != 0 for step in steps[1:]] + [False]
-        assert any(step.keeps for step in steps) == (name == "dpmpp2m" and count > 2)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 12])
-def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(count):
-    alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
-    levels = Schedule(alpha_bar).levels(count)
-    for name in SOLVERS:
-        steps = steps_of(name, [alpha_bar[t] for t in levels], 0.0, False)
-        assert [step.keeps for step in steps] == [step.c != 0 for step in steps[1:]] + [False]
-        assert any(step.keeps for step in steps) == (name == "dpmpp2m" and count > 2)
-
-
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("steps", [1, 7, 999, 1000])
 def test_levels_fall_strictly_whatever_their_number(spacing, steps):
@@ -304,36 +274,6 @@ def test_the_smallest_stride_is_taken_that_gives_exactly_so_many_levels(total):
 
 
 @pytest.mark.parametrize("said", ["10,15,20", "250", "1,1,1", "334,333,333", "7,1", "999"])
-@pytest.mark.parametrize("count", [1, 2, 3, 12])
-def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(count):
-    alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
-    levels = Schedule(alpha_bar).levels(count)
-    for name in SOLVERS:
-        steps = steps_of(name, [alpha_bar[t] for t in levels], 0.0, False)
-        assert [step.keeps for step in steps] == [step.c != 0 for step in steps[1:]] + [False]
-        assert any(step.keeps for step in steps) == (name == "dpmpp2m" and count > 2)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 12])
-def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(count):
-    alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
-    levels = Schedule(alpha_bar).levels(count)
-    for name in SOLVERS:
-        steps = steps_of(name, [alpha_bar[t] for t in levels], 0.0, False)
-        assert [step.keeps for step in steps] == [step.c != 0 for step in steps[1:]] + [False]
-        assert any(step.keeps for step in steps) == (name == "dpmpp2m" and count > 2)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 12])
-def test_an_estimate_is_kept_where_the_next_level_reads_it_and_nowhere_else(count):
-    alpha_bar = tuple(np.cumprod(1 - betas("linear", 1000)))
-    levels = Schedule(alpha_bar).levels(count)
-    for name in SOLVERS:
-        steps = steps_of(name, [alpha_bar[t] for t in levels], 0.0, False)
-        assert [step.keeps for step in steps] == [step.c != 0 for step in steps[1:]] + [False]
-        assert any(step.keeps for step in steps) == (name == "dpmpp2m" and count > 2)
-
-
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "smallest_stride"])
 def test_levels_in_sections_are_those_of_guided_diffusion(said, spacing):
     schedule = Schedule(tuple(np.linspace(0.9, 0.1, 1000)), spacing=spacing)

@@ -32,11 +32,16 @@ class Copying:
     @property
     def ratio(self) -> float:
         """The distances' 1st percentile over that of the reference: below 1, there are copies among the nearest."""
-        return float(np.quantile(self.generated, NEAREST_SHARE) / np.quantile(self.reference, NEAREST_SHARE))
+        return over(np.quantile(self.generated, NEAREST_SHARE), np.quantile(self.reference, NEAREST_SHARE))
 
     @property
     def median_ratio(self) -> float:
-        return float(np.median(self.generated) / np.median(self.reference))
+        return over(np.median(self.generated), np.median(self.reference))
+
+
+def over(a: float, b: float) -> float:
+    """a / b; NaN where the reference is of training images, whose distance is 0."""
+    return float(a / b) if b else float("nan")
 
 
 def copying_of(ranks: Ranks, generated: Features, reference: Features, train: Features) -> Copying:

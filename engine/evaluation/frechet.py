@@ -46,17 +46,16 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return float(((a.mean - b.mean) ** 2).sum() + traces)
 
 
-def check_rank(statistics: Statistics, name: str) -> None:
-    """Refuse statistics of fewer crops than the covariance has dimensions.
+def check_rank(name: str, count: int, dimensions: int) -> None:
+    """Refuse fewer crops than the covariance has dimensions.
 
     Raises:
         ValueError: saying how many there must be.
     """
-    least = statistics.dimensions + 1
-    if statistics.count is not None and statistics.count < least:
+    if count <= dimensions:
         raise ValueError(
-            f"{name} has {statistics.count} crops and the Frechet distance of {statistics.dimensions} features takes "
-            f"{least}: their covariance has no full rank; give more (`crops` N), or pass `few` to take it all the same"
+            f"{name} has {count} crops and the Frechet distance of {dimensions} features takes {dimensions + 1}: their "
+            "covariance has no full rank; give more (`crops` N), or pass `few` to take it all the same"
         )
 
 

@@ -89,10 +89,18 @@ def in_grey(pixels: np.ndarray) -> np.ndarray:
     return np.broadcast_to(mean, pixels.shape)
 
 
-def shared(values: np.ndarray, ranks: Ranks) -> Features:
-    """The rows of an array that every rank can read, such as a file, each rank its share."""
+def shared(values: np.ndarray, ranks: Ranks, name: str = "an array") -> Features:
+    """The rows of an array that every rank can read, such as a file, each rank its share. Local.
+
+    Raises:
+        ValueError: values are not finite.
+    """
     own = share(len(values), ranks.rank, ranks.size)
-    return Features(np.asarray(values[own.start : own.stop], np.float32), len(values))
+    rows = np.asarray(values[own.start : own.stop], np.float32)
+    if not (finite := np.isfinite(rows).all(1)).all():
+        row = own.start + int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"{name} holds values that are not finite, in row {row}; make its features anew")
+    return Features(rows, len(values))
 
 
 def moments(ranks: Ranks, features: Features) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,8 @@ def kernel_distance(
         size: Rows of a subset; where a set has fewer, as many as the smaller one has.
     """
     size = min(size, a.count, b.count)
+    if size == a.count == b.count:  # all subsets are the sets themselves
+        subsets = 1
     rng = np.random.RandomState(SEED)
     values = np.zeros(subsets)
     for subset in range(subsets):
