@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     text = "the measures to take, with commas, or all (default: all that the sets allow, but those that take minutes)"
     add("--metrics", type=metrics, metavar="LIST", help=text)
     add("--json", type=Path, metavar="FILE", help="write everything here, for engine.report too")
+    add("--dry-run", action="store_true", help="say what it would take, and stop")
     add("--overwrite", action="store_true", help="replace FILE if it is there")
     images = top.add_argument_group("images").add_argument
     text = "side of a crop (default: images of sets and folders whole, where all have one size; else 256)"
@@ -103,7 +104,21 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
     """One evaluation; the exit status. Collective."""
     args = ranks.agree(lambda: parser().parse_args(arguments))
     ranks.on_root(lambda: check_place(args.json, args.overwrite))
-    evaluation = evaluation_of(ranks, args)
+
+    import torch
+
+    from engine.evaluation.call import evaluate_parts, evaluator_of, parts_of
+    from engine.evaluation.dry_run import dry_run
+
+    torch.set_num_threads(args.threads)
+    paths = {role: getattr(args, name) for role, name in SETS.items() if getattr(args, name) is not None}
+    evaluator = evaluator_of(ranks, paths, settings_of(args), lambda line: tell(ranks, line))
+    names = ranks.agree(lambda: parts_of(evaluator, args.metrics))
+    if args.dry_run:
+        text = ranks.agree(lambda: dry_run(evaluator, names))
+        ranks.on_root(lambda: print(text, flush=True))
+        return 0
+    evaluation = evaluate_parts(evaluator, names)
     ranks.on_root(lambda: say(evaluation, args.json))
     return 0
 
@@ -122,46 +137,12 @@ def check_place(path: Path | None, overwrite: bool) -> None:
         raise ValueError(f"{path.parent} is no folder; make it, or choose another `json`")
 
 
-def evaluation_of(ranks: Ranks, args: argparse.Namespace) -> Evaluation:
-    """What the arguments ask for. Collective."""
-    from engine.evaluation.inputs import open_sets
-
-    paths = {role: getattr(args, name) for role, name in SETS.items() if getattr(args, name) is not None}
-    settings = settings_of(args)
-    sets = ranks.on_root(lambda: open_sets(paths, settings.cropping))
-
-    import torch
-
-    from engine.evaluation.extractors import feature_extractor
-    from engine.evaluation.parts import PARTS
-    from engine.evaluation.run import Evaluator, chosen, evaluate
-    from engine.models.folder import device_of
-
-    torch.set_num_threads(args.threads)
-    device = ranks.agree(lambda: device_of(args.device, ranks.local_rank))
-    extractor = ranks.agree(lambda: feature_extractor(args.features, device))
-    evaluator = Evaluator(ranks, sets, settings, extractor, lambda line: tell(ranks, line))
-    names = ranks.agree(lambda: chosen(PARTS, args.metrics, evaluator))
-    ranks.agree(lambda: check_any(names))
-    return evaluate(evaluator, PARTS, names)
-
-
 def settings_of(args: argparse.Namespace) -> Settings:
     from engine.evaluation.inputs import Cropping
     from engine.evaluation.run import Settings
 
     cropping = Cropping(args.crop, args.crops, args.seed, args.pixel_size, args.grey)
-    return Settings(cropping, args.features, args.few, batch_size=args.batch_size)
-
-
-def check_any(names: Sequence[str]) -> None:
-    """Refuse an evaluation without a measure.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not names:
-        raise ValueError("nothing can be measured; pass `real`, images to compare with")
+    return Settings(cropping, args.features, args.few, batch_size=args.batch_size, device=args.device)
 
 
 def tell(ranks: Ranks, line: str) -> None:

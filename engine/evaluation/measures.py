@@ -99,6 +99,9 @@ class Evaluation:
         """A JSON object, with null for numbers that are none."""
         return {"format": FORMAT, **without_nan(asdict(self))}
 
+    def __str__(self) -> str:
+        return self.as_text()
+
     def as_text(self) -> str:
         """A line a measure: name, value, error, and the reference beside it."""
         lines: list[str] = []
