@@ -26,6 +26,7 @@ FLOORS = (
         "engine.sample",
         "engine.train",
         "engine.verify",
+        "engine.evaluate",
         "engine.export",
         "engine.embed",
     ),

@@ -252,6 +252,11 @@ class Ranks:
             self.barrier()
             self.comm.Allreduce(self.mpi.IN_PLACE, array, op=self.mpi.SUM)
 
+    def bcast_array(self, array: np.ndarray, root: int) -> None:
+        """Fill an array with that of a rank, in place. Collective; its shape is the same everywhere."""
+        if self.size > 1:
+            self.wait([self.comm.Ibcast(array, root=root)])
+
     def agree(self, work: Callable[[], T]) -> T:
         """Run local work that may fail; if it fails on any rank, all raise the same ``AgreedError``. Collective.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -79,13 +78,15 @@ class Evaluation:
     """All that one evaluation says.
 
     Args:
-        generated, reference: What was compared: path, kind, number and side of the crops, and so on.
+        generated, reference, train: What was compared: path, kind, number and side of the crops, and so on; empty:
+            there was none.
         features: Name, hash and dimensions of the features.
         options: The settings that change its numbers.
     """
 
     generated: Mapping[str, Any]
     reference: Mapping[str, Any]
+    train: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     measures: Sequence[Measure] = ()
@@ -94,9 +95,9 @@ class Evaluation:
     version: str = ""
     seconds: float = 0.0
 
-    def as_json(self) -> str:
+    def as_json(self) -> dict[str, Any]:
         """A JSON object, with null for numbers that are none."""
-        return json.dumps({"format": FORMAT, **without_nan(asdict(self))}, indent=1, allow_nan=False) + "\n"
+        return {"format": FORMAT, **without_nan(asdict(self))}
 
     def as_text(self) -> str:
         """A line a measure: name, value, error, and the reference beside it."""

@@ -1,0 +1,144 @@
+"""Features of a set's crops, each rank its share of them, and what is summed or fetched over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from engine.distributed.ranks import Ranks
+from engine.evaluation.crops import Crops, share
+
+
+class Extractor(Protocol):
+    """What makes features and, if it can, class logits of pixels."""
+
+    def __call__(self, pixels: np.ndarray, named: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a set: of every rank the run of rows that ``share`` gives it.
+
+    Args:
+        own: float32 (n, D): this rank's.
+        count: Number of all ranks' rows.
+    """
+
+    own: np.ndarray
+    count: int
+
+    @property
+    def dimensions(self) -> int:
+        return self.own.shape[1]
+
+
+def features_of(
+    ranks: Ranks,
+    crops: Crops,
+    extractor: Extractor,
+    batch_size: int,
+    grey: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Features, Features | None]:
+    """Features of crops, and their logits where the extractor has them. Collective.
+
+    Args:
+        grey: Whether colours are replaced by their mean.
+        progress: Called with the number of this rank's crops that are done.
+    """
+    own = share(len(crops), ranks.rank, ranks.size)
+    parts: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def extract() -> None:
+        batch = range(own.start + done(), min(own.start + done() + batch_size, own.stop))
+        pixels = in_grey(crops.pixels(batch)) if grey else crops.pixels(batch)
+        parts.append(extractor(pixels, lambda index: crops.named(batch[index])))
+        progress(done())
+
+    def done() -> int:
+        return sum(len(features) for features, _ in parts)
+
+    def extract_all() -> None:
+        while done() < len(own):
+            extract()
+
+    ranks.agree(lambda: extract() if own else None)  # what is wrong with all of them is said before the long part
+    ranks.agree(extract_all)
+    widths = ranks.allgather(widths_of(parts[0]) if parts else None)
+    width, classes = next(of_rank for of_rank in widths if of_rank is not None)
+    features = np.concatenate([part for part, _ in parts]) if parts else np.zeros((0, width), np.float32)
+    logits = [part for _, part in parts if part is not None]
+    if not classes:
+        return Features(features, len(crops)), None
+    together = np.concatenate(logits) if logits else np.zeros((0, classes), np.float32)
+    return Features(features, len(crops)), Features(together, len(crops))
+
+
+def widths_of(part: tuple[np.ndarray, np.ndarray | None]) -> tuple[int, int]:
+    """Number of features and of classes; 0: there are none."""
+    features, logits = part
+    return features.shape[1], 0 if logits is None else logits.shape[1]
+
+
+def in_grey(pixels: np.ndarray) -> np.ndarray:
+    """uint8 of the same shape: the mean of the channels in each of them."""
+    mean = np.rint(pixels.mean(-1, keepdims=True, dtype=np.float32)).astype(np.uint8)
+    return np.broadcast_to(mean, pixels.shape)
+
+
+def shared(values: np.ndarray, ranks: Ranks, name: str = "an array") -> Features:
+    """The rows of an array that every rank can read, such as a file, each rank its share. Local.
+
+    Raises:
+        ValueError: values are not finite.
+    """
+    own = share(len(values), ranks.rank, ranks.size)
+    rows = np.asarray(values[own.start : own.stop], np.float32)
+    if not (finite := np.isfinite(rows).all(1)).all():
+        row = own.start + int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"{name} holds values that are not finite, in row {row}; make its features anew")
+    return Features(rows, len(values))
+
+
+def moments(ranks: Ranks, features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """float64 mean (D,) and covariance (D, D), unbiased. Collective."""
+    own = features.own.astype(np.float64)
+    mean = own.sum(0)
+    ranks.allreduce_array(mean)
+    mean /= features.count
+    own -= mean
+    scatter = own.T @ own
+    ranks.allreduce_array(scatter)
+    return mean, scatter / (features.count - 1)
+
+
+def rows(ranks: Ranks, features: Features, numbers: np.ndarray) -> np.ndarray:
+    """float32 (n, D): some rows, on every rank. Collective; all ranks ask for the same."""
+    own = share(features.count, ranks.rank, ranks.size)
+    here = (numbers >= own.start) & (numbers < own.stop)
+    chosen = np.zeros((len(numbers), features.dimensions), np.float32)
+    chosen[here] = features.own[numbers[here] - own.start]
+    ranks.allreduce_array(chosen)
+    return chosen
+
+
+def part_of(ranks: Ranks, features: Features, numbers: np.ndarray) -> Features:
+    """Some rows as features of their own, dealt to the ranks anew. Collective; all ranks ask for the same."""
+    own, kept = share(len(numbers), ranks.rank, ranks.size), np.zeros((0, features.dimensions), np.float32)
+    for first in range(0, len(numbers), BLOCK):
+        block = rows(ranks, features, numbers[first : first + BLOCK])
+        mine = range(max(own.start - first, 0), min(own.stop - first, len(block)))
+        kept = np.concatenate([kept, block[mine.start : mine.stop]]) if mine else kept
+    return Features(kept, len(numbers))
+
+
+BLOCK = 2048  # rows that are sent, or multiplied, at once
+
+
+def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of two halves of a set, drawn at random, each in increasing order."""
+    order = np.random.default_rng((seed, 11)).permutation(count)
+    return np.sort(order[: count // 2]), np.sort(order[count // 2 : count // 2 * 2])

@@ -1,0 +1,268 @@
+"""``engine.evaluate``: measures of features beside the libraries of the field, on any number of ranks; bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluation_sets import moments, pictures
+from launching import launch
+
+from engine.distributed.launch import ranks_of
+from engine.evaluation.copying import copying_of, copying_test, mann_whitney_z
+from engine.evaluation.crops import crops_of
+from engine.evaluation.frechet import Statistics, frechet_distance, statistics_of
+from engine.evaluation.gathered import Features, shared
+from engine.evaluation.kernel_distance import kernel_distance
+from engine.evaluation.manifold import manifold_of
+from engine.evaluation.measures import read_evaluation
+from engine.evaluation.neighbours import nearest
+from engine.evaluation.sources import source_of
+from engine.planning.geometry import Box
+
+FUNCTION = "evaluation_sets:moments"
+
+
+def evaluate(ranks: int, *arguments: object) -> Any:
+    return launch(ranks, *arguments, "--features", FUNCTION, module="engine.evaluate")
+
+
+def sets(*counts: int, dimensions: int = 24) -> list[np.ndarray]:
+    """Sets of normal features whose means and spreads differ."""
+    rng = np.random.default_rng(3)
+    scales = np.linspace(0.2, 2, dimensions)
+    return [
+        (rng.normal(0.1 * i, 1 + 0.1 * i, (n, dimensions)) * scales).astype(np.float32) for i, n in enumerate(counts)
+    ]
+
+
+def dealt(*arrays: np.ndarray) -> list[Features]:
+    return [shared(array, ranks_of()) for array in arrays]
+
+
+@pytest.fixture(scope="module")
+def fidelity() -> Any:
+    """torch-fidelity's metrics. It imports torchvision for datasets, of which there is no build for CPUs."""
+    if find_spec("torch_fidelity") is None:
+        pytest.skip("torch-fidelity is not installed")
+    names = ("", ".datasets", ".transforms", ".transforms.functional", ".models")
+    added = [f"torchvision{name}" for name in names if f"torchvision{name}" not in sys.modules]
+    for name in added:
+        sys.modules[name] = types.ModuleType(name)
+    for name in ("CIFAR10", "STL10", "CIFAR100"):
+        setattr(sys.modules["torchvision.datasets"], name, object)
+    try:
+        from torch_fidelity import metric_fid, metric_kid
+    finally:
+        for name in added:
+            del sys.modules[name]
+    return SimpleNamespace(fid=metric_fid, kid=metric_kid)
+
+
+def test_the_frechet_distance_is_torch_fidelitys(fidelity: Any) -> None:
+    import torch
+
+    a, b = sets(300, 400)
+    ours = frechet_distance(*(statistics_of(ranks_of(), features) for features in dealt(a, b)))
+    theirs = fidelity.fid.fid_statistics_to_metric(
+        *(fidelity.fid.fid_features_to_statistics(torch.tensor(x)) for x in (a, b)), False
+    )
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+
+
+def test_the_frechet_distance_of_equal_sets_is_0_and_of_shifted_ones_the_shift_squared() -> None:
+    (a,) = sets(300)
+    one, moved = (statistics_of(ranks_of(), features) for features in dealt(a, a + 2))
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(one, moved) == pytest.approx(4 * 24, rel=1e-4)
+
+
+def test_covariances_of_too_low_a_rank_give_no_complex_number() -> None:
+    a, b = (np.random.default_rng(i).normal(size=(5, 24)) for i in range(2))
+    one, two = (Statistics(x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+    assert frechet_distance(one, two) > 0
+
+
+def test_kid_is_torch_fidelitys(fidelity: Any) -> None:
+    import torch
+
+    a, b = sets(300, 400)
+    ours = kernel_distance(ranks_of(), *dealt(a, b), subsets=7, size=100)
+    theirs = fidelity.kid.kid_features_to_metric(
+        torch.tensor(a), torch.tensor(b), kid_subsets=7, kid_subset_size=100, verbose=False, rng_seed=2020
+    )
+    assert ours[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours[1] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
+
+
+def test_precision_recall_density_and_coverage_are_prdcs() -> None:
+    prdc = pytest.importorskip("prdc", reason="prdc is not installed")
+    real, made = sets(350, 300)
+    ours = manifold_of(ranks_of(), *dealt(made, real))
+    three, five = (prdc.compute_prdc(real, made, k) for k in (3, 5))
+    assert (ours.precision, ours.recall) == (three["precision"], three["recall"])
+    assert ours.density == pytest.approx(five["density"])
+    assert ours.coverage == five["coverage"]
+    assert 0 < min(ours.recall, ours.precision) <= max(ours.recall, ours.precision) < 1, "it says something"
+
+
+def test_nearest_neighbours_are_scikit_learns() -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    points, queries = sets(2500, 700)  # more than a block of each
+    near = nearest(ranks_of(), *dealt(queries, points), 3)
+    distances, numbers = NearestNeighbors(n_neighbors=3).fit(points).kneighbors(queries)
+    assert np.array_equal(near.numbers, numbers)
+    assert np.allclose(near.distances, distances, rtol=1e-5)
+    among = nearest(ranks_of(), *dealt(points, points), 1, among_themselves=True)
+    distances, numbers = NearestNeighbors(n_neighbors=1).fit(points).kneighbors()
+    assert np.array_equal(among.numbers, numbers)
+
+
+def test_of_points_that_are_the_same_the_distance_is_0() -> None:
+    (points,) = sets(50)
+    near = nearest(ranks_of(), *dealt(points[:20] + np.float32(1000), points + np.float32(1000)), 1)
+    assert not near.distances.any()
+    assert np.array_equal(near.numbers[:, 0], np.arange(20))
+
+
+def test_authenticity_is_as_the_paper_has_it() -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    train, unseen, made = sets(200, 150, 180)
+    made[:60] = train[:60] + 0.01  # copies
+    ours = copying_of(ranks_of(), *dealt(made, unseen, train))
+    knn = NearestNeighbors(n_neighbors=1).fit(train)
+    distance, index = knn.kneighbors(made)
+    own, _ = knn.kneighbors()
+    assert ours.authenticity == (distance[:, 0] > own[index[:, 0], 0]).mean()
+    assert ours.ratio < 0.1 < ours.median_ratio
+    assert set(ours.numbers[:60]) == set(range(60))
+
+
+def test_c_t_sees_copies_and_is_near_0_without() -> None:
+    rng = np.random.default_rng(0)
+    train, unseen, other = (rng.normal(size=(n, 16)).astype(np.float32) for n in (600, 300, 300))
+    copies = train[:300] + rng.normal(0, 0.1, (300, 16)).astype(np.float32)
+    assert abs(copying_test(ranks_of(), *dealt(other, unseen, train))) < 3
+    assert copying_test(ranks_of(), *dealt(copies, unseen, train)) < -5
+
+
+def test_the_score_of_mann_and_whitney_is_scipys() -> None:
+    from scipy.stats import mannwhitneyu, norm
+
+    rng = np.random.default_rng(0)
+    a, b = np.round(rng.normal(0, 3, 200)), rng.normal(1, 3, 150)
+    p = mannwhitneyu(a, b, alternative="less", method="asymptotic").pvalue
+    assert norm.cdf(mann_whitney_z(a, b)) == pytest.approx(p, rel=0.1)
+
+
+# -- the command --
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("sets")
+    folders = {name: pictures(top / name, 24, seed=i) for i, name in enumerate(("made", "real", "train"))}
+    return folders | {"grey": pictures(top / "grey", 8, grey=True), "top": top}
+
+
+def test_any_number_of_ranks_says_the_same(folders: dict[str, Path]) -> None:
+    said = []
+    for ranks in (1, 3):
+        file = folders["top"] / f"{ranks}.json"
+        arguments = [folders["made"], "--real", folders["real"], "--train", folders["train"], "--json", file]
+        done = evaluate(ranks, *arguments)
+        assert done.returncode == 0, done.stderr
+        said.append(read_evaluation(file))
+    one, three = said
+    assert {m.name for m in one.measures} >= {"Frechet distance", "KID", "precision", "authenticity"}
+    for a, b in zip(one.measures, three.measures, strict=True):
+        assert (a.name, a.value) == (b.name, pytest.approx(b.value, rel=1e-6, abs=1e-9))
+    assert one.neighbours == three.neighbours
+    assert len(one.neighbours) == 8
+    assert one.generated["crops"] == 24
+    assert one.generated["crop_px"] == 32
+
+
+def test_features_in_files_say_what_images_say(folders: dict[str, Path], tmp_path: Path) -> None:
+    values = {}
+    for name in ("made", "real"):
+        crops = crops_of(source_of(folders[name], name), None)
+        values[name] = moments(crops.pixels(range(len(crops)))).astype(np.float32)
+        np.save(tmp_path / f"{name}.npy", values[name])
+    of_images = evaluate(1, folders["made"], "--real", folders["real"], "--metrics", "fid,precision")
+    of_files = evaluate(2, tmp_path / "made.npy", "--real", tmp_path / "real.npy", "--metrics", "fid,precision")
+    assert of_files.stdout == of_images.stdout
+    real = values["real"].astype(np.float64)
+    np.savez(tmp_path / "real.npz", mu=real.mean(0), sigma=np.cov(real, rowvar=False))
+    of_statistics = evaluate(1, folders["made"], "--real", tmp_path / "real.npz")
+    assert of_statistics.stdout.split()[:6] == of_images.stdout.split()[:6]
+
+
+def test_large_images_are_cut_and_grids_cover_them(tmp_path: Path) -> None:
+    pictures(tmp_path / "a", 2, side=80)
+    source = source_of(tmp_path / "a", "generated")
+    crops = crops_of(source, 32)
+    assert crops.places.tolist() == [[i, y, x] for i in (0, 1) for y in (0, 32) for x in (0, 32)]
+    whole = source.read(1, Box(0, 0, 80, 80))
+    assert np.array_equal(crops.read(7), whole[32:64, 32:64])
+    drawn = crops_of(source, 32, 40, seed=1)
+    assert len(np.unique(drawn.places, axis=0)) == 40
+    assert (drawn.places[:, 1:] <= 48).all()
+
+
+WRONG = {
+    "there": (["nowhere"], "nowhere is not there"),
+    "small": (["made", "--real", "real", "--crop", "64"], "is 32 x 32 px, smaller than a crop of 64 px"),
+    "grey": (["grey", "--real", "real"], "pass --grey"),
+    "few": (
+        ["made", "--real", "real", "--metrics", "fid", "--crops", "5"],
+        "takes 7: their covariance has no full rank",
+    ),
+    "metric": (["made", "--metrics", "fjd"], "fid"),
+    "train": (["made", "--real", "real", "--metrics", "copies"], "--metrics copies: it takes --train; pass it"),
+    "nothing": (["made"], "nothing can be measured"),
+    "size": (["made", "--real", "real", "--pixel-size", "0.5"], "does not say its own"),
+    "extractor": (["made", "--real", "real", "--features", "no:such"], "cannot be imported"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_said_in_one_line(folders: dict[str, Path], arguments: list[str], message: str) -> None:
+    words = [str(folders.get(word, word)) for word in arguments]
+    done = launch(2, *words[:1], "--features", FUNCTION, *words[1:], module="engine.evaluate")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 1, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert not done.stdout
+
+
+def test_a_file_that_is_there_stays(folders: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("mine")
+    done = evaluate(1, folders["made"], "--real", folders["real"], "--json", file)
+    assert done.returncode == 1
+    assert "pass --overwrite" in done.stderr
+    assert file.read_text() == "mine"
+
+
+def test_values_that_are_none_and_files_that_are_no_evaluation(folders: dict[str, Path], tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
+    values[3, 2] = np.nan
+    np.save(tmp_path / "bad.npy", values)
+    done = evaluate(2, tmp_path / "bad.npy", "--real", folders["real"])
+    assert done.returncode == 1
+    assert "not finite" in done.stderr
+    assert "row 3" in done.stderr
+    (tmp_path / "other.json").write_text(json.dumps({"measures": []}))
+    with pytest.raises(ValueError, match="is no evaluation"):
+        read_evaluation(tmp_path / "other.json")
