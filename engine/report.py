@@ -1,8 +1,8 @@
 """``python -m engine.report OUT [--against REFERENCE] [--evaluation FILE.json]``: a page to look at, one file.
 
-The page has the image and crops of it, the map that it was made from, the measures of an evaluation, where the time went,
-how it was made and how it is made again. Nothing in it is fetched from elsewhere. Exit status: 0 written, 1 refused or
-failed, which leaves an earlier report as it was.
+The page has the image and crops of it, the map that it was made from, the measures of an evaluation, where the time
+went, how it was made and how it is made again. Nothing in it is fetched from elsewhere.
+Exit status: 0 written, 1 refused or failed, which leaves an earlier report as it was.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ CONTRASTS = """() => {
   return result;
 }"""
 WIDER = """() => [...document.querySelectorAll('body *')].filter(one => {
-  for (let up = one.parentElement; up; up = up.parentElement) if (getComputedStyle(up).overflowX === 'auto') return false;
+  for (let up = one.parentElement; up; up = up.parentElement) {
+    if (getComputedStyle(up).overflowX === 'auto') return false;
+  }
   return one.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
 }).map(one => one.tagName + '.' + (one.getAttribute('class') || '')).slice(0, 5)"""
 

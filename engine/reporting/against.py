@@ -98,18 +98,19 @@ def of_folder(path: Path, side: int, count: int) -> Reference:
     names = without_maps(pictures_in(path))
     if not names:
         raise ValueError(f"`against` {path} has no pictures; name an output, a slide, or a folder of PNG, JPEG or TIFF")
-    crops = []
+    taken: dict[str, np.ndarray] = {}
     for number in spread_over(len(names), count):
-        chosen_name, pixels = next_filled(path, names, number, side)
-        crops.append(photograph(pixels, f"The middle of {chosen_name}.", Path(chosen_name).name))
+        following = [names[(number + n) % len(names)] for n in range(min(TRIES, len(names)))]
+        name, pixels = first_filled(path, [name for name in following if name not in taken] or following, side)
+        taken[name] = pixels
+    crops = [photograph(pixels, f"The middle of {name}.", Path(name).name) for name, pixels in taken.items()]
     says = f"the middle of {len(crops)} of {len(names):,} pictures, evenly spread by name; {AS_THEY_ARE}"
     return Reference(path.resolve().name, crops, says)
 
 
-def next_filled(path: Path, names: Sequence[str], number: int, side: int) -> tuple[str, np.ndarray]:
-    """A picture's name and its middle (c, h, w): where that is bare background, those of one of the next pictures."""
-    tries = [names[(number + n) % len(names)] for n in range(TRIES)]
-    for name in tries:
+def first_filled(path: Path, names: Sequence[str], side: int) -> tuple[str, np.ndarray]:
+    """The first of these pictures whose middle is no bare background, or the last: its name and its middle (c, h, w)."""
+    for name in names:
         slide = open_slide(path / name, "the picture")
         box = square(slide, min(side, *slide.size))
         pixels = slide.read(box, box.height).transpose(2, 0, 1)

@@ -87,7 +87,7 @@ class Evaluated:
 
 def evaluated(evaluation: Evaluation) -> Evaluated:
     """An evaluation as it is shown."""
-    parts = (*evaluation.measures, *evaluation.tables)
+    parts: list[Measure | Table] = [*evaluation.measures, *evaluation.tables]
     groups = [group_of(evaluation, name) for name in dict.fromkeys(part.group for part in parts)]
     nearest = sorted(evaluation.neighbours, key=lambda one: (math.isnan(one.distance), one.distance))[:MOST_PAIRS]
     pairs = [
@@ -123,7 +123,7 @@ def number(value: float) -> str:
     """
     if not math.isfinite(value):
         return "none"
-    return (f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}").replace("-", "−")
+    return (f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}").replace("-", "\N{MINUS SIGN}")
 
 
 def in_cell(value: float, small: bool) -> str:

@@ -83,8 +83,7 @@ def check_file(file: Path, out: Path, overwrite: bool) -> None:
 
 
 def finished(out: Path) -> Output:
-    """The finished output at a path; the sizes of its files are compared with the ledger, as those that are lost read as
-    black.
+    """The finished output at a path; files are compared with the ledger by size: lost ones would read as black.
 
     Raises:
         ValueError: there is none, or it is unfinished or damaged, with the way out.
@@ -125,7 +124,7 @@ def facts_of(output: Output, out: Path) -> dict[str, Any]:
         "count": layout.count if isinstance(layout, SetLayout) else None,
         "channels": layout.channels,
         "um": um,
-        "extent": None if um is None else " × ".join(length_text(pixels * um) for pixels in layout.size),
+        "extent": None if um is None else [length_text(pixels * um) for pixels in layout.size],
         "model": str(job.get("model")),
         "seed": facts.get("seed"),
         "levels": facts.get("levels"),

@@ -29,7 +29,7 @@ def spread(size: tuple[int, int], side: int) -> Iterator[Box]:
 
 
 def chosen(size: tuple[int, int], side: int, count: int, read: Callable[[Box], np.ndarray]) -> list[Box]:
-    """The first boxes of ``spread`` that are apart and are no bare background; where there are too few, any that are apart.
+    """The first boxes of ``spread`` that are apart and no bare background; where these are too few, others too.
 
     Args:
         read: From a box to pixels uint8 (c, h, w).

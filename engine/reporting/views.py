@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.pipeline.preview import finest
 from engine.planning.geometry import Box
+from engine.reporting.labels import Share, coded, colors_of, legend_of, shares_of
 from engine.reporting.pictures import Picture, drawing, photograph, reduced
 from engine.reporting.places import chosen
 from engine.storage.output import Output
@@ -32,20 +33,6 @@ class Mark:
     top: float
     width: float
     height: float
-
-
-@dataclass(frozen=True)
-class Share:
-    """A label of the legend.
-
-    Args:
-        color: RGB, as CSS has it.
-        percent: Of the area.
-    """
-
-    name: str
-    color: str
-    percent: float
 
 
 @dataclass(frozen=True)
@@ -116,9 +103,8 @@ def view_of_image(output: Output) -> View:
         for letter, box in zip(LETTERS, boxes, strict=False)
     ]
     labels = labels_of_image(output, boxes) if layout.labels else None
-    return View(
-        [whole], crops, marks if len(boxes) > 1 or boxes[0].shape != layout.size else [], labels, side_of(boxes)
-    )
+    marks = [] if boxes[0].shape == layout.size else marks  # the crop is the image
+    return View([whole], crops, marks, labels, max(boxes[0].shape))
 
 
 def crop_boxes(output: Output) -> list[Box]:
@@ -140,18 +126,23 @@ def labels_of_image(output: Output, boxes: Sequence[Box]) -> LabelView:
         for letter, box in zip(LETTERS, boxes, strict=False)
     ]
     factor = round(layout.size[0] / values.shape[0])
-    counted = "every pixel" if factor == 1 else f"every {factor}th pixel of every {factor}th row"
-    return LabelView(layout.label.name, [whole], crops, shares(values, layout.label.entries), counted)
+    counted = "every pixel" if factor == 1 else f"one pixel in {factor**2:,}"
+    return LabelView(
+        layout.label.name,
+        [whole],
+        crops,
+        legend_of(shares_of(values, len(layout.label.entries)), layout.label.entries),
+        counted,
+    )
 
 
 # ---- a set ----------------------------------------------------------------------------------
 
 
 def view_of_set(output: Output, layout: SetLayout) -> View:
-    height, width = layout.size
     numbers = spread_over(layout.count, SHEET)
     pictures = [small(output, number, caption_of(output.provenance, number)) for number in numbers]
-    box = centre(layout.size)
+    box = centre(layout.size, SIDE)
     crops = [
         photograph(
             output.read_part(number, box), f"The middle of image {number} at full resolution.", f"image {number}"
@@ -189,7 +180,7 @@ def labels_of_set(output: Output, layout: SetLayout, numbers: Sequence[int]) -> 
     of_each = [shares_of(read(number), len(entries)) for number in spread_over(layout.count, count)]
     legend = legend_of(np.mean(of_each, axis=0), entries)
     images = "all images" if count == layout.count else f"{count:,} of {layout.count:,} images, evenly spread"
-    counted = images if step == 1 else f"{images}, every {step}th pixel of every {step}th row"
+    counted = images if step == 1 else f"{images}, one pixel in {step**2:,}"
     return LabelView(layout.label.name, pictures, [], legend, counted)
 
 
@@ -213,7 +204,7 @@ def spread_over(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
-def centre(size: tuple[int, int], side: int = SIDE) -> Box:
+def centre(size: tuple[int, int], side: int) -> Box:
     """The box in the middle of an image.
 
     >>> centre((300, 100), 200)
@@ -221,50 +212,3 @@ def centre(size: tuple[int, int], side: int = SIDE) -> Box:
     """
     (y0, height), (x0, width) = ((max(length - side, 0) // 2, min(length, side)) for length in size)
     return Box(y0, x0, y0 + height, x0 + width)
-
-
-def side_of(boxes: Sequence[Box]) -> int:
-    return max(boxes[0].shape)
-
-
-# ---- labels ---------------------------------------------------------------------------------
-
-Entries = Sequence[tuple[str, tuple[int, int, int]]]
-
-
-def colors_of(entries: Entries) -> np.ndarray:
-    """uint8 (labels, 3): the labels' colours; of nuclei, which are too many for names, white and a wheel of colours."""
-    if entries:
-        return np.array([color[:3] for _, color in entries], np.uint8)
-    angles = np.arange(1, 256) * 2.399963  # the golden angle: neighbours differ
-    wheel = np.stack([0.55 + 0.3 * np.cos(angles + turn) for turn in (0.0, 2.1, 4.2)], axis=1)
-    return np.concatenate([[[255, 255, 255]], (255 * wheel)]).astype(np.uint8)
-
-
-def coded(values: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Labels as they are; numbers of nuclei as numbers of colours, 0 as 0."""
-    if len(colors) < 256 or not values.size or values.max() < len(colors):
-        return values
-    return np.where(values > 0, (values - 1) % 255 + 1, 0)
-
-
-def shares(values: np.ndarray, entries: Entries) -> list[Share]:
-    """The labels that occur, by area."""
-    return legend_of(shares_of(values, len(entries)), entries)
-
-
-def shares_of(values: np.ndarray, count: int) -> np.ndarray:
-    """float64 (labels,): the share of each; where labels have no names, of 0 and of all others.
-
-    >>> shares_of(np.array([[0, 1], [1, 2]]), 3), shares_of(np.array([[0, 700], [9, 9]]), 0)
-    (array([0.25, 0.5 , 0.25]), array([0.25, 0.75]))
-    """
-    clipped = np.minimum(values, (count or 2) - 1)
-    return np.bincount(clipped.ravel().astype(np.int64), minlength=count or 2) / max(values.size, 1)
-
-
-def legend_of(of_each: np.ndarray, entries: Entries) -> list[Share]:
-    """The labels of a share above 0, the largest first."""
-    named = entries or (("background", (255, 255, 255)), ("nuclei, a colour each", (200, 110, 60)))
-    order = [index for index in np.argsort(-of_each, kind="stable").tolist() if of_each[index]]
-    return [Share(named[i][0], "#{:02x}{:02x}{:02x}".format(*named[i][1][:3]), 100 * of_each[i]) for i in order]
