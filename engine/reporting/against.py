@@ -109,7 +109,7 @@ def of_folder(path: Path, side: int, count: int) -> Reference:
 
 
 def first_filled(path: Path, names: Sequence[str], side: int) -> tuple[str, np.ndarray]:
-    """The first of these pictures whose middle is no bare background, or the last: its name and its middle (c, h, w)."""
+    """The name and the middle (c, h, w) of the first of these pictures that shows something there, or of the last."""
     for name in names:
         slide = open_slide(path / name, "the picture")
         box = square(slide, min(side, *slide.size))
