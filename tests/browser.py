@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ class Seen:
     wider: list[str] = field(default_factory=list)  # elements that reach beyond the window
     contrasts: list[dict] = field(default_factory=list)
     broken: int = 0  # pictures that did not load
-    height: int = 0
+    answer: Any = None  # to what was asked of it
 
 
 def chromium() -> str:
@@ -75,11 +76,12 @@ def chromium() -> str:
     return path
 
 
-def looked_at(file: Path, pictures: Path) -> dict[int, Seen]:
+def looked_at(file: Path, pictures: Path, ask: str = "null") -> dict[int, Seen]:
     """A page at every width, with a screenshot of the whole of it, and one as it prints.
 
     Args:
         pictures: Folder that the screenshots are written to.
+        ask: JavaScript whose value is ``answer``.
     """
     from playwright.sync_api import sync_playwright
 
@@ -101,7 +103,7 @@ def looked_at(file: Path, pictures: Path) -> dict[int, Seen]:
                 one.overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
                 one.wider, one.contrasts = page.evaluate(WIDER), page.evaluate(CONTRASTS)
                 one.broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
-                one.height = page.evaluate("document.documentElement.scrollHeight")
+                one.answer = page.evaluate(ask)
                 page.screenshot(path=str(pictures / f"{file.stem}-{width}.png"), full_page=True)
                 if width == WIDTHS[-1]:
                     page.pdf(path=str(pictures / f"{file.stem}.pdf"), format="A4", print_background=False)

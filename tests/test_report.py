@@ -184,7 +184,7 @@ def test_an_output_without_times_of_ranks_is_reported_all_the_same(image, tmp_pa
     copy = tmp_path / "old.zarr"
     shutil.copytree(image, copy)
     times_file(copy).write_text("{torn")
-    assert "kept means over ranks and levels alone" in page_of(copy)
+    assert "The output keeps no times by level and by rank." in page_of(copy)
 
 
 def test_of_many_ranks_some_are_drawn():
@@ -376,12 +376,23 @@ def test_a_file_of_somebody_else_is_refused_before_anything_is_sampled(tiny_mode
 # ---- how it looks -----------------------------------------------------------------------------
 
 
+# Where the marks of crops lie on the picture, in percent of it: [left, top, width, height] of each.
+MARKS = """[...document.querySelectorAll('.mark')].map(mark => {
+  const [at, on] = [mark, mark.parentElement.querySelector('img')].map(one => one.getBoundingClientRect());
+  return [(at.left - on.left) / on.width, (at.top - on.top) / on.height, at.width / on.width, at.height / on.height];
+})"""
+
+
 def test_a_report_looks_as_it_should_on_a_phone_and_on_a_desk(image, image_set, measured, tiles):
     chromium()
     page_of(image, "--evaluation", measured, "--against", tiles)
     page_of(image_set)
+    marks = [[m.left, m.top, m.width, m.height] for m in views.view_of(Output(image)).marks]
+    assert marks
     for out in (image, image_set):
-        for width, seen in looked_at(report_of(out), ARTEFACTS / "report").items():
+        for width, seen in looked_at(report_of(out), ARTEFACTS / "report", MARKS).items():
+            if out == image:
+                np.testing.assert_allclose(100 * np.array(seen.answer), marks, atol=0.5)
             assert seen.messages == [], width
             assert seen.requests == [], width
             assert (seen.overflow, seen.wider) == (0, []), width
