@@ -235,7 +235,7 @@ def evaluation():
     names = ("carcinoma", "tumour <stroma>")
     wide = tuple(tuple(float(n * m) for n in range(40)) for m in (0, 1))
     return Evaluation(
-        {"path": "a.zarr", "crops": 64},
+        {"path": f"/{'long' * 40}/a.zarr", "crops": 64},
         {"path": "tiles", "crops": 80},
         {"name": "autoencoder"},
         measures=(

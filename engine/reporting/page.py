@@ -125,7 +125,7 @@ def facts_of(output: Output, out: Path) -> dict[str, Any]:
         "channels": layout.channels,
         "um": um,
         "extent": None if um is None else [length_text(pixels * um) for pixels in layout.size],
-        "model": str(job.get("model")),
+        "model": Path(str(job.get("model"))).name,  # where it lay is said among the settings
         "seed": facts.get("seed"),
         "levels": facts.get("levels"),
         "sampling": sampling_words(job),
