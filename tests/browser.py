@@ -77,7 +77,7 @@ def chromium() -> str:
 
 
 def looked_at(file: Path, pictures: Path, ask: str = "null") -> dict[int, Seen]:
-    """A page at every width, with a screenshot of the whole of it, and one as it prints.
+    """A page at every width, with a screenshot of the whole of it.
 
     Args:
         pictures: Folder that the screenshots are written to.
@@ -105,8 +105,6 @@ def looked_at(file: Path, pictures: Path, ask: str = "null") -> dict[int, Seen]:
                 one.broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
                 one.answer = page.evaluate(ask)
                 page.screenshot(path=str(pictures / f"{file.stem}-{width}.png"), full_page=True)
-                if width == WIDTHS[-1]:
-                    page.pdf(path=str(pictures / f"{file.stem}.pdf"), format="A4", print_background=False)
                 page.close()
         finally:
             browser.close()
