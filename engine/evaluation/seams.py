@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def scores_of_image(ranks: Ranks, output: Output, frames: Frames) -> dict[str, n
     size, boxes = output.layout.size, boxes_of(output)
     lines = ranks.on_root(lambda: lines_of(output.provenance, frames))
     mine = share(boxes.counts[0], ranks.rank, ranks.size)
-    sums = ranks.agree(lambda: differences(lambda box: output.read_part(0, box), boxes, mine))
+    sums = ranks.agree(lambda: differences(partial(output.read_part, 0), boxes, mine))
     for one in sums:
         ranks.allreduce_array(one)
     ratios = ratios_of(sums, size, output.layout.channels)
@@ -81,7 +82,7 @@ def scores_of_set(ranks: Ranks, output: Output, frames: Frames) -> dict[str, np.
     def own() -> list[dict[str, np.ndarray]]:
         scores = []
         for image in share(frames.images, ranks.rank, ranks.size):
-            sums = differences(lambda box, image=image: output.read_part(image, box), boxes, range(boxes.counts[0]))
+            sums = differences(partial(output.read_part, image), boxes, range(boxes.counts[0]))
             ratios = ratios_of(sums, size, output.layout.channels)
             lines = lines_of(output.provenance, frames, image, levels=LAST_LEVELS if job.get("accept") is None else 0)
             scores.append({kind: sums_over(ratios, at) for kind, at in lines.items()})
