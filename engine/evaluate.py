@@ -128,7 +128,7 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
         text = ranks.agree(lambda: dry_run(evaluator, names))
         ranks.on_root(lambda: print(text, flush=True))
         return 0
-    evaluation = evaluate_parts(evaluator, names)
+    evaluation = evaluate_parts(evaluator, names, args.metrics)
     ranks.on_root(lambda: say(evaluation, args.json, args.markdown))
     return 0
 

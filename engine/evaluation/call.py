@@ -45,6 +45,6 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
     return names
 
 
-def evaluate_parts(evaluator: Evaluator, names: Sequence[str]) -> Evaluation:
+def evaluate_parts(evaluator: Evaluator, names: Sequence[str], asked: Sequence[str] | None) -> Evaluation:
     """Take measures. Collective; the same on every rank."""
-    return evaluate(evaluator, PARTS, names)
+    return evaluate(evaluator, PARTS, names, asked)
