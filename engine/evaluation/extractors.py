@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.embedding.extractor import Extractor, function_named, network_in, sha256_of
+from engine.embedding.appearance import NAME as APPEARANCE
+from engine.embedding.extractor import Extractor, extractor_of, function_named, network_in, sha256_of
 
 EMBEDDED, INCEPTION = "embedded", "inception"
 FILES = (".pth", ".pt")  # of Inception weights
@@ -52,7 +53,7 @@ def feature_extractor(text: str, device: str = "cpu", option: str = "features") 
     """The extractor that a text names.
 
     Args:
-        text: ``embedded``; ``module:function``; a folder with a network; or ``inception:FILE``, or FILE alone, with the
+        text: ``embedded``; ``appearance``, that of engine.embed; ``module:function``; a folder with a network; or ``inception:FILE``, or FILE alone, with the
             weights of FID's Inception.
         device: Where a network runs.
         option: Name of what gave the text, for messages.
@@ -62,6 +63,8 @@ def feature_extractor(text: str, device: str = "cpu", option: str = "features") 
     path = Path(text.removeprefix(f"{INCEPTION}:"))
     if text == EMBEDDED:
         return FeatureExtractor(embedded(device, option))
+    if text == APPEARANCE:
+        return FeatureExtractor(extractor_of(text, device))
     if text.startswith(f"{INCEPTION}:") or path.is_file():
         return FeatureExtractor(inception(path, device, option))
     if path.is_dir():
