@@ -16,6 +16,7 @@ from launching import launch
 from torch import nn
 
 from engine.distributed.launch import ranks_of
+from engine.distributed.ranks import AgreedError
 from engine.evaluation.diversity import layers_distance, pairs_of, ssim, unit
 from engine.evaluation.embedded_features import embedded_network
 from engine.evaluation.extractors import feature_extractor
@@ -198,7 +199,7 @@ def test_the_inception_score_is_that_of_torch_fidelity_on_1_and_3_ranks(tmp_path
         (measure,) = part(ranks, "score", tmp_path / "logits.npy")
         assert measure["value"] == pytest.approx(wanted["inception_score_mean"], abs=1e-9)
         assert measure["error"] == pytest.approx(wanted["inception_score_std"], abs=1e-9)
-    with pytest.raises(ValueError, match="takes 10 crops or more and there are 9"):
+    with pytest.raises(AgreedError, match="takes 10 crops or more and there are 9"):
         inception_score(ranks_of(), shared(logits[:9], ranks_of()))
 
 

@@ -180,7 +180,7 @@ def test_classes_that_nobody_said_or_knows_are_one_line(kather, expert, tmp_path
 def test_a_set_of_a_model_of_classes_says_which_each_image_is(tmp_path):
     pytest.importorskip("diffusers")
     model, out = make_model("feature-aligned", tmp_path / "model"), tmp_path / "set.zarr"
-    np.save(tmp_path / "classes.npy", np.random.default_rng(0).standard_normal((3, 12)).astype(np.float32))
+    np.save(tmp_path / "classes.npy", np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32))
     done = launch(
         1, "--model", model, "--embeddings", tmp_path / "classes.npy", "--label", "2,0", "--count", 3, "--steps", 1,
         "--size", "32x32", "--out", out,
@@ -192,13 +192,13 @@ def test_a_set_of_a_model_of_classes_says_which_each_image_is(tmp_path):
 # -- nuclei --
 
 
-def nuclear(folder: Path, seed: int, dark: float) -> Path:
+def nuclear(folder: Path, seed: int, dark: float, pitch: int = 17) -> Path:
     """images/ and inst_masks/: discs that are darker than what is around them."""
     for name in ("images", "inst_masks"):
         (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for index in range(3):
-        ids = discs((70, 90))
+        ids = discs((70, 90), pitch)
         pixels = np.where(ids[..., None] > 0, 180 - dark, 180.0) + rng.normal(0, 8, (70, 90, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{index}.png")
         Image.fromarray(ids.astype(np.int32)).save(folder / "inst_masks" / f"{index}.tif")
@@ -208,10 +208,10 @@ def nuclear(folder: Path, seed: int, dark: float) -> Path:
 def test_nuclei_are_counted_once_in_boxes_of_any_size(tmp_path):
     measure = pytest.importorskip("skimage.measure")
     morphology = pytest.importorskip("skimage.morphology")
-    source = source_of(nuclear(tmp_path / "a", 0, 60), "folder")
+    source = source_of(nuclear(tmp_path / "a", 0, 60, pitch=22), "folder")
     whole, cut = (nuclei_of(ranks_of(), source, side) for side in (1024, 16))
     assert (whole == cut).all()
-    ids, pixels = discs((70, 90)), np.asarray(Image.open(tmp_path / "a" / "images" / "0.png"))
+    ids, pixels = discs((70, 90), 22), np.asarray(Image.open(tmp_path / "a" / "images" / "0.png"))
     known = measure.regionprops(ids.astype(int), pixels)
     of_first = whole[whole["key"] < 2**32]
     assert of_first["key"].tolist() == [region.label for region in known]

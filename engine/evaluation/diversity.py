@@ -46,9 +46,7 @@ def diversity(
     Raises:
         ValueError: a set has one crop, or the file is no such TorchScript.
     """
-    for crops, name in ((generated, "generated"), (reference, "the reference")):
-        if crops is not None and len(crops) < 2:
-            raise ValueError(f"{name} has {len(crops)} crops and pairs take 2 or more; give more")
+    ranks.agree(lambda: check_pairs(generated, reference))
     perceptual = ranks.agree(lambda: layers_distance(device) if lpips is None else scripted_distance(lpips, device))
     name, says = ("perceptual distance", EMBEDDED_SAYS) if lpips is None else ("LPIPS", f"Mean over pairs, by {lpips}.")
     distances = (ssim, perceptual)
@@ -62,6 +60,17 @@ def diversity(
         Measure("variety", text, value, better, None if beside is None else beside[0][n], error, says=sentence)
         for n, ((text, better, sentence), value, error) in enumerate(zip(texts, *made, strict=True))
     ]
+
+
+def check_pairs(generated: Crops, reference: Crops | None) -> None:
+    """Refuse sets without a pair.
+
+    Raises:
+        ValueError: naming one.
+    """
+    for crops, name in ((generated, "generated"), (reference, "the reference")):
+        if crops is not None and len(crops) < 2:
+            raise ValueError(f"{name} has {len(crops)} crops and pairs take 2 or more; give more")
 
 
 def means_of_pairs(

@@ -25,6 +25,7 @@ def inception_score(
     Raises:
         ValueError: there are fewer crops than parts.
     """
+    ranks.agree(lambda: check_count(min(part.count for part in (logits, reference or logits)), splits))
     mean, spread = score(ranks, logits, splits)
     beside = None if reference is None else score(ranks, reference, splits)[0]
     return [Measure("variety", "Inception Score", mean, "higher", beside, spread, says=SAYS)]
@@ -36,8 +37,6 @@ def score(ranks: Ranks, logits: Features, splits: int = SPLITS) -> tuple[float, 
     The mean over a part of sum p (log p - log q) is the mean of sum p log p less sum q log q, for q is the mean of p:
     a few sums over the ranks.
     """
-    if logits.count < splits:
-        raise ValueError(f"the Inception Score takes {splits} crops or more and there are {logits.count}; give more")
     own = share(logits.count, ranks.rank, ranks.size)
     place = np.argsort(np.random.RandomState(SEED).permutation(logits.count))[own.start : own.stop]
     ends = np.array([(part + 1) * logits.count // splits for part in range(splits)])
@@ -51,6 +50,16 @@ def score(ranks: Ranks, logits: Features, splits: int = SPLITS) -> tuple[float, 
     q, inner = means[:, :-1], means[:, -1]
     scores = np.exp(inner - np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0).sum(1))
     return float(scores.mean()), float(scores.std())
+
+
+def check_count(count: int, splits: int) -> None:
+    """Refuse fewer crops than parts.
+
+    Raises:
+        ValueError: saying how many it takes.
+    """
+    if count < splits:
+        raise ValueError(f"the Inception Score takes {splits} crops or more and there are {count}; give more")
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
