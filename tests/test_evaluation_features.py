@@ -125,7 +125,9 @@ def test_a_network_in_torchscript_may_give_logits_too(tmp_path):
     assert (logits == features[:, :2]).all()
 
 
-@pytest.mark.parametrize(("config", "package"), [('"architecture": "a"', "timm"), ('"model_type": "a"', "transformers")])
+@pytest.mark.parametrize(
+    ("config", "package"), [('"architecture": "a"', "timm"), ('"model_type": "a"', "transformers")]
+)
 def test_a_network_of_a_package_that_is_absent_or_damaged_is_one_line(tmp_path, config, package, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text(f'{{{config}, "mean": [0, 0, 0], "std": [1, 1, 1]}}')
@@ -212,7 +214,7 @@ def test_ssim_is_that_of_scikit_image():
     wanted = [metrics.structural_similarity(x, y, channel_axis=-1, data_range=255) for x, y in zip(a, b, strict=True)]
     ours = ssim(*(torch.from_numpy(x).permute(0, 3, 1, 2) for x in (a, b))).numpy()
     assert ours == pytest.approx(np.array(wanted), abs=1e-9)
-    assert 0.1 < min(wanted)
+    assert min(wanted) > 0.1
 
 
 def test_the_perceptual_distance_follows_the_formula_of_lpips():

@@ -161,7 +161,9 @@ def columns_of(names: Sequence[str], judge: Judge, asked: np.ndarray) -> list[in
         return list(range(len(names)))
     columns = []
     for name in names:
-        near = [k for k, label in enumerate(judge.labels) if label.lower() in name.lower() or name.lower() == label.lower()]
+        near = [
+            k for k, label in enumerate(judge.labels) if label.lower() in name.lower() or name.lower() == label.lower()
+        ]
         if not near:
             raise ValueError(f"{judge.name} does not know the class {name}; it knows {', '.join(judge.labels)}")
         columns.append(near[0])

@@ -126,7 +126,9 @@ def ssim(a_B3hw: Tensor, b_B3hw: Tensor) -> Tensor:
 
     a, b = a_B3hw.double(), b_B3hw.double()
     ma, mb, unbiased = mean(a), mean(b), WINDOW**2 / (WINDOW**2 - 1)
-    va, vb, both = (unbiased * (mean(x * y) - mx * my) for x, y, mx, my in ((a, a, ma, ma), (b, b, mb, mb), (a, b, ma, mb)))
+    va, vb, both = (
+        unbiased * (mean(x * y) - mx * my) for x, y, mx, my in ((a, a, ma, ma), (b, b, mb, mb), (a, b, ma, mb))
+    )
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     similar = (2 * ma * mb + c1) * (2 * both + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
     return similar.mean((1, 2, 3))

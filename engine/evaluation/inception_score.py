@@ -1,4 +1,4 @@
-"""The Inception Score: how sure a classifier is of each crop, and how evenly it finds all classes (arXiv:1606.03498)."""
+"""The Inception Score: how sure a classifier is of each crop, and how evenly it finds all (arXiv:1606.03498)."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ def nuclei_of(ranks: Ranks, source: Source, side: int = SIDE) -> np.ndarray:
     read = ranks.agree(lambda: map_reader(source))
     boxes = [(image, box) for image, size in enumerate(source.sizes.tolist()) for box in grid(tuple(size), side)]
     own = share(len(boxes), ranks.rank, ranks.size)
-    gathered = ranks.gather(ranks.agree(lambda: merged(rows_in(source, read, *at) for at in boxes[own.start : own.stop])))
+    gathered = ranks.gather(
+        ranks.agree(lambda: merged(rows_in(source, read, *at) for at in boxes[own.start : own.stop]))
+    )
 
     def whole() -> np.ndarray:
         rows = merged(iter(gathered))
@@ -91,8 +93,8 @@ def map_reader(source: Source) -> ReadMap:
         if all(files):
             return lambda image, box: of_size(files[image], source.sizes[image])[box.y0 : box.y1, box.x0 : box.x1]  # type: ignore[arg-type]
     raise ValueError(
-        f"{source.path} has no instance maps; give an output of engine.sample `instances`, or a folder with images/ and "
-        f"{PARTS['instances']}/"
+        f"{source.path} has no instance maps; give an output of engine.sample `instances`, or a folder with images/ "
+        f"and {PARTS['instances']}/"
     )
 
 
@@ -130,9 +132,7 @@ def rows_in(source: Source, read: ReadMap, image: int, box: Box) -> np.ndarray:
     Rings are grown in the box and ``RING`` px around it: what lies in the box is the same for any boxes.
     """
     height, width = map(int, source.sizes[image])
-    wide = Box(
-        max(box.y0 - RING, 0), max(box.x0 - RING, 0), min(box.y1 + RING, height), min(box.x1 + RING, width)
-    )
+    wide = Box(max(box.y0 - RING, 0), max(box.x0 - RING, 0), min(box.y1 + RING, height), min(box.x1 + RING, width))
     ids = np.asarray(read(image, wide), np.int64)
     around = grown(ids)
     within = box.within(wide)
@@ -220,7 +220,13 @@ def results(tables: list[np.ndarray], areas: list[float]) -> tuple[list[Measure]
         ("nuclei per megapixel", per_area, "", None, "in the instance maps"),
         ("median area", [float(np.median(part[0])) for part in values], "px", None, "in the instance maps"),
         ("seen", visible, "", error, f"share of nuclei darker than {RING} px around them by {VISIBLE} optical density"),
-        ("contrast", [float(part[-1].mean()) for part in values], "OD", standard_error(values[0][-1]), "mean over nuclei"),
+        (
+            "contrast",
+            [float(part[-1].mean()) for part in values],
+            "OD",
+            standard_error(values[0][-1]),
+            "mean over nuclei",
+        ),
     )
     measures = [
         Measure(GROUP, name, pair[0], "", pair[1] if len(pair) > 1 else None, spread, unit, says=says)
@@ -229,7 +235,14 @@ def results(tables: list[np.ndarray], areas: list[float]) -> tuple[list[Measure]
     if len(values) > 1:
         says = "largest difference of the two distributions; beside it, of every second nucleus of the reference"
         measures += [
-            Measure(GROUP, f"{name}, Kolmogorov-Smirnov", largest_difference(made, known), "lower", halves_of(known), says=says)
+            Measure(
+                GROUP,
+                f"{name}, Kolmogorov-Smirnov",
+                largest_difference(made, known),
+                "lower",
+                halves_of(known),
+                says=says,
+            )
             for name, made, known in zip(QUANTITIES, *values, strict=True)
         ]
     columns = [f"{of} {what}" for of in ("generated", "reference")[: len(values)] for what in ("mean", "spread")]
