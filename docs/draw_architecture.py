@@ -20,6 +20,7 @@ FLOORS = (
     ("engine.parsing", "engine.inputs"),
     ("engine.pipeline", "engine.exports", "engine.embedding", "engine.training"),
     ("engine.evaluation",),
+    ("engine.reporting",),
     (
         "engine.__main__",
         "engine.api",
@@ -27,6 +28,7 @@ FLOORS = (
         "engine.train",
         "engine.verify",
         "engine.evaluate",
+        "engine.report",
         "engine.export",
         "engine.embed",
     ),

@@ -45,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     text = "the measures to take, with commas, or all (default: all that the sets allow, but those that take minutes)"
     add("--metrics", type=metrics, metavar="LIST", help=text)
     add("--json", type=Path, metavar="FILE", help="write everything here, for engine.report too")
+    add("--markdown", action="store_true", help="print tables in Markdown, for a model's card")
+    text = "write mean and covariance of GENERATED's features here, as `mu` and `sigma` (.npz)"
+    add("--statistics", type=Path, metavar="FILE.npz", help=text)
+    add("--dry-run", action="store_true", help="say what it would take, and stop")
     add("--overwrite", action="store_true", help="replace FILE if it is there")
     images = top.add_argument_group("images").add_argument
     text = "side of a crop (default: images of sets and folders whole, where all have one size; else 256)"
@@ -102,13 +106,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(ranks: Ranks, arguments: list[str]) -> int:
     """One evaluation; the exit status. Collective."""
     args = ranks.agree(lambda: parser().parse_args(arguments))
-    ranks.on_root(lambda: check_place(args.json, args.overwrite))
-    evaluation = evaluation_of(ranks, args)
-    ranks.on_root(lambda: say(evaluation, args.json))
+    ranks.on_root(lambda: check_place("json", args.json, args.overwrite))
+    ranks.on_root(lambda: check_place("statistics", args.statistics, args.overwrite))
+
+    import torch
+
+    from engine.evaluation.call import evaluate_parts, evaluator_of, parts_of
+    from engine.evaluation.dry_run import dry_run
+    from engine.evaluation.frechet import statistics_of, write_statistics
+
+    torch.set_num_threads(args.threads)
+    paths = {role: getattr(args, name) for role, name in SETS.items() if getattr(args, name) is not None}
+    evaluator = evaluator_of(ranks, paths, settings_of(args), lambda line: tell(ranks, line))
+    if args.statistics is not None:
+        statistics = statistics_of(ranks, evaluator.features("generated"))
+        ranks.on_root(lambda: write_statistics(args.statistics, statistics))
+        if args.real is None and args.metrics is None:
+            return 0
+    names = ranks.agree(lambda: parts_of(evaluator, args.metrics))
+    if args.dry_run:
+        text = ranks.agree(lambda: dry_run(evaluator, names))
+        ranks.on_root(lambda: print(text, flush=True))
+        return 0
+    evaluation = evaluate_parts(evaluator, names)
+    ranks.on_root(lambda: say(evaluation, args.json, args.markdown))
     return 0
 
 
-def check_place(path: Path | None, overwrite: bool) -> None:
+def check_place(option: str, path: Path | None, overwrite: bool) -> None:
     """Refuse a file that is there, or a folder that is not.
 
     Raises:
@@ -117,33 +142,9 @@ def check_place(path: Path | None, overwrite: bool) -> None:
     if path is None:
         return
     if path.is_dir() or (path.exists() and not overwrite):
-        raise ValueError(f"{path} is there already; choose another `json`, or pass `overwrite`")
+        raise ValueError(f"{path} is there already; choose another `{option}`, or pass `overwrite`")
     if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder; make it, or choose another `json`")
-
-
-def evaluation_of(ranks: Ranks, args: argparse.Namespace) -> Evaluation:
-    """What the arguments ask for. Collective."""
-    from engine.evaluation.inputs import open_sets
-
-    paths = {role: getattr(args, name) for role, name in SETS.items() if getattr(args, name) is not None}
-    settings = settings_of(args)
-    sets = ranks.on_root(lambda: open_sets(paths, settings.cropping))
-
-    import torch
-
-    from engine.evaluation.extractors import feature_extractor
-    from engine.evaluation.parts import PARTS
-    from engine.evaluation.run import Evaluator, chosen, evaluate
-    from engine.models.folder import device_of
-
-    torch.set_num_threads(args.threads)
-    device = ranks.agree(lambda: device_of(args.device, ranks.local_rank))
-    extractor = ranks.agree(lambda: feature_extractor(args.features, device))
-    evaluator = Evaluator(ranks, sets, settings, extractor, lambda line: tell(ranks, line))
-    names = ranks.agree(lambda: chosen(PARTS, args.metrics, evaluator))
-    ranks.agree(lambda: check_any(names))
-    return evaluate(evaluator, PARTS, names)
+        raise ValueError(f"{path.parent} is no folder; make it, or choose another `{option}`")
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -151,17 +152,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from engine.evaluation.run import Settings
 
     cropping = Cropping(args.crop, args.crops, args.seed, args.pixel_size, args.grey)
-    return Settings(cropping, args.features, args.few, batch_size=args.batch_size)
-
-
-def check_any(names: Sequence[str]) -> None:
-    """Refuse an evaluation without a measure.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not names:
-        raise ValueError("nothing can be measured; pass `real`, images to compare with")
+    return Settings(cropping, args.features, args.few, batch_size=args.batch_size, device=args.device)
 
 
 def tell(ranks: Ranks, line: str) -> None:
@@ -170,9 +161,9 @@ def tell(ranks: Ranks, line: str) -> None:
         print(as_flags(line), file=sys.stderr, flush=True)
 
 
-def say(evaluation: Evaluation, path: Path | None) -> None:
+def say(evaluation: Evaluation, path: Path | None, markdown: bool) -> None:
     """Print the measures, and write them."""
-    print(evaluation.as_text(), flush=True)
+    print(evaluation.as_markdown() if markdown else evaluation.as_text(), flush=True)
     if path is not None:
         from engine.storage.files import write_json
 

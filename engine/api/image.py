@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.api.call import OutputLocation, absolute
+from engine.distributed.launch import ranks_of
 from engine.job import SampleJob
 from engine.pipeline.preview import thumbnail
 from engine.storage.files import file_size
@@ -25,6 +26,8 @@ from engine.storage.set_layout import SetLayout
 if TYPE_CHECKING:
     import dask.array
     import xarray
+
+    from engine.evaluation.measures import Evaluation
 
 THUMBNAIL = 512  # px a side, of the picture that a notebook shows
 
@@ -198,6 +201,40 @@ class Image(Array):
         if not self._output.finished:
             raise ValueError(f"{self.path} is unfinished; make the same call again to finish it, then open it again")
         return pixels_sha256(self._output)
+
+    def evaluate(
+        self,
+        real: str | Path,
+        *,
+        train: str | Path | None = None,
+        metrics: Sequence[str] | None = None,
+        comm: Any = None,
+        **settings: Any,
+    ) -> Evaluation:
+        """How good is it, beside other images? Prints as a table. Collective over the ranks of ``comm``.
+
+        Args:
+            real: Images that the model was not trained on: an output, a slide, a folder; see ``engine.evaluate``.
+            train: Those that it was trained on; None: copies are not looked for.
+            metrics: Names as ``engine.evaluate --help`` lists them; None: all that the sets allow but long ones.
+            comm: mpi4py communicator; None: all ranks that were started together.
+            settings: Fields of ``engine.evaluation.run.Settings`` and ``engine.evaluation.inputs.Cropping``.
+        Raises:
+            ValueError: a set cannot be read, or a metric not be taken.
+            TypeError: there is no such setting.
+        """
+        from engine.evaluation.call import evaluate_parts, evaluator_of, parts_of
+        from engine.evaluation.inputs import Cropping
+        from engine.evaluation.run import Settings
+
+        of_crops = {field.name for field in fields(Cropping)}
+        cropping = Cropping(**{name: value for name, value in settings.items() if name in of_crops})
+        others = {name: value for name, value in settings.items() if name not in of_crops}
+        paths = {"generated": self.path, "reference": Path(real)}
+        if train is not None:
+            paths["train"] = Path(train)
+        evaluator = evaluator_of(ranks_of(comm), paths, Settings(cropping, **others))
+        return evaluate_parts(evaluator, parts_of(evaluator, metrics))
 
     def to_xarray(self) -> xarray.DataArray:
         """A lazy DataArray with named axes, y and x in micrometres. Needs xarray and dask.

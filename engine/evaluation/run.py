@@ -41,7 +41,7 @@ class Settings:
     steps: int | None = None
     pictures: int = 8
     batch_size: int = 32
-    device: str = "cpu"
+    device: str = "auto"
 
 
 class Evaluator:

@@ -1,0 +1,50 @@
+"""An evaluation from paths and settings: what the command line and Python call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engine.distributed.ranks import Ranks
+from engine.evaluation.extractors import feature_extractor
+from engine.evaluation.inputs import open_sets
+from engine.evaluation.measures import Evaluation
+from engine.evaluation.parts import PARTS
+from engine.evaluation.run import Evaluator, Settings, chosen, evaluate
+from engine.models.folder import device_of
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def evaluator_of(
+    ranks: Ranks, paths: dict[str, Path], settings: Settings, tell: Callable[[str], None] = silent
+) -> Evaluator:
+    """The sets at some paths with the extractor of the settings, checked. Collective.
+
+    Args:
+        paths: By role: ``generated``, and ``reference`` and ``train`` where there are such.
+        tell: Called on every rank with what is done, and with what is left out and why.
+    """
+    sets = ranks.on_root(lambda: open_sets(paths, settings.cropping))
+    device = ranks.agree(lambda: device_of(settings.device, ranks.local_rank))
+    extractor = ranks.agree(lambda: feature_extractor(settings.features, device))
+    return Evaluator(ranks, sets, settings, extractor, tell)
+
+
+def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
+    """Names of the parts to take. Collective.
+
+    Raises:
+        ValueError: a part that is asked for cannot be taken, or none can.
+    """
+    names = chosen(PARTS, asked, evaluator)
+    if not names:
+        raise ValueError("nothing can be measured; pass `real`, images to compare with")
+    return names
+
+
+def evaluate_parts(evaluator: Evaluator, names: Sequence[str]) -> Evaluation:
+    """Take measures. Collective; the same on every rank."""
+    return evaluate(evaluator, PARTS, names)
