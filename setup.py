@@ -73,7 +73,6 @@ setup(
             # What measures of evaluations are compared with. torch-fidelity too, where it is installed without what it
             # asks for (pip install --no-deps torch-fidelity): its torchvision has no build beside a CPU's torch.
             "scikit-image>=0.22",
-            "torchmetrics>=1.4",
             # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
             "triton>=3.5; platform_system == 'Linux'",
         ],

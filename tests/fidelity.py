@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-ABSENT = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+ABSENT = (
+    "torchvision",
+    "torchvision.datasets",
+    "torchvision.transforms",
+    "torchvision.transforms.functional",
+    "torchvision.models",
+)
 
 
 class Absent(types.ModuleType):

@@ -218,14 +218,14 @@ def test_ssim_is_that_of_scikit_image():
 
 
 def test_the_perceptual_distance_follows_the_formula_of_lpips():
-    functional = pytest.importorskip("torchmetrics.functional.image.lpips")
+    theirs = fidelity("sample_similarity_lpips")
     a, b = (torch.from_numpy(x).permute(0, 3, 1, 2) for x in (CROPS[:2], CROPS[2:4]))
     network = embedded_network("cpu")
     with torch.inference_mode():
         layers = [network.layers(x.float() / 127.5 - 1) for x in (a, b)]
         wanted = sum(
-            functional._spatial_average(
-                (functional._normalize_tensor(p) - functional._normalize_tensor(q)).square().sum(1, keepdim=True)
+            theirs.spatial_average(
+                (theirs.normalize_tensor(p) - theirs.normalize_tensor(q)).square().sum(1, keepdim=True)
             )
             for p, q in zip(*layers, strict=True)
         )
