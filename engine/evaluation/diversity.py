@@ -19,7 +19,7 @@ from engine.evaluation.crops import Crops, share
 from engine.evaluation.embedded_features import embedded_network
 from engine.evaluation.measures import Measure
 
-PAIRS = 500
+PAIRS = 200
 BATCH = 8  # pairs at once
 WINDOW = 7  # px of SSIM's window
 EMBEDDED_SAYS = (
