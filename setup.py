@@ -74,6 +74,9 @@ setup(
             # tests/browser.py looks at reports in the Chromium of the system; it brings none of its own.
             "playwright>=1.40",
             "xarray>=2024.1",
+            # What measures of evaluations are compared with. torch-fidelity too, where it is installed without what it
+            # asks for (pip install --no-deps torch-fidelity): its torchvision has no build beside a CPU's torch.
+            "scikit-image>=0.22",
             # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
             "triton>=3.5; platform_system == 'Linux'",
         ],
