@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from engine.evaluation.copying import CELLS, LEAST_IN_CELL, Copying, copying_of, copying_test
+from engine.evaluation.downstream import downstream, lacks_downstream
 from engine.evaluation.frechet import Statistics, check_rank, frechet_distance, statistics_of
 from engine.evaluation.gathered import Features, halves, part_of
 from engine.evaluation.kernel_distance import kernel_distance
@@ -237,5 +238,8 @@ PARTS = {
     "kid": Part(lacks_kernel, kernel),
     "precision": Part(lacks_manifolds, manifolds),
     "copies": Part(lacks_copies, copies),
+    "downstream": Part(
+        lambda e: needs("generated", "reference", features=False)(e) or lacks_downstream(e), downstream, long=True
+    ),
 }
 assert list(PARTS) == list(METRICS)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from engine import __version__
 from engine.distributed.ranks import Ranks
+from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import Crops
-from engine.evaluation.extractors import FeatureExtractor
 from engine.evaluation.gathered import Features, features_of, shared
 from engine.evaluation.inputs import Cropping, Given
 from engine.evaluation.measures import Evaluation, Measure, Neighbour, Table
@@ -29,6 +29,7 @@ class Settings:
         lpips: TorchScript of two batches -> distances; None: there is none.
         scheduler: Address of a dask cluster; None: threads of this process.
         steps: Of trainings of judges; None: each one's own.
+        repeats: Number of seeds that are trained.
         pictures: Number of nearest neighbours that are shown.
     """
 
@@ -39,6 +40,7 @@ class Settings:
     lpips: Path | None = None
     scheduler: str | None = None
     steps: int | None = None
+    repeats: int = 1
     pictures: int = 8
     batch_size: int = 32
     device: str = "auto"
