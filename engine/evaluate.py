@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     text = "the measures to take, with commas, or all (default: all that the sets allow, but those that take minutes)"
     add("--metrics", type=metrics, metavar="LIST", help=text)
     add("--json", type=Path, metavar="FILE", help="write everything here, for engine.report too")
+    add("--markdown", action="store_true", help="print tables in Markdown, for a model's card")
+    text = "write mean and covariance of GENERATED's features here, as `mu` and `sigma` (.npz)"
+    add("--statistics", type=Path, metavar="FILE.npz", help=text)
     add("--dry-run", action="store_true", help="say what it would take, and stop")
     add("--overwrite", action="store_true", help="replace FILE if it is there")
     images = top.add_argument_group("images").add_argument
@@ -122,17 +125,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(ranks: Ranks, arguments: list[str]) -> int:
     """One evaluation; the exit status. Collective."""
     args = ranks.agree(lambda: parser().parse_args(arguments))
-    ranks.on_root(lambda: check_place(args.json, args.overwrite))
+    ranks.on_root(lambda: check_place("json", args.json, args.overwrite))
+    ranks.on_root(lambda: check_place("statistics", args.statistics, args.overwrite))
     ranks.on_root(lambda: check_bank(args))
 
     import torch
 
     from engine.evaluation.call import evaluate_bank, evaluate_parts, evaluator_of, parts_of
     from engine.evaluation.dry_run import dry_run
+    from engine.evaluation.frechet import statistics_of, write_statistics
 
     torch.set_num_threads(args.threads)
     paths = {role: getattr(args, name) for role, name in SETS.items() if getattr(args, name) is not None}
     evaluator = evaluator_of(ranks, paths, settings_of(args), lambda line: tell(ranks, line))
+    if args.statistics is not None:
+        statistics = statistics_of(ranks, evaluator.features("generated"))
+        ranks.on_root(lambda: write_statistics(args.statistics, statistics))
+        if args.real is None and args.metrics is None:
+            return 0
     names = ["bank"] if args.bank else ranks.agree(lambda: parts_of(evaluator, args.metrics))
     if args.dry_run:
         text = ranks.agree(lambda: dry_run(evaluator, names))
@@ -143,11 +153,11 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
         evaluation = evaluate_bank(evaluator, args.bank, args.bank_size, quantile)
     else:
         evaluation = evaluate_parts(evaluator, names)
-    ranks.on_root(lambda: say(evaluation, args.json))
+    ranks.on_root(lambda: say(evaluation, args.json, args.markdown))
     return 0
 
 
-def check_place(path: Path | None, overwrite: bool) -> None:
+def check_place(option: str, path: Path | None, overwrite: bool) -> None:
     """Refuse a file that is there, or a folder that is not.
 
     Raises:
@@ -156,9 +166,9 @@ def check_place(path: Path | None, overwrite: bool) -> None:
     if path is None:
         return
     if path.is_dir() or (path.exists() and not overwrite):
-        raise ValueError(f"{path} is there already; choose another `json`, or pass `overwrite`")
+        raise ValueError(f"{path} is there already; choose another `{option}`, or pass `overwrite`")
     if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder; make it, or choose another `json`")
+        raise ValueError(f"{path.parent} is no folder; make it, or choose another `{option}`")
 
 
 def check_bank(args: argparse.Namespace) -> None:
@@ -172,7 +182,7 @@ def check_bank(args: argparse.Namespace) -> None:
         if given:
             raise ValueError(f"`{given}` is for a bank; add `bank` FILE.h5, or leave it out")
         return
-    given = next((name for name in ("real", "train", "metrics") if getattr(args, name) is not None), None)
+    given = next((name for name in ("real", "train", "metrics", "statistics") if getattr(args, name) is not None), None)
     if given:
         raise ValueError(f"`bank` is made of {args.generated} alone, and measures nothing; leave out `{given}`")
     from engine.storage.bank_file import check_bank_place
@@ -195,9 +205,9 @@ def tell(ranks: Ranks, line: str) -> None:
         print(as_flags(line), file=sys.stderr, flush=True)
 
 
-def say(evaluation: Evaluation, path: Path | None) -> None:
+def say(evaluation: Evaluation, path: Path | None, markdown: bool) -> None:
     """Print the measures, and write them."""
-    print(evaluation.as_text(), flush=True)
+    print(evaluation.as_markdown() if markdown else evaluation.as_text(), flush=True)
     if path is not None:
         from engine.storage.files import write_json
 

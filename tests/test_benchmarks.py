@@ -50,6 +50,14 @@ def test_seams_runs(out, tmp_path):
     assert {"cpu", "cores", "commit"} <= set(report["machine"])
 
 
+def test_gallery_runs(tiny_model, tmp_path):
+    Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(tmp_path / "t.png")
+    small = ("--seeds", 2, "--side", 256, "--large", 0, "--option=--steps=1", "--work", tmp_path / "work")
+    bench("gallery", tmp_path / "gallery", "--tiles", tmp_path, "--model", tiny_model, *small)
+    shapes = {path.name: Image.open(path).size for path in (tmp_path / "gallery").iterdir()}
+    assert shapes == {"default.jpg": (384, 256), "seeds.jpg": (264, 128), "crops.jpg": (1592, 520)}
+
+
 def test_realism_runs(out, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4):

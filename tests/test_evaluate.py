@@ -201,8 +201,11 @@ def test_features_in_files_say_what_images_say(folders: dict[str, Path], tmp_pat
     of_images = evaluate(1, folders["made"], "--real", folders["real"], "--metrics", "fid,precision")
     of_files = evaluate(2, tmp_path / "made.npy", "--real", tmp_path / "real.npy", "--metrics", "fid,precision")
     assert of_files.stdout == of_images.stdout
+    assert evaluate(3, folders["real"], "--statistics", tmp_path / "real.npz").returncode == 0
     real = values["real"].astype(np.float64)
-    np.savez(tmp_path / "real.npz", mu=real.mean(0), sigma=np.cov(real, rowvar=False))
+    with np.load(tmp_path / "real.npz") as file:
+        assert np.allclose(file["mu"], real.mean(0), rtol=1e-9)
+        assert np.allclose(file["sigma"], np.cov(real, rowvar=False), rtol=1e-9)
     of_statistics = evaluate(1, folders["made"], "--real", tmp_path / "real.npz")
     assert of_statistics.stdout.split()[:6] == of_images.stdout.split()[:6]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.distributed.ranks import Ranks
 from engine.evaluation.gathered import Features, moments
+from engine.storage.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ def check_rank(name: str, count: int, dimensions: int) -> None:
             f"{name} has {count} crops and the Frechet distance of {dimensions} features takes {dimensions + 1}: their "
             "covariance has no full rank; give more (`crops` N), or pass `few` to take it all the same"
         )
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Write what ``read_statistics`` reads, whole or not at all."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, mu=statistics.mean, sigma=statistics.covariance)
 
 
 def read_statistics(path: Path) -> Statistics:

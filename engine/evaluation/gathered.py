@@ -11,6 +11,7 @@ import numpy as np
 from engine.distributed.ranks import Ranks
 from engine.embedding.bank import in_grey
 from engine.evaluation.crops import Crops, share
+from engine.training.ahead import Ahead
 
 
 class Extractor(Protocol):
@@ -51,23 +52,29 @@ def features_of(
         progress: Called with the number of this rank's crops that are done.
     """
     own = share(len(crops), ranks.rank, ranks.size)
+    batches = list(crops.batches(own, batch_size))
     parts: list[tuple[np.ndarray, np.ndarray | None]] = []
 
-    def extract() -> None:
-        batch = range(own.start + done(), min(own.start + done() + batch_size, own.stop))
-        pixels = in_grey(crops.pixels(batch)) if grey else crops.pixels(batch)
-        parts.append(extractor(pixels, lambda index: crops.named(batch[index])))
-        progress(done())
+    def read(step: int) -> np.ndarray | None:
+        if step >= len(batches):
+            return None
+        pixels = crops.pixels(batches[step])
+        return in_grey(pixels) if grey else pixels
 
-    def done() -> int:
-        return sum(len(features) for features, _ in parts)
+    ahead = Ahead(read, 0)
 
-    def extract_all() -> None:
-        while done() < len(own):
-            extract()
+    def extract(upto: int) -> None:
+        for batch in batches[len(parts) : upto]:
+            pixels = ahead.take()
+            assert pixels is not None
+            parts.append(extractor(pixels, lambda index, batch=batch: crops.named(batch[index])))  # type: ignore[misc]
+            progress(batch.stop - own.start)
 
-    ranks.agree(lambda: extract() if own else None)  # what is wrong with all of them is said before the long part
-    ranks.agree(extract_all)
+    try:
+        ranks.agree(lambda: extract(1))  # what is wrong with all of them is said before the long part
+        ranks.agree(lambda: extract(len(batches)))
+    finally:
+        ahead.end()
     widths = ranks.allgather(widths_of(parts[0]) if parts else None)
     width, classes = next(of_rank for of_rank in widths if of_rank is not None)
     features = np.concatenate([part for part, _ in parts]) if parts else np.zeros((0, width), np.float32)

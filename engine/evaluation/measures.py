@@ -112,6 +112,38 @@ class Evaluation:
             lines += [table.name, *(f"  {line}" for line in lines_of(table))]
         return "\n".join(lines)
 
+    def as_markdown(self) -> str:
+        """Tables for a model's card: a row a measure, its error and the reference beside it."""
+        lines: list[str] = []
+        for group in dict.fromkeys(measure.group for measure in self.measures):
+            lines += [f"**{group}**", "", "| measure | value | standard error | reference |", "|---|---|---|---|"]
+            lines += [row_of(measure) for measure in self.measures if measure.group == group] + [""]
+        for table in self.tables:
+            lines += [
+                f"**{table.name}**",
+                "",
+                f"| | {' | '.join(table.columns)} |",
+                "|---" * (len(table.columns) + 1) + "|",
+            ]
+            lines += [
+                f"| {name} | {' | '.join(f'{value:.4g}' for value in row)} |"
+                for name, row in zip(table.rows, table.values, strict=True)
+            ] + [""]
+        return "\n".join(lines)
+
+
+def row_of(measure: Measure) -> str:
+    """One measure as a row of Markdown.
+
+    >>> row_of(Measure("distances", "FID", 12.345, "lower", reference=3.2))
+    '| FID | 12.35 |  | 3.2 |'
+    """
+    name = (
+        f"{measure.name}{f', {measure.label}' if measure.label else ''}{f' ({measure.unit})' if measure.unit else ''}"
+    )
+    error, beside = ("" if value is None else f"{value:.3g}" for value in (measure.error, measure.reference))
+    return f"| {name} | {measure.value:.4g} | {error} | {beside} |"
+
 
 def read_evaluation(path: Path) -> Evaluation:
     """What ``as_json`` wrote.
