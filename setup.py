@@ -20,6 +20,7 @@ setup(
     package_data={
         "engine": ["py.typed"],
         "kernels": ["py.typed"],
+        "engine.reporting": ["template.html", "style.css"],
         "engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"],
     },
     # numcodecs: zstd on threads of our own, engine/storage/shard_file.py. dask: Image.to_dask.
@@ -31,6 +32,7 @@ setup(
         "numcodecs>=0.15",
         "dask>=2024.8",
         "h5py>=3.10",
+        "jinja2>=3.1",
         "safetensors>=0.4",
         "pillow>=10",
         "pyyaml>=6",
@@ -65,6 +67,8 @@ setup(
             # jobs/tour.ipynb is run by the tests.
             "nbclient>=0.10",
             "ipykernel>=6",
+            # tests/browser.py looks at reports in the Chromium of the system; it brings none of its own.
+            "playwright>=1.40",
             "xarray>=2024.1",
             # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
             "triton>=3.5; platform_system == 'Linux'",

@@ -21,6 +21,7 @@ FLOORS = (
     ("engine.embedding",),
     ("engine.pipeline", "engine.exports", "engine.training"),
     ("engine.evaluation",),
+    ("engine.reporting",),
     (
         "engine.__main__",
         "engine.api",
@@ -28,6 +29,7 @@ FLOORS = (
         "engine.train",
         "engine.verify",
         "engine.evaluate",
+        "engine.report",
         "engine.export",
         "engine.embed",
     ),

@@ -443,6 +443,9 @@ class RunOptions(Checked):
         metavar="FILE.png",
         unset="`out` with .png",
     )
+    report: bool = output_option(
+        False, FLAG, "at the end write a report to look at beside `out`, an HTML page by itself, as engine.report does"
+    )
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
     verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")

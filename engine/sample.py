@@ -42,6 +42,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     from engine.pipeline.mending import examined
     from engine.pipeline.prepare import prepare  # zarr, for which wrong arguments do not wait
     from engine.pipeline.preview import preview, preview_path
+    from engine.pipeline.report_file import report_path
     from engine.storage.output import Output
 
     size = options.ranks if options.dry_run and options.ranks else ranks.size
@@ -55,6 +56,8 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         ranks.on_root(lambda: Output(Path(options.out)).tidy())  # a kill may have come between the two
         if (picture := preview_path(options)) and not picture.exists():
             preview(ranks, options)
+        if options.report and not report_path(Path(options.out)).exists():
+            report(ranks, Path(options.out))
         say(ranks, lambda: f"{options.out} is finished already: the same job; --overwrite samples it again")
         return 0
 
@@ -63,7 +66,18 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     if not run(ranks, prepared):
         return STOPPED
     preview(ranks, options)
+    if options.report:
+        report(ranks, Path(options.out))
     return 0
+
+
+def report(ranks: Ranks, out: Path) -> None:
+    """Write the report on rank 0, and say so. Collective."""
+    from engine.reporting.page import write_report
+
+    file = ranks.on_root(lambda: write_report(out))
+    if ranks.rank == 0:
+        print(f"{file} reports it", flush=True)
 
 
 def facts_of(prepared: Prepared, measured: bool) -> dict[str, Any]:

@@ -157,6 +157,7 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
             "ledger.jsonl",
             "lock",
             "metadata.json",
+            "times.json",
             "zarr.json",
         }
     assert len(shas) == 1

@@ -147,7 +147,13 @@ def test_what_a_ledger_calls_finished_is_not_written_again(tiny_model, tmp_path,
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert sha(out) == whole_run
-    assert {path.name for path in private.iterdir()} == {"ledger.jsonl", "lock", "metadata.json", "zarr.json"}
+    assert {path.name for path in private.iterdir()} == {
+        "ledger.jsonl",
+        "lock",
+        "metadata.json",
+        "times.json",
+        "zarr.json",
+    }
 
 
 @pytest.mark.parametrize("name", ["USR1", pytest.param("TERM", marks=LONG), "INT"])

@@ -258,9 +258,9 @@ def test_a_layout_names_the_files_that_zarr_writes(whole):
         assert on_disk == {output.shard_file(name, box) for box in layout.boxes()}
         assert len(on_disk) == len(layout.boxes())
     coarse = sum(len(layout.boxes(array.level)) for array in layout.arrays() if array.level)
-    lock_and_checkpoint = 2
+    lock_checkpoint_and_times = 3
     on_disk = sum(path.is_file() for path in output.path.rglob("*"))
-    assert layout.files() == on_disk + coarse + lock_and_checkpoint
+    assert layout.files() == on_disk + coarse + lock_checkpoint_and_times
 
 
 def test_a_layout_gives_the_pixels_of_an_image_in_order_and_in_boxes(whole):

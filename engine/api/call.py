@@ -36,7 +36,10 @@ NOT_OF_A_CALL = {
 }
 NOT_OF_A_PIPELINE = {
     **{name: way for name, way in NOT_OF_A_CALL.items() if name != "model"},
-    **{name: f"pass it to the call, pipe({name}=...)" for name in ("out", "preview", "on_level", "progress", "comm")},
+    **{
+        name: f"pass it to the call, pipe({name}=...)"
+        for name in ("out", "preview", "report", "on_level", "progress", "comm")
+    },
 }
 
 

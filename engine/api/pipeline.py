@@ -41,6 +41,7 @@ from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import write_preview
 from engine.pipeline.run import load_models, run  # torch now: an interrupt while it is imported would leave half of it
 from engine.pipeline.watch import Bar, OnLevel, Silent, View, Watch
+from engine.reporting.page import write_report
 
 if TYPE_CHECKING:
     from engine.models.folder import Model
@@ -124,8 +125,8 @@ class Pipeline:
                 512 px a side. Returning True stops the run, which leaves a checkpoint in ``out``.
             progress: Whether a tqdm bar shows the run; None: where rank 0 has a terminal or a notebook.
             options: The job: ``size``, ``labels``, ``seed``, ``steps``, ``guidance``, ... (docs/options.md), and
-                ``overwrite``, ``resume``, ``checkpoint_every``, ``json_log``, ``preview`` (a PNG to write). Files may
-                be given as arrays instead.
+                ``overwrite``, ``resume``, ``checkpoint_every``, ``json_log``, ``preview`` (a PNG to write), ``report``
+                (a page beside ``out``). Files may be given as arrays instead.
         Raises:
             ValueError: an option or a file that does not suit, naming the field, or arguments that are not the same on
                 all ranks; before anything is written.
@@ -142,6 +143,8 @@ class Pipeline:
             named = {"preview": "none", **options, **({} if out is None else {"out": out})}
             arguments = Arguments.of(named, NOT_OF_A_CALL).overriding(self._arguments)
             told = "None" if on_level is None else "a function"
+            if arguments.values.get("report") and arguments.values.get("out") is None:
+                raise ValueError("`report` is written beside the output; pass `out` too")
             facts = {**arguments.facts(), "out": repr(arguments.values.get("out")), "on_level": told}
             return arguments.converted() if ranks.rank == 0 else arguments, facts
 
@@ -160,6 +163,8 @@ class Pipeline:
                     interrupted = not completed and ranks.any(ranks.interrupted is not None)
                 if completed:
                     ranks.on_root(lambda: write_preview(run_options))
+                    if run_options.report:
+                        ranks.on_root(lambda: write_report(place.path))
                 ranks.barrier()
         if not completed:
             raise place.stopped(interrupted)
@@ -181,7 +186,7 @@ class Pipeline:
         arguments = Arguments.of(options, NOT_OF_A_PLAN).overriding(self._arguments).converted()
         arguments.checked()
         with arrays_as_files(None, arguments) as values:
-            job, run_options = split_job_and_options({**values, "dry_run": True, "preview": "none"})
+            job, run_options = split_job_and_options({**values, "dry_run": True, "preview": "none", "report": False})
             prepared = replace(prepare(job, run_options, count, count), given=arguments.given)
             return Plan(plan_facts(prepared), speed)
 

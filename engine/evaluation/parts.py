@@ -21,6 +21,7 @@ from engine.evaluation.names import METRICS
 from engine.evaluation.run import Evaluator, Part, Result
 
 LEAST_OF_KERNEL = 10
+SHOWN = 160  # px, longest side of a picture in an evaluation
 
 
 def needs(*roles: str, features: bool = True) -> Callable[[Evaluator], str]:
@@ -225,11 +226,12 @@ def nearest_pictures(evaluator: Evaluator, copying: Copying, role: str) -> list[
 
 
 def png(pixels: np.ndarray) -> str:
-    """A picture as PNG in base64."""
+    """A picture as PNG in base64, of at most ``SHOWN`` px a side."""
     from PIL import Image
 
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    file, image = io.BytesIO(), Image.fromarray(pixels)
+    image.thumbnail((SHOWN, SHOWN))
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 

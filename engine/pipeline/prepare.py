@@ -18,6 +18,7 @@ from engine.pipeline.memory import check_memory, memory_bytes
 from engine.pipeline.output_checks import check_log, check_place, least_disk_bytes, output_state
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import check_preview
+from engine.pipeline.report_file import check_report
 from engine.planning.geometry import Frames
 
 
@@ -51,6 +52,7 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
     if not options.dry_run:  # a dry run is told of no output and needs no machine
         prepared = with_output_state(prepared)
         check_preview(options)
+        check_report(options)
         if prepared.state != "finished":
             check_machine(prepared, ranks_per_node)
     return replace(prepared, inputs=inputs.unread())  # small: it is sent to all ranks

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ from engine.pipeline.outputs import (
 )
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import DECODE_COST, IMAGE, LABEL_MAP, Progress
+from engine.pipeline.run_times import PYRAMID, gathered_times
 from engine.pipeline.sampling_round import Round, Shared
 from engine.pipeline.watch import OnLevel, Watch, clock
 from engine.planning.geometry import Box
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.files import file_size
+from engine.storage.run_times import keep_times
 
 Load = Callable[[Prepared, str], list[Model]]  # (prepared, device) -> models
 
@@ -51,6 +54,7 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
         True if the run was completed; False if it was asked to stop, and left a checkpoint.
     """
     watch, job, options = watch or Watch(), prepared.job, prepared.options
+    ranks.timer.begin_laps()
     begun, device = time.monotonic(), common_device(ranks, job.device)
     ranks.on_root(lambda: check_models(prepared))
     if job.compile:
@@ -66,6 +70,9 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
             progress.say(f"torch compiles the network at its first windows, which takes {minutes}")
         completed = run_stage(ranks, prepared, device, load or load_models, progress, watch.on_level)
         progress.write_log(event="finished" if completed else "stopped", memory=progress.memory)
+        times = gathered_times(ranks, device, progress.memory)
+        if ranks.rank == 0 and prepared.state != "damaged":  # times of a mending are not those of the image
+            keep_times(Path(options.out), times)
     took = clock(time.monotonic() - begun)
     way = f"the same command{', without `resume` never,' if options.resume == 'never' else ''} goes on from it"
     stopped = f"stopped; {options.out} holds a checkpoint: {way}"
@@ -101,6 +108,7 @@ def run_stage(
         with ranks.timer("store"):
             clear_labels_outside_region(ranks, prepared, output)
             build_pyramids(ranks, output, progress)
+        ranks.timer.lap(progress.stage, PYRAMID)
         seconds = rounds.seconds(time.monotonic() - begun)
         ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected, rounds.scores))
     return True

@@ -27,6 +27,7 @@ from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
 from engine.pipeline.outputs import ImageWriter, label_array_reader
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
+from engine.pipeline.run_times import DECODING, LEVEL, START
 from engine.pipeline.sampler import sample
 from engine.pipeline.status import StatusReduction
 from engine.pipeline.watch import CallbackFailed, OnLevel
@@ -91,6 +92,7 @@ class Round:
             self.start_from_image()
         with self.ranks.background(self.planner.advance):
             self.begin_progress(first, remaining)
+            self.ranks.timer.lap(self.progress.stage, START)
             completed = self.sample_levels(first)
         return completed and self.decode(writer, remaining)
 
@@ -143,6 +145,7 @@ class Round:
 
     def on_level(self, level: int, plan: Plan) -> bool:
         """Learn how all ranks stand before ``level``, and act on it; whether to stop. Collective."""
+        made = self.denoiser.evaluations - self.measured[1]
         self.measure()
         status = self.status.finish()
         if status.checkpoint_written:
@@ -157,6 +160,7 @@ class Round:
             self.checkpoints.begin(level)
         if stop:
             self.checkpoints.finish()
+        self.ranks.timer.lap(self.progress.stage, f"{LEVEL} {level}", made, plan.evaluations)
         return stop
 
     def call_on_level(self, level: int) -> bool:
@@ -216,6 +220,7 @@ class Round:
         shard_writer.finish()
         ranks.agree(shard_writer.check)
         self.checkpoints.finish()
+        ranks.timer.lap(self.progress.stage, DECODING)
         return completed
 
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:

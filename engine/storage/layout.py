@@ -156,7 +156,7 @@ class Layout(ABC):
         arrays = self.arrays()
         shards = sum(len(self.boxes(array.level)) for array in arrays)
         groups = {folder for array in arrays for folder in PurePath(array.name).parents}
-        return shards + len(arrays) + len(groups) + 5  # the private array, metadata, ledger, lock, checkpoint
+        return shards + len(arrays) + len(groups) + 6  # the private array, metadata, ledger, lock, checkpoint, times
 
     def shape_text(self) -> str:
         """Say the shape of the image in words."""

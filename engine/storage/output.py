@@ -103,14 +103,16 @@ class Output:
         """
         return self._read(name, self.layout.index(box), box)
 
-    def read_part(self, image: int, box: Box) -> np.ndarray:
+    def read_part(self, image: int, box: Box, name: str | None = None) -> np.ndarray:
         """Read the pixels in a box of one of the images, at full size: (c, h, w).
 
+        Args:
+            name: Another of ``Layout.finest``, of which it is (h, w).
         Raises:
             ValueError: a shard of the box is damaged.
         """
         place = Box(image, 0, image + 1, 1) if isinstance(self.layout, SetLayout) else box
-        return self._read(self.layout.image, self.layout.index_in(image, box), place)
+        return self._read(name or self.layout.image, self.layout.index_in(image, box), place)
 
     def _read(self, name: str, index: tuple[Any, ...], box: Box) -> np.ndarray:
         """Read a part of an array by its index.

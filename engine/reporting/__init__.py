@@ -1,0 +1,1 @@
+"""A report of an output: one HTML page by itself, with pictures, measures, times and how to reproduce it."""
