@@ -23,6 +23,7 @@ from engine.command_line import Parser, as_flags, comma_separated, gives_help, p
 from engine.evaluation.names import METRICS, QUANTILE
 from engine.messages import did_you_mean
 from engine.options import number, whole
+from engine.planning.names import LARGEST_LABEL
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -75,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     text = "steps of each training (default: those of each judge, as of 2 minutes)"
     training("--steps", type=positive(int), metavar="N", help=text)
     training("--repeats", type=positive(int), default=1, metavar="N", help="seeds that are trained (default: 1)")
+    text = "pixels of this label neither train nor count, such as unknown ones (default: all do)"
+    training("--ignore-label", type=label, metavar="N", help=text)
     bank = top.add_argument_group("bank").add_argument
     text = "make a bank of what GENERATED, which is then the reference, looks like"
     bank("--bank", type=Path, metavar="FILE.h5", help=text)
@@ -96,6 +99,13 @@ def metrics(text: str) -> tuple[str, ...]:
         near = did_you_mean(unknown or "", METRICS) if unknown else ""
         raise argparse.ArgumentTypeError(f"{text}: {near or 'known: ' + ', '.join(METRICS)}")
     return names
+
+
+def label(text: str) -> int:
+    try:
+        return whole(0, LARGEST_LABEL).read(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
 
 
 def share_of_all(text: str) -> float:
@@ -196,6 +206,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     cropping = Cropping(args.crop, args.crops, args.seed, args.pixel_size, args.grey)
     others = {name: getattr(args, name) for name in ("steps", "repeats", "batch_size", "device")}
+    others["ignored"] = args.ignore_label
     return Settings(cropping, args.features, args.few, **others)
 
 

@@ -91,19 +91,20 @@ def downstream(evaluator: Evaluator) -> Sequence[Measure | Table]:
         "both": Pool((learned, generated)),
     }
     device = ranks.agree(lambda: device_of(settings.device, ranks.local_rank))
-    steps, scores = settings.steps or STEPS, {}
+    steps, ignored, scores = settings.steps or STEPS, -1 if settings.ignored is None else settings.ignored, {}
     for name, pool in pools.items():
         counts = []
         for seed in range(settings.cropping.seed, settings.cropping.seed + settings.repeats):
-            how = Training(steps, seed)
+            how = Training(steps, seed, ignored)
             evaluator.tell(f"trained on {name}: {len(pool)} crops, {steps} steps, seed {seed}")
             network = trained(ranks, pool, len(names), how, device)
-            counts.append(confusion(ranks, network, test, len(names), device))
+            counts.append(confusion(ranks, network, test, len(names), device, ignored))
         scores[name] = Scores(np.stack(counts))
     says = (
         f"a U-Net after {steps} steps of {how.batch} windows, trained on {len(learned)} crops of the reference, on "
         f"{len(generated)} generated ones or on both, tested on {len(test)} of the reference's other images; "
         f"{settings.repeats} seed{'s' if settings.repeats > 1 else ''}"
+        + (f"; {names[ignored]} does not count" if ignored in range(len(names)) else "")
     )
     return results(scores, names, says)
 

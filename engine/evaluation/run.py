@@ -30,6 +30,7 @@ class Settings:
         scheduler: Address of a dask cluster; None: threads of this process.
         steps: Of trainings of judges; None: each one's own.
         repeats: Number of seeds that are trained.
+        ignored: Label of pixels that judges of label maps leave out, such as unknown ones; None: there is none.
         pictures: Number of nearest neighbours that are shown.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     scheduler: str | None = None
     steps: int | None = None
     repeats: int = 1
+    ignored: int | None = None
     pictures: int = 8
     batch_size: int = 32
     device: str = "auto"

@@ -18,13 +18,14 @@ from torch.nn import functional as F
 
 from engine.distributed.ranks import Ranks
 from engine.evaluation.crops import Crops, share
+from engine.planning.names import LARGEST_LABEL
 from engine.training.data import number_at
 
 WIDTHS = (16, 48, 96)
 STEM = 4  # px a side of what the first layer sees as one
 MULTIPLE = STEM * 2 ** (len(WIDTHS) - 1)  # px; sides of images are filled up to it
 GROUPS = 8
-MOST_LABELS = 64
+MOST_LABELS = LARGEST_LABEL + 1
 CACHE = 2**28  # bytes of crops that a training keeps
 
 
@@ -72,10 +73,12 @@ class Training:
         batch: Windows a step, over all ranks.
         window: Greatest side of a window, px.
         rate: Greatest learning rate; it rises over the first tenth of the steps, then falls to 0 as a cosine.
+        ignored: Label of pixels that say nothing, such as unknown ones; -1: there is none.
     """
 
     steps: int
     seed: int
+    ignored: int = -1
     batch: int = 8
     window: int = 256
     rate: float = 3e-3
@@ -144,7 +147,8 @@ def trained(ranks: Ranks, pool: Pool, labels: int, how: Training, device: str) -
         windows = ranks.agree(lambda step=step: [window_of(pool, how, step * how.batch + n) for n in own])  # type: ignore[misc]
         gradients = np.zeros((how.batch, sum(p.numel() for p in parameters)), np.float32)
         for place, (pixels, wanted) in zip(own, windows, strict=True):
-            loss = F.cross_entropy(network(as_input(pixels, device)), torch.from_numpy(wanted[None]).to(device))
+            logits, truth = network(as_input(pixels, device)), torch.from_numpy(wanted[None]).to(device)
+            loss = F.cross_entropy(logits, truth, ignore_index=how.ignored, reduction="sum") / truth.numel()
             made = torch.autograd.grad(loss / how.batch, parameters)
             gradients[place] = torch.cat([gradient.flatten() for gradient in made]).cpu().numpy()
         ranks.allreduce_array(gradients)  # exact: all but one rank add zeros
@@ -182,8 +186,15 @@ def as_input(pixels: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def confusion(ranks: Ranks, network: Segmenter, crops: Crops, labels: int, device: str) -> np.ndarray:
-    """int64 (K, K): pixels of crops by their label and by that which the network gives them. Collective."""
+def confusion(
+    ranks: Ranks, network: Segmenter, crops: Crops, labels: int, device: str, ignored: int = -1
+) -> np.ndarray:
+    """int64 (K, K): pixels of crops by their label and by that which the network gives them. Collective.
+
+    Args:
+        ignored: Label of pixels that do not count, which none is given either; -1: there is none.
+    """
+    known = torch.arange(labels, device=device) != ignored
 
     @torch.inference_mode()
     def own() -> np.ndarray:
@@ -192,8 +203,10 @@ def confusion(ranks: Ranks, network: Segmenter, crops: Crops, labels: int, devic
             truth, pixels = labels_of(crops, number).astype(np.int64), np.array(crops.read(number))
             fill = -len(truth) % MULTIPLE
             x = F.pad(as_input(pixels, device), (0, fill, 0, fill), mode="replicate")
-            given = network(x)[0].argmax(0).cpu().numpy()[: len(truth), : len(truth)]
-            counts += np.bincount((truth * labels + given).ravel(), minlength=labels**2).reshape(labels, labels)
+            logits = network(x)[0].masked_fill(~known[:, None, None], -torch.inf)
+            given = logits.argmax(0).cpu().numpy()[: len(truth), : len(truth)]
+            pairs = (truth * labels + given)[truth != ignored]
+            counts += np.bincount(pairs, minlength=labels**2).reshape(labels, labels)
         return counts
 
     counts = ranks.agree(own)
