@@ -119,6 +119,12 @@ class Pool:
         return crops.read(number), labels_of(crops, number)
 
 
+def training_bytes(side: int) -> int:
+    """Bytes that a training holds at most: crops of a side, px, and one gradient a window."""
+    weights = sum(parameter.numel() for parameter in Segmenter(MOST_LABELS).parameters())
+    return max(CACHE, 4 * side**2) + Training(1, 0).batch * weights * 4
+
+
 def labels_of(crops: Crops, number: int) -> np.ndarray:
     """uint8 (side, side).
 
