@@ -159,6 +159,9 @@ def test_sets_that_nothing_can_be_learned_of_are_refused(sets: Path, tmp_path: P
     line = evaluate_refused(tmp_path, tmp_path / "more", *real, *QUICK)
     assert "has 4 labels" in line
     assert "reference 3;" in line
+    labelled_pictures(tmp_path / "two", 4, labels=2)
+    alone = (tmp_path / "two", "--real", tmp_path / "two", *QUICK, "--ignore-label", 0)
+    assert "have 2 labels beside 0, which does not count" in evaluate_refused(tmp_path, *alone)
     labelled_pictures(tmp_path / "gap", 4)
     (tmp_path / "gap" / "0002_mask.png").unlink()
     assert "0002.png" in evaluate_refused(tmp_path, tmp_path / "gap", *real, *QUICK)

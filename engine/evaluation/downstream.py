@@ -84,6 +84,7 @@ def downstream(evaluator: Evaluator) -> Sequence[Measure | Table]:
     ranks, settings = evaluator.ranks, evaluator.settings
     generated, reference = evaluator.crops("generated"), evaluator.crops("reference")
     names = label_names(ranks, generated, reference)
+    ranks.agree(lambda: check_several(names, settings.ignored))
     learned, test = ranks.agree(lambda: held_out(reference))
     pools = {
         "reference": Pool((learned,)),
@@ -156,6 +157,17 @@ def label_names(ranks: Ranks, generated: Crops, reference: Crops) -> tuple[str, 
         return tuple(named) if len(named) == counts[0] else tuple(f"label {n}" for n in range(counts[0]))
 
     return ranks.agree(names)
+
+
+def check_several(names: Sequence[str], ignored: int | None) -> None:
+    """Refuse sets with nothing to tell apart.
+
+    Raises:
+        ValueError: there is one label, beside that which is ignored.
+    """
+    if len(names) - (ignored in range(len(names))) < 2:
+        beside = "" if ignored is None else f" beside {ignored}, which does not count"
+        raise ValueError(f"the label maps have {len(names)} labels{beside}; two or more can be told apart")
 
 
 def number_of_labels(ranks: Ranks, crops: Crops) -> int:
