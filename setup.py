@@ -49,6 +49,8 @@ setup(
         "slides": ["tiffslide>=3", "imagecodecs>=2024.1"],
         # engine.embed --cluster: k-means and HDBSCAN. For --reduce umap also umap-learn.
         "cluster": ["scikit-learn>=1.3"],
+        # engine.evaluate --scheduler: statistics of arrays on a dask cluster.
+        "dask-cluster": ["distributed>=2024.8"],
         # jobs/tour.ipynb, and Image.to_xarray.
         "notebook": ["jupyterlab>=4", "matplotlib>=3.8", "xarray>=2024.1"],
         # For the plots of benchmarks/.
@@ -60,6 +62,8 @@ setup(
             "hypothesis>=6.100",
             "diffusers>=0.30",
             "scikit-learn>=1.3",
+            "scipy>=1.10",
+            "distributed>=2024.8",
             "yaozarrs>=0.3",
             "ruff>=0.6",
             "mypy>=1.11",

@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": ("engine.sample", "sample an image, or a set of images; also under mpiexec"),
     "train": ("engine.train", "train a model; also under mpiexec"),
     "verify": ("engine.verify", "read every shard of an output and print the sha256 of its pixels"),
+    "evaluate": ("engine.evaluate", "measure an output beside other images; also under mpiexec"),
     "report": ("engine.report", "write a page to look at: pictures, measures, times, how to make it again"),
     "export": ("engine.export", "write an output as PNG or TIFF files"),
     "embed": ("engine.embed", "make embeddings of a slide or a folder of patches; also under mpiexec"),

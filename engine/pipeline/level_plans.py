@@ -10,8 +10,8 @@ from engine.diffusion.conditions import Condition
 from engine.diffusion.latent_map import LatentMap
 from engine.pipeline.prepared import Prepared
 from engine.planning.counts import LevelCounts, count_decode
-from engine.planning.cover import Cover, StackedCover, cover_of, strided
-from engine.planning.decode_cover import decode_cover, gaussian_pixel_cover, pixel_cover
+from engine.planning.cover import Cover, StackedCover, cover_of
+from engine.planning.decode_cover import decoder_windows, gaussian_pixel_cover, pixel_cover
 from engine.planning.geometry import Box
 from engine.planning.ownership import DecodeRounds
 from engine.planning.plan import LabelsAndCosts, Plan, Planning, plan_level
@@ -46,12 +46,10 @@ def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = N
 def decode_covers(prepared: Prepared, images: Sequence[int] | None = None) -> tuple[Cover, Cover]:
     """The decoder's windows, in latents and, with their weights, in pixels."""
     job, card, frame = prepared.job, prepared.card, prepared.frames.frame
+    latents = decoder_windows(frame, card.patch, job.decode_weights, job.decode_overlap, job.stride)
     if job.decode_weights == "gaussian":
-        stride = job.stride or card.patch // 4
-        latents = strided(frame, card.patch, stride, "uniform")
         pixels = gaussian_pixel_cover(latents, card.factor)
     else:
-        latents = decode_cover(frame, card.patch, int(job.decode_overlap or 0))
         pixels = pixel_cover(latents, card.factor, int(job.decode_overlap or 0))
     return (
         stacked(prepared, lambda image: latents, latents.patch, 1, images),

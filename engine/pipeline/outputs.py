@@ -123,6 +123,7 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
         "device": device.split(":")[0],
         "levels": len(prepared.timesteps),
         "model_hash": card.hash,
+        "window": {"patch": card.patch, "factor": card.factor},
         "pixel_size_um": card.pixel_size_um,
         **(
             {"condition_channels": published_channels(card.semantic_channels)}

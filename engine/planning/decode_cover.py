@@ -11,6 +11,19 @@ from engine.planning.cover import Lattice, Taper, strided
 TRIM = 0.25  # outer quarter of the overlap has the least weight, 1e-4: decoders are worst at their border
 
 
+def decoder_windows(
+    shape: tuple[int, int], patch: int, weights: str, overlap: int | None, stride: int | None
+) -> Lattice:
+    """The decoder's windows of a job, in latents; with weights ``gaussian`` they are the sampler's own.
+
+    Args:
+        overlap, stride: Latents that the decoder's windows share; distance of the sampler's. None: a job's least.
+    """
+    if weights == "gaussian":
+        return strided(shape, patch, stride or patch // 4, "uniform")
+    return decode_cover(shape, patch, int(overlap or 0))
+
+
 def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Lattice:
     """The decoder's windows, in latents: a lattice that depends on the canvas alone.
 
