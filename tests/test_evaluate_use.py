@@ -115,15 +115,6 @@ def test_pixels_of_an_ignored_label_neither_train_nor_count(sets: Path) -> None:
     assert of_zero[0] < 0.7 * of_zero[1], "its pixels taught nothing"
 
 
-def test_windows_without_a_pixel_that_counts_teach_nothing(tmp_path: Path) -> None:
-    pictures(tmp_path, 2, side=48)
-    for index in range(2):
-        Image.fromarray(np.ones((48, 48), np.uint8)).save(tmp_path / f"{index:04d}_mask.png")
-    crops = crops_of(source_of(tmp_path, "some"), 48)
-    network = trained(ranks_of(), Pool((crops,)), 2, Training(2, 0, ignored=1), "cpu")
-    assert all(bool(parameter.isfinite().all()) for parameter in network.parameters())
-
-
 def test_windows_and_their_maps_are_turned_alike(sets: Path) -> None:
     pool, how = Pool((crops_of(source_of(sets / "good", "good"), 48),)), Training(1, 0, window=32)
     windows = [window_of(pool, how, position) for position in range(16)]

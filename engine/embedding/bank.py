@@ -126,7 +126,7 @@ def extractor_of_bank(bank: Bank, path: Path, option: str, device: str) -> Featu
     """
     way = "make the bank anew with engine.evaluate REAL --bank"
     try:
-        extractor = feature_extractor(bank.extractor, device)
+        extractor = feature_extractor(bank.extractor, device, option.strip("`"))
     except ValueError as error:
         raise ValueError(f"{option} {path} was made with features {bank.extractor}: {error}; or {way}") from None
     if extractor.hash != bank.hash:
