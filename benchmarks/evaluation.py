@@ -19,8 +19,8 @@ import torch
 from benchmarks.report import report
 from engine.distributed.launch import ranks_of
 from engine.distributed.ranks import Ranks
+from engine.embedding.extractors import FeatureExtractor, feature_extractor
 from engine.evaluation.crops import Crops, crops_of, share
-from engine.evaluation.extractors import FeatureExtractor, feature_extractor
 from engine.evaluation.gathered import features_of, shared
 from engine.evaluation.manifold import manifold_of
 from engine.evaluation.neighbours import nearest

@@ -18,7 +18,8 @@ FLOORS = (
     ("engine.models", "engine.distributed"),
     ("engine.job",),
     ("engine.parsing", "engine.inputs"),
-    ("engine.pipeline", "engine.exports", "engine.embedding", "engine.training"),
+    ("engine.embedding",),
+    ("engine.pipeline", "engine.exports", "engine.training"),
     ("engine.evaluation",),
     ("engine.reporting",),
     (

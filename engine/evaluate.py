@@ -6,6 +6,8 @@ images are read by crops, never whole; under ``mpiexec -n N`` the ranks share th
 
 ``--real`` are images that the model was not trained on, ``--train`` those that it was. Every measure stands beside the
 same between halves of the reference, so that one sees what no difference is.
+With ``--bank FILE.h5`` it measures nothing: it makes a bank of GENERATED's features, and ``engine.sample --accept
+bank:FILE.h5`` keeps only images that are like it.
 Exit status: 0 evaluated, 1 refused or failed; only the first leaves a file.
 """
 
@@ -18,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, as_flags, comma_separated, gives_help, positive
-from engine.evaluation.names import METRICS
+from engine.evaluation.names import METRICS, QUANTILE
 from engine.messages import did_you_mean
-from engine.options import whole
+from engine.options import number, whole
+from engine.planning.names import LARGEST_LABEL
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -69,6 +72,25 @@ def parser() -> argparse.ArgumentParser:
     features("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks run (default: auto)")
     text = "number of CPU threads a rank (default: 1)"
     features("--threads", type=int, choices=range(1, 1025), default=1, metavar="N", help=text)
+    judges = top.add_argument_group("judges").add_argument
+    text = "classes: an expert of engine.train expert"
+    judges("--expert", type=Path, metavar="DIR", help=text)
+    text = "variety: LPIPS as TorchScript of two batches in [-1, 1] (default: its formula on our own features)"
+    judges("--lpips", type=Path, metavar="FILE", help=text)
+    text = "areas: address of a dask cluster (default: threads of this process)"
+    judges("--scheduler", metavar="ADDRESS", help=text)
+    training = top.add_argument_group("training of judges").add_argument
+    text = "steps of each training (default: those of each judge, as of 2 minutes)"
+    training("--steps", type=positive(int), metavar="N", help=text)
+    training("--repeats", type=positive(int), default=1, metavar="N", help="seeds that are trained (default: 1)")
+    text = "pixels of this label neither train nor count, such as unknown ones (default: all do)"
+    training("--ignore-label", type=label, metavar="N", help=text)
+    bank = top.add_argument_group("bank").add_argument
+    text = "make a bank of what GENERATED, which is then the reference, looks like"
+    bank("--bank", type=Path, metavar="FILE.h5", help=text)
+    bank("--bank-size", type=positive(int), metavar="N", help="crops in the bank (default: a tenth)")
+    text = "share of crops that are not in the bank whose scores are usual (default: 0.95)"
+    bank("--bank-quantile", type=share_of_all, metavar="Q", help=text)
     return top
 
 
@@ -84,6 +106,20 @@ def metrics(text: str) -> tuple[str, ...]:
         near = did_you_mean(unknown or "", METRICS) if unknown else ""
         raise argparse.ArgumentTypeError(f"{text}: {near or 'known: ' + ', '.join(METRICS)}")
     return names
+
+
+def label(text: str) -> int:
+    try:
+        return whole(0, LARGEST_LABEL).read(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
+
+
+def share_of_all(text: str) -> float:
+    try:
+        return number(0, 1).read(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
 
 
 def seed(text: str) -> int:
@@ -108,10 +144,11 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
     args = ranks.agree(lambda: parser().parse_args(arguments))
     ranks.on_root(lambda: check_place("json", args.json, args.overwrite))
     ranks.on_root(lambda: check_place("statistics", args.statistics, args.overwrite))
+    ranks.on_root(lambda: check_bank(args))
 
     import torch
 
-    from engine.evaluation.call import evaluate_parts, evaluator_of, parts_of
+    from engine.evaluation.call import evaluate_bank, evaluate_parts, evaluator_of, parts_of
     from engine.evaluation.dry_run import dry_run
     from engine.evaluation.frechet import statistics_of, write_statistics
 
@@ -123,12 +160,16 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
         ranks.on_root(lambda: write_statistics(args.statistics, statistics))
         if args.real is None and args.metrics is None:
             return 0
-    names = ranks.agree(lambda: parts_of(evaluator, args.metrics))
+    names = ["bank"] if args.bank else ranks.agree(lambda: parts_of(evaluator, args.metrics))
     if args.dry_run:
         text = ranks.agree(lambda: dry_run(evaluator, names))
         ranks.on_root(lambda: print(text, flush=True))
         return 0
-    evaluation = evaluate_parts(evaluator, names, args.metrics)
+    if args.bank:
+        quantile = QUANTILE if args.bank_quantile is None else args.bank_quantile
+        evaluation = evaluate_bank(evaluator, args.bank, args.bank_size, quantile)
+    else:
+        evaluation = evaluate_parts(evaluator, names, args.metrics)
     ranks.on_root(lambda: say(evaluation, args.json, args.markdown))
     return 0
 
@@ -147,12 +188,34 @@ def check_place(option: str, path: Path | None, overwrite: bool) -> None:
         raise ValueError(f"{path.parent} is no folder; make it, or choose another `{option}`")
 
 
+def check_bank(args: argparse.Namespace) -> None:
+    """Refuse a bank that cannot be written, and options that do not go with one.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if args.bank is None:
+        given = next((name for name in ("bank_size", "bank_quantile") if getattr(args, name) is not None), None)
+        if given:
+            raise ValueError(f"`{given}` is for a bank; add `bank` FILE.h5, or leave it out")
+        return
+    given = next((name for name in ("real", "train", "metrics", "statistics") if getattr(args, name) is not None), None)
+    if given:
+        raise ValueError(f"`bank` is made of {args.generated} alone, and measures nothing; leave out `{given}`")
+    from engine.storage.bank_file import check_bank_place
+
+    check_bank_place(args.bank, args.overwrite)
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     from engine.evaluation.inputs import Cropping
     from engine.evaluation.run import Settings
 
     cropping = Cropping(args.crop, args.crops, args.seed, args.pixel_size, args.grey)
-    return Settings(cropping, args.features, args.few, batch_size=args.batch_size, device=args.device)
+    names = ("steps", "repeats", "batch_size", "device", "expert", "lpips", "scheduler")
+    others = {name: getattr(args, name) for name in names}
+    others["ignored"] = args.ignore_label
+    return Settings(cropping, args.features, args.few, **others)
 
 
 def tell(ranks: Ranks, line: str) -> None:

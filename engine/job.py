@@ -317,7 +317,8 @@ class SampleJob(Checked):
         None,
         RULE,
         "which images of a set are kept, the others being sampled again: the mean brightness of each class "
-        "(as 0.62 or 0.6,0.55; 'published' are those of the model's card), or a function (module:function)",
+        "(as 0.62 or 0.6,0.55; 'published' are those of the model's card), a bank of engine.evaluate (bank:FILE.h5), "
+        "or a function (module:function)",
         metavar="RULE",
         unset="all",
     )

@@ -13,11 +13,11 @@ import numpy as np
 
 from engine.distributed.launch import run_main
 from engine.distributed.ranks import Ranks
+from engine.embedding.extractors import feature_extractor
 from engine.evaluation.class_accuracy import class_accuracy, expert_judge
 from engine.evaluation.crops import Crops, crops_of
 from engine.evaluation.diversity import diversity
 from engine.evaluation.embedding_similarity import embedding_similarity
-from engine.evaluation.extractors import feature_extractor
 from engine.evaluation.gathered import shared
 from engine.evaluation.inception_score import inception_score
 from engine.evaluation.label_judge import label_judge

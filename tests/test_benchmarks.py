@@ -11,7 +11,9 @@ from launching import ROOT, execute, launch
 from pictures import write_pictures
 from PIL import Image
 
+from benchmarks.covers import Case, Result, summary
 from benchmarks.simulate import Canvas, Level, expected_largest, share_of
+from engine.evaluation.measures import Measure
 
 pytestmark = pytest.mark.runs
 
@@ -283,3 +285,37 @@ def test_simulate_counts_what_the_engine_plans(seed):
 def test_the_expected_largest_of_sums_is_that_of_drawn_ones(count):
     drawn = np.random.default_rng(0).standard_normal((20000, count)).max(1).mean()
     assert expected_largest(count) == pytest.approx(drawn, abs=0.02)
+
+
+def test_covers_runs_and_counts_what_each_cover_takes(tiny_model, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (128, 128, 3)).astype(np.uint8)).save(tmp_path / f"t{i}.png")
+    sizes = ("--model", tiny_model, "--size", "256x192", "--levels", 1, "--seeds", 1, "--ranks", 1)
+    judged = ("--covers", "shifted,strided", "--metrics", "fid", "--features", "evaluation_sets:moments", "--crop", 64)
+    files = ("--plot", tmp_path / "p.png", "--json", tmp_path / "r.json")
+    text = bench("covers", tmp_path, *sizes, *judged, *files, "--", "--label", 1, "--shard", 256, "--chunk", 128)
+    shifted, strided = json.loads((tmp_path / "r.json").read_text())["measured"]
+    assert strided["evaluations"] > 2 * shifted["evaluations"]
+    assert strided["windows a latent"] > 2 * shifted["windows a latent"]
+    distances = [row["measures"]["distances of features: Frechet distance"] for row in (shifted, strided)]
+    assert distances[0]["difference"] == 0
+    assert distances[1]["difference"] == pytest.approx(distances[1]["mean"] - distances[0]["mean"])
+    assert "Frechet distance" in text.splitlines()[0]
+    assert Image.open(tmp_path / "p.png").size[0] > 400
+
+
+def test_covers_are_compared_seed_by_seed():
+    """Seeds differ more than covers do, and the error of the difference knows nothing of it."""
+    seeds = {0: 10.0, 1: 20.0, 2: 40.0}
+    results = {
+        Case(cover, 5, seed): Result({"evaluations": 7.0}, {"a: b": Measure("a", "b", of_seed + more + seed * slope)})
+        for cover, more, slope in (("shifted", 0.0, 0.0), ("random", 2.0, 0.1))
+        for seed, of_seed in seeds.items()
+    }
+    first, second = (row["measures"]["a: b"] for row in summary(results, ("shifted", "random")))
+    assert (first["difference"], first["difference error"]) == (0, 0)
+    assert second["difference"] == pytest.approx(2.1)
+    assert second["difference error"] == pytest.approx(0.1 / 3**0.5)
+    assert second["error"] == pytest.approx(first["error"], rel=0.02)
+    assert first["error"] == pytest.approx(np.std([10, 20, 40], ddof=1) / 3**0.5)

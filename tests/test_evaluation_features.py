@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.evaluation.embedded_features import embedded_network
 from evaluation_parts import crops
 from evaluation_sets import pictures
 from fidelity import fidelity
@@ -17,9 +18,8 @@ from torch import nn
 
 from engine.distributed.launch import ranks_of
 from engine.distributed.ranks import AgreedError
+from engine.embedding.extractors import feature_extractor
 from engine.evaluation.diversity import layers_distance, pairs_of, ssim, unit
-from engine.evaluation.embedded_features import embedded_network
-from engine.evaluation.extractors import feature_extractor
 from engine.evaluation.frechet import frechet_distance, statistics_of
 from engine.evaluation.gathered import shared
 from engine.evaluation.inception_score import inception_score

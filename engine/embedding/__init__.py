@@ -1,1 +1,1 @@
-"""Embeddings of images: patches of a slide or a folder through an extractor into one HDF5 file."""
+"""Features of images: what makes them, files of those of slides and folders, and banks of what is like a reference."""

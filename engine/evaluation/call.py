@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.distributed.ranks import Ranks
-from engine.evaluation.extractors import feature_extractor
+from engine.embedding.extractors import feature_extractor
+from engine.evaluation.bank import make_bank
 from engine.evaluation.inputs import open_sets
 from engine.evaluation.measures import Evaluation
 from engine.evaluation.parts import PARTS
-from engine.evaluation.run import Evaluator, Settings, chosen, evaluate
+from engine.evaluation.run import Evaluator, Part, Settings, chosen, evaluate
 from engine.models.folder import device_of
 
 
@@ -48,3 +49,9 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
 def evaluate_parts(evaluator: Evaluator, names: Sequence[str], asked: Sequence[str] | None) -> Evaluation:
     """Take measures. Collective; the same on every rank."""
     return evaluate(evaluator, PARTS, names, asked)
+
+
+def evaluate_bank(evaluator: Evaluator, path: Path, size: int | None, quantile: float) -> Evaluation:
+    """Make a bank of what is given as ``generated``, see ``make_bank``. Collective; the same on every rank."""
+    part = Part(lambda evaluator: "", lambda evaluator: make_bank(evaluator, path, size, quantile))
+    return evaluate(evaluator, {"bank": part}, ["bank"], ["bank"])

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from engine.distributed.ranks import Ranks
+from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import Crops, share
-from engine.evaluation.extractors import FeatureExtractor
 from engine.evaluation.inception_score import log_softmax
 from engine.evaluation.measures import Measure, Table
 from engine.evaluation.sources import FolderSource, OutputSource

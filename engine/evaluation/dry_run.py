@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from engine.evaluation.gathered import BLOCK
 from engine.evaluation.run import Evaluator
+from engine.evaluation.segmentation import training_bytes
 
 MIB = 2**20
 
 
-def memory_of(evaluator: Evaluator) -> Iterator[tuple[str, int]]:
+def memory_of(evaluator: Evaluator, names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Bytes that a rank holds at most, term by term, beside Python, torch and the extractor's own."""
     ranks = evaluator.ranks.size
     widths = {role: evaluator.dimensions(role) for role in evaluator.sets}
@@ -23,6 +24,8 @@ def memory_of(evaluator: Evaluator) -> Iterator[tuple[str, int]]:
     yield "means and covariances", 4 * width * width * 8
     yield "a block of neighbours", BLOCK * (2 * width * 4 + 3 * BLOCK * 8)
     side = max((given.crops.side for given in evaluator.sets.values() if given.crops is not None), default=0)
+    if "downstream" in names:
+        yield "crops that are trained on", training_bytes(side)
     yield "a batch of crops", evaluator.settings.batch_size * side * side * 3
 
 
@@ -37,7 +40,7 @@ def dry_run(evaluator: Evaluator, names: Sequence[str]) -> str:
         elif given.rows is not None:
             lines.append(f"{given.name}: features of {given.rows} crops")
     total = 0
-    for name, size in memory_of(evaluator):
+    for name, size in memory_of(evaluator, names):
         total += size
         lines.append(f"  {name:<28} {size / MIB:8.1f} MiB a rank")
     lines.append(f"  {'all of them at once':<28} {total / MIB:8.1f} MiB a rank")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.distributed.ranks import Ranks
+from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import share
-from engine.evaluation.extractors import FeatureExtractor
 from engine.evaluation.measures import Measure
 from engine.evaluation.sources import OutputSource
 from engine.inputs.embeddings import checked_hash, rows_in_file

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.distributed.ranks import Ranks
+from engine.embedding.bank import in_grey
 from engine.evaluation.crops import Crops, share
 from engine.training.ahead import Ahead
 
@@ -88,12 +89,6 @@ def widths_of(part: tuple[np.ndarray, np.ndarray | None]) -> tuple[int, int]:
     """Number of features and of classes; 0: there are none."""
     features, logits = part
     return features.shape[1], 0 if logits is None else logits.shape[1]
-
-
-def in_grey(pixels: np.ndarray) -> np.ndarray:
-    """uint8 of the same shape: the mean of the channels in each of them."""
-    mean = np.rint(pixels.mean(-1, keepdims=True, dtype=np.float32)).astype(np.uint8)
-    return np.broadcast_to(mean, pixels.shape)
 
 
 def shared(values: np.ndarray, ranks: Ranks, name: str = "an array") -> Features:

@@ -11,13 +11,15 @@ from importlib.util import find_spec
 import numpy as np
 
 from engine.evaluation.copying import CELLS, LEAST_IN_CELL, Copying, copying_of, copying_test
+from engine.evaluation.downstream import downstream, lacks_downstream
 from engine.evaluation.frechet import Statistics, check_rank, frechet_distance, statistics_of
 from engine.evaluation.gathered import Features, halves, part_of
+from engine.evaluation.judge_parts import JUDGE_PARTS
 from engine.evaluation.kernel_distance import kernel_distance
 from engine.evaluation.manifold import Manifold, check_counts, manifold_of
 from engine.evaluation.measures import Measure, Neighbour
 from engine.evaluation.names import METRICS
-from engine.evaluation.needs import needs, reason, unlike
+from engine.evaluation.needs import needs, needs_images, reason, unlike
 from engine.evaluation.pixel_parts import PIXEL_PARTS
 from engine.evaluation.run import Evaluator, Part, Result
 
@@ -202,5 +204,9 @@ PARTS = {
     "precision": Part(lacks_manifolds, manifolds),
     "copies": Part(lacks_copies, copies),
     **PIXEL_PARTS,
+    **JUDGE_PARTS,
+    "downstream": Part(
+        lambda e: needs_images("generated", "reference")(e) or lacks_downstream(e), downstream, long=True
+    ),
 }
 assert list(PARTS) == list(METRICS)

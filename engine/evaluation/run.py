@@ -9,8 +9,8 @@ from pathlib import Path
 
 from engine import __version__
 from engine.distributed.ranks import AgreedError, Ranks
+from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import Crops
-from engine.evaluation.extractors import FeatureExtractor
 from engine.evaluation.gathered import Features, features_of, shared
 from engine.evaluation.inputs import Cropping, Given
 from engine.evaluation.measures import Evaluation, Measure, Neighbour, Table
@@ -29,6 +29,8 @@ class Settings:
         lpips: TorchScript of two batches -> distances; None: there is none.
         scheduler: Address of a dask cluster; None: threads of this process.
         steps: Of trainings of judges; None: each one's own.
+        repeats: Number of seeds that are trained.
+        ignored: Label of pixels that judges of label maps leave out, such as unknown ones; None: there is none.
         pictures: Number of nearest neighbours that are shown.
     """
 
@@ -39,6 +41,8 @@ class Settings:
     lpips: Path | None = None
     scheduler: str | None = None
     steps: int | None = None
+    repeats: int = 1
+    ignored: int | None = None
     pictures: int = 8
     batch_size: int = 32
     device: str = "auto"
@@ -52,7 +56,7 @@ class Evaluator:
     ) -> None:
         self.ranks, self.sets, self.settings, self.extractor, self.tell = ranks, sets, settings, extractor, tell
         self.made: dict[str, tuple[Features, Features | None]] = {}
-        self.width: int | None = None  # of the extractor's features
+        self.trial: tuple[int, bool] | None = None  # number of the extractor's features, and whether it has logits
         self.left_out: dict[str, str] = {}  # why, by name
 
     def leave_out(self, name: str, why: str) -> None:
@@ -77,12 +81,22 @@ class Evaluator:
             return given.statistics.dimensions
         if given.crops is None:
             return int(self.ranks.on_root(lambda: given.read_features().shape[1]))
-        if self.width is None:
-            crops = given.crops
-            self.width = int(
-                self.ranks.on_root(lambda: self.extractor(crops.pixels(range(1)), crops.named)[0].shape[1])
-            )
-        return self.width
+        return self.tried(given.crops)[0]
+
+    def has_logits(self) -> bool:
+        """Whether the extractor gives class logits. Collective."""
+        return self.tried(self.crops("generated"))[1]
+
+    def tried(self, crops: Crops) -> tuple[int, bool]:
+        """What one crop's features are like. Collective, at the first call."""
+        if self.trial is None:
+
+            def one() -> tuple[int, bool]:
+                features, logits = self.extractor(crops.pixels(range(1)), crops.named)
+                return features.shape[1], logits is not None
+
+            self.trial = self.ranks.on_root(one)
+        return self.trial
 
     def features(self, role: str) -> Features:
         """Collective, at the first call."""

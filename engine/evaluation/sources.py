@@ -77,7 +77,9 @@ class OutputSource:
 
     @property
     def pixel_size_um(self) -> float | None:
-        return self.output.pixel_size_um
+        if self.kind == "image":
+            return self.output.pixel_size_um
+        return self.output.provenance.get("pixel_size_um")  # a set has no OME metadata
 
     @property
     def label_names(self) -> tuple[str, ...]:

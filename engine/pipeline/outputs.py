@@ -405,13 +405,14 @@ def build_pyramids(ranks: Ranks, output: Output, progress: Progress) -> None:
         ranks.agree(partial(build, level))
 
 
-def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]) -> None:
+def sign(output: Output, seconds: dict[str, Any], size: int, rejected: Sequence[int], scores: Sequence[float]) -> None:
     """Declare the output finished. Rank 0 calls this.
 
     Args:
         seconds: Seconds of the run, by part and kind of work.
         size: Number of ranks.
         rejected: Number of images of each round that were not accepted; empty where all are.
+        scores: The score of each image by the rule that accepted it; empty where it has none.
     """
     output.ledger.merge(check=True)
     lost = next(output.ledger.lacking(output.ledger.latest()), None)
@@ -426,5 +427,6 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: list[int]
         print(f"{other} shards were made anew with other bytes than the ledger had of them ({now})", flush=True)
     facts = {} if "seconds" in output.provenance else {"seconds": seconds, "ranks": size}  # a mended one keeps its own
     facts |= {"rejected": rejected} if rejected and facts else {}
+    facts |= {"scores": scores} if scores and facts else {}
     output.annotate(state="finished", **facts)
     output.tidy()

@@ -12,7 +12,7 @@ from engine.inputs.read import read as read_inputs
 from engine.inputs.semantic import styles_of
 from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard, read_card
-from engine.pipeline.accept import check_accept
+from engine.pipeline.accept import check_accept, rule_hash
 from engine.pipeline.label_stage import label_stage, with_default_labels
 from engine.pipeline.memory import check_memory, memory_bytes
 from engine.pipeline.output_checks import check_log, check_place, least_disk_bytes, output_state
@@ -44,9 +44,9 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
 
     inputs = read_inputs(job, card, Frames(job.size, card.factor, card.patch, job.count))
     one_class_each = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
-    check_accept(job.accept, label_count(card, inputs.table), one_class_each)
+    check_accept(job.accept, label_count(card, inputs.table), one_class_each, job.size, card.pixel_size_um)
     stage = prepare_label_stage(job, options, card, rank_count, ranks_per_node)
-    identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage)})
+    identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage), **rule_hash(job.accept)})
     prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage)
 
     if not options.dry_run:  # a dry run is told of no output and needs no machine

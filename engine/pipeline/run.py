@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.folder import Model, check_model_folder, device_of, load_model
 from engine.models.optimize import check_compiles
-from engine.pipeline.accept import PATIENCE, accepting
+from engine.pipeline.accept import PATIENCE, Accept, Verdict, accepting
 from engine.pipeline.memory import estimated_latents
 from engine.pipeline.mending import examined
 from engine.pipeline.outputs import (
@@ -109,7 +110,7 @@ def run_stage(
             build_pyramids(ranks, output, progress)
         ranks.timer.lap(progress.stage, PYRAMID)
         seconds = rounds.seconds(time.monotonic() - begun)
-        ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected))
+        ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected, rounds.scores))
     return True
 
 
@@ -181,12 +182,23 @@ def common_device(ranks: Ranks, name: str) -> str:
     return device
 
 
+def updated(scores: list[float], latest: Mapping[int, float]) -> list[float]:
+    """Scores of all images, with those of the images that were drawn last in their places.
+
+    >>> updated([], {0: 1.0, 1: 2.0}), updated([1.0, 2.0], {1: 0.5})
+    ([1.0, 2.0], [1.0, 0.5])
+    """
+    by_number = {**dict(enumerate(scores)), **latest}
+    return [by_number[number] for number in range(len(by_number))]
+
+
 class Rounds:
     """The rounds of a run: one, or with ``accept`` as many as it takes until every image of the set is accepted."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         self.rejected: list[int] = []  # images that were not accepted, in each round
+        self.scores: list[float] = []  # of each image, where the rule has scores
 
     def run(self) -> bool:
         """Sample and decode, round after round; whether it came to the end. Collective."""
@@ -198,12 +210,13 @@ class Rounds:
             job = self.shared.prepared.job
             if job.accept is None:
                 return True
-            again = self.judge(sampling_round)
+            again, scores = self.judge(sampling_round)
             self.rejected = [*sampling_round.rejected, len(again)]
+            self.scores = updated(sampling_round.scores, scores)
             if not again or sampling_round.index + 1 == job.accept_rounds:
                 return True
             self.say_hopeless()
-            following = SamplingRound(sampling_round.index + 1, again, self.rejected)
+            following = SamplingRound(sampling_round.index + 1, again, self.rejected, self.scores)
             ranks.on_root(lambda following=following: output.checkpoints.begin_round(following))  # type: ignore[misc]
 
     def say_hopeless(self) -> None:
@@ -216,27 +229,37 @@ class Rounds:
             "those of the last round"
         )
 
-    def judge(self, sampling_round: SamplingRound) -> list[int]:
-        """The images of a round that are sampled again; each rank looks at its share of them. Collective."""
-        ranks, prepared, output = self.shared.ranks, self.shared.prepared, self.shared.output
-        accept = ranks.agree(lambda: accepting(str(prepared.job.accept)))
+    @cached_property
+    def accept(self) -> Accept:
+        """The rule, made when it is first followed. Collective."""
+        job, device = self.shared.prepared.job, self.shared.device
+        return self.shared.ranks.agree(lambda: accepting(str(job.accept), device))
+
+    def judge(self, sampling_round: SamplingRound) -> tuple[list[int], dict[int, float]]:
+        """Look at the images of a round, each rank at its share of them. Collective.
+
+        Returns:
+            Numbers of the images that are sampled again, and scores by number, where the rule has scores.
+        """
+        ranks, prepared, output, accept = self.shared.ranks, self.shared.prepared, self.shared.output, self.accept
         sampled = list(range(prepared.frames.images)) if sampling_round.images is None else sampling_round.images
         labels, rows = prepared.inputs.labels, prepared.frames.frame[0]
 
-        def rejected(index: int) -> bool:
+        def verdict(index: int) -> Verdict:
             image = output.read(output.layout.image, Box(index, 0, index + 1, 1))[0]
             label = 0 if labels is None else int(labels[index * rows : index * rows + 1, :1][0, 0])
             try:
-                return not accept(image, label)
+                return accept(image, label)
             except Exception as error:  # somebody else's code
                 raise ValueError(f"`accept` {prepared.job.accept} failed at image {index}: {error!r}") from error
 
-        mine = ranks.agree(lambda: [index for index in sampled[ranks.rank :: ranks.size] if rejected(index)])
-        again = sorted(index for part in ranks.allgather(mine) for index in part)
+        mine = ranks.agree(lambda: {index: verdict(index) for index in sampled[ranks.rank :: ranks.size]})
+        verdicts = dict(sorted(item for part in ranks.allgather(mine) for item in part.items()))
+        again = [index for index, verdict in verdicts.items() if not verdict.accepted]
         number, progress = sampling_round.index, self.shared.progress
         progress.say(f"round {number + 1}: {len(sampled) - len(again)} of {len(sampled)} accepted")
         progress.write_log(sampling_round=number, drawn=len(sampled), rejected=len(again))
-        return again
+        return again, {index: one.score for index, one in verdicts.items() if one.score is not None}
 
     def seconds(self, everything: float) -> dict[str, Any]:
         """Seconds of the run: of its parts, and of each kind of work, the mean over the ranks. Collective.

@@ -33,11 +33,13 @@ class SamplingRound:
         index: Number of the round, from 0.
         images: Numbers of the images that are drawn; None: all there are.
         rejected: Number of images rejected in each round before this one.
+        scores: The score of each image when it was last drawn, where the rule has scores; else empty.
     """
 
     index: int = 0
     images: list[int] | None = None
     rejected: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def feature_extractor(text: str, device: str = "cpu", option: str = "features") 
 
 def embedded(device: str, option: str) -> Extractor:
     """The features that need no download."""
-    import engine.evaluation.embedded_features as own
+    import engine.embedding.embedded_features as own
 
     network = own.embedded_network(device)
     files = [Path(own.__file__), *sorted((own.EMBEDDED / "vae").iterdir())]
