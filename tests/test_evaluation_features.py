@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine.evaluation.embedded_features import embedded_network
 from evaluation_parts import crops
 from evaluation_sets import pictures
 from fidelity import fidelity
@@ -18,6 +17,7 @@ from torch import nn
 
 from engine.distributed.launch import ranks_of
 from engine.distributed.ranks import AgreedError
+from engine.embedding.embedded_features import embedded_network
 from engine.embedding.extractors import feature_extractor
 from engine.evaluation.diversity import layers_distance, pairs_of, ssim, unit
 from engine.evaluation.frechet import frechet_distance, statistics_of

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.distributed.ranks import Ranks
+from engine.embedding.embedded_features import embedded_network
 from engine.evaluation.crops import Crops, share
-from engine.evaluation.embedded_features import embedded_network
 from engine.evaluation.measures import Measure
 
 PAIRS = 200
