@@ -49,9 +49,9 @@ setup(
         "slides": ["tiffslide>=3", "imagecodecs>=2024.1"],
         # engine.embed --cluster: k-means and HDBSCAN. For --reduce umap also umap-learn.
         "cluster": ["scikit-learn>=1.3"],
-        # engine.evaluate --scheduler: statistics of arrays on a dask cluster.
         # engine.evaluate: C_T.
         "evaluate": ["scikit-learn>=1.3"],
+        # engine.evaluate --scheduler: statistics of arrays on a dask cluster.
         "dask-cluster": ["distributed>=2024.8"],
         # jobs/tour.ipynb, and Image.to_xarray.
         "notebook": ["jupyterlab>=4", "matplotlib>=3.8", "xarray>=2024.1"],
