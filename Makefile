@@ -41,6 +41,7 @@ $(VENV)/.sample: setup.py constraints.txt
 
 $(VENV)/.test: $(VENV)/.sample
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mpich,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity # asks for torchvision
 	touch $@
 
 clean:

@@ -50,6 +50,8 @@ setup(
         # engine.embed --cluster: k-means and HDBSCAN. For --reduce umap also umap-learn.
         "cluster": ["scikit-learn>=1.3"],
         # engine.evaluate --scheduler: statistics of arrays on a dask cluster.
+        # engine.evaluate: C_T.
+        "evaluate": ["scikit-learn>=1.3"],
         "dask-cluster": ["distributed>=2024.8"],
         # jobs/tour.ipynb, and Image.to_xarray.
         "notebook": ["jupyterlab>=4", "matplotlib>=3.8", "xarray>=2024.1"],
@@ -74,6 +76,10 @@ setup(
             # tests/browser.py looks at reports in the Chromium of the system; it brings none of its own.
             "playwright>=1.40",
             "xarray>=2024.1",
+            # What measures of evaluations are compared with. torch-fidelity too, where it is installed without what it
+            # asks for (pip install --no-deps torch-fidelity): its torchvision has no build beside a CPU's torch.
+            "scikit-image>=0.22",
+            "prdc>=0.2",
             # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
             "triton>=3.5; platform_system == 'Linux'",
         ],

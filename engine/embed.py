@@ -7,7 +7,8 @@ too: the grid needs them. Of a folder each picture is a patch. ``engine.sample -
 
 The extractor is ``appearance`` (colours of stains and texture, nothing to install), a function of patches uint8
 (n, p, p, 3) that returns float (n, D), or a folder with one file of TorchScript and a ``config.json`` of the mean and
-std of its input. Under ``mpiexec -n N`` the ranks share the patches.
+std of its input, or with a network as timm or transformers saved it (``model.safetensors``, ``config.json``). Under
+``mpiexec -n N`` the ranks share the patches.
 Exit status: 0 written, 1 refused or failed, 130 stopped; only the first leaves a file, or changes one that is there.
 """
 

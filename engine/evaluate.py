@@ -72,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
     features("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks run (default: auto)")
     text = "number of CPU threads a rank (default: 1)"
     features("--threads", type=int, choices=range(1, 1025), default=1, metavar="N", help=text)
+    judges = top.add_argument_group("judges").add_argument
+    text = "classes: an expert of engine.train expert"
+    judges("--expert", type=Path, metavar="DIR", help=text)
+    text = "variety: LPIPS as TorchScript of two batches in [-1, 1] (default: its formula on our own features)"
+    judges("--lpips", type=Path, metavar="FILE", help=text)
+    text = "areas: address of a dask cluster (default: threads of this process)"
+    judges("--scheduler", metavar="ADDRESS", help=text)
     training = top.add_argument_group("training of judges").add_argument
     text = "steps of each training (default: those of each judge, as of 2 minutes)"
     training("--steps", type=positive(int), metavar="N", help=text)
@@ -162,7 +169,7 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
         quantile = QUANTILE if args.bank_quantile is None else args.bank_quantile
         evaluation = evaluate_bank(evaluator, args.bank, args.bank_size, quantile)
     else:
-        evaluation = evaluate_parts(evaluator, names)
+        evaluation = evaluate_parts(evaluator, names, args.metrics)
     ranks.on_root(lambda: say(evaluation, args.json, args.markdown))
     return 0
 
@@ -205,7 +212,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from engine.evaluation.run import Settings
 
     cropping = Cropping(args.crop, args.crops, args.seed, args.pixel_size, args.grey)
-    others = {name: getattr(args, name) for name in ("steps", "repeats", "batch_size", "device")}
+    names = ("steps", "repeats", "batch_size", "device", "expert", "lpips", "scheduler")
+    others = {name: getattr(args, name) for name in names}
     others["ignored"] = args.ignore_label
     return Settings(cropping, args.features, args.few, **others)
 

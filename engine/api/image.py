@@ -234,7 +234,7 @@ class Image(Array):
         if train is not None:
             paths["train"] = Path(train)
         evaluator = evaluator_of(ranks_of(comm), paths, Settings(cropping, **others))
-        return evaluate_parts(evaluator, parts_of(evaluator, metrics))
+        return evaluate_parts(evaluator, parts_of(evaluator, metrics), metrics)
 
     def to_xarray(self) -> xarray.DataArray:
         """A lazy DataArray with named axes, y and x in micrometres. Needs xarray and dask.

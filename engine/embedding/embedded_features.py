@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class EmbeddedFeatures(nn.Module):
         layers: list[Tensor] = []
         x = x_B3hw
         modules = list(self.autoencoder.encoder)
-        for module, after in zip(modules, modules[1:], strict=False):
+        for module, after in pairwise(modules):
             x = module(x)
             if isinstance(module, ConvBlock) and not isinstance(after, ConvBlock):
                 layers.append(F.silu(x))

@@ -14,8 +14,8 @@ import numpy as np
 import engine.embedding.appearance
 from engine.command_line import imported
 from engine.embedding.appearance import NAME, appearance
-from engine.embedding.saved_network import WEIGHTS as SAVED
 from engine.embedding.saved_network import PREPROCESSOR, Normalisation, preprocessing, saved_network
+from engine.embedding.saved_network import WEIGHTS as SAVED
 from engine.storage.settings_file import read_json_object
 
 WEIGHTS = (".pt", ".pth", ".ts", ".torchscript")
@@ -48,13 +48,11 @@ class Extractor:
         """
         return self.with_logits(patches, named)[0]
 
-    def with_logits(
-        self, patches: np.ndarray, named: Callable[[int], str]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def with_logits(self, patches: np.ndarray, named: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray | None]:
         """float32 (n, D) and (n, K): embeddings, and logits where there are such; as ``__call__``."""
         try:
             made = self.function(patches)
-            pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+            pair: tuple[Any, Any] = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
             values, logits = (np.asarray(v.detach().cpu() if hasattr(v, "detach") else v) for v in pair)
         except (Exception, SystemExit) as error:  # somebody else's code
             text = f"{type(error).__name__}: {error}"

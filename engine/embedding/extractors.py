@@ -1,4 +1,4 @@
-"""The extractors that distances between sets are measured in: embedded, the user's own network, or the FID's Inception."""
+"""The extractors that sets are compared by: the embedded one, a network of the user's, or FID's Inception."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.embedding.extractor import Extractor, function_named, network_in, sha256_of
+from engine.embedding.appearance import NAME as APPEARANCE
+from engine.embedding.extractor import Extractor, extractor_of, function_named, network_in, sha256_of
 
 EMBEDDED, INCEPTION = "embedded", "inception"
 FILES = (".pth", ".pt")  # of Inception weights
 WAY = (
-    "name embedded, a folder with a network and its config.json, module:function, or the file of FID's Inception weights "
-    "(weights-inception-2015-12-05-6726825d.pth)"
+    "name embedded, a folder with a network and its config.json, module:function, or the file of FID's Inception "
+    "weights (weights-inception-2015-12-05-6726825d.pth)"
 )
 
 
@@ -52,8 +53,8 @@ def feature_extractor(text: str, device: str = "cpu", option: str = "features") 
     """The extractor that a text names.
 
     Args:
-        text: ``embedded``; ``module:function``; a folder with a network; or ``inception:FILE``, or FILE alone, with the
-            weights of FID's Inception.
+        text: ``embedded``; ``appearance``, that of engine.embed; ``module:function``; a folder with a network; or
+            ``inception:FILE``, or FILE alone, with the weights of FID's Inception.
         device: Where a network runs.
         option: Name of what gave the text, for messages.
     Raises:
@@ -62,6 +63,8 @@ def feature_extractor(text: str, device: str = "cpu", option: str = "features") 
     path = Path(text.removeprefix(f"{INCEPTION}:"))
     if text == EMBEDDED:
         return FeatureExtractor(embedded(device, option))
+    if text == APPEARANCE:
+        return FeatureExtractor(extractor_of(text, device))
     if text.startswith(f"{INCEPTION}:") or path.is_file():
         return FeatureExtractor(inception(path, device, option))
     if path.is_dir():
@@ -101,7 +104,7 @@ def inception(path: Path, device: str, option: str) -> Extractor:
         if key not in wanted or key not in tensors or wanted[key].shape != tensors[key].shape:
             raise ValueError(
                 f"`{option}` {path} holds no weights of FID's Inception ({key[:80]} differs); pass "
-                "weights-inception-2015-12-05-6726825d.pth of torch-fidelity, or pytorch-fid's pt_inception of that date"
+                "weights-inception-2015-12-05-6726825d.pth of torch-fidelity, or pytorch-fid's file of that date"
             )
     network.load_state_dict({**tensors, **counters(network)}, strict=not headless, assign=True)
     function = network.features if headless else network.forward

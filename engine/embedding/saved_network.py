@@ -1,4 +1,4 @@
-"""Networks as timm and transformers save them: weights in safetensors beside a ``config.json`` that says whose they are."""
+"""Networks as timm and transformers save them: weights in safetensors beside a ``config.json`` of theirs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from engine.storage.settings_file import read_json_object
 
 Normalisation = tuple[list[float], list[float], int | None]
 WEIGHTS = "model.safetensors"
+PACKAGES = {"architecture": "timm", "model_type": "transformers"}  # by what config.json names
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 
@@ -23,11 +24,8 @@ def saved_network(folder: Path, option: str) -> Callable[[Any], Any]:
         ValueError: it is of neither, or the package is not installed, or the weights are another network's.
     """
     config = read_json_object(folder / CONFIG, str(folder / CONFIG))
-    if "architecture" in config:
-        build, package = of_timm, "timm"
-    elif "model_type" in config:
-        build, package = of_transformers, "transformers"
-    else:
+    package = next((PACKAGES[key] for key in PACKAGES if key in config), "")
+    if not package:
         raise ValueError(
             f"{folder / CONFIG} names neither an architecture (timm) nor a model_type (transformers); "
             "save the network with one of them, or as TorchScript"
@@ -43,7 +41,7 @@ def saved_network(folder: Path, option: str) -> Callable[[Any], Any]:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"`{option}` {folder} is a network of {package}, which cannot be imported ({why})") from None
     try:
-        return build(library, folder, config)
+        return of_timm(library, folder, config) if package == "timm" else of_transformers(library, folder, config)
     except Exception as error:  # the packages raise errors of many kinds
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{folder} cannot be loaded by {package} ({why}); save the network anew") from None
@@ -95,7 +93,7 @@ def of_picture(states: Any) -> Any:
 
 
 def preprocessing(folder: Path) -> dict[str, Any]:
-    """Mean, std and side of the input as transformers' ``preprocessor_config.json`` has them; empty: it is not there."""
+    """Mean, std and side of the input as transformers' ``preprocessor_config.json`` has them; empty: there is none."""
     if not (folder / PREPROCESSOR).is_file():
         return {}
     config = read_json_object(folder / PREPROCESSOR, str(folder / PREPROCESSOR))

@@ -46,12 +46,12 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
     return names
 
 
-def evaluate_parts(evaluator: Evaluator, names: Sequence[str]) -> Evaluation:
+def evaluate_parts(evaluator: Evaluator, names: Sequence[str], asked: Sequence[str] | None) -> Evaluation:
     """Take measures. Collective; the same on every rank."""
-    return evaluate(evaluator, PARTS, names)
+    return evaluate(evaluator, PARTS, names, asked)
 
 
 def evaluate_bank(evaluator: Evaluator, path: Path, size: int | None, quantile: float) -> Evaluation:
     """Make a bank of what is given as ``generated``, see ``make_bank``. Collective; the same on every rank."""
     part = Part(lambda evaluator: "", lambda evaluator: make_bank(evaluator, path, size, quantile))
-    return evaluate(evaluator, {"bank": part}, ["bank"])
+    return evaluate(evaluator, {"bank": part}, ["bank"], ["bank"])

@@ -82,6 +82,7 @@ class Evaluation:
             there was none.
         features: Name, hash and dimensions of the features.
         options: The settings that change its numbers.
+        left_out: Why something could not be measured, by its name.
     """
 
     generated: Mapping[str, Any]
@@ -92,6 +93,7 @@ class Evaluation:
     measures: Sequence[Measure] = ()
     tables: Sequence[Table] = ()
     neighbours: Sequence[Neighbour] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
     seconds: float = 0.0
 

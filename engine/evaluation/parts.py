@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 
@@ -14,45 +14,17 @@ from engine.evaluation.copying import CELLS, LEAST_IN_CELL, Copying, copying_of,
 from engine.evaluation.downstream import downstream, lacks_downstream
 from engine.evaluation.frechet import Statistics, check_rank, frechet_distance, statistics_of
 from engine.evaluation.gathered import Features, halves, part_of
+from engine.evaluation.judge_parts import JUDGE_PARTS
 from engine.evaluation.kernel_distance import kernel_distance
 from engine.evaluation.manifold import Manifold, check_counts, manifold_of
 from engine.evaluation.measures import Measure, Neighbour
 from engine.evaluation.names import METRICS
+from engine.evaluation.needs import needs, needs_images, reason, unlike
+from engine.evaluation.pixel_parts import PIXEL_PARTS
 from engine.evaluation.run import Evaluator, Part, Result
 
 LEAST_OF_KERNEL = 10
 SHOWN = 160  # px, longest side of a picture in an evaluation
-
-
-def needs(*roles: str, features: bool = True) -> Callable[[Evaluator], str]:
-    """Why a part of these sets cannot be taken: they are not given, or not as images.
-
-    Args:
-        features: Whether features in a file do.
-    """
-
-    def lacks(evaluator: Evaluator) -> str:
-        options = {"reference": "`real`", "train": "`train`"}
-        for role in roles:
-            if role not in evaluator.sets:
-                return f"it takes {options[role]}; pass it"
-            given = evaluator.sets[role]
-            if given.crops is None and not features:
-                return f"it takes images and {given.path} holds none; give images"
-            if given.crops is None and given.rows is None:
-                return f"it takes images or features and {given.path} holds a mean and a covariance alone"
-        return unlike(evaluator, roles) if features else ""
-
-    return lacks
-
-
-def reason(check: Callable[[], None]) -> str:
-    """What a check says; empty: all is well."""
-    try:
-        check()
-    except ValueError as problem:
-        return str(problem)
-    return ""
 
 
 # -- distances of features --
@@ -68,15 +40,6 @@ def lacks_frechet(evaluator: Evaluator) -> str:
         if why := reason(partial(check_rank, given.name, given.count, dimensions)):
             return why
     return unlike(evaluator, ("generated", "reference"))
-
-
-def unlike(evaluator: Evaluator, roles: Sequence[str]) -> str:
-    """That sets have features of different kinds; empty: they have not."""
-    widths = [evaluator.dimensions(role) for role in roles]
-    if len(set(widths)) == 1:
-        return ""
-    text = ", ".join(f"{evaluator.sets[role].path} has {width}" for role, width in zip(roles, widths, strict=True))
-    return f"{text} features; take those of all with one extractor"
 
 
 def frechet(evaluator: Evaluator) -> Sequence[Result]:
@@ -190,11 +153,11 @@ def copies(evaluator: Evaluator) -> Sequence[Result]:
 def copying_tests(evaluator: Evaluator, group: str) -> list[Result]:
     """C_T, if it can be taken. Collective."""
     if find_spec("sklearn") is None:
-        evaluator.tell("left out: C_T: it takes scikit-learn; pip install scikit-learn")
+        evaluator.leave_out("C_T", "it takes scikit-learn; pip install scikit-learn")
         return []
     made, unseen, train = (evaluator.features(role) for role in ("generated", "reference", "train"))
     if train.count < CELLS or np.isnan(value := copying_test(evaluator.ranks, made, unseen, train)):
-        evaluator.tell(f"left out: C_T: no cell has more than {LEAST_IN_CELL} generated crops; give more")
+        evaluator.leave_out("C_T", f"no cell has more than {LEAST_IN_CELL} generated crops; give more")
         return []
     says = "z score, below 0 where generated crops are nearer to the training set than the reference; 0 is good"
     return [Measure(group, "C_T", value, "zero", 0.0, says=says)]
@@ -240,8 +203,10 @@ PARTS = {
     "kid": Part(lacks_kernel, kernel),
     "precision": Part(lacks_manifolds, manifolds),
     "copies": Part(lacks_copies, copies),
+    **PIXEL_PARTS,
+    **JUDGE_PARTS,
     "downstream": Part(
-        lambda e: needs("generated", "reference", features=False)(e) or lacks_downstream(e), downstream, long=True
+        lambda e: needs_images("generated", "reference")(e) or lacks_downstream(e), downstream, long=True
     ),
 }
 assert list(PARTS) == list(METRICS)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine import __version__
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import AgreedError, Ranks
 from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import Crops
 from engine.evaluation.gathered import Features, features_of, shared
@@ -56,7 +56,13 @@ class Evaluator:
     ) -> None:
         self.ranks, self.sets, self.settings, self.extractor, self.tell = ranks, sets, settings, extractor, tell
         self.made: dict[str, tuple[Features, Features | None]] = {}
-        self.width: int | None = None  # of the extractor's features
+        self.trial: tuple[int, bool] | None = None  # number of the extractor's features, and whether it has logits
+        self.left_out: dict[str, str] = {}  # why, by name
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Keep that something cannot be measured, and say so."""
+        self.left_out[name] = why
+        self.tell(f"left out: {name}: {why}")
 
     def crops(self, role: str) -> Crops:
         crops = self.sets[role].crops
@@ -75,12 +81,22 @@ class Evaluator:
             return given.statistics.dimensions
         if given.crops is None:
             return int(self.ranks.on_root(lambda: given.read_features().shape[1]))
-        if self.width is None:
-            crops = given.crops
-            self.width = int(
-                self.ranks.on_root(lambda: self.extractor(crops.pixels(range(1)), crops.named)[0].shape[1])
-            )
-        return self.width
+        return self.tried(given.crops)[0]
+
+    def has_logits(self) -> bool:
+        """Whether the extractor gives class logits. Collective."""
+        return self.tried(self.crops("generated"))[1]
+
+    def tried(self, crops: Crops) -> tuple[int, bool]:
+        """What one crop's features are like. Collective, at the first call."""
+        if self.trial is None:
+
+            def one() -> tuple[int, bool]:
+                features, logits = self.extractor(crops.pixels(range(1)), crops.named)
+                return features.shape[1], logits is not None
+
+            self.trial = self.ranks.on_root(one)
+        return self.trial
 
     def features(self, role: str) -> Features:
         """Collective, at the first call."""
@@ -124,24 +140,42 @@ def chosen(parts: dict[str, Part], asked: Sequence[str] | None, evaluator: Evalu
     Raises:
         ValueError: one that is asked for cannot be taken.
     """
-    wanted = list(parts) if asked == ("all",) else asked
-    for name in asked or ():
-        if name in parts and (why := parts[name].lacks(evaluator)):
+    everything = asked is None or "all" in asked
+    wanted = [name for name in parts if (not parts[name].long or asked if everything else name in (asked or ()))]
+    names = []
+    for name in wanted:
+        why = parts[name].lacks(evaluator)
+        if why and not everything:
             raise ValueError(f"`metrics` {name}: {why}")
-    names = [name for name in parts if (name in wanted if wanted is not None else not parts[name].long)]
-    for name in names:
-        if why := parts[name].lacks(evaluator):
-            evaluator.tell(f"left out: {name}: {why}")
-    return [name for name in names if not parts[name].lacks(evaluator)]
+        if why:
+            evaluator.leave_out(name, why)
+        else:
+            names.append(name)
+    return names
 
 
-def evaluate(evaluator: Evaluator, parts: dict[str, Part], names: Sequence[str]) -> Evaluation:
-    """Take measures. Collective; the same on every rank."""
+def evaluate(
+    evaluator: Evaluator, parts: dict[str, Part], names: Sequence[str], asked: Sequence[str] | None
+) -> Evaluation:
+    """Take measures. Collective; the same on every rank.
+
+    Args:
+        asked: Names that were asked for; of others what cannot be taken is left out.
+    Raises:
+        AgreedError: a part that was asked for cannot be taken, or none can.
+    """
     began = time.monotonic()
     results: list[Result] = []
     for name in names:
         evaluator.tell(name)
-        results += parts[name].take(evaluator)
+        try:
+            results += parts[name].take(evaluator)
+        except AgreedError as problem:
+            if asked is not None and "all" not in asked:
+                raise
+            evaluator.leave_out(name, str(problem))
+    if not results:
+        raise AgreedError("nothing could be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
     settings, sets = evaluator.settings, evaluator.sets
     made = next(iter(evaluator.made.values()), None)
     extractor = evaluator.extractor
@@ -155,6 +189,7 @@ def evaluate(evaluator: Evaluator, parts: dict[str, Part], names: Sequence[str])
         measures=tuple(result for result in results if isinstance(result, Measure)),
         tables=tuple(result for result in results if isinstance(result, Table)),
         neighbours=tuple(result for result in results if isinstance(result, Neighbour)),
+        left_out=dict(evaluator.left_out),
         version=__version__,
         seconds=time.monotonic() - began,
     )

@@ -4,9 +4,9 @@ Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) as Heusel et al. 2017 (arXi
 differs from torchvision's: its average pools do not count the padding, the last block has a maximum pool in its place,
 it knows 1008 classes, and pictures are resized as TensorFlow 1 does and mapped by (x - 128) / 128.
 
-The names are those of torchvision's ``inception_v3``. Both files that are in use have them, ``weights-inception-2015-
-12-05-6726825d.pth`` of torch-fidelity and ``pt_inception-2015-12-05-6726825d.pth`` of pytorch-fid: each project loads its
-own strictly into such a network, and the end of both names, the first digits of the file's sha256, is the same.
+The names are those of torchvision's ``inception_v3``. Both files that are in use have them, torch-fidelity's ``weights-
+inception-2015-12-05-6726825d.pth`` and pytorch-fid's ``pt_inception-2015-12-05-6726825d.pth``: each project loads its
+own strictly into a network of these names, and both end in the same first digits of the file's sha256.
 
 Shape suffixes: B batch, C channels, h w pixels, F features, K classes.
 """
