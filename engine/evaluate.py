@@ -28,7 +28,7 @@ from engine.planning.names import LARGEST_LABEL
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
     from engine.evaluation.measures import Evaluation
-    from engine.evaluation.run import Settings
+    from engine.evaluation.run import Evaluator, Settings
 
 SETS = {"generated": "generated", "reference": "real", "train": "train"}  # role -> argument
 
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     text = "make a bank of what GENERATED, which is then the reference, looks like"
     bank("--bank", type=Path, metavar="FILE.h5", help=text)
     bank("--bank-size", type=positive(int), metavar="N", help="crops in the bank (default: a tenth)")
-    text = "share of crops that are not in the bank whose scores are usual (default: 0.95)"
+    text = "share of images like these that is to be accepted (default: 0.95)"
     bank("--bank-quantile", type=share_of_all, metavar="Q", help=text)
     return top
 
@@ -148,30 +148,39 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
 
     import torch
 
-    from engine.evaluation.call import evaluate_bank, evaluate_parts, evaluator_of, parts_of
+    from engine.evaluation.call import evaluate_bank, evaluate_parts, evaluator_of
     from engine.evaluation.dry_run import dry_run
     from engine.evaluation.frechet import statistics_of, write_statistics
 
     torch.set_num_threads(args.threads)
     paths = {role: getattr(args, name) for role, name in SETS.items() if getattr(args, name) is not None}
     evaluator = evaluator_of(ranks, paths, settings_of(args), lambda line: tell(ranks, line))
-    if args.statistics is not None:
-        statistics = statistics_of(ranks, evaluator.features("generated"))
-        ranks.on_root(lambda: write_statistics(args.statistics, statistics))
-        if args.real is None and args.metrics is None:
-            return 0
-    names = ["bank"] if args.bank else ranks.agree(lambda: parts_of(evaluator, args.metrics))
+    names = ["bank"] if args.bank else names_of(evaluator, args)
     if args.dry_run:
-        text = ranks.agree(lambda: dry_run(evaluator, names))
+        text = dry_run(evaluator, names)
         ranks.on_root(lambda: print(text, flush=True))
         return 0
+    evaluation: Evaluation | None
     if args.bank:
         quantile = QUANTILE if args.bank_quantile is None else args.bank_quantile
         evaluation = evaluate_bank(evaluator, args.bank, args.bank_size, quantile)
     else:
-        evaluation = evaluate_parts(evaluator, names, args.metrics)
-    ranks.on_root(lambda: say(evaluation, args.json, args.markdown))
+        evaluation = evaluate_parts(evaluator, names, args.metrics) if names else None
+    if args.statistics is not None:
+        statistics = statistics_of(ranks, evaluator.features("generated"))
+        ranks.on_root(lambda: write_statistics(args.statistics, statistics))
+    if evaluation is not None:
+        ranks.on_root(lambda: say(evaluation, args.json, args.markdown))
     return 0
+
+
+def names_of(evaluator: Evaluator, args: argparse.Namespace) -> list[str]:
+    """Names of the metrics to take; none where statistics alone are asked for. Collective."""
+    from engine.evaluation.call import parts_of
+
+    if args.statistics is not None and args.metrics is None and args.real is None and args.json is None:
+        return []
+    return parts_of(evaluator, args.metrics)
 
 
 def check_place(option: str, path: Path | None, overwrite: bool) -> None:

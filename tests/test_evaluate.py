@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from importlib.util import find_spec
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from evaluation_sets import moments, pictures
 from launching import launch
+from PIL import Image
 
+import engine
 from engine.distributed.launch import ranks_of
 from engine.evaluation.copying import copying_of, copying_test, mann_whitney_z
 from engine.evaluation.crops import crops_of
@@ -147,21 +150,44 @@ def test_authenticity_is_as_the_paper_has_it() -> None:
     assert set(ours.numbers[:60]) == set(range(60))
 
 
-def test_c_t_sees_copies_and_is_near_0_without() -> None:
+def test_c_t_is_that_of_scikit_learn_and_scipy_and_sees_copies() -> None:
+    from scipy.stats import mannwhitneyu
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
     rng = np.random.default_rng(0)
-    train, unseen, other = (rng.normal(size=(n, 16)).astype(np.float32) for n in (600, 300, 300))
+    train, unseen, made = (rng.normal(size=(n, 16)).astype(np.float32) * np.arange(1, 17) for n in (600, 300, 350))
+    ours = copying_test(ranks_of(), *dealt(made, unseen, train), components=5)
+    pca = PCA(5).fit(train)
+    t, u, m = (pca.transform(x) for x in (train, unseen, made))
+    cells = KMeans(3, n_init=10, random_state=0).fit(t)
+    score = 0.0
+    for cell in range(3):
+        points, of_made, of_unseen = (x[cells.predict(x) == cell] for x in (t, m, u))
+        near = [np.linalg.norm(x[:, None] - points, axis=-1).min(1) for x in (of_made, of_unseen)]
+        n, k = map(len, near)
+        z = (mannwhitneyu(*near).statistic - n * k / 2 + 0.5) / np.sqrt(n * k * (n + k + 1) / 12)
+        score += z * k / len(unseen)
+    assert ours == pytest.approx(score, rel=1e-6)
     copies = train[:300] + rng.normal(0, 0.1, (300, 16)).astype(np.float32)
-    assert abs(copying_test(ranks_of(), *dealt(other, unseen, train))) < 3
-    assert copying_test(ranks_of(), *dealt(copies, unseen, train)) < -5
+    assert copying_test(ranks_of(), *dealt(copies, unseen, train)) < -5 < ours
 
 
-def test_the_score_of_mann_and_whitney_is_scipys() -> None:
-    from scipy.stats import mannwhitneyu, norm
+def test_the_score_of_mann_and_whitney_is_that_of_scipys_u() -> None:
+    from scipy.stats import mannwhitneyu
 
     rng = np.random.default_rng(0)
-    a, b = np.round(rng.normal(0, 3, 200)), rng.normal(1, 3, 150)
-    p = mannwhitneyu(a, b, alternative="less", method="asymptotic").pvalue
-    assert norm.cdf(mann_whitney_z(a, b)) == pytest.approx(p, rel=0.1)
+    a, b = np.round(rng.normal(0, 3, 200)), np.round(rng.normal(1, 3, 150))  # with ties
+    z = (mannwhitneyu(a, b).statistic - 200 * 150 / 2 + 0.5) / np.sqrt(200 * 150 * 351 / 12)
+    assert mann_whitney_z(a, b) == pytest.approx(z, rel=1e-12)
+
+
+def test_points_that_lie_on_one_another_count_as_in_prdc() -> None:
+    prdc = pytest.importorskip("prdc", reason="prdc is not installed")
+    real, made = sets(80, 70, dimensions=4)
+    real[:20], made[:15] = 1, 1  # such as background
+    ours, theirs = manifold_of(ranks_of(), *dealt(made, real)), prdc.compute_prdc(real, made, 5)
+    assert (ours.density, ours.coverage) == (pytest.approx(theirs["density"]), theirs["coverage"])
 
 
 # -- the command --
@@ -195,7 +221,7 @@ def test_any_number_of_ranks_says_the_same(folders: dict[str, Path]) -> None:
 def test_features_in_files_say_what_images_say(folders: dict[str, Path], tmp_path: Path) -> None:
     values = {}
     for name in ("made", "real"):
-        crops = crops_of(source_of(folders[name], name), None)
+        crops = crops_of(source_of(folders[name], name), 32)
         values[name] = moments(crops.pixels(range(len(crops)))).astype(np.float32)
         np.save(tmp_path / f"{name}.npy", values[name])
     of_images = evaluate(1, folders["made"], "--real", folders["real"], "--metrics", "fid,precision")
@@ -269,3 +295,73 @@ def test_values_that_are_none_and_files_that_are_no_evaluation(folders: dict[str
     (tmp_path / "other.json").write_text(json.dumps({"measures": []}))
     with pytest.raises(ValueError, match="is no evaluation"):
         read_evaluation(tmp_path / "other.json")
+
+
+# -- outputs --
+
+
+@pytest.fixture(scope="module")
+def output(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("output") / "o.zarr"
+    options = ("--size", "256x320", "--steps", 1, "--shard", 128, "--chunk", 128, "--preview", "none")
+    assert launch(1, "--model", tiny_model, *options, "--out", path).returncode == 0
+    return path
+
+
+def test_python_and_the_command_say_the_same_of_an_output(output: Path, folders: dict[str, Path]) -> None:
+    image = engine.open(output)
+    options = {"crop": 32, "crops": 20, "features": FUNCTION}
+    said = image.evaluate(folders["real"], metrics=("fid", "seams"), **options)
+    done = evaluate(2, output, "--real", folders["real"], "--crop", 32, "--crops", 20, "--metrics", "fid,seams")
+    assert str(said) == done.stdout.rstrip("\n"), done.stderr
+    assert said.generated["kind"] == "image"
+    assert said.measures[0].name == "Frechet distance"
+    with pytest.raises(TypeError, match="nonsense"):
+        image.evaluate(folders["real"], nonsense=1)
+    with pytest.raises(ValueError, match="realsim is not known; did you mean"):
+        image.evaluate(folders["real"], metrics="fid,realsim", **options)
+
+
+def test_a_damaged_output_is_said_to_be(output: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "damaged.zarr"
+    shutil.copytree(output, copy)
+    next(path for path in sorted((copy / "0" / "c").rglob("*")) if path.is_file()).write_bytes(b"nothing")
+    done = evaluate(2, copy, "--real", folders["real"], "--crop", 32)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "engine.verify" in errors[0]
+
+
+def test_all_that_can_be_measured_is_and_the_rest_is_left_out(
+    output: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    real = pictures(tmp_path / "real", 10, side=64)
+    rng = np.random.default_rng(0)
+    for index, picture in enumerate(sorted(real.glob("*.png"))):
+        labels = (
+            np.full((64, 64), 1 + index % 2, np.uint8) if index % 5 else rng.integers(0, 3, (64, 64)).astype(np.uint8)
+        )
+        Image.fromarray(labels).save(picture.with_name(f"{picture.stem}_mask.png"))
+    file = tmp_path / "o.json"
+    options = ("--crop", 64, "--metrics", "all", "--steps", 3, "--grey", "--json", file)
+    done = evaluate(2, output, "--real", real, "--train", folders["real"], *options)
+    assert done.returncode == 1
+    assert "smaller than a crop of 64 px" in done.stderr
+    done = evaluate(2, output, "--real", real, *options, "--markdown")
+    assert done.returncode == 0, done.stderr
+    said = read_evaluation(file)
+    groups = {m.group for m in said.measures}
+    assert groups >= {"distances of features", "seams", "realism", "two-sample test", "variety"}, said.left_out
+    assert set(said.left_out) >= {"copies", "classes", "nuclei", "embeddings", "inception-score"}
+    assert "| Frechet distance |" in done.stdout
+    of = {m.name: m.value for m in said.measures if not m.label}
+    assert of["optical density R mean"] == of["optical density G mean"], "in grey all channels are one"
+
+
+def test_a_label_map_of_another_size_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    some = pictures(tmp_path / "some", 8, side=64)
+    Image.fromarray(np.ones((32, 32), np.uint8)).save(some / "0003_mask.png")
+    done = evaluate(2, some, "--real", some, "--metrics", "realism", "--crop", 64)
+    assert done.returncode == 1
+    assert "0003_mask.png has shape (32, 32) but its image is 64 x 64 px" in done.stderr

@@ -201,14 +201,15 @@ def test_a_bank_is_the_same_on_any_number_of_ranks_and_knows_what_is_not_like_it
     assert len(banks[0].features) == 3
     assert len(banks[0].held_out) == 10
     bank = open_bank(tmp_path / "1.h5", "`bank`")
-    assert bank.threshold == np.quantile(banks[0].held_out, 0.9)
-    assert json.loads((tmp_path / "1.json").read_text())["measures"][0]["value"] == bank.threshold
+    assert bank.threshold(1) == np.quantile(banks[0].held_out, 0.9)
+    assert bank.threshold(4) == np.quantile(banks[0].held_out, 0.9**0.25)
+    assert json.loads((tmp_path / "1.json").read_text())["measures"][0]["value"] == bank.threshold(1)
     like, unlike = (
         crops_of(source_of(pictures(tmp_path / name, 10, seed=9, shade=shade), name), 32).pixels(range(10))
         for name, shade in (("like", 150), ("unlike", 90))
     )
-    assert (distances(moments(like), bank.features) <= bank.threshold).mean() >= 0.6
-    assert (distances(moments(unlike), bank.features) > bank.threshold).all()
+    assert (distances(moments(like), bank.features) <= bank.threshold(1)).mean() >= 0.6
+    assert (distances(moments(unlike), bank.features) > bank.threshold(1)).all()
 
 
 SAMPLED = ("--size", "32x32", "--count", 24, "--steps", 2, "--shard", 64, "--chunk", 32, "--preview", "none")
@@ -247,7 +248,7 @@ def test_images_that_are_not_like_a_bank_are_drawn_again_and_their_scores_stay(
     assert 0 < rejected[0] < 24
     rule = open_bank(bank, "`bank`")
     assert scores == [float(distances(moments(image[None]).astype(np.float32), rule.features)[0]) for image in images]
-    assert sum(score > rule.threshold for score in scores) == rejected[-1]
+    assert sum(score > rule.threshold(1) for score in scores) == rejected[-1]
 
     killed = tmp_path / "killed.zarr"
     start_and_kill((killed / "slidefield" / "round.json").exists, killed, 2, *job)
@@ -263,7 +264,7 @@ def test_a_larger_image_scores_as_its_worst_part(bank: Path) -> None:
     extractor = extractor_of_bank(rule, bank, "`accept`", "cpu")
     image = np.random.default_rng(0).integers(0, 256, (3, 50, 64)).astype(np.uint8)
     parts = [image[:, y : y + 32, x : x + 32] for y in (0, 18) for x in (0, 32)]
-    assert rule.score(image, extractor) == max(rule.score(part, extractor) for part in parts)
+    assert rule.judge(image, extractor)[0] == max(rule.judge(part, extractor)[0] for part in parts)
 
 
 def test_banks_that_cannot_be_followed_are_refused(tiny_model: Path, bank: Path, tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_banks_that_cannot_be_followed_are_refused(tiny_model: Path, bank: Path,
 
 def test_a_run_goes_on_with_the_same_bank_alone_wherever_it_lies(tiny_model: Path, bank: Path, tmp_path: Path) -> None:
     kept = read_bank(bank, "`bank`")
-    for name, facts in (("same.h5", kept.facts), ("other.h5", {**kept.facts, "threshold": 9.0})):
+    for name, facts in (("same.h5", kept.facts), ("other.h5", {**kept.facts, "quantile": 0.75})):
         write_bank(tmp_path / name, BankFile(kept.features, kept.held_out, facts))
     job = ("--model", tiny_model, *SAMPLED, "--accept-rounds", 1, "--out", tmp_path / "o.zarr", "--accept")
     assert launch(2, *job, f"bank:{bank}").returncode == 0

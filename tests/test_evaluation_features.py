@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from evaluation_parts import crops
 from evaluation_sets import pictures
 from fidelity import fidelity
-from launching import launch
+from launching import ROOT, launch
 from torch import nn
 
 from engine.distributed.launch import ranks_of
@@ -25,7 +26,12 @@ from engine.evaluation.gathered import shared
 from engine.evaluation.inception_score import inception_score
 from engine.models.networks.inception import BLOCKS, FidInception
 
-TILES = Path("/work/shared/data/diffinfinite/tiles")
+TILES = (
+    Path(os.environ.get("SLIDEFIELD_GOLDEN", ROOT.parent / "shared" / "golden")).parent
+    / "data"
+    / "diffinfinite"
+    / "tiles"
+)
 CROPS = np.random.default_rng(0).integers(0, 256, (12, 64, 48, 3), np.uint8)
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.api.call import OutputLocation, absolute
+from engine.command_line import comma_separated
 from engine.distributed.launch import ranks_of
 from engine.job import SampleJob
+from engine.pipeline.collective_call import failing_together
 from engine.pipeline.preview import thumbnail
 from engine.storage.files import file_size
 from engine.storage.integrity import damage, pixels_sha256
@@ -207,7 +209,7 @@ class Image(Array):
         real: str | Path,
         *,
         train: str | Path | None = None,
-        metrics: Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
         comm: Any = None,
         **settings: Any,
     ) -> Evaluation:
@@ -216,13 +218,15 @@ class Image(Array):
         Args:
             real: Images that the model was not trained on: an output, a slide, a folder; see ``engine.evaluate``.
             train: Those that it was trained on; None: copies are not looked for.
-            metrics: Names as ``engine.evaluate --help`` lists them; None: all that the sets allow but long ones.
+            metrics: Names that ``engine.evaluate --help`` lists, or a text of them with commas; None: all that the sets
+                allow but long ones.
             comm: mpi4py communicator; None: all ranks that were started together.
             settings: Fields of ``engine.evaluation.run.Settings`` and ``engine.evaluation.inputs.Cropping``.
         Raises:
             ValueError: a set cannot be read, or a metric not be taken.
             TypeError: there is no such setting.
         """
+        asked = comma_separated(metrics) if isinstance(metrics, str) else metrics
         from engine.evaluation.call import evaluate_parts, evaluator_of, parts_of
         from engine.evaluation.inputs import Cropping
         from engine.evaluation.run import Settings
@@ -233,8 +237,10 @@ class Image(Array):
         paths = {"generated": self.path, "reference": Path(real)}
         if train is not None:
             paths["train"] = Path(train)
-        evaluator = evaluator_of(ranks_of(comm), paths, Settings(cropping, **others))
-        return evaluate_parts(evaluator, parts_of(evaluator, metrics), metrics)
+        ranks = ranks_of(comm)
+        with failing_together(ranks):
+            evaluator = evaluator_of(ranks, paths, Settings(cropping, **others))
+            return evaluate_parts(evaluator, parts_of(evaluator, asked), asked)
 
     def to_xarray(self) -> xarray.DataArray:
         """A lazy DataArray with named axes, y and x in micrometres. Needs xarray and dask.

@@ -30,7 +30,8 @@ class Bank:
         extractor: What made them, as ``feature_extractor`` takes it.
         hash: Its hash.
         side: Side of the crops, px.
-        threshold: Greatest score of an image that is like the reference.
+        held_out: float64 (n,): scores of crops of the reference that are not in it.
+        quantile: Share of images like the reference that are accepted.
         grey: Whether crops are made grey before.
         pixel_size_um: Of the crops; None: it is not known.
     """
@@ -39,17 +40,26 @@ class Bank:
     extractor: str
     hash: str
     side: int
-    threshold: float
+    held_out: np.ndarray
+    quantile: float
     grey: bool = False
     pixel_size_um: float | None = None
 
     def digest(self) -> str:
         """The sha256 of all that a score and the threshold depend on."""
-        facts = (self.features.shape, self.hash, self.side, self.threshold, self.grey)
-        return sha256(repr(facts).encode() + digest(self.features).encode()).hexdigest()
+        facts = (self.features.shape, self.hash, self.side, self.quantile, self.grey)
+        return sha256((repr(facts) + digest(self.features) + digest(self.held_out)).encode()).hexdigest()
 
-    def score(self, image: np.ndarray, extractor: FeatureExtractor) -> float:
-        """The worst score of the crops that cover an image, uint8 (c, h, w) of one or three channels."""
+    def threshold(self, crops: int) -> float:
+        """The greatest score of an image of so many crops that is like the reference.
+
+        An image scores as the worst of its crops. As if these were independent, the share of them that must lie below
+        is the root: crops of one image are alike, so that somewhat more images are accepted than ``quantile`` says.
+        """
+        return float(np.quantile(self.held_out, self.quantile ** (1 / crops)))
+
+    def judge(self, image: np.ndarray, extractor: FeatureExtractor) -> tuple[float, bool]:
+        """The worst score of the crops that cover an image, uint8 (c, h, w), and whether it is like the reference."""
         pixels = np.broadcast_to(np.moveaxis(image, 0, -1), (*image.shape[1:], 3))
         if self.grey:
             pixels = in_grey(pixels)
@@ -59,7 +69,8 @@ class Bank:
             for x in starts(image.shape[2], self.side)
         ]
         features, _ = extractor(np.stack(crops), lambda number: f"crop {number} of an image")
-        return float(distances(features, self.features).max())
+        score = float(distances(features, self.features).max())
+        return score, score <= self.threshold(len(crops))
 
 
 def distances(features: np.ndarray, bank: np.ndarray) -> np.ndarray:
@@ -87,7 +98,7 @@ def starts(length: int, side: int) -> list[int]:
 def in_grey(pixels: np.ndarray) -> np.ndarray:
     """uint8 of the same shape: the mean of the channels in each of them."""
     mean = np.rint(pixels.mean(-1, keepdims=True, dtype=np.float32)).astype(np.uint8)
-    return np.broadcast_to(mean, pixels.shape)
+    return np.repeat(mean, pixels.shape[-1], axis=-1)
 
 
 def open_bank(path: Path, option: str) -> Bank:
@@ -107,7 +118,8 @@ def open_bank(path: Path, option: str) -> Bank:
             str(facts["extractor"]),
             str(facts["hash"]),
             int(facts["crop_px"]),
-            float(facts["threshold"]),
+            file.held_out,
+            float(facts["quantile"]),
             bool(facts["grey"]),
             None if size is None else float(size),
         )
@@ -159,14 +171,14 @@ def check_images(bank: Bank, path: Path, option: str, size: tuple[int, int], pix
         )
 
 
-def as_file(bank: Bank, held_out: np.ndarray, **facts: object) -> BankFile:
+def as_file(bank: Bank, **facts: object) -> BankFile:
     """What ``open_bank`` reads, with more facts."""
     values = {
         "extractor": bank.extractor,
         "hash": bank.hash,
         "crop_px": bank.side,
-        "threshold": bank.threshold,
+        "quantile": bank.quantile,
         "grey": bank.grey,
         "pixel_size_um": bank.pixel_size_um,
     }
-    return BankFile(bank.features, held_out, {**values, **facts})
+    return BankFile(bank.features, bank.held_out, {**values, **facts})

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.embedding.appearance import NAME as APPEARANCE
-from engine.embedding.extractor import Extractor, extractor_of, function_named, network_in, sha256_of
+from engine.embedding.extractor import CONFIG, Extractor, extractor_of, function_named, network_in, sha256_of
+from engine.storage.settings_file import read_json_object
 
 EMBEDDED, INCEPTION = "embedded", "inception"
 FILES = (".pth", ".pt")  # of Inception weights
@@ -26,9 +27,11 @@ class FeatureExtractor:
 
     Args:
         extractor: What makes them, and knows its name and hash.
+        kind: ``inception`` of FID's Inception, ``clip`` of CLIP and its kin; empty: of others.
     """
 
     extractor: Extractor
+    kind: str = ""
 
     @property
     def name(self) -> str:
@@ -66,14 +69,20 @@ def feature_extractor(text: str, device: str = "cpu", option: str = "features") 
     if text == APPEARANCE:
         return FeatureExtractor(extractor_of(text, device))
     if text.startswith(f"{INCEPTION}:") or path.is_file():
-        return FeatureExtractor(inception(path, device, option))
+        return FeatureExtractor(inception(path, device, option), "inception")
     if path.is_dir():
-        return FeatureExtractor(network_in(path, device, option))
+        return FeatureExtractor(network_in(path, device, option), "clip" if is_clip(path) else "")
     if text == INCEPTION:
         raise ValueError(f"`{option}` {text} names no weights, and none are downloaded; pass {INCEPTION}:FILE.pth")
     if ":" not in text:
         raise ValueError(f"`{option}` {text} is not there; {WAY}")
     return FeatureExtractor(function_named(text, option))
+
+
+def is_clip(folder: Path) -> bool:
+    """Whether a folder of transformers says that its network is CLIP, or of its kin."""
+    config = folder / CONFIG
+    return config.is_file() and "clip" in str(read_json_object(config, str(config)).get("model_type", "")).lower()
 
 
 def embedded(device: str, option: str) -> Extractor:

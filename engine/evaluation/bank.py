@@ -27,8 +27,8 @@ def make_bank(evaluator: Evaluator, path: Path, size: int | None, quantile: floa
 
     Args:
         size: Number of crops in the bank; None: a tenth of those that are not held out.
-        quantile: The threshold, as a quantile of the scores of crops that are held out: of a quarter of the images
-            where there are four, else of a quarter of the crops.
+        quantile: Share of images like these that is to be accepted, by the scores of crops that are held out: of a
+            quarter of the images where there are four, else of a quarter of the crops.
     Raises:
         AgreedError: there are too few crops.
     """
@@ -40,21 +40,22 @@ def make_bank(evaluator: Evaluator, path: Path, size: int | None, quantile: floa
     candidates = part_of(ranks, features, learned)
     chosen = rows(ranks, candidates, coreset(ranks, candidates, count, seed))
     scores = scores_of(ranks, chosen, part_of(ranks, features, held))
-    threshold, pixel_size = float(np.quantile(scores, quantile)), crops.source.pixel_size_um
+    pixel_size = crops.source.pixel_size_um
     bank = Bank(
         features=chosen,
         extractor=findable(settings.features),
         hash=evaluator.extractor.hash,
         side=crops.side,
-        threshold=threshold,
+        held_out=scores,
+        quantile=quantile,
         grey=settings.cropping.grey,
         pixel_size_um=pixel_size and pixel_size * crops.scale,
     )
-    file = as_file(bank, scores, quantile=quantile, seed=seed, reference=crops.facts())
+    file = as_file(bank, seed=seed, reference=crops.facts())
     ranks.on_root(lambda: write_bank(path, file))
     says = f"a coreset of {count} of {len(learned)} crops; scores are those of {len(held)} others"
     return [
-        Measure(GROUP, "threshold", threshold, says=f"quantile {quantile:g} of scores; {says}"),
+        Measure(GROUP, "threshold of one crop", bank.threshold(1), says=f"quantile {quantile:g} of scores; {says}"),
         Measure(GROUP, "score, median", float(np.median(scores)), says=says),
         Measure(GROUP, "crops in the bank", count, says=says),
     ]

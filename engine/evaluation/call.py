@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import AgreedError, Ranks
 from engine.embedding.extractors import feature_extractor
 from engine.evaluation.bank import make_bank
 from engine.evaluation.inputs import open_sets
@@ -38,11 +38,11 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
     """Names of the parts to take. Collective.
 
     Raises:
-        ValueError: a part that is asked for cannot be taken, or none can.
+        AgreedError: a part that is asked for cannot be taken, or none can.
     """
     names = chosen(PARTS, asked, evaluator)
     if not names:
-        raise ValueError("nothing can be measured; pass `real`, images to compare with")
+        raise AgreedError("nothing can be measured; pass `real`, images to compare with")
     return names
 
 

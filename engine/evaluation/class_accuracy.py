@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 
 from engine.distributed.ranks import Ranks
-from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import Crops, share
 from engine.evaluation.inception_score import log_softmax
 from engine.evaluation.measures import Measure, Table
@@ -57,12 +56,12 @@ def class_accuracy(
         ValueError: the generated crops have no classes, or the judge does not know one of them.
     """
     asked, names = ranks.agree(lambda: classes_of(generated))
-    columns = ranks.agree(lambda: columns_of(names, judge, asked))
+    columns = ranks.agree(lambda: columns_of(names, judge))
     made, loss = judged(ranks, generated, asked, columns, judge)
     beside = None
-    if reference is not None and has_classes(reference):
+    if reference is not None and ranks.on_root(lambda: has_classes(reference)):
         known, own_names = ranks.agree(lambda: classes_of(reference))
-        own = ranks.agree(lambda: columns_of(own_names, judge, known))
+        own = ranks.agree(lambda: columns_of(own_names, judge))
         in_ours = np.array([columns.index(own[k]) if own[k] in columns else -1 for k in range(len(own))], np.int64)
         of_ours = in_ours[known]
         part = reference.part(np.flatnonzero(of_ours >= 0))
@@ -151,22 +150,31 @@ def classes_of(crops: Crops) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.array([of_image[int(image)] for image in images], np.int64), source.label_names
 
 
-def columns_of(names: Sequence[str], judge: Judge, asked: np.ndarray) -> list[int]:
+def columns_of(names: Sequence[str], judge: Judge) -> list[int]:
     """The number of each class among the judge's: by name, where it knows names, else the same.
 
+    A name that is the judge's own comes first; else it is that of the one class whose name is in it.
+
     Raises:
-        ValueError: it does not know one that was asked for.
+        ValueError: it does not know one, or two of them are one to it.
     """
     if not judge.labels:
         return list(range(len(names)))
+    own = [label.lower() for label in judge.labels]
     columns = []
     for name in names:
-        near = [
-            k for k, label in enumerate(judge.labels) if label.lower() in name.lower() or name.lower() == label.lower()
-        ]
-        if not near:
-            raise ValueError(f"{judge.name} does not know the class {name}; it knows {', '.join(judge.labels)}")
-        columns.append(near[0])
+        near = [k for k, label in enumerate(own) if label == name.lower()]
+        near = near or [k for k, label in enumerate(own) if label in name.lower()]
+        if len(near) != 1:
+            known = f"it knows {', '.join(judge.labels)}"
+            why = f"does not know the class {name}; {known}" if not near else f"has several names for {name}; {known}"
+            raise ValueError(f"{judge.name} {why}; name folders, or the model's labels, as it does")
+        columns += near
+    if len(set(columns)) < len(columns):
+        twice = [name for name, column in zip(names, columns, strict=True) if columns.count(column) > 1]
+        raise ValueError(
+            f"{judge.name} has one class for {', '.join(twice)}; give images of classes that it knows apart"
+        )
     return columns
 
 
@@ -191,18 +199,6 @@ def expert_judge(path: Path, device: str = "cpu", side: int = SIDE) -> Judge:
             return network(shown).float().cpu().numpy()
 
     return Judge(f"the expert {path}", labels, logits)
-
-
-def extractor_judge(extractor: FeatureExtractor) -> Judge:
-    """An extractor that has logits."""
-
-    def logits(pixels: np.ndarray, named: Callable[[int], str]) -> np.ndarray:
-        made = extractor(pixels, named)[1]
-        if made is None:
-            raise ValueError(f"`features` {extractor.name} has no logits of classes; pass an `expert`")
-        return made
-
-    return Judge(extractor.name, (), logits)
 
 
 def as_the_expert_sees(pixels: np.ndarray, side: int, channels: int) -> torch.Tensor:

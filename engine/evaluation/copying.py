@@ -20,11 +20,13 @@ class Copying:
 
     Args:
         authenticity: Share of the generated that are farther from their nearest training crop than that from its own.
+        of_reference: The same share of the reference.
         generated, reference: float64: the distances of all crops, on every rank.
         numbers: int64: which training crop is nearest to each generated one, on every rank.
     """
 
     authenticity: float
+    of_reference: float
     generated: np.ndarray
     reference: np.ndarray
     numbers: np.ndarray
@@ -46,11 +48,11 @@ def over(a: float, b: float) -> float:
 
 def copying_of(ranks: Ranks, generated: Features, reference: Features, train: Features) -> Copying:
     """Authenticity (Alaa et al. 2022, arXiv:2102.08921) and nearest neighbours. Collective."""
-    made, unseen = (nearest(ranks, features, train, 1) for features in (generated, reference))
+    made, numbers = everywhere(ranks, nearest(ranks, generated, train, 1))
+    unseen, numbers_of_unseen = everywhere(ranks, nearest(ranks, reference, train, 1))
     own = everywhere(ranks, nearest(ranks, train, train, 1, among_themselves=True))[0]
-    distances, numbers = everywhere(ranks, made)
-    authentic = float((distances > own[numbers]).mean())
-    return Copying(authentic, distances, everywhere(ranks, unseen)[0], numbers)
+    authentic, of_reference = (made > own[numbers]).mean(), (unseen > own[numbers_of_unseen]).mean()
+    return Copying(float(authentic), float(of_reference), made, unseen, numbers)
 
 
 def everywhere(ranks: Ranks, near: Nearest) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +87,7 @@ def copying_test(
 def principal(ranks: Ranks, features: Features, components: int) -> tuple[np.ndarray, np.ndarray]:
     """float64 (D, k) principal directions of a set's features, and their mean (D,). Collective."""
     mean, covariance = moments(ranks, features)
-    vectors = np.linalg.eigh(covariance)[1]
+    vectors = ranks.on_root(lambda: np.linalg.eigh(covariance)[1])  # one rank's: signs may differ between machines
     return vectors[:, ::-1][:, : min(components, len(mean), features.count - 1)], mean
 
 

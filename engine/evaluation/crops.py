@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from engine.embedding.bank import UNLIKE, in_grey
 from engine.evaluation.sources import Source
 from engine.planning.geometry import Box
 from engine.storage.slides import resized
 
 SIDE = 256  # px of a crop of large images
-UNLIKE = 0.02  # by which pixel sizes may differ
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Crops:
         places: int64 (n, 3): image, row and column of each crop's corner, px of the source.
         side: Side of a crop, px.
         scale: Pixels of the source per pixel of the crop.
+        grey: Whether colours are replaced by their mean.
     """
 
     source: Source
     places: np.ndarray
     side: int
     scale: float = 1.0
+    grey: bool = False
 
     def __len__(self) -> int:
         return len(self.places)
@@ -45,7 +47,8 @@ class Crops:
 
     def read(self, number: int) -> np.ndarray:
         """uint8 (side, side, 3)."""
-        return resized(self.source.read(int(self.places[number, 0]), self.box(number)), self.side)
+        pixels = resized(self.source.read(int(self.places[number, 0]), self.box(number)), self.side)
+        return in_grey(pixels) if self.grey else pixels
 
     def labels(self, number: int) -> np.ndarray | None:
         """Unsigned (side, side): the label map of a crop; None: there is none."""
@@ -71,7 +74,7 @@ class Crops:
 
     def part(self, numbers: np.ndarray) -> Crops:
         """Some of the crops."""
-        return Crops(self.source, self.places[numbers], self.side, self.scale)
+        return replace(self, places=self.places[numbers])
 
     def facts(self) -> dict[str, Any]:
         """What an evaluation says of them."""
@@ -87,12 +90,17 @@ class Crops:
 
 
 def crops_of(
-    source: Source, side: int | None, count: int | None = None, seed: int = 0, pixel_size_um: float | None = None
+    source: Source,
+    side: int,
+    count: int | None = None,
+    seed: int = 0,
+    pixel_size_um: float | None = None,
+    grey: bool = False,
 ) -> Crops:
     """Crops of a source.
 
     Args:
-        side: px; None: the images whole, which must be squares of one size.
+        side: px.
         count: Number to draw at random, without two at one place; None: all that lie side by side.
         pixel_size_um: What the crops are to have; None: the source's own.
     Raises:
@@ -100,8 +108,6 @@ def crops_of(
     """
     scale = scale_of(source, pixel_size_um)
     sizes = source.sizes
-    if side is None:
-        side = whole_side(source, scale)
     span = round(side * scale)
     small = np.flatnonzero((sizes < span).any(1))
     if len(small):
@@ -110,19 +116,7 @@ def crops_of(
             f"{source.named(int(small[0]))} is {h} x {w} px, smaller than a crop of {span} px; choose a smaller `crop`"
         )
     places = on_grid(sizes, span) if count is None else drawn(sizes, span, count, seed)
-    return Crops(source, places, side, scale)
-
-
-def whole_side(source: Source, scale: float) -> int:
-    """The side of a source's images, which are squares of one size.
-
-    Raises:
-        ValueError: they are not.
-    """
-    sizes = np.unique(source.sizes)
-    if len(sizes) > 1:
-        raise ValueError(f"{source.path} holds images of {sizes[0]} to {sizes[-1]} px a side; pass `crop` PX")
-    return round(int(sizes[0]) / scale)
+    return Crops(source, places, side, scale, grey)
 
 
 def scale_of(source: Source, pixel_size_um: float | None) -> float:
@@ -181,7 +175,7 @@ def check_alike(generated: Crops, reference: Crops) -> None:
         ValueError: one is grey and the other is not, or their magnification differs.
     """
     a, b = generated.source, reference.source
-    if a.channels != b.channels:
+    if a.channels != b.channels and not (generated.grey and reference.grey):
         grey, colored = (a, b) if a.channels == 1 else (b, a)
         raise ValueError(f"{grey.path} is grey and {colored.path} is not; pass `grey` to compare both in grey")
     sizes = [c.source.pixel_size_um and c.source.pixel_size_um * c.scale for c in (generated, reference)]

@@ -12,7 +12,7 @@ MIB = 2**20
 
 
 def memory_of(evaluator: Evaluator, names: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Bytes that a rank holds at most, term by term, beside Python, torch and the extractor's own."""
+    """Bytes that a rank holds, term by term, beside Python, torch, the extractor's own and a picture decoded whole."""
     ranks = evaluator.ranks.size
     widths = {role: evaluator.dimensions(role) for role in evaluator.sets}
     width = max(widths.values())
@@ -21,6 +21,8 @@ def memory_of(evaluator: Evaluator, names: Sequence[str]) -> Iterator[tuple[str,
             yield f"features of {given.name}", -(-given.count // ranks) * widths[role] * 4
     if (reference := evaluator.sets.get("reference")) is not None and reference.count is not None:
         yield "halves of the reference", -(-reference.count // ranks) * width * 4
+    most = max((-(-given.count // ranks) for given in evaluator.sets.values() if given.count is not None), default=0)
+    yield "features about their mean", most * width * 8
     yield "means and covariances", 4 * width * width * 8
     yield "a block of neighbours", BLOCK * (2 * width * 4 + 3 * BLOCK * 8)
     side = max((given.crops.side for given in evaluator.sets.values() if given.crops is not None), default=0)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from engine.distributed.ranks import Ranks
-from engine.embedding.bank import in_grey
+from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import Crops, share
+from engine.evaluation.groups import halved
 from engine.training.ahead import Ahead
-
-
-class Extractor(Protocol):
-    """What makes features and, if it can, class logits of pixels."""
-
-    def __call__(self, pixels: np.ndarray, named: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray | None]: ...
 
 
 @dataclass(frozen=True)
@@ -38,28 +31,15 @@ class Features:
 
 
 def features_of(
-    ranks: Ranks,
-    crops: Crops,
-    extractor: Extractor,
-    batch_size: int,
-    grey: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
+    ranks: Ranks, crops: Crops, extractor: FeatureExtractor, batch_size: int
 ) -> tuple[Features, Features | None]:
-    """Features of crops, and their logits where the extractor has them. Collective.
-
-    Args:
-        grey: Whether colours are replaced by their mean.
-        progress: Called with the number of this rank's crops that are done.
-    """
+    """Features of crops, and their logits where the extractor has them. Collective."""
     own = share(len(crops), ranks.rank, ranks.size)
     batches = list(crops.batches(own, batch_size))
     parts: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     def read(step: int) -> np.ndarray | None:
-        if step >= len(batches):
-            return None
-        pixels = crops.pixels(batches[step])
-        return in_grey(pixels) if grey else pixels
+        return crops.pixels(batches[step]) if step < len(batches) else None
 
     ahead = Ahead(read, 0)
 
@@ -68,7 +48,6 @@ def features_of(
             pixels = ahead.take()
             assert pixels is not None
             parts.append(extractor(pixels, lambda index, batch=batch: crops.named(batch[index])))  # type: ignore[misc]
-            progress(batch.stop - own.start)
 
     try:
         ranks.agree(lambda: extract(1))  # what is wrong with all of them is said before the long part
@@ -129,18 +108,19 @@ def rows(ranks: Ranks, features: Features, numbers: np.ndarray) -> np.ndarray:
 
 def part_of(ranks: Ranks, features: Features, numbers: np.ndarray) -> Features:
     """Some rows as features of their own, dealt to the ranks anew. Collective; all ranks ask for the same."""
-    own, kept = share(len(numbers), ranks.rank, ranks.size), np.zeros((0, features.dimensions), np.float32)
+    own, kept = share(len(numbers), ranks.rank, ranks.size), [np.zeros((0, features.dimensions), np.float32)]
     for first in range(0, len(numbers), BLOCK):
         block = rows(ranks, features, numbers[first : first + BLOCK])
         mine = range(max(own.start - first, 0), min(own.stop - first, len(block)))
-        kept = np.concatenate([kept, block[mine.start : mine.stop]]) if mine else kept
-    return Features(kept, len(numbers))
+        kept += [block[mine.start : mine.stop]] if mine else []
+    return Features(np.concatenate(kept), len(numbers))
 
 
 BLOCK = 2048  # rows that are sent, or multiplied, at once
 
 
-def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of two halves of a set, drawn at random, each in increasing order."""
-    order = np.random.default_rng((seed, 11)).permutation(count)
-    return np.sort(order[: count // 2]), np.sort(order[count // 2 : count // 2 * 2])
+def halves(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of two halves of a set, drawn at random by whole groups, of which each is in one of them; -1: in none."""
+    inside = np.flatnonzero(groups >= 0)
+    one, other = halved(groups[inside], np.random.default_rng((seed, 11)))
+    return inside[one], inside[other]

@@ -64,16 +64,16 @@ class Cropping:
     """How images are cut.
 
     Args:
-        side: px; None: images of sets and folders whole where all are squares of one size, else 256 px.
-        count: Crops to draw at random of every set; None: all that lie side by side.
-        pixel_size_um: What crops are resampled to; None: they are as they are.
+        crop: Side, px; None: images of sets and folders whole where all are squares of one size, else 256 px.
+        crops: Number to draw at random of every set; None: all that lie side by side.
+        pixel_size: Micrometres, what crops are resampled to; None: they are as they are.
         grey: Whether colours are replaced by their mean.
     """
 
-    side: int | None = None
-    count: int | None = None
+    crop: int | None = None
+    crops: int | None = None
     seed: int = 0
-    pixel_size_um: float | None = None
+    pixel_size: float | None = None
     grey: bool = False
 
 
@@ -84,12 +84,12 @@ def open_sets(paths: dict[str, Path], cropping: Cropping) -> dict[str, Given]:
         ValueError: one cannot be read, or they are not of one kind.
     """
     sources = {role: source_of(path, OPTIONS[role]) for role, path in paths.items() if is_images(path)}
-    side = cropping.side or common_side(list(sources.values()), cropping.pixel_size_um)
+    side = cropping.crop or common_side(list(sources.values()), cropping.pixel_size)
     sets = {}
     for role, path in paths.items():
         if role in sources:
             source = sources[role]
-            crops = crops_of(source, side, cropping.count, cropping.seed, cropping.pixel_size_um)
+            crops = crops_of(source, side, cropping.crops, cropping.seed, cropping.pixel_size, cropping.grey)
             sets[role] = Given(role, path, crops)
         elif path.suffix == STATISTICS:
             check_there(path, role)
@@ -97,14 +97,10 @@ def open_sets(paths: dict[str, Path], cropping: Cropping) -> dict[str, Given]:
         else:
             check_there(split_dataset(path)[0], role)
             sets[role] = Given(role, path, rows=len(Given(role, path).read_features()))
-    for role, other in sets.items():
-        if (
-            other.crops is not None
-            and role != "generated"
-            and sets["generated"].crops is not None
-            and not cropping.grey
-        ):
-            check_alike(sets["generated"].crops, other.crops)
+    made = sets["generated"].crops
+    for other in sets.values():
+        if other.crops is not None and other.crops is not made and made is not None:
+            check_alike(made, other.crops)
     return sets
 
 

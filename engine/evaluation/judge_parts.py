@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.evaluation.class_accuracy import class_accuracy, expert_judge, extractor_judge, has_classes
+from engine.evaluation.class_accuracy import class_accuracy, expert_judge, has_classes
 from engine.evaluation.diversity import diversity
 from engine.evaluation.embedding_similarity import embedding_similarity
 from engine.evaluation.inception_score import inception_score
@@ -44,16 +44,13 @@ def lacks_classes(evaluator: Evaluator) -> str:
         return why
     if not evaluator.ranks.on_root(lambda: has_classes(evaluator.crops("generated"))):
         return f"it takes images of known classes and {evaluator.sets['generated'].path} has none"
-    if evaluator.settings.expert is None and not evaluator.has_logits():
-        return "it takes a judge of classes; pass `expert` DIR, or `features` of a network that has classes"
-    return ""
+    return "" if evaluator.settings.expert else "it takes a judge; pass `expert` DIR, of engine.train expert"
 
 
 def classes(evaluator: Evaluator) -> Sequence[Result]:
     expert, ranks = evaluator.settings.expert, evaluator.ranks
-    judge = ranks.agree(
-        lambda: extractor_judge(evaluator.extractor) if expert is None else expert_judge(expert, device(evaluator))
-    )
+    assert expert is not None
+    judge = ranks.agree(lambda: expert_judge(expert, device(evaluator)))
     given = evaluator.sets.get("reference")
     measures, tables = class_accuracy(ranks, evaluator.crops("generated"), given.crops if given else None, judge)
     return [*measures, *tables]
@@ -75,7 +72,7 @@ def variety(evaluator: Evaluator) -> Sequence[Result]:
 
 def labels(evaluator: Evaluator) -> Sequence[Result]:
     seed, ignored = evaluator.settings.cropping.seed, evaluator.settings.ignored
-    ignore = NULL if ignored is None else (ignored,)
+    ignore = NULL if ignored is None else (*NULL, ignored)
     made, known = evaluator.crops("generated"), evaluator.crops("reference")
     measures, tables = label_judge(evaluator.ranks, made, known, evaluator.extractor, seed=seed, ignore=ignore)
     return [*measures, *tables]
@@ -123,7 +120,7 @@ def lacks_embeddings(evaluator: Evaluator) -> str:
         return why
     source = evaluator.crops("generated").source
     assert isinstance(source, OutputSource)
-    if not source.output.provenance["job"].get("embeddings"):
+    if not evaluator.ranks.on_root(lambda: source.output.provenance["job"].get("embeddings")):
         return f"it takes images made from embeddings and {source.path} is not"
     return ""
 

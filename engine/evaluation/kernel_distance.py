@@ -12,24 +12,30 @@ SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
 
 def kernel_distance(
     ranks: Ranks, a: Features, b: Features, subsets: int = SUBSETS, size: int = SUBSET_SIZE
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Mean and spread over subsets, drawn as torch-fidelity draws them; the ranks share the subsets. Collective.
 
     Args:
         size: Rows of a subset; where a set has fewer, as many as the smaller one has.
+    Returns:
+        The spread is None where all rows of both sets are one subset.
     """
     size = min(size, a.count, b.count)
     if size == a.count == b.count:  # all subsets are the sets themselves
         subsets = 1
     rng = np.random.RandomState(SEED)
     values = np.zeros(subsets)
-    for subset in range(subsets):
-        numbers = [rng.choice(features.count, size, replace=False) for features in (a, b)]
-        x, y = (rows(ranks, features, chosen) for features, chosen in zip((a, b), numbers, strict=True))
-        if subset % ranks.size == ranks.rank:
+    for first in range(0, subsets, ranks.size):
+        own = None
+        for subset in range(first, min(first + ranks.size, subsets)):
+            numbers = [rng.choice(features.count, size, replace=False) for features in (a, b)]
+            drawn = [rows(ranks, features, chosen) for features, chosen in zip((a, b), numbers, strict=True)]
+            own = (subset, drawn) if subset - first == ranks.rank else own
+        if own is not None:  # each rank has one subset of a round
+            subset, (x, y) = own
             values[subset] = discrepancy(x.astype(np.float64), y.astype(np.float64))
     ranks.allreduce_array(values)
-    return float(values.mean()), float(values.std())
+    return float(values.mean()), float(values.std()) if subsets > 1 else None
 
 
 def discrepancy(x: np.ndarray, y: np.ndarray) -> float:

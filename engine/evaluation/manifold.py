@@ -47,7 +47,7 @@ def manifold_of(
             (made.within[:, 0] > 0).sum(),
             (asked.within[:, 0] > 0).sum(),
             made.within[:, 1].sum() / density_k,
-            (asked.distances[:, 0] <= of_reference[:, 1]).sum(),
+            (asked.distances[:, 0] < of_reference[:, 1]).sum(),
         ],
         np.float64,
     )
@@ -60,15 +60,3 @@ def balls(ranks: Ranks, features: Features, ks: tuple[int, ...]) -> np.ndarray:
     """float64 (own, len(ks)): distance of each of this rank's points to its k-th neighbour. Collective."""
     near = nearest(ranks, features, features, max(ks), among_themselves=True)
     return near.distances[:, [k - 1 for k in ks]]
-
-
-def check_counts(generated: int, reference: int) -> None:
-    """Refuse sets of fewer crops than neighbours.
-
-    Raises:
-        ValueError: saying how many there must be.
-    """
-    least = max(RECALL_K, DENSITY_K) + 1
-    for count, name in ((generated, "generated"), (reference, "the reference")):
-        if count < least:
-            raise ValueError(f"{name} has {count} crops and precision and coverage take {least} or more; give more")

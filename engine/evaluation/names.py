@@ -11,7 +11,7 @@ METRICS = {
     "areas": "areas, intensities and densities by label, through dask (outputs of ours)",
     "two-sample": "can a small network tell the two sets apart? (a minute)",
     "inception-score": "Inception Score (takes features with class logits)",
-    "classes": "do judges see the classes that were asked for? (takes --expert, or features with logits)",
+    "classes": "do judges see the classes that were asked for? (takes --expert)",
     "labels": "do judges see the labels that were asked for? (takes label maps)",
     "nuclei": "areas, colours and contrast of nuclei (takes instance maps)",
     "embeddings": "cosines of embeddings asked for and made (outputs made from embeddings; takes their --features)",

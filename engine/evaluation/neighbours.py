@@ -11,6 +11,10 @@ from engine.distributed.ranks import Ranks
 from engine.evaluation.crops import share
 from engine.evaluation.gathered import BLOCK, Features
 
+ROUNDING = 1e-5  # of the squared lengths, within which products in float32 do not tell
+PAIRS = 2**14  # that are taken anew at once
+SPARE = 4  # candidates beyond k, for products in float32 may order them otherwise
+
 
 @dataclass(frozen=True)
 class Nearest:
@@ -55,14 +59,34 @@ def nearest(
         squares = (block.astype(np.float64) ** 2).sum(1)
         for first in range(0, count, BLOCK):
             part = slice(first, min(first + BLOCK, count))
-            squared = lengths[part, None] + squares - 2.0 * (centred[part] @ block.T)
+            squared = np.maximum(lengths[part, None] + squares - 2.0 * (centred[part] @ block.T), 0)
             if among_themselves:
                 same = np.arange(own.start + part.start, own.start + part.stop)[:, None] == numbers
                 squared[same] = np.inf
             for kind in range(kinds):
-                best.within[part, kind] += (squared <= balls[:, kind] ** 2).sum(1)
+                best.within[part, kind] += inside(squared, balls[:, kind], centred[part], block).sum(1)
             merge(best, part, centred[part], block, numbers, squared, k)
     return best
+
+
+def inside(squared: np.ndarray, radii: np.ndarray, queries: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """bool (n, m): which queries lie within which balls, taken anew in float64 where float32 cannot tell.
+
+    Args:
+        squared: (n, m) squared distances.
+    """
+    within = squared < radii**2
+    scale = (queries**2).sum(1)[:, None] + (block**2).sum(1)
+    rows, columns = np.nonzero(np.abs(squared - radii**2) < ROUNDING * scale)
+    for first in range(0, len(rows), PAIRS):
+        some = rows[first : first + PAIRS], columns[first : first + PAIRS]
+        within[some] = apart(queries[some[0]], block[some[1]]) < radii[some[1]]
+    return within
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 (n,): distances of rows to rows, to the last digit the same wherever they are taken."""
+    return np.sqrt(((a.astype(np.float64) - b) ** 2).sum(1))
 
 
 def merge(
@@ -75,11 +99,9 @@ def merge(
     k: int,
 ) -> None:
     """Take the points of a block into the k nearest of some queries, in place."""
-    some = min(k, len(block))
+    some = min(k + SPARE, len(block))
     chosen = np.argpartition(squared, some - 1, axis=1)[:, :some]
-    exact = np.stack(
-        [np.sqrt(((queries - block[chosen[:, i]]).astype(np.float64) ** 2).sum(1)) for i in range(some)], 1
-    )
+    exact = np.stack([apart(queries, block[chosen[:, i]]) for i in range(some)], 1)
     exact[~np.isfinite(np.take_along_axis(squared, chosen, 1))] = np.inf
     distances = np.concatenate([best.distances[part], exact], 1)
     together = np.concatenate([best.numbers[part], numbers[chosen]], 1)

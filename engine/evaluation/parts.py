@@ -14,9 +14,10 @@ from engine.evaluation.copying import CELLS, LEAST_IN_CELL, Copying, copying_of,
 from engine.evaluation.downstream import downstream, lacks_downstream
 from engine.evaluation.frechet import Statistics, check_rank, frechet_distance, statistics_of
 from engine.evaluation.gathered import Features, halves, part_of
+from engine.evaluation.groups import groups_of
 from engine.evaluation.judge_parts import JUDGE_PARTS
 from engine.evaluation.kernel_distance import kernel_distance
-from engine.evaluation.manifold import Manifold, check_counts, manifold_of
+from engine.evaluation.manifold import DENSITY_K, RECALL_K, Manifold, manifold_of
 from engine.evaluation.measures import Measure, Neighbour
 from engine.evaluation.names import METRICS
 from engine.evaluation.needs import needs, needs_images, reason, unlike
@@ -49,7 +50,7 @@ def frechet(evaluator: Evaluator) -> Sequence[Result]:
     value = ranks.on_root(lambda: frechet_distance(of_sets[0], of_sets[1]))
     between = None
     given = evaluator.sets["reference"]
-    if given.statistics is None and (few or evaluator.count("reference") // 2 > of_sets[1].dimensions):
+    if given.statistics is None and fewest_of_a_half(evaluator) > (1 if few else of_sets[1].dimensions):
         a, b = (statistics_of(ranks, part) for part in reference_halves(evaluator))
         between = ranks.on_root(lambda: frechet_distance(a, b))
     counts = " against ".join(str(s.count) if s.count else "given statistics" for s in of_sets)
@@ -65,18 +66,31 @@ def of_role(evaluator: Evaluator, role: str) -> Statistics:
 
 def frechet_name(evaluator: Evaluator) -> str:
     """What the field calls the distance of such features on such crops."""
-    name = evaluator.extractor.name.lower()
     crops = evaluator.sets["generated"].crops
-    cut = crops is not None and bool((crops.source.sizes > crops.span).any())
-    kind = "FID" if "inception" in name else "CLIP FID" if "clip" in name else "Frechet distance"
+    if crops is None:
+        return "Frechet distance"
+    cut = bool((crops.source.sizes > crops.span).any())
+    kind = {"inception": "FID", "clip": "CLIP FID"}.get(evaluator.extractor.kind, "Frechet distance")
     return f"Crop {kind}" if cut and kind == "FID" else kind
 
 
 def reference_halves(evaluator: Evaluator) -> tuple[Features, Features]:
-    """Two halves of the reference's features, drawn at random. Collective."""
+    """Two halves of the reference's features, drawn at random; of images no crops of one are in both. Collective."""
     features, ranks = evaluator.features("reference"), evaluator.ranks
-    a, b = halves(features.count, evaluator.settings.cropping.seed)
+    a, b = halves_of_reference(evaluator)
     return part_of(ranks, features, a), part_of(ranks, features, b)
+
+
+def halves_of_reference(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of their crops."""
+    crops = evaluator.sets["reference"].crops
+    groups = np.arange(evaluator.count("reference")) if crops is None else groups_of(crops)
+    return halves(groups, evaluator.settings.cropping.seed)
+
+
+def fewest_of_a_half(evaluator: Evaluator) -> int:
+    """Number of crops in the smaller half of the reference."""
+    return min(map(len, halves_of_reference(evaluator)))
 
 
 def kernel(evaluator: Evaluator) -> Sequence[Result]:
@@ -89,10 +103,14 @@ def kernel(evaluator: Evaluator) -> Sequence[Result]:
 
 
 def lacks_kernel(evaluator: Evaluator) -> str:
-    if why := needs("generated", "reference")(evaluator):
-        return why
-    fewest = min(evaluator.count("generated"), evaluator.count("reference") // 2)
-    return f"{fewest} crops, or half as many of the reference, are too few; give 20" if fewest < LEAST_OF_KERNEL else ""
+    return needs("generated", "reference")(evaluator) or too_few(evaluator, LEAST_OF_KERNEL)
+
+
+def too_few(evaluator: Evaluator, least: int) -> str:
+    """That there are fewer crops than so many generated, or in a half of the reference."""
+    counts = {"generated": evaluator.count("generated"), "half of the reference": fewest_of_a_half(evaluator)}
+    few = next((name for name, count in counts.items() if count < least), None)
+    return f"{few} has {counts[few]} crops and it takes {least}; give more images, or a smaller `crop`" if few else ""
 
 
 # -- precision and recall --
@@ -117,9 +135,7 @@ def measure_of(name: str, made: Manifold, own: Manifold, says: str) -> Measure:
 
 
 def lacks_manifolds(evaluator: Evaluator) -> str:
-    if why := needs("generated", "reference")(evaluator):
-        return why
-    return reason(lambda: check_counts(evaluator.count("generated"), evaluator.count("reference") // 2))
+    return needs("generated", "reference")(evaluator) or too_few(evaluator, max(RECALL_K, DENSITY_K) + 1)
 
 
 # -- copies --
@@ -130,11 +146,10 @@ def copies(evaluator: Evaluator) -> Sequence[Result]:
     ranks = evaluator.ranks
     made, unseen, train = (evaluator.features(role) for role in ("generated", "reference", "train"))
     copying = copying_of(ranks, made, unseen, train)
-    of_unseen = copying_of(ranks, unseen, made, train).authenticity
     group = "copies of the training set"
     results: list[Result] = [
         Measure(
-            group, "authenticity", 100 * copying.authenticity, "higher", 100 * of_unseen, unit="%",
+            group, "authenticity", 100 * copying.authenticity, "higher", 100 * copying.of_reference, unit="%",
             says="share farther from their nearest training crop than that is from its own; beside it, the reference",
         ),
         Measure(
@@ -152,11 +167,12 @@ def copies(evaluator: Evaluator) -> Sequence[Result]:
 
 def copying_tests(evaluator: Evaluator, group: str) -> list[Result]:
     """C_T, if it can be taken. Collective."""
-    if find_spec("sklearn") is None:
+    ranks = evaluator.ranks
+    if not ranks.on_root(lambda: find_spec("sklearn") is not None):
         evaluator.leave_out("C_T", "it takes scikit-learn; pip install scikit-learn")
         return []
     made, unseen, train = (evaluator.features(role) for role in ("generated", "reference", "train"))
-    if train.count < CELLS or np.isnan(value := copying_test(evaluator.ranks, made, unseen, train)):
+    if train.count < CELLS or np.isnan(value := copying_test(ranks, made, unseen, train)):
         evaluator.leave_out("C_T", f"no cell has more than {LEAST_IN_CELL} generated crops; give more")
         return []
     says = "z score, below 0 where generated crops are nearer to the training set than the reference; 0 is good"
@@ -209,4 +225,4 @@ PARTS = {
         lambda e: needs_images("generated", "reference")(e) or lacks_downstream(e), downstream, long=True
     ),
 }
-assert list(PARTS) == list(METRICS)
+assert list(PARTS) == list(METRICS), "names.py lists the metrics in the order of PARTS"

@@ -71,7 +71,7 @@ def realism_measures(
     ranks.agree(lambda: check(generated, reference, pitch))
     subjects = subjects_of(ranks, generated, reference, draws, seed)
     made, kept = facts_of_both(ranks, generated, reference, subjects, pitch, seed)
-    measures = [pitch_measure(made, kept, pitch)]
+    measures = [pitch_measure(made, kept, pitch)] if pitch > 1 else []  # of pixels themselves there is no lattice
     for subject in subjects:
         measures += density_measures(subject, made, kept) + spectrum_measures(subject, made, kept)
     measures += patch_measures(ranks, subjects, made, kept, level_sides(generated.side))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engine import __version__
 from engine.distributed.ranks import AgreedError, Ranks
@@ -14,6 +15,7 @@ from engine.evaluation.crops import Crops
 from engine.evaluation.gathered import Features, features_of, shared
 from engine.evaluation.inputs import Cropping, Given
 from engine.evaluation.measures import Evaluation, Measure, Neighbour, Table
+from engine.messages import did_you_mean, shortened
 
 Result = Measure | Table | Neighbour
 Tell = Callable[[str], None]
@@ -98,6 +100,15 @@ class Evaluator:
             self.trial = self.ranks.on_root(one)
         return self.trial
 
+    def features_facts(self) -> dict[str, Any]:
+        """What an evaluation says of the features that it made, or was given; empty: none."""
+        if not self.made:
+            return {}
+        features, _ = next(iter(self.made.values()))
+        given = any(self.sets[role].crops is None for role in self.made)
+        names = {"name": "given"} if given else {"name": self.extractor.name, "hash": self.extractor.hash}
+        return {**names, "dimensions": features.dimensions}
+
     def features(self, role: str) -> Features:
         """Collective, at the first call."""
         return self._of(role)[0]
@@ -114,8 +125,8 @@ class Evaluator:
                 self.made[role] = self.ranks.agree(lambda: shared(rows, self.ranks, str(given.path))), None
             else:
                 self.tell(f"features of {given.name}: {len(given.crops)} crops of {given.crops.side} px")
-                grey, size = self.settings.cropping.grey, self.settings.batch_size
-                self.made[role] = features_of(self.ranks, given.crops, self.extractor, size, grey)
+                size = self.settings.batch_size
+                self.made[role] = features_of(self.ranks, given.crops, self.extractor, size)
         return self.made[role]
 
 
@@ -124,7 +135,7 @@ class Part:
     """Some measures that belong together.
 
     Args:
-        lacks: Function that says why they cannot be taken of these sets; empty: they can.
+        lacks: Function that says why they cannot be taken of these sets; empty: they can. Collective.
         take: Function that takes them. Collective.
         long: Whether they take minutes, and must be asked for.
     """
@@ -135,23 +146,38 @@ class Part:
 
 
 def chosen(parts: dict[str, Part], asked: Sequence[str] | None, evaluator: Evaluator) -> list[str]:
-    """Names of the parts to take: those that are asked for, else all that can be done and are not long.
+    """Names of the parts to take: those that are asked for, else all that can be done and are not long. Collective.
 
     Raises:
-        ValueError: one that is asked for cannot be taken.
+        AgreedError: one that is asked for is not known, or cannot be taken.
     """
+    unknown = next((name for name in asked or () if name not in (*parts, "all")), None)
+    if unknown is not None:
+        near = did_you_mean(unknown, parts)
+        raise AgreedError(f"`metrics` {shortened(unknown)} is not known; {near or 'known: ' + ', '.join(parts)}")
     everything = asked is None or "all" in asked
-    wanted = [name for name in parts if (not parts[name].long or asked if everything else name in (asked or ()))]
+    if everything:
+        wanted = [name for name in parts if asked or not parts[name].long]
+    else:
+        wanted = [name for name in parts if name in (asked or ())]
     names = []
     for name in wanted:
-        why = parts[name].lacks(evaluator)
+        why = why_not(parts[name], evaluator)
         if why and not everything:
-            raise ValueError(f"`metrics` {name}: {why}")
+            raise AgreedError(f"`metrics` {name}: {why}")
         if why:
             evaluator.leave_out(name, why)
         else:
             names.append(name)
     return names
+
+
+def why_not(part: Part, evaluator: Evaluator) -> str:
+    """Why a part cannot be taken; empty: it can. Collective."""
+    try:
+        return part.lacks(evaluator)
+    except AgreedError as problem:
+        return str(problem)
 
 
 def evaluate(
@@ -177,14 +203,12 @@ def evaluate(
     if not results:
         raise AgreedError("nothing could be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
     settings, sets = evaluator.settings, evaluator.sets
-    made = next(iter(evaluator.made.values()), None)
-    extractor = evaluator.extractor
     options = asdict(settings.cropping) | {"few": settings.few, "seed": settings.cropping.seed, "metrics": list(names)}
     return Evaluation(
         generated=sets["generated"].facts(),
         reference=sets["reference"].facts() if "reference" in sets else {},
         train=sets["train"].facts() if "train" in sets else {},
-        features={"name": extractor.name, "hash": extractor.hash, "dimensions": made[0].dimensions} if made else {},
+        features=evaluator.features_facts(),
         options=options,
         measures=tuple(result for result in results if isinstance(result, Measure)),
         tables=tuple(result for result in results if isinstance(result, Table)),

@@ -137,7 +137,7 @@ class SlideSource:
 
     def labels(self, image: int, box: Box) -> np.ndarray | None:
         mask = mask_of(self.path)
-        return opened_map(mask)[box.y0 : box.y1, box.x0 : box.x1] if mask.exists() else None
+        return part_of_map(mask, self.slide.size, box) if mask.exists() else None
 
     def named(self, image: int) -> str:
         return str(self.path)
@@ -163,7 +163,8 @@ class FolderSource:
 
     def labels(self, image: int, box: Box) -> np.ndarray | None:
         mask = mask_of(self.path / self.names[image])
-        return opened_map(mask)[box.y0 : box.y1, box.x0 : box.x1] if mask.exists() else None
+        h, w = map(int, self.sizes[image])
+        return part_of_map(mask, (h, w), box) if mask.exists() else None
 
     def named(self, image: int) -> str:
         return self.names[image]
@@ -238,6 +239,20 @@ def size_and_channels(path: Path) -> tuple[tuple[int, int], int]:
 @lru_cache(maxsize=2)
 def opened_picture(path: Path) -> Slide:
     return open_slide(path, "the image")
+
+
+def part_of_map(path: Path, size: tuple[int, int], box: Box) -> np.ndarray:
+    """A box of the label map of an image.
+
+    Raises:
+        ValueError: it has another size than the image, px.
+    """
+    labels = opened_map(path)
+    if labels.shape != size:
+        raise ValueError(
+            f"{path} has shape {labels.shape} but its image is {size[0]} x {size[1]} px; give a label map of that size"
+        )
+    return labels[box.y0 : box.y1, box.x0 : box.x1]
 
 
 @lru_cache(maxsize=2)

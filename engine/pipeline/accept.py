@@ -79,11 +79,11 @@ def like_bank(path: Path, device: str) -> Accept:
     bank = open_bank(path, OPTION)
     extractor = extractor_of_bank(bank, path, OPTION, device)
 
-    def near(image: np.ndarray, label: int) -> Verdict:
-        score = bank.score(image, extractor)
-        return Verdict(score <= bank.threshold, score)
+    def judged(image: np.ndarray, label: int) -> Verdict:
+        score, near = bank.judge(image, extractor)
+        return Verdict(near, score)
 
-    return near
+    return judged
 
 
 def rule_hash(rule: str | None) -> dict[str, str]:

@@ -3,7 +3,7 @@
     /features       float32 (K, D): the coreset
     /held_out       float64 (n,): scores of crops that the bank was not made of
 
-Its attribute "slidefield_bank" is a JSON object: the extractor's name and hash, the crops' side, the threshold.
+Its attribute "slidefield_bank" is a JSON object: the extractor's name and hash, the crops' side, the quantile.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ def read_bank(path: Path, option: str) -> BankFile:
         assert bank.features.size, "features"
         assert bank.features.dtype == np.float32, "features"
         assert np.isfinite(bank.features).all(), "features are not finite"
+        assert bank.held_out.ndim == 1, "held_out"
+        assert bank.held_out.size, "held_out"
+        assert np.isfinite(bank.held_out).all(), "held_out is not finite"
     except (OSError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         why = reason(error)
         raise ValueError(f"{option} {path} is no bank ({why}); make one with engine.evaluate REAL --bank") from None
