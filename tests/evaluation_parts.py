@@ -26,7 +26,9 @@ from engine.evaluation.sources import OutputSource, source_of
 
 
 def crops(path: str, side: int | None = None) -> Crops:
-    return crops_of(source_of(Path(path), "folder"), side)
+    """Crops of a folder or an output; without a side its images, whole."""
+    source = source_of(Path(path), "the set")
+    return crops_of(source, side or int(source.sizes[0, 0]))
 
 
 def score(ranks: Ranks, logits: str) -> list[Any]:

@@ -152,17 +152,22 @@ def copies(evaluator: Evaluator) -> Sequence[Result]:
             group, "authenticity", 100 * copying.authenticity, "higher", 100 * copying.of_reference, unit="%",
             says="share farther from their nearest training crop than that is from its own; beside it, the reference",
         ),
-        Measure(
-            group, "distance to the nearest training crop, median", copying.median_ratio, "one", 1.0,
-            says="over that of the reference: below 1, generated crops are nearer to the training set than unseen ones",
-        ),
-        Measure(
-            group, "distance to the nearest training crop, 1st percentile", copying.ratio, "one", 1.0,
-            says="over that of the reference: copies show here first",
-        ),
     ]  # fmt: skip
-    results += copying_tests(evaluator, group)
+    results += nearness(evaluator, copying, group) + copying_tests(evaluator, group)
     return results + nearest_pictures(evaluator, copying, "train")
+
+
+def nearness(evaluator: Evaluator, copying: Copying, group: str) -> list[Result]:
+    """Distances to the nearest training crops over those of the reference, if it is not of training images itself."""
+    if np.isnan(copying.median_ratio) or np.isnan(copying.ratio):
+        evaluator.leave_out("distances to the training set", "the reference holds images of it; pass others as `real`")
+        return []
+    name = "distance to the nearest training crop"
+    says = "over that of the reference: below 1, generated crops are nearer to the training set than unseen ones"
+    return [
+        Measure(group, f"{name}, median", copying.median_ratio, "one", 1.0, says=says),
+        Measure(group, f"{name}, 1st percentile", copying.ratio, "one", 1.0, says=f"{says}; copies show here first"),
+    ]
 
 
 def copying_tests(evaluator: Evaluator, group: str) -> list[Result]:
