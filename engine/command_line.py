@@ -101,7 +101,7 @@ def imported(text: str, option: str, wanted: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))  # where python -m looks, and a console script does not
     try:
         function = getattr(import_module(module), name)
-    except Exception as error:  # somebody else's code
+    except (Exception, SystemExit) as error:  # somebody else's code
         why = f"{type(error).__name__}: {error}"
         way = "put the module here or on PYTHONPATH"
         raise ValueError(f"`{option}` {text} cannot be imported ({why}); {way}") from None

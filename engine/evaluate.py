@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     features("--batch-size", type=positive(int), default=32, metavar="N", help=text)
     features("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks run (default: auto)")
     text = "number of CPU threads a rank (default: 1)"
-    features("--threads", type=int, choices=range(1, 1025), default=1, metavar="N", help=text)
+    features("--threads", type=threads, default=1, metavar="N", help=text)
     judges = top.add_argument_group("judges").add_argument
     text = "classes: an expert of engine.train expert"
     judges("--expert", type=Path, metavar="DIR", help=text)
@@ -122,6 +122,13 @@ def share_of_all(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
 
 
+def threads(text: str) -> int:
+    try:
+        return whole(1, 1024).read(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
+
+
 def seed(text: str) -> int:
     try:
         return whole(0, 2**32 - 1).read(text)
@@ -142,8 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(ranks: Ranks, arguments: list[str]) -> int:
     """One evaluation; the exit status. Collective."""
     args = ranks.agree(lambda: parser().parse_args(arguments))
-    ranks.on_root(lambda: check_place("json", args.json, args.overwrite))
-    ranks.on_root(lambda: check_place("statistics", args.statistics, args.overwrite))
+    ranks.on_root(lambda: check_places(args))
     ranks.on_root(lambda: check_bank(args))
 
     import torch
@@ -183,18 +189,57 @@ def names_of(evaluator: Evaluator, args: argparse.Namespace) -> list[str]:
     return parts_of(evaluator, args.metrics)
 
 
-def check_place(option: str, path: Path | None, overwrite: bool) -> None:
-    """Refuse a file that is there, or a folder that is not.
+def check_places(args: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, or must not be: what is there is replaced if it is of the same kind.
+
+    Raises:
+        ValueError: naming one.
+    """
+    from engine.evaluation.frechet import read_statistics
+    from engine.evaluation.measures import read_evaluation
+
+    places = {"json": args.json, "statistics": args.statistics, "bank": args.bank}
+    for name, path in places.items():
+        if path is None:
+            continue
+        check_place(name, path, args.overwrite)
+        check_apart(name, path, [args.generated, args.real, args.train])
+        other = next((n for n, p in places.items() if n != name and p is not None and same(p, path)), None)
+        if other is not None:
+            raise ValueError(f"`{name}` and `{other}` are both {path}; name two files")
+        if path.exists() and name != "bank":  # banks have a check of their own
+            (read_evaluation if name == "json" else read_statistics)(path)
+
+
+def check_place(option: str, path: Path, overwrite: bool) -> None:
+    """Refuse what is no file, a file that is there, or a folder that is not.
 
     Raises:
         ValueError: naming it.
     """
-    if path is None:
-        return
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ValueError(f"{path} is there already; choose another `{option}`, or pass `overwrite`")
+    from engine.storage.settings_file import check_regular
+
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder; make it, or choose another `{option}`")
+    if path.exists() or path.is_symlink():
+        check_regular(path, f"`{option}` {path}")
+        if not overwrite:
+            raise ValueError(f"{path} is there already; choose another `{option}`, or pass `overwrite`")
+
+
+def check_apart(option: str, path: Path, inputs: Sequence[Path | None]) -> None:
+    """Refuse a file that is, or lies in, what is evaluated.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for given in inputs:
+        if given is not None and (same(given, path) or given.resolve() in path.resolve().parents):
+            raise ValueError(f"`{option}` {path} is, or lies in, {given}, which is evaluated; choose another")
+
+
+def same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()
 
 
 def check_bank(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import types
@@ -20,7 +21,7 @@ from PIL import Image
 import engine
 from engine.distributed.launch import ranks_of
 from engine.evaluation.copying import copying_of, copying_test, mann_whitney_z
-from engine.evaluation.crops import crops_of
+from engine.evaluation.crops import crops_of, drawn
 from engine.evaluation.frechet import Statistics, frechet_distance, statistics_of
 from engine.evaluation.gathered import Features, shared
 from engine.evaluation.kernel_distance import kernel_distance
@@ -365,3 +366,79 @@ def test_a_label_map_of_another_size_is_refused(folders: dict[str, Path], tmp_pa
     done = evaluate(2, some, "--real", some, "--metrics", "realism", "--crop", 64)
     assert done.returncode == 1
     assert "0003_mask.png has shape (32, 32) but its image is 64 x 64 px" in done.stderr
+
+
+def widths(pixels: np.ndarray) -> np.ndarray:
+    """Features of another number in every second batch."""
+    return moments(pixels)[:, : 4 + len(pixels) % 2]
+
+
+def refused(*arguments: object) -> str:
+    """The one line that an evaluation on two ranks is refused with."""
+    done = launch(2, *arguments, module="engine.evaluate")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 1, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return errors[0]
+
+
+def test_results_do_not_replace_what_is_no_result(folders: dict[str, Path], tmp_path: Path) -> None:
+    sets = (folders["made"], "--real", folders["real"], "--features", FUNCTION, "--overwrite")
+    pipe, mine, both = tmp_path / "pipe", tmp_path / "mine.json", tmp_path / "both.json"
+    os.mkfifo(pipe)
+    mine.write_text('{"a": 1}')
+    picture = next(folders["real"].glob("*.png"))
+    before = picture.read_bytes()
+    assert "pipe" in refused(*sets, "--json", pipe)
+    assert "is no evaluation" in refused(*sets, "--json", mine)
+    assert "which is evaluated" in refused(*sets, "--json", picture)
+    assert "are both" in refused(*sets, "--json", both, "--statistics", both)
+    assert mine.read_text() == '{"a": 1}'
+    assert picture.read_bytes() == before
+    assert not both.exists()
+    assert refused(folders["made"], "--real", folders["real"], "--dry-run", "--json", tmp_path / "no" / "x.json")
+    planned = (folders["made"], "--features", FUNCTION, "--dry-run", "--statistics", tmp_path / "dry.npz")
+    assert launch(1, *planned, module="engine.evaluate").returncode == 0
+    assert not (tmp_path / "dry.npz").exists()
+
+
+def test_statistics_that_are_of_no_set_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 6))
+    covariance = np.cov(x, rowvar=False)
+    skewed = covariance + np.triu(np.ones((6, 6)), 1)
+    for name, sigma, said in (("skewed", skewed, "symmetric"), ("negative", -covariance, "below 0")):
+        np.savez(tmp_path / f"{name}.npz", mu=x.mean(0), sigma=sigma)
+        assert said in refused(folders["made"], "--real", tmp_path / f"{name}.npz", "--features", FUNCTION)
+    whole = (tmp_path / "skewed.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    assert "is no .npz file" in refused(folders["made"], "--real", tmp_path / "cut.npz", "--features", FUNCTION)
+    one = pictures(tmp_path / "one", 1)
+    assert "two crops" in refused(one, "--features", FUNCTION, "--statistics", tmp_path / "one.npz")
+
+
+def test_an_extractor_gives_all_crops_as_many_features(folders: dict[str, Path]) -> None:
+    options = ("--features", "test_evaluate:widths", "--batch-size", 5, "--metrics", "kid")
+    assert "for some crops" in refused(folders["made"], "--real", folders["real"], *options)
+
+
+def test_every_place_may_be_drawn() -> None:
+    every = drawn(np.array([[5, 4], [3, 3]]), 2, 4 * 3 + 2 * 2, 0)
+    assert len(np.unique(every, axis=0)) == 16
+
+
+def test_edited_evaluations_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    made = ("--real", folders["real"], "--metrics", "fid", "--features", FUNCTION, "--json", file)
+    assert launch(1, folders["made"], *made, module="engine.evaluate").returncode == 0
+    good = json.loads(file.read_text())
+    read_evaluation(file)
+    for edit in ({"generated": "x"}, {"seconds": None}, {"options": []}, {"more": 1}, {"tables": [1]}):
+        file.write_text(json.dumps(good | edit))
+        with pytest.raises(ValueError, match="is a damaged evaluation"):
+            read_evaluation(file)
+    for edit in ({"value": "x"}, {"value": 10**400}, {"group": []}, {"reference": "x"}, {"better": "?"}):
+        file.write_text(json.dumps(good | {"measures": [good["measures"][0] | edit]}))
+        with pytest.raises(ValueError, match="is a damaged evaluation"):
+            read_evaluation(file)

@@ -259,7 +259,7 @@ def evaluation():
 
 @pytest.fixture
 def measured(tmp_path):
-    (tmp_path / "e.json").write_text(evaluation().as_json())
+    (tmp_path / "e.json").write_text(json.dumps(evaluation().as_json()))
     return tmp_path / "e.json"
 
 

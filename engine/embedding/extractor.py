@@ -16,6 +16,7 @@ from engine.command_line import imported
 from engine.embedding.appearance import NAME, appearance
 from engine.embedding.saved_network import PREPROCESSOR, Normalisation, preprocessing, saved_network
 from engine.embedding.saved_network import WEIGHTS as SAVED
+from engine.messages import quoted
 from engine.storage.settings_file import read_json_object
 
 WEIGHTS = (".pt", ".pth", ".ts", ".torchscript")
@@ -171,7 +172,10 @@ def normalisation(path: Path, other: dict[str, Any] | None = None) -> Normalisat
             '{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 224}'
         )
     config = read_json_object(path, str(path))
-    config = {**config, **(config.get("pretrained_cfg") or {}), **(other or {})}
+    own = config.get("pretrained_cfg") or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"{path}: pretrained_cfg is {quoted(own)}; expected an object with mean and std")
+    config = {**config, **own, **(other or {})}
     three = [config.get("mean"), config.get("std")]
     for name, values in zip(("mean", "std"), three, strict=True):
         if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):

@@ -42,7 +42,9 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
     """
     names = chosen(PARTS, asked, evaluator)
     if not names:
-        raise AgreedError("nothing can be measured; pass `real`, images to compare with")
+        if "reference" not in evaluator.sets:
+            raise AgreedError("nothing can be measured; pass `real`, images to compare with")
+        raise AgreedError("nothing can be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
     return names
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.embedding.bank import UNLIKE, in_grey
+from engine.embedding.patches import SMALLEST_SCALE
 from engine.evaluation.sources import Source
 from engine.planning.geometry import Box
 from engine.storage.slides import resized
@@ -132,7 +133,13 @@ def scale_of(source: Source, pixel_size_um: float | None) -> float:
             f"`pixel_size` {pixel_size_um:g} is given but {source.path} does not say its own; leave it out to take "
             "pixels as they are"
         )
-    return pixel_size_um / source.pixel_size_um
+    scale = pixel_size_um / source.pixel_size_um
+    if scale < SMALLEST_SCALE:
+        own = source.pixel_size_um
+        raise ValueError(
+            f"`pixel_size` {pixel_size_um:g} would enlarge {source.path} {1 / scale:.3g} times: its own is {own:g}"
+        )
+    return scale
 
 
 def on_grid(sizes: np.ndarray, span: int) -> np.ndarray:
@@ -159,10 +166,17 @@ def drawn(sizes: np.ndarray, span: int, count: int, seed: int) -> np.ndarray:
     if count > ends[-1]:
         raise ValueError(f"`crops` {count} is more than the {ends[-1]} places of a crop; choose fewer")
     rng = np.random.default_rng((seed, count))
+    if 4 * count > ends[-1]:
+        return placed(np.sort(rng.permutation(ends[-1])[:count]), room, ends, sizes, span)
     chosen = np.unique(rng.integers(ends[-1], size=count))
     while len(chosen) < count:
         more = rng.integers(ends[-1], size=count - len(chosen))
         chosen = np.unique(np.concatenate([chosen, more]))
+    return placed(chosen, room, ends, sizes, span)
+
+
+def placed(chosen: np.ndarray, room: np.ndarray, ends: np.ndarray, sizes: np.ndarray, span: int) -> np.ndarray:
+    """int64 (n, 3): places by their numbers, counted image by image, row by row."""
     image = np.searchsorted(ends, chosen, side="right")
     y, x = np.divmod(chosen - (ends - room)[image], (sizes - span + 1)[image, 1])
     return np.stack([image, y, x], 1).astype(np.int64)

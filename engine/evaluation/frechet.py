@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import AgreedError, Ranks
 from engine.evaluation.gathered import Features, moments
 from engine.storage.files import whole_file
 
@@ -26,7 +27,13 @@ class Statistics:
 
 
 def statistics_of(ranks: Ranks, features: Features) -> Statistics:
-    """Collective."""
+    """Of two rows or more. Collective.
+
+    Raises:
+        AgreedError: there is one.
+    """
+    if features.count < 2:
+        raise AgreedError("a mean and a covariance take two crops or more, and there is one; give more (`crops` N)")
     return Statistics(*moments(ranks, features), features.count)
 
 
@@ -44,7 +51,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     of_product = np.linalg.eigvalsh(root @ b.covariance @ root)
     traces = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.clip(of_product, 0, None)).sum()
-    return float(((a.mean - b.mean) ** 2).sum() + traces)
+    return max(float(((a.mean - b.mean) ** 2).sum() + traces), 0.0)  # below 0 by rounding alone
 
 
 def check_rank(name: str, count: int, dimensions: int) -> None:
@@ -74,11 +81,18 @@ def read_statistics(path: Path) -> Statistics:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if any(file[name].dtype.kind != "f" for name in ("mu", "sigma")):
+                raise ValueError("they are no floating-point numbers")
             mean, covariance = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
         raise ValueError(f"{path} is no .npz file with mu and sigma ({' '.join(str(error).split())[:120]})") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(f"{path}: mu has shape {mean.shape} and sigma {covariance.shape}; expected (D,) and (D, D)")
     if not np.isfinite(mean).all() or not np.isfinite(covariance).all():
         raise ValueError(f"{path}: mu or sigma holds values that are not finite; write them anew")
+    largest = np.abs(covariance).max(initial=0)
+    if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * largest):
+        raise ValueError(f"{path}: sigma is not symmetric, so that it is no covariance; write it anew")
+    if np.linalg.eigvalsh(covariance)[0] < -1e-6 * largest * len(mean):
+        raise ValueError(f"{path}: sigma has eigenvalues below 0, so that it is no covariance; write it anew")
     return Statistics(mean, covariance)

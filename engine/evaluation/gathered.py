@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import AgreedError, Ranks
 from engine.embedding.extractors import FeatureExtractor
 from engine.evaluation.crops import Crops, share
 from engine.evaluation.groups import halved
 from engine.training.ahead import Ahead
+
+Made = tuple[np.ndarray, np.ndarray | None]  # features of a batch, and logits if there are such
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def features_of(
     """Features of crops, and their logits where the extractor has them. Collective."""
     own = share(len(crops), ranks.rank, ranks.size)
     batches = list(crops.batches(own, batch_size))
-    parts: list[tuple[np.ndarray, np.ndarray | None]] = []
+    parts: list[Made] = []
 
     def read(step: int) -> np.ndarray | None:
         return crops.pixels(batches[step]) if step < len(batches) else None
@@ -47,7 +49,9 @@ def features_of(
         for batch in batches[len(parts) : upto]:
             pixels = ahead.take()
             assert pixels is not None
-            parts.append(extractor(pixels, lambda index, batch=batch: crops.named(batch[index])))  # type: ignore[misc]
+            made = extractor(pixels, lambda index, batch=batch: crops.named(batch[index]))  # type: ignore[misc]
+            check_alike(made, parts, extractor.name)
+            parts.append(made)
 
     try:
         ranks.agree(lambda: extract(1))  # what is wrong with all of them is said before the long part
@@ -55,7 +59,10 @@ def features_of(
     finally:
         ahead.end()
     widths = ranks.allgather(widths_of(parts[0]) if parts else None)
-    width, classes = next(of_rank for of_rank in widths if of_rank is not None)
+    kinds = sorted({of_rank for of_rank in widths if of_rank is not None})
+    if len(kinds) > 1:
+        raise AgreedError(unlike(extractor.name, *kinds[:2]))
+    width, classes = kinds[0]
     features = np.concatenate([part for part, _ in parts]) if parts else np.zeros((0, width), np.float32)
     logits = [part for _, part in parts if part is not None]
     if not classes:
@@ -64,7 +71,22 @@ def features_of(
     return Features(features, len(crops)), Features(together, len(crops))
 
 
-def widths_of(part: tuple[np.ndarray, np.ndarray | None]) -> tuple[int, int]:
+def check_alike(made: Made, parts: list[Made], name: str) -> None:
+    """Refuse a batch whose features are of another kind than those before.
+
+    Raises:
+        ValueError: saying both.
+    """
+    if parts and widths_of(made) != widths_of(parts[0]):
+        raise ValueError(unlike(name, widths_of(parts[0]), widths_of(made)))
+
+
+def unlike(name: str, one: tuple[int, int], other: tuple[int, int]) -> str:
+    first, second = (f"{width} features and {classes} logits" for width, classes in (one, other))
+    return f"`features` {name} gives {first} for some crops and {second} for others; it must give the same for all"
+
+
+def widths_of(part: Made) -> tuple[int, int]:
     """Number of features and of classes; 0: there are none."""
     features, logits = part
     return features.shape[1], 0 if logits is None else logits.shape[1]

@@ -163,9 +163,52 @@ def read_evaluation(path: Path) -> Evaluation:
             for t in content.pop("tables")
         )
         neighbours = tuple(Neighbour(**n) for n in content.pop("neighbours"))
-        return Evaluation(**content, measures=measures, tables=tables, neighbours=neighbours)
-    except (KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{path} is a damaged evaluation ({error}); write it anew with engine.evaluate") from None
+        evaluation = Evaluation(**content, measures=measures, tables=tables, neighbours=neighbours)
+        check_types(evaluation)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ValueError(f"{path} is a damaged evaluation ({why}); write it anew with engine.evaluate") from None
+    return evaluation
+
+
+def check_types(evaluation: Evaluation) -> None:
+    """Refuse values of other types than are declared.
+
+    Raises:
+        TypeError: naming the first.
+    """
+    for name in ("generated", "reference", "train", "features", "options", "left_out"):
+        expect(isinstance(getattr(evaluation, name), Mapping), name)
+    expect(isinstance(evaluation.version, str), "version")
+    expect(is_number(evaluation.seconds), "seconds")
+    for measure in evaluation.measures:
+        expect(
+            all(isinstance(getattr(measure, n), str) for n in ("group", "name", "unit", "label", "says")), "a measure"
+        )
+        expect(is_number(measure.value), measure.name)
+        expect(all(v is None or is_number(v) for v in (measure.reference, measure.error)), measure.name)
+    for table in evaluation.tables:
+        names = (table.group, table.name, table.says, *table.rows, *table.columns)
+        expect(all(isinstance(name, str) for name in names), "a table")
+        expect(len(table.values) == len(table.rows), table.name)
+        expect(all(len(row) == len(table.columns) and all(map(is_number, row)) for row in table.values), table.name)
+    for one in evaluation.neighbours:
+        expect(all(isinstance(v, str) for v in (one.crop, one.nearest, one.pixels, one.nearest_pixels)), "a neighbour")
+        expect(is_number(one.distance), "a neighbour")
+
+
+def expect(well: bool, name: str) -> None:
+    if not well:
+        raise TypeError(f"{name} is of another type")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a float holds.
+
+    >>> is_number(1), is_number(True), is_number(10**400), is_number("1")
+    (True, False, False, False)
+    """
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def line_of(measure: Measure) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.embedding.patches import without_maps
+from engine.exports.source import check_shards
 from engine.planning.geometry import Box
 from engine.reporting.pictures import Picture, photograph
 from engine.reporting.places import chosen, is_empty
@@ -59,6 +60,7 @@ def of_output(path: Path, side: int, count: int) -> Reference:
     output = Output(path)
     if not output.finished:
         raise ValueError(f"`against` {path} is unfinished; give the command that samples it again, or leave it out")
+    check_shards(output)
     layout, crops = output.layout, []
     if isinstance(layout, SetLayout):
         for number in spread_over(layout.count, count):
