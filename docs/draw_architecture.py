@@ -21,6 +21,7 @@ FLOORS = (
     ("engine.pipeline", "engine.exports", "engine.embedding", "engine.training"),
     ("engine.evaluation",),
     ("engine.reporting",),
+    ("engine.viewing",),
     (
         "engine.__main__",
         "engine.api",
@@ -28,6 +29,7 @@ FLOORS = (
         "engine.train",
         "engine.verify",
         "engine.evaluate",
+        "engine.view",
         "engine.report",
         "engine.export",
         "engine.embed",

@@ -1,0 +1,166 @@
+// One output in OpenSeadragon: its image, a map over it, a minimap, a scale bar, a selected region.
+import { makeScale } from "./scale.js";
+import { makeSelection } from "./selection.js";
+import { tileSource } from "./source.js";
+import { caption } from "./units.js";
+
+const CRISP = 1; // screen pixels a pixel from which pixels are drawn as squares
+
+export class Pane {
+  constructor(stage, output, titled) {
+    this.output = output;
+    this.image = output.kind === "set" ? 0 : null;
+    this.map = null; // {name, opacity} of what lies over the image
+    this.layer = null; // the map's TiledImage
+    this.box = null; // the element of the selected region
+    this.element = document.createElement("section");
+    this.element.className = "pane";
+    this.element.setAttribute("aria-label", output.name);
+    const part = (name) => this.element.appendChild(Object.assign(document.createElement("div"), { className: name }));
+    this.canvas = part("osd");
+    this.title = titled ? part("name") : null;
+    const scale = part("scale");
+    scale.setAttribute("role", "img");
+    this.drawScale = makeScale(scale, output.um);
+    stage.append(this.element);
+    this.viewer = this.makeViewer();
+    this.entitle();
+  }
+
+  makeViewer() {
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const small = innerWidth < 700;
+    const viewer = OpenSeadragon({
+      element: this.canvas, drawer: "canvas", prefixUrl: "", showNavigationControl: false, keyboardNavEnabled: false,
+      showNavigator: true, navigatorPosition: "BOTTOM_RIGHT", navigatorSizeRatio: small ? 0.2 : 0.16, navigatorAutoFade: false,
+      tileSources: tileSource(this.output, "image", this.image),
+      animationTime: still ? 0 : 0.35, blendTime: 0, minZoomImageRatio: 0.7, maxZoomPixelRatio: 32, visibilityRatio: 0.4,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, zoomPerScroll: 1.3, maxImageCacheCount: 300,
+      imageLoaderLimit: 6, preserveImageSizeOnResize: true, tabIndex: -1,
+    });
+    viewer.addOnceHandler("tile-drawn", () => performance.mark("first-tile"));
+    viewer.addHandler("viewport-change", () => this.follow());
+    viewer.addHandler("open", () => this.follow());
+    viewer.addHandler("resize", () => this.follow());
+    viewer.addHandler("tile-load-failed", (event) => this.failed?.(event));
+    return viewer;
+  }
+
+  // After every move: pixels are squares where they are large, and smooth where they are small.
+  follow() {
+    if (!this.ready) return;
+    const zoom = this.zoom();
+    this.viewer.drawer.setImageSmoothingEnabled(zoom < CRISP - 1e-6);
+    this.drawScale(zoom, this.element.clientWidth);
+  }
+
+  entitle() {
+    const name = this.image === null ? this.output.name : `${this.output.name}, image ${caption(this.output, this.image)}`;
+    if (this.title) this.title.textContent = name;
+    this.element.setAttribute("aria-label", name);
+  }
+
+  get ready() { return this.viewer.world.getItemCount() > 0; }
+  get item() { return this.viewer.world.getItemAt(0); }
+  size() { return this.output.size; }
+
+  whenReady(call) {
+    if (this.ready) call();
+    else this.viewer.addOnceHandler("open", call);
+  }
+
+  // -- where --
+
+  zoom() { return this.item.viewportToImageZoom(this.viewer.viewport.getZoom(true)); }
+
+  pixelAt(point) {
+    const at = this.item.viewportToImageCoordinates(this.viewer.viewport.pointFromPixel(point, true));
+    return [at.y, at.x];
+  }
+
+  place() {
+    const at = this.item.viewportToImageCoordinates(this.viewer.viewport.getCenter(true));
+    return { at: [at.y, at.x], zoom: this.zoom() };
+  }
+
+  go({ at, zoom }, now = true) {
+    const { viewport } = this.viewer;
+    if (zoom) viewport.zoomTo(this.item.imageToViewportZoom(zoom), null, now);
+    if (at) viewport.panTo(this.item.imageToViewportCoordinates(at[1], at[0]), now);
+    if (now) this.follow();
+  }
+
+  home() { this.viewer.viewport.goHome(); }
+
+  zoomBy(factor) {
+    this.viewer.viewport.zoomBy(factor);
+    this.viewer.viewport.applyConstraints();
+  }
+
+  moveBy(y, x) { // in shares of the pane
+    const bounds = this.viewer.viewport.getBounds();
+    this.viewer.viewport.panBy(new OpenSeadragon.Point(x * bounds.width, y * bounds.height));
+    this.viewer.viewport.applyConstraints();
+  }
+
+  // -- what --
+
+  // Show another image of the set at the same place.
+  show(image) {
+    const place = this.ready ? this.place() : null;
+    this.image = image;
+    this.entitle();
+    this.layer = null;
+    this.viewer.addOnceHandler("open", () => {
+      if (place) this.go(place);
+      this.setMap(this.map);
+    });
+    this.viewer.open(tileSource(this.output, "image", image));
+  }
+
+  setMap(map) {
+    this.map = map && this.output.maps.includes(map.name) ? map : null;
+    if (this.layer && (!this.map || this.layer.name !== this.map.name)) {
+      if (this.layer.item) this.viewer.world.removeItem(this.layer.item);
+      this.layer.gone = true;
+      this.layer = null;
+    }
+    if (!this.map) return;
+    if (this.layer) {
+      this.layer.item?.setOpacity(this.map.opacity);
+      return;
+    }
+    const layer = { name: this.map.name, item: null, gone: false };
+    this.layer = layer;
+    this.viewer.addTiledImage({
+      tileSource: tileSource(this.output, this.map.name, this.image), opacity: this.map.opacity,
+      success: ({ item }) => {
+        if (layer.gone) this.viewer.world.removeItem(item);
+        layer.item = item;
+        item.setOpacity(this.map?.opacity ?? 0);
+      },
+    });
+  }
+
+  // The output has more to show than before.
+  refresh(output) {
+    this.output.state = output.state;
+    const { world } = this.viewer;
+    for (let n = 0; n < world.getItemCount(); n++) world.getItemAt(n).reset();
+    this.viewer.forceRedraw();
+  }
+
+  // -- the region --
+
+  selects(wanted, chosen) { makeSelection(this.viewer, this, wanted, chosen); }
+
+  select(box) {
+    if (this.box) this.viewer.removeOverlay(this.box);
+    this.box = null;
+    if (!box) return;
+    const [y0, y1, x0, x1] = box;
+    this.box = Object.assign(document.createElement("div"), { className: "region" });
+    const location = this.item.imageToViewportRectangle(x0, y0, x1 - x0, y1 - y0);
+    this.viewer.addOverlay({ element: this.box, location });
+  }
+}
