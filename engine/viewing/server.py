@@ -18,6 +18,8 @@ import re
 import socket
 import sys
 import threading
+from collections import deque
+from contextlib import suppress
 from functools import cache
 from hmac import compare_digest
 from http import HTTPStatus
@@ -32,10 +34,15 @@ from engine.viewing.watched import Gone
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".svg": "image/svg+xml", ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain", ".md": "text/plain"}
-CONNECTIONS = 64  # that are served at once, a thread each; others wait in the system's queue
-IDLE = 15  # seconds after which a connection that says nothing is closed
+CONNECTIONS = 32  # that are served at once, a thread each
+WAITING = 512  # that wait for a thread; more are told to come again
+IDLE = 5  # seconds after which a connection that says nothing is closed
 TILE = re.compile(r"(\d{1,9})/(\w+)(?:/(\d{1,9}))?/(\d{1,2})/(\d{1,9})_(\d{1,9})\.(jpg|png)", re.ASCII)
 LEGEND = re.compile(r"(\d{1,9})/(\w+)(?:/(\d{1,9}))?/legend\.json", re.ASCII)
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 43\r\n\r\ntoo many requests at once; try again later\n"
+)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OF_OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # the one rule of style that it puts into a page
 # Nothing is fetched from elsewhere, and no page frames this one.
@@ -68,8 +75,9 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, viewer: Viewer, host: str, port: int, token: str = "") -> None:
         self.viewer, self.token = viewer, token
-        self.slots = threading.BoundedSemaphore(CONNECTIONS)
-        self.open = 0
+        self.lock = threading.Lock()
+        self.threads = 0
+        self.waiting: deque[tuple[Any, Any]] = deque()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
 
@@ -81,29 +89,41 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection, once there is a slot for it."""
-        self.slots.acquire()
-        self.open += 1
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self.let_go()
-            raise
+        """Serve a connection on a thread; where all are busy it waits, and where too many wait it is told so."""
+        with self.lock:
+            if self.threads == CONNECTIONS:
+                waits = len(self.waiting) < WAITING
+                if waits:
+                    self.waiting.append((request, client_address))
+            else:
+                waits, self.threads = True, self.threads + 1
+                threading.Thread(target=self.work, args=(request, client_address), daemon=True).start()
+        if not waits:
+            self.turn_away(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.let_go()
+    def work(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, then those that wait."""
+        while True:
+            self.process_request_thread(request, client_address)
+            with self.lock:
+                if not self.waiting:
+                    self.threads -= 1
+                    return
+                request, client_address = self.waiting.popleft()
 
-    def let_go(self) -> None:
-        self.open -= 1  # near enough: it says alone whether connections are kept
-        self.slots.release()
+    def turn_away(self, request: socket.socket) -> None:
+        """Answer without a thread, and without waiting for anybody."""
+        with suppress(OSError):
+            request.setblocking(False)
+            with suppress(BlockingIOError):
+                request.recv(2**16)  # what is not read makes the system drop the answer
+            request.send(BUSY)
+        self.shutdown_request(request)
 
     @property
     def crowded(self) -> bool:
         """Whether others may wait for a connection, so that none is kept open after its answer."""
-        return self.open > CONNECTIONS // 2
+        return self.threads > CONNECTIONS // 2
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
@@ -117,6 +137,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = IDLE
+    wbufsize = -1  # an answer leaves in one piece,
+    disable_nagle_algorithm = True  # and at once: not when the browser has acknowledged its head, 40 ms later
     server_version, sys_version = "slidefield", ""
 
     def do_GET(self) -> None:

@@ -7,7 +7,7 @@ import * as address from "./place.js";
 import { fetched } from "./source.js";
 import { watch } from "./state.js";
 import { inStep } from "./step.js";
-import { grouped, lengthText, regionText } from "./units.js";
+import { caption, grouped, lengthText, regionText } from "./units.js";
 
 const byId = (id) => document.getElementById(id);
 const MOVE = 0.25; // of the pane, with an arrow key
@@ -72,6 +72,7 @@ function restore() {
 
 function makePanes() {
   panes = outputs.map((output) => new Pane(byId("stage"), output, outputs.length > 1));
+  for (const pane of panes) pane.begin();
   step = inStep(panes);
   for (const pane of panes) {
     pane.viewer.addHandler("animation-finish", remember);
@@ -106,9 +107,7 @@ function legend() {
 }
 
 function shows(sheet) {
-  for (const id of ["stage", "zooms", "marks"]) byId(id).hidden = sheet;
-  for (const id of ["previous", "next", "sheet"]) byId(id).disabled = sheet;
-  byId("where").hidden = sheet;
+  for (const id of ["stage", "images", "zooms", "marks", "where"]) byId(id).hidden = sheet;
   if (sheet) contact.show(contact.page);
   else contact?.hide();
 }
@@ -150,8 +149,8 @@ function entitle() {
   const size = `${grouped(height)} × ${grouped(width)} px`;
   const { um } = outputs[0];
   const extent = um ? `, ${lengthText(height * um)} × ${lengthText(width * um)}` : "";
-  const count = contact ? `${image === null ? grouped(contact.count) + " images" : `image ${image} of ${grouped(contact.count)}`}, ` : "";
-  byId("facts").textContent = outputs.length > 1 ? `${count}in step` : `${count}${size}${extent}`;
+  const count = contact ? `${image === null ? grouped(contact.count) + " images" : `image ${caption(outputs[0], image)}, of ${grouped(contact.count)}`}; ` : "";
+  byId("facts").textContent = outputs.length > 1 ? `${count}side by side, in step` : `${count}${size}${extent}`;
   document.title = `${byId("name").textContent} · Slidefield`;
 }
 
@@ -162,7 +161,7 @@ function where(event, pane) {
   const box = leader.canvas.getBoundingClientRect();
   const inside = event?.pointerType === "mouse";
   const point = inside ? [event.clientX - box.left, event.clientY - box.top] : [box.width / 2, box.height / 2];
-  const [y, x] = leader.pixelAt(new OpenSeadragon.Point(...point)).map(Math.floor);
+  const [y, x] = leader.pixelAt(new OpenSeadragon.Point(...point)).map((n) => Math.floor(n + 1e-6)); // of what is a whole number but for rounding
   const [height, width] = leader.size();
   const within = y >= 0 && x >= 0 && y < height && x < width;
   const zoom = leader.zoom();
@@ -225,6 +224,7 @@ function wire() {
 }
 
 async function start() {
+  byId("made").textContent = `Drawn by OpenSeadragon ${OpenSeadragon.version.versionStr}.`;
   const given = await fetched("outputs.json");
   outputs = given.outputs.map((output, index) => ({ ...output, index, lossless: given.lossless }));
   const gone = outputs.find((output) => output.state.is === "gone");
@@ -234,7 +234,6 @@ async function start() {
   map.name = names[0] || null;
   byId("which").replaceChildren(...names.map((name) => new Option(name, name)));
   byId("which").hidden = names.length < 2;
-  byId("images").hidden = outputs[0].kind !== "set";
   byId("legend").open = innerWidth >= 700;
   byId("stage").classList.toggle("two", outputs.length > 1);
   if (outputs[0].kind === "set") contact = new Contact(outputs, remember);

@@ -12,7 +12,8 @@ export class Pane {
     this.image = output.kind === "set" ? 0 : null;
     this.map = null; // {name, opacity} of what lies over the image
     this.layer = null; // the map's TiledImage
-    this.box = null; // the element of the selected region
+    this.region = null; // [y0, y1, x0, x1]
+    this.box = null; // its element
     this.element = document.createElement("section");
     this.element.className = "pane";
     this.element.setAttribute("aria-label", output.name);
@@ -23,9 +24,11 @@ export class Pane {
     scale.setAttribute("role", "img");
     this.drawScale = makeScale(scale, output.um);
     stage.append(this.element);
-    this.viewer = this.makeViewer();
     this.entitle();
   }
+
+  // Once all panes have their places: the minimap is as large as the pane has it.
+  begin() { this.viewer = this.makeViewer(); }
 
   makeViewer() {
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -36,13 +39,16 @@ export class Pane {
       tileSources: tileSource(this.output, "image", this.image),
       animationTime: still ? 0 : 0.35, blendTime: 0, minZoomImageRatio: 0.7, maxZoomPixelRatio: 32, visibilityRatio: 0.4,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, zoomPerScroll: 1.3, maxImageCacheCount: 300,
-      imageLoaderLimit: 6, preserveImageSizeOnResize: true, tabIndex: -1,
+      imageLoaderLimit: 6, tileRetryMax: 2, tileRetryDelay: 2000, preserveImageSizeOnResize: true, tabIndex: -1,
     });
     viewer.addOnceHandler("tile-drawn", () => performance.mark("first-tile"));
+    viewer.addOnceHandler("open", () => {
+      const marked = (event) => { if (event.fullyLoaded) performance.mark("sharp"); };
+      viewer.world.getItemAt(0).addHandler("fully-loaded-change", marked);
+    });
     viewer.addHandler("viewport-change", () => this.follow());
     viewer.addHandler("open", () => this.follow());
     viewer.addHandler("resize", () => this.follow());
-    viewer.addHandler("tile-load-failed", (event) => this.failed?.(event));
     return viewer;
   }
 
@@ -114,6 +120,7 @@ export class Pane {
     this.viewer.addOnceHandler("open", () => {
       if (place) this.go(place);
       this.setMap(this.map);
+      this.select(this.region);
     });
     this.viewer.open(tileSource(this.output, "image", image));
   }
@@ -156,6 +163,7 @@ export class Pane {
 
   select(box) {
     if (this.box) this.viewer.removeOverlay(this.box);
+    this.region = box;
     this.box = null;
     if (!box) return;
     const [y0, y1, x0, x1] = box;
