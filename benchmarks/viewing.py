@@ -1,8 +1,9 @@
 """``python -m benchmarks.viewing [--side PX]``: how fast engine.view answers for an output as large as a slide.
 
-The output is made cheaply: its shards are links to one whose pixels are those of ``benchmarks/notes/sample.jpg``, so that
-decoding and encoding cost what they do of tissue. Measured are tiles that are made, kept, and known to the browser; the
-page in headless Chromium, where there is one; and thousands of requests at once, with the server's threads and memory.
+The output is made cheaply: its shards are links to one whose pixels are those of ``benchmarks/notes/sample.jpg``, so
+that decoding and encoding cost what they do of tissue. Measured are tiles that are made, kept, and known to the browser;
+the page in headless Chromium, where there is one; and thousands of requests at once, with the server's threads and
+memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +112,11 @@ def tile_rows(port: int, side: int, tiles: int) -> list[dict[str, Any]]:
         numbers = random.choice(most * most, min(tiles, most * most), replace=False).tolist()
         paths = [f"/0/{array}/0/{n // most}_{n % most}.{extension}" for n in numbers]
         get(f"/0/{array}/1/0_0.{extension}")  # opens the array
-        rows.append(row(f"{array} tile, made", [timed(lambda path=path: get(path)) for path in paths]))
+        rows.append(row(f"{array} tile, made", [timed(partial(get, path)) for path in paths]))
         kept = paths[-min(len(paths), 100) :]
-        rows.append(row(f"{array} tile, kept", [timed(lambda path=path: get(path)) for path in kept]))
+        rows.append(row(f"{array} tile, kept", [timed(partial(get, path)) for path in kept]))
         tags = {path: get(path).headers["ETag"] for path in kept}
-        known = [timed(lambda path=path: get(path, tags[path])) for path in kept]
+        known = [timed(partial(get, path, tags[path])) for path in kept]
         rows.append(row(f"{array} tile, known to the browser", known))
     connection.close()
     return rows
@@ -130,7 +132,8 @@ def page_rows(port: int, times: int) -> list[dict[str, Any]]:
     if path is None:
         print("no Chromium, or no playwright: the page is not measured")
         return []
-    first, whole = [], []
+    first: list[float] = []
+    whole: list[float] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM))
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""Files that were made for the browser, as many as fit in so many bytes; the one that was not asked for longest goes."""
+"""Files that were made for the browser, as many as fit in so many bytes; the least recent goes first."""
 
 from __future__ import annotations
 

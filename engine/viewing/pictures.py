@@ -1,4 +1,4 @@
-"""Pixels as the files that a browser draws: JPEG or PNG of images, PNG of maps, and hatching where shards are damaged."""
+"""Pixels as files that a browser draws: JPEG or PNG of images, PNG of maps, and hatching where shards are damaged."""
 
 from __future__ import annotations
 

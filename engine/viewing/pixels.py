@@ -17,11 +17,10 @@ from engine.storage.files import halved
 from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
-from engine.viewing.watched import dtype_of, level_sizes
+from engine.viewing.watched import Stamp, dtype_of, level_sizes, stamp_of
 
 ABSENT, THERE, DAMAGED = range(3)  # the states of a pixel
 DEPTH = 3  # levels below that stand in for one that an unfinished output has not made yet
-Stamp = tuple[int, ...]
 Note = Callable[[DamagedShard], object]
 
 
@@ -75,15 +74,6 @@ class Source:
         else:
             boxes, place = layout.boxes(level), box
         return DamagedShard(layout.level(self.name, level), boxes[boxes.index_of(place)], why)
-
-
-def stamp_of(file: Path) -> Stamp | None:
-    """What changes when a file does; None: there is none, or it is empty."""
-    try:
-        facts = file.stat()
-    except OSError:
-        return None
-    return (facts.st_ino, facts.st_mtime_ns, facts.st_size) if facts.st_size else None
 
 
 def stamps(source: Source, level: int, box: Box, depth: int = DEPTH) -> Iterator[Stamp | None]:

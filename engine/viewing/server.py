@@ -33,7 +33,14 @@ from engine.viewing.viewer import Answer, NotThere, Viewer
 from engine.viewing.watched import Gone
 
 STATIC = Path(__file__).parent / "static"
-TYPES = {".svg": "image/svg+xml", ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain", ".md": "text/plain"}
+TYPES = {
+    ".svg": "image/svg+xml",
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".txt": "text/plain",
+    ".md": "text/plain",
+}
 CONNECTIONS = 32  # that are served at once, a thread each
 WAITING = 512  # that wait for a thread; more are told to come again
 IDLE = 5  # seconds after which a connection that says nothing is closed
@@ -44,7 +51,9 @@ BUSY = (
     b"Content-Length: 43\r\n\r\ntoo many requests at once; try again later\n"
 )
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OF_OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # the one rule of style that it puts into a page
+OF_OPENSEADRAGON = (
+    "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # the one rule of style that it puts into a page
+)
 # Nothing is fetched from elsewhere, and no page frames this one.
 POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {OF_OPENSEADRAGON}; img-src 'self'; connect-src 'self'; "

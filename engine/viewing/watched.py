@@ -23,6 +23,7 @@ MOST_DAMAGED = 1000  # shards that are remembered
 MOST_SHOWN = 20  # of them that the page lists
 SMALLEST = 256  # px, longest side of the coarsest level: the minimap is no larger
 LEDGER_AGE = 1.0  # seconds for which the number of finished shards is taken as known
+Stamp = tuple[int, ...]
 Entries = tuple[tuple[str, tuple[int, int, int]], ...]
 
 
@@ -43,7 +44,7 @@ class Watched:
         self.path = path
         self.lock = threading.Lock()
         self.opened: Output | None = None
-        self.stamp: tuple[int, ...] | None = None
+        self.stamp: Stamp | None = None
         self.damaged: dict[tuple[str, Box], str] = {}
         self.counted: tuple[float, int] = (-LEDGER_AGE, 0)
         self.output()
@@ -55,13 +56,9 @@ class Watched:
             Gone: it was removed, or is no output any more.
         """
         with self.lock:
-            try:
-                facts = (self.path / ROOT).stat()
-            except OSError:
-                self.opened = self.stamp = None
-                provenance = "it is not there any more" if self.path.exists() else "it was removed"
-                raise Gone(f"{self.path} cannot be shown: {provenance}") from None
-            stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+            stamp = stamp_of(self.path / ROOT)
+            if stamp is None and self.opened is not None and not self.path.exists():
+                raise Gone(f"{self.path} cannot be shown: it was removed")
             if self.opened is None or stamp != self.stamp:
                 try:
                     provenance_of(self.path)
@@ -121,6 +118,15 @@ class Watched:
             count = sum(int((rounds >= 0).sum()) for rounds in output.ledger.latest().values())
             self.counted = time.monotonic(), count
         return count
+
+
+def stamp_of(file: Path) -> Stamp | None:
+    """What changes when a file does; None: there is none, or it is empty."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return (facts.st_ino, facts.st_mtime_ns, facts.st_size) if facts.st_size else None
 
 
 def shape_of(output: Output, tile: int) -> dict[str, Any]:
