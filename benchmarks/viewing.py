@@ -1,9 +1,9 @@
 """``python -m benchmarks.viewing [--side PX]``: how fast engine.view answers for an output as large as a slide.
 
 The output is made cheaply: its shards are links to one whose pixels are those of ``benchmarks/notes/sample.jpg``, so
-that decoding and encoding cost what they do of tissue. Measured are tiles that are made, kept, and known to the browser;
-the page in headless Chromium, where there is one; and thousands of requests at once, with the server's threads and
-memory.
+that decoding and encoding cost what they do of tissue. Measured are tiles that are made, kept, and known to the
+browser; the page in headless Chromium, where there is one; and thousands of requests at once, with the server's threads
+and memory.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from engine.storage.ledger import FinishedShard
 from engine.storage.output import Output
 
 SAMPLE = Path(__file__).parent / "notes" / "sample.jpg"
+TISSUE = 768  # px of it that are tissue; the label map stands beside
 LABELS = LabelArray("tissue", "uint8", (("unknown", (160, 160, 160)), ("carcinoma", (214, 39, 40))))
 ROOT = Path(__file__).parents[1]
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
@@ -48,8 +49,8 @@ def build(path: Path, side: int, shard: int, chunk: int) -> None:
     layout = ImageLayout((side, side), 3, shard, chunk, LABELS)
     create(path, layout, 0.5, {"identity": {}, "levels": 1, "pixel_size_um": 0.5, "job": {}})
     output = Output(path)
-    tissue = np.asarray(Image.open(SAMPLE).convert("RGB"))[:1024, :1024].transpose(2, 0, 1)
-    times = -(-shard // 1024)
+    tissue = np.asarray(Image.open(SAMPLE).convert("RGB"))[:TISSUE, :TISSUE].transpose(2, 0, 1)
+    times = -(-shard // TISSUE)
     image = np.tile(tissue, (1, times, times))[:, :shard, :shard]
     values = {layout.image: image, str(layout.labels): (image[1] > 150).astype(np.uint8)}
     first = layout.boxes()[0]

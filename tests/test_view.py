@@ -606,7 +606,7 @@ def test_the_page_says_what_happened_to_the_output(browser, copy):
     (copy / "0/c/0/0/2").unlink()
     with served(copy) as server:
         try:
-            with shown(browser, server) as (page, seen):
+            with shown(browser, server) as (page, _):
                 notice = page.locator("#notice")
                 page.wait_for_function("() => document.getElementById('notice').textContent.includes('damaged')")
                 assert "a shard is damaged, drawn hatched" in notice.inner_text()

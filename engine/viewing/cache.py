@@ -1,43 +1,45 @@
-"""Files that were made for the browser, as many as fit in so many bytes; the least recent goes first."""
+"""What was made and may be asked for again, as much as fits in so many bytes; the least recent goes first."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
-from engine.viewing.pictures import Picture
+Value = TypeVar("Value")
 
 
-class Cache:
-    """Pictures by their key. Threads share it.
+class Cache(Generic[Value]):
+    """Values by their key. Threads share it.
 
     Args:
         most: Bytes that it holds.
+        size: Function from a value to its bytes.
 
-    >>> cache = Cache(5)
-    >>> for key in "abc": cache.put(key, ("text", b"12"))
+    >>> cache = Cache(5, len)
+    >>> for key in "abc": cache.put(key, b"12")
     >>> [key for key in "abc" if cache.get(key)], cache.bytes
     (['b', 'c'], 4)
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.bytes = most, 0
+    def __init__(self, most: int, size: Callable[[Value], int]) -> None:
+        self.most, self.size, self.bytes = most, size, 0
         self.lock = threading.Lock()
-        self.pictures: OrderedDict[Hashable, Picture] = OrderedDict()
+        self.values: OrderedDict[Hashable, Value] = OrderedDict()
 
-    def get(self, key: Hashable) -> Picture | None:
+    def get(self, key: Hashable) -> Value | None:
         with self.lock:
-            picture = self.pictures.get(key)
-            if picture is not None:
-                self.pictures.move_to_end(key)
-            return picture
+            value = self.values.get(key)
+            if value is not None:
+                self.values.move_to_end(key)
+            return value
 
-    def put(self, key: Hashable, picture: Picture) -> None:
+    def put(self, key: Hashable, value: Value) -> None:
         with self.lock:
-            before = self.pictures.pop(key, None)
-            self.bytes += len(picture[1]) - (len(before[1]) if before else 0)
-            self.pictures[key] = picture
+            before = self.values.pop(key, None)
+            self.bytes += self.size(value) - (0 if before is None else self.size(before))
+            self.values[key] = value
             while self.bytes > self.most:
-                _, (_, content) = self.pictures.popitem(last=False)
-                self.bytes -= len(content)
+                _, last = self.values.popitem(last=False)
+                self.bytes -= self.size(last)

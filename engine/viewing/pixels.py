@@ -17,10 +17,12 @@ from engine.storage.files import halved
 from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
+from engine.viewing.cache import Cache
 from engine.viewing.watched import Stamp, dtype_of, level_sizes, stamp_of
 
 ABSENT, THERE, DAMAGED = range(3)  # the states of a pixel
-DEPTH = 3  # levels below that stand in for one that an unfinished output has not made yet
+MOST_BELOW = 2**25  # pixels that may be read for a level that an unfinished output has not made yet
+Kept = Cache[tuple[np.ndarray, np.ndarray]]
 Note = Callable[[DamagedShard], object]
 
 
@@ -31,11 +33,13 @@ class Source:
     Args:
         name: Name of the array at full size.
         image: Number of the image of a set.
+        kept: Pixels of levels that are not stored: coarser ones are made from them too.
     """
 
     output: Output
     name: str
     image: int
+    kept: Kept
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -76,8 +80,9 @@ class Source:
         return DamagedShard(layout.level(self.name, level), boxes[boxes.index_of(place)], why)
 
 
-def stamps(source: Source, level: int, box: Box, depth: int = DEPTH) -> Iterator[Stamp | None]:
+def stamps(source: Source, level: int, box: Box, depth: int | None = None) -> Iterator[Stamp | None]:
     """What changes when the pixels in a box do: the stamps of all files that ``pixels`` would read."""
+    depth = levels_below(box) if depth is None else depth
     if isinstance(source.output.layout, SetLayout):
         level = 0
     if not source.stored(level):
@@ -92,16 +97,16 @@ def stamps(source: Source, level: int, box: Box, depth: int = DEPTH) -> Iterator
                 yield from stamps(source, level - 1, quarter, depth - 1)
 
 
-def pixels(source: Source, level: int, box: Box, note: Note, depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
+def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The pixels in a box of a level, and the state of each.
 
     Args:
         note: Called with every shard that is damaged.
-        depth: Levels below that may stand in for what an unfinished output lacks.
+        depth: How many levels further down may stand in for what an unfinished output lacks; None: ``levels_below``.
     Returns:
         (c, h, w), or (h, w) of a map; 0 where there are none. uint8 (h, w): ABSENT, THERE, DAMAGED.
     """
-    output = source.output
+    output, depth = source.output, levels_below(box) if depth is None else depth
     lead = (output.layout.channels,) if source.name == output.layout.image else ()
     values = np.zeros((*lead, *box.shape), dtype_of(output, source.name))
     state = np.zeros(box.shape, np.uint8)
@@ -109,7 +114,7 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int = DEPTH)
     def put(part: Box, depth: int) -> None:
         """Fill a part from the level below."""
         for quarter in quarters(source, level, part):
-            below, its_state = pixels(source, level - 1, quarter, note, depth)
+            below, its_state = kept_pixels(source, level - 1, quarter, note, depth)
             target = Box(quarter.y0 // 2, quarter.x0 // 2, -(-quarter.y1 // 2), -(-quarter.x1 // 2)).within(box)
             values[(..., *target)] = halved(below) if lead else below[::2, ::2]
             state[target] = worst_of_four(its_state)
@@ -132,6 +137,28 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int = DEPTH)
         elif level and depth:
             put(part, depth - 1)
     return values, state
+
+
+def kept_pixels(source: Source, level: int, box: Box, note: Note, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """``pixels``, which are kept where they are not full size."""
+    if not level:
+        return pixels(source, level, box, note, depth)
+    where = (source.output.path, source.name, source.image, level, box, depth, source.output.finished)
+    key = (*where, *stamps(source, level, box, depth))
+    made = source.kept.get(key)
+    if made is None:
+        made = pixels(source, level, box, note, depth)
+        source.kept.put(key, made)
+    return made
+
+
+def levels_below(box: Box) -> int:
+    """How many levels further down a box has no more than ``MOST_BELOW`` pixels.
+
+    >>> levels_below(Box(0, 0, 512, 512)), levels_below(Box(0, 0, 100, 100))
+    (3, 5)
+    """
+    return max((MOST_BELOW // max(box.area, 1)).bit_length() - 1, 0) // 2
 
 
 def quarters(source: Source, level: int, box: Box) -> Iterator[Box]:

@@ -6,8 +6,8 @@
     OUTPUT/ARRAY[/IMAGE]/legend.json              labels, colours, areas
     OUTPUT/ARRAY[/IMAGE]/LEVEL/ROW_COLUMN.jpg     a tile; .png: without loss
 
-OUTPUT is 0 or 1, ARRAY "image" or a map's name, IMAGE the number of an image of a set. Before all stands the token, where
-there is one.
+OUTPUT is 0 or 1, ARRAY "image" or a map's name, IMAGE the number of an image of a set. Before all stands the token,
+where there is one.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ BUSY = (
     b"Content-Length: 43\r\n\r\ntoo many requests at once; try again later\n"
 )
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OF_OPENSEADRAGON = (
-    "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # the one rule of style that it puts into a page
-)
+# Of the one rule of style that OpenSeadragon adds to a page.
+OF_OPENSEADRAGON = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 # Nothing is fetched from elsewhere, and no page frames this one.
 POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {OF_OPENSEADRAGON}; img-src 'self'; connect-src 'self'; "

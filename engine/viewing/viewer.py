@@ -17,12 +17,12 @@ from engine.reporting.labels import colors_of, legend_of, shares_of
 from engine.storage.output import Output
 from engine.viewing.cache import Cache
 from engine.viewing.pictures import Picture, picture_of_image, picture_of_map
-from engine.viewing.pixels import THERE, Source, pixels, stamps
+from engine.viewing.pixels import THERE, Kept, Source, pixels, stamps
 from engine.viewing.watched import Watched, arrays_of, entries_of
 
 TILE = 512  # px, side of a tile
 COUNTED = 1024  # px, longest side of the level that areas are counted in
-CACHE = 2**26  # bytes of pictures that are kept
+CACHE = 2**26  # bytes of pictures that are kept, and of pixels that several are made from
 QUALITY = 90  # of JPEG
 
 
@@ -50,7 +50,8 @@ class Viewer:
     def __init__(self, paths: Sequence[Path], quality: int | None = QUALITY, cache: int = CACHE) -> None:
         self.watched = [Watched(path) for path in paths]
         self.quality = quality
-        self.cache = Cache(cache)
+        self.cache: Cache[Picture] = Cache(cache, lambda picture: len(picture[1]))
+        self.kept: Kept = Cache(cache, lambda pair: pair[0].nbytes + pair[1].nbytes)
         self.renders = threading.BoundedSemaphore(max(os.cpu_count() or 1, 2))
         kinds = {watched.facts(TILE)["kind"] for watched in self.watched}
         if len(kinds) > 1:
@@ -124,7 +125,7 @@ class Viewer:
             raise NotThere(f"{word}: the output has {', '.join(arrays_of(output))}")
         if image >= getattr(output.layout, "count", 1):
             raise NotThere(f"image {image}: the output has none of that number")
-        return watched, output, Source(output, name, image)
+        return watched, output, Source(output, name, image, self.kept)
 
     def answer(self, key: tuple[Any, ...], make: Callable[[], Picture]) -> Answer:
         """An answer that is made under the semaphore, once, and kept in the cache."""

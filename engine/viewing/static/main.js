@@ -236,17 +236,17 @@ async function start() {
   byId("which").hidden = names.length < 2;
   byId("legend").open = innerWidth >= 700;
   byId("stage").classList.toggle("two", outputs.length > 1);
-  if (outputs[0].kind === "set") contact = new Contact(outputs, remember);
-  else makePanes();
-  wire();
   entitle();
-  restore();
-  watch(outputs, (output) => {
+  watch(outputs, (output) => { // what it says takes room, so it comes first
     outputs[output.index].state = output.state;
     panes[output.index]?.refresh(output);
     if (contact && image === null) contact.show(contact.page);
     legend();
   });
+  if (outputs[0].kind === "set") contact = new Contact(outputs, remember);
+  else makePanes();
+  wire();
+  restore();
   window.slidefield = { panes: () => panes }; // for those who look from the console
 }
 
