@@ -14,6 +14,9 @@ export class Pane {
     this.layer = null; // the map's TiledImage
     this.region = null; // [y0, y1, x0, x1]
     this.box = null; // its element
+    this.fetching = 0; // TiledImages that are fetched anew
+    this.again = null; // the output, where it changed meanwhile
+    this.extent = null; // the element of the frame around an unfinished image
     this.element = document.createElement("section");
     this.element.className = "pane";
     this.element.setAttribute("aria-label", output.name);
@@ -64,7 +67,7 @@ export class Pane {
     viewer.drawer.minimumOverlapRequired = () => !this.exact;
     viewer.addHandler("animation-finish", () => this.align());
     viewer.addHandler("viewport-change", () => this.follow());
-    viewer.addHandler("open", () => this.follow());
+    viewer.addHandler("open", () => { this.follow(); this.outline(); });
     viewer.addHandler("resize", () => this.follow());
     return viewer;
   }
@@ -166,6 +169,7 @@ export class Pane {
     this.image = image;
     this.entitle();
     this.layer = null;
+    this.fetching = 0;
     this.viewer.addOnceHandler("open", () => {
       if (place) this.go(place);
       this.setMap(this.map);
@@ -198,12 +202,53 @@ export class Pane {
     });
   }
 
-  // The output has more to show than before.
+  // Where an unfinished image will be.
+  outline() {
+    if (this.extent) this.viewer.removeOverlay(this.extent);
+    this.extent = null;
+    if (this.output.state.is !== "unfinished") return;
+    this.extent = Object.assign(document.createElement("div"), { className: "extent" });
+    this.viewer.addOverlay({ element: this.extent, location: this.item.getBounds() });
+  }
+
+  // The output has more to show than before: everything is fetched anew, and drawn over what is there until it is whole.
   refresh(output) {
     this.output.state = output.state;
+    if (!this.ready || this.fetching > 0) {
+      this.again = output;
+      return;
+    }
+    this.output.turn = (this.output.turn || 0) + 1;
+    this.outline();
+    this.renew(this.item, "image", 1, () => {});
+    const { layer } = this;
+    if (layer?.item) this.renew(layer.item, layer.name, this.map.opacity, (item) => { layer.item = item; });
+  }
+
+  // Put a new TiledImage in the place of an old one, once it is whole.
+  renew(old, array, opacity, renewed) {
     const { world } = this.viewer;
-    for (let n = 0; n < world.getItemCount(); n++) world.getItemAt(n).reset();
-    this.viewer.forceRedraw();
+    this.fetching += 1;
+    const swap = (item) => {
+      if (world.getIndexOfItem(old) >= 0) world.removeItem(old);
+      renewed(item);
+      this.fetching -= 1;
+      const { again } = this;
+      if (this.fetching || !again) return;
+      this.again = null;
+      this.refresh(again);
+    };
+    this.viewer.addTiledImage({
+      tileSource: tileSource(this.output, array, this.image), index: world.getIndexOfItem(old) + 1, opacity,
+      success: ({ item }) => {
+        const whole = (event) => {
+          if (!event.fullyLoaded) return;
+          item.removeHandler("fully-loaded-change", whole);
+          swap(item);
+        };
+        item.addHandler("fully-loaded-change", whole);
+      },
+    });
   }
 
   // -- the region --

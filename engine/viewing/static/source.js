@@ -26,9 +26,11 @@ export function tileSource(output, array, image) {
   const [height, width] = output.size;
   const finest = output.sizes.length - 1;
   const whole = base(output.index, array, image);
+  // Within a page the browser does not ask again for a picture that it has: after a change they have other addresses.
+  const turn = () => (output.turn ? `?turn=${output.turn}` : "");
   return {
     width, height, tileSize: output.tile, tileOverlap: 0, minLevel: 0, maxLevel: finest,
-    getTileUrl: (level, column, row) => `${whole}/${finest - level}/${row}_${column}.${extension(output, array)}`,
+    getTileUrl: (level, column, row) => `${whole}/${finest - level}/${row}_${column}.${extension(output, array)}${turn()}`,
     hasTransparency: () => array !== "image" || output.state.is === "unfinished",
   };
 }
