@@ -43,7 +43,7 @@ TYPES = {
 }
 CONNECTIONS = 32  # that are served at once, a thread each
 WAITING = 512  # that wait for a thread; more are told to come again
-IDLE = 5  # seconds after which a connection that says nothing is closed
+FIRST, IDLE = 20, 5  # seconds that a connection may take to ask, and to ask again
 TILE = re.compile(r"(\d{1,9})/(\w+)(?:/(\d{1,9}))?/(\d{1,2})/(\d{1,9})_(\d{1,9})\.(jpg|png)", re.ASCII)
 LEGEND = re.compile(r"(\d{1,9})/(\w+)(?:/(\d{1,9}))?/legend\.json", re.ASCII)
 BUSY = (
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Server
     protocol_version = "HTTP/1.1"
-    timeout = IDLE
+    timeout = FIRST
     wbufsize = -1  # an answer leaves in one piece,
     disable_nagle_algorithm = True  # and at once: not when the browser has acknowledged its head, 40 ms later
     server_version, sys_version = "slidefield", ""
@@ -212,6 +212,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def begin(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+        self.connection.settimeout(IDLE)
         self.send_response(status)
         for name, value in (HEADERS | headers).items():
             self.send_header(name, value)
