@@ -105,9 +105,14 @@ class Watched:
         state = {"is": "finished", "version": f"{self.stamp}", "damaged": damaged, "damaged_count": count}
         if output.finished:
             return state
-        mark, done = output.checkpoints.mark(), self.finished_shards(output)
+        mark = None
+        with suppress(
+            ValueError, OSError
+        ):  # a run writes it meanwhile, or it is damaged, which is no reason not to look
+            mark = output.checkpoints.mark()
+        done = self.finished_shards(output)
         of = sum(len(boxes) for boxes in output.ledger.shards.values())
-        progress = {"level": mark.level if mark else 0, "levels": output.provenance.get("levels", 0)}
+        progress = {"level": mark.level if mark else None, "levels": output.provenance.get("levels", 0)}
         version = f"{self.stamp} {done}"
         return {**state, **progress, "is": "unfinished", "shards": done, "of": of, "version": version}
 
@@ -115,7 +120,8 @@ class Watched:
         """Number of shards that the ledger names; it is read once a second at most."""
         when, count = self.counted
         if time.monotonic() - when >= LEDGER_AGE:
-            count = sum(int((rounds >= 0).sum()) for rounds in output.ledger.latest().values())
+            with suppress(OSError):  # it is merged at this moment
+                count = sum(int((rounds >= 0).sum()) for rounds in output.ledger.latest().values())
             self.counted = time.monotonic(), count
         return count
 

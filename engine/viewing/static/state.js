@@ -51,7 +51,8 @@ function say(outputs) {
     if (state.is === "gone") lines.push(line(`${name}: ${state.says}`, "bad"));
     if (state.is === "unfinished") {
       const shards = `${grouped(state.shards)} of ${grouped(state.of)} shards are there`;
-      lines.push(line(`${name} is unfinished: level ${state.level} of ${state.levels}; ${shards}.`));
+      const level = state.level === null ? "" : `; its last checkpoint is level ${state.level} of ${state.levels}`;
+      lines.push(line(`${name} is unfinished: ${shards}${level}.`));
     }
     if (state.damaged_count) lines.push(damagedList(name, state));
   }
