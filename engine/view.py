@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from engine.viewing.server import Server
     from engine.viewing.viewer import Viewer
 
-PORT = 8470
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HOST, PORT = "127.0.0.1", 8470
 EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -33,7 +32,7 @@ def parser() -> Parser:
     text = f"where the page is served (default: {PORT}; 0: a port that is free)"
     top.add_argument("--port", type=port_number, default=PORT, metavar="N", help=text)
     text = "name or number of the network that it is served on, 0.0.0.0 for all (default: this machine alone)"
-    top.add_argument("--host", default=LOOPBACK[0], help=text)
+    top.add_argument("--host", default=HOST, help=text)
     top.add_argument("--quality", type=quality_number, default=90, metavar="Q", help="of JPEG, 1 to 95 (default: 90)")
     top.add_argument("--lossless", action="store_true", help="send PNG in place of JPEG: every pixel as it is stored")
     top.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -72,7 +71,7 @@ def listening(viewer: Viewer, host: str, port: int) -> Server:
     Raises:
         ValueError: it cannot listen there.
     """
-    from engine.viewing.server import Server
+    from engine.viewing.server import LOOPBACK, Server
 
     try:
         return Server(viewer, host, port, "" if host in LOOPBACK else secrets.token_urlsafe(16))

@@ -492,6 +492,7 @@ def compared(page, pixels):
     return here, pixels[row : row + height, column : column + width].astype(int)
 
 
+@pytest.mark.runs
 def test_a_screenshot_has_the_zarrs_pixels_with_the_map_and_without(browser, image, viewed):
     output = Output(image)
     whole = output.read("0", Box(0, 0, 700, 1100)).transpose(1, 2, 0)
@@ -513,6 +514,7 @@ def test_a_screenshot_has_the_zarrs_pixels_with_the_map_and_without(browser, ima
         assert len([url for url in seen.requests if "/tissue/0/" in url]) > 0
 
 
+@pytest.mark.runs
 def test_a_link_leads_to_the_same_place(browser, viewed):
     with shown(browser, viewed, permissions=["clipboard-read", "clipboard-write"]) as (page, _):
         for key in ("l", ">", "+", "+", "+", "ArrowRight", "ArrowDown"):
@@ -533,6 +535,7 @@ def test_a_link_leads_to_the_same_place(browser, viewed):
         assert page.evaluate(PLACE)[0][:2] == pytest.approx([350, 550], abs=0.5)
 
 
+@pytest.mark.runs
 def test_a_region_is_dragged_out_shown_and_copied(browser, viewed):
     with shown(browser, viewed, "#at=350,550&zoom=1", permissions=["clipboard-read", "clipboard-write"]) as (page, _):
         box = page.locator(".osd").bounding_box()
@@ -565,6 +568,7 @@ def test_a_region_is_dragged_out_shown_and_copied(browser, viewed):
         assert page.evaluate(PLACE)[0] == pytest.approx([350, 550, 1], abs=0.01), "the image did not move"
 
 
+@pytest.mark.runs
 def test_two_outputs_walk_in_step(browser, image, copy):
     with served(image, copy) as server, shown(browser, server) as (page, _):
         assert page.locator(".pane").count() == 2
@@ -584,14 +588,19 @@ def test_two_outputs_walk_in_step(browser, image, copy):
         assert one == pytest.approx(other, abs=0.51), "but for whole pixels"
 
 
+@pytest.mark.runs
 def test_a_set_is_a_sheet_of_pages_and_a_click_opens_an_image(browser, image_set):
     sheet = "() => [...document.images].length > 0 && [...document.images].slice(0, 2).every(i => i.complete)"
-    with served(image_set) as server, shown(browser, server, waits=sheet) as (page, _):
+    with served(image_set, token="secret") as server, shown(browser, server, waits=sheet) as (page, _):
         assert page.locator("#cells a").count() == 48
+        page.keyboard.press("l")
         page.locator("#after").click()
         assert page.locator("#cells a").all_inner_texts() == ["48: label 1", "49: label 2"]
         page.locator("#cells a").nth(1).click()
         settled(page)
+        assert "#image=49&" in page.url
+        assert page.url.endswith("&map=tissue&opacity=0.5"), "what lay over the sheet lies over the image"
+        page.keyboard.press("l")
         whole = Output(image_set).read_part(49, Box(0, 0, 96, 120)).transpose(1, 2, 0)
         page.evaluate("() => slidefield.panes()[0].go({at: [48, 60], zoom: 1})")
         settled(page)
@@ -607,6 +616,7 @@ def test_a_set_is_a_sheet_of_pages_and_a_click_opens_an_image(browser, image_set
         assert page.url.endswith("#page=2")
 
 
+@pytest.mark.runs
 def test_the_page_says_what_happened_to_the_output(browser, copy):
     (copy / "0/c/0/0/2").unlink()
     with served(copy) as server:
@@ -622,6 +632,7 @@ def test_the_page_says_what_happened_to_the_output(browser, copy):
             copy.mkdir(exist_ok=True)
 
 
+@pytest.mark.runs
 def test_the_page_of_an_unfinished_output_shows_what_is_new(browser, tmp_path):
     output = made(tmp_path / "o.zarr", IMAGE, finished=False, without=(0,))
     with served(output.path) as server, shown(browser, server, "#at=300,600&zoom=1") as (page, _):
@@ -636,6 +647,7 @@ def test_the_page_of_an_unfinished_output_shows_what_is_new(browser, tmp_path):
         assert page.locator(".extent").count() == 1
 
 
+@pytest.mark.runs
 def test_the_page_fits_a_phone_and_a_desk_and_its_text_stands_out(browser, image, image_set):
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     unnamed = "all => all.filter(one => !(one.ariaLabel || one.innerText || one.title)).length"

@@ -41,7 +41,7 @@ export class Contact {
   pageOf(image) { return Math.floor(image / PAGE) + 1; }
 
   cell(number) {
-    const link = Object.assign(document.createElement("a"), { href: `#image=${number}` });
+    const link = Object.assign(document.createElement("a"), { href: `#image=${number}${this.map ? `&map=${this.map.name}&opacity=${this.map.opacity}` : ""}` });
     const pictures = document.createElement("span");
     pictures.className = "pictures";
     for (const output of this.outputs) pictures.append(this.picture(output, number));

@@ -1,4 +1,5 @@
 // One output in OpenSeadragon: its image, a map over it, a minimap, a scale bar, a selected region.
+import { alignTo, isWhole, offset, snap } from "./pixels.js";
 import { makeScale } from "./scale.js";
 import { makeSelection } from "./selection.js";
 import { tileSource } from "./source.js";
@@ -32,19 +33,9 @@ export class Pane {
 
   // Once all panes have their places: the minimap is as large as the pane has it.
   begin() {
-    this.snap();
-    new ResizeObserver(() => this.snap()).observe(this.element);
+    snap(this.element, this.canvas);
+    new ResizeObserver(() => snap(this.element, this.canvas)).observe(this.element);
     this.viewer = this.makeViewer();
-  }
-
-  // Lay the canvas on whole pixels of the screen: between them it would be blurred.
-  snap() {
-    const box = this.element.getBoundingClientRect();
-    const [up, down] = [Math.ceil, Math.floor].map((round) => (at) => round(at * devicePixelRatio) / devicePixelRatio);
-    const [left, top] = [up(box.left - 1e-3), up(box.top - 1e-3)];
-    const { style } = this.canvas;
-    [style.left, style.top] = [`${left - box.left}px`, `${top - box.top}px`];
-    [style.width, style.height] = [`${down(box.right + 1e-3) - left}px`, `${down(box.bottom + 1e-3) - top}px`];
   }
 
   makeViewer() {
@@ -65,7 +56,7 @@ export class Pane {
     });
     // OpenSeadragon draws every tile a pixel larger, against seams; where pixels fall on pixels there are none.
     viewer.drawer.minimumOverlapRequired = () => !this.exact;
-    viewer.addHandler("animation-finish", () => this.align());
+    viewer.addHandler("animation-finish", () => { if (this.ready) this.align(); });
     viewer.addHandler("viewport-change", () => this.follow());
     viewer.addHandler("open", () => { this.follow(); this.outline(); });
     viewer.addHandler("resize", () => this.follow());
@@ -76,30 +67,14 @@ export class Pane {
   follow() {
     if (!this.ready) return;
     const zoom = this.zoom();
-    this.exact = this.whole(zoom) && this.offset().every((n) => Math.abs(n) < 1e-3);
+    this.exact = isWhole(zoom) && offset(this.viewer.viewport, this.item).every((n) => Math.abs(n) < 1e-3);
     this.viewer.drawer.setImageSmoothingEnabled(zoom < CRISP - 1e-6);
     this.drawScale(zoom, this.element.clientWidth);
   }
 
-  // Whether a pixel of the image is a whole number of pixels of the screen.
-  whole(zoom) {
-    const side = zoom * devicePixelRatio;
-    return side > 0.5 && Math.abs(side - Math.round(side)) < 1e-6;
-  }
-
-  // How far the image's corner is from a pixel's corner of the screen, in pixels of the screen: [x, y].
-  offset() {
-    const { viewport } = this.viewer;
-    const corner = viewport.pixelFromPoint(this.item.imageToViewportCoordinates(0, 0), true).times(devicePixelRatio);
-    return [corner.x - Math.round(corner.x), corner.y - Math.round(corner.y)];
-  }
-
-  // At such a zoom, move by less than a pixel so that pixels fall on pixels.
+  // At a zoom of whole pixels, move by less than one so that pixels fall on pixels.
   align() {
-    if (!this.ready || !this.whole(this.zoom())) return;
-    const { viewport } = this.viewer;
-    const by = new OpenSeadragon.Point(...this.offset()).divide(devicePixelRatio);
-    if (Math.abs(by.x) + Math.abs(by.y) > 1e-3) viewport.panBy(viewport.deltaPointsFromPixels(by, true), true);
+    if (isWhole(this.zoom())) alignTo(this.viewer.viewport, this.item);
     this.follow();
   }
 
@@ -145,7 +120,6 @@ export class Pane {
     if (at) viewport.panTo(this.item.imageToViewportCoordinates(at[1], at[0]), now);
     if (!now) return;
     this.align();
-    this.follow();
   }
 
   home() { this.viewer.viewport.goHome(); }
