@@ -21,6 +21,7 @@ setup(
         "engine": ["py.typed"],
         "kernels": ["py.typed"],
         "engine.reporting": ["template.html", "style.css"],
+        "engine.viewing": ["static/*"],
         "engine.models": ["embedded/*", "embedded/*/*", "embedded_labels/*", "embedded_labels/*/*"],
     },
     # numcodecs: zstd on threads of our own, engine/storage/shard_file.py. dask: Image.to_dask.

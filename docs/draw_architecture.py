@@ -22,6 +22,7 @@ FLOORS = (
     ("engine.pipeline", "engine.exports", "engine.training"),
     ("engine.evaluation",),
     ("engine.reporting",),
+    ("engine.viewing",),
     (
         "engine.__main__",
         "engine.api",
@@ -29,6 +30,7 @@ FLOORS = (
         "engine.train",
         "engine.verify",
         "engine.evaluate",
+        "engine.view",
         "engine.report",
         "engine.export",
         "engine.embed",

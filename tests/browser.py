@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,36 @@ def chromium() -> str:
     return path
 
 
+@contextmanager
+def started() -> Iterator[Any]:
+    """A Chromium of playwright's, headless, while this lasts."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def listened_to(page: Any) -> Seen:
+    """What a page says and fetches from now on."""
+    seen = Seen()
+    page.on("console", lambda message: seen.messages.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: seen.messages.append(str(error)))
+    page.on("request", lambda request: seen.requests.append(request.url))
+    return seen
+
+
+def measured(page: Any, seen: Seen) -> Seen:
+    """How a page fits into its window now, and how its text stands out."""
+    seen.overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    seen.wider, seen.contrasts = page.evaluate(WIDER), page.evaluate(CONTRASTS)
+    seen.broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
+    return seen
+
+
 def looked_at(file: Path, pictures: Path, ask: str = "null") -> dict[int, Seen]:
     """A page at every width, with a screenshot of the whole of it.
 
@@ -83,29 +115,17 @@ def looked_at(file: Path, pictures: Path, ask: str = "null") -> dict[int, Seen]:
         pictures: Folder that the screenshots are written to.
         ask: JavaScript whose value is ``answer``.
     """
-    from playwright.sync_api import sync_playwright
-
     seen = {}
     pictures.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
-        try:
-            for width in WIDTHS:
-                seen[width] = one = Seen()
-                page = browser.new_page(viewport={"width": width, "height": 900})
-                page.on("console", lambda message, one=one: one.messages.append(f"{message.type}: {message.text}"))
-                page.on("pageerror", lambda error, one=one: one.messages.append(str(error)))
-                page.on("request", lambda request, one=one: one.requests.append(request.url))
-                page.goto(file.resolve().as_uri(), wait_until="load")
-                page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
-                here = (file.resolve().as_uri(), "data:")
-                one.requests = [url for url in one.requests if not url.startswith(here)]
-                one.overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-                one.wider, one.contrasts = page.evaluate(WIDER), page.evaluate(CONTRASTS)
-                one.broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
-                one.answer = page.evaluate(ask)
-                page.screenshot(path=str(pictures / f"{file.stem}-{width}.png"), full_page=True)
-                page.close()
-        finally:
-            browser.close()
+    with started() as browser:
+        for width in WIDTHS:
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            seen[width] = one = listened_to(page)
+            page.goto(file.resolve().as_uri(), wait_until="load")
+            page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
+            here = (file.resolve().as_uri(), "data:")
+            one.requests = [url for url in one.requests if not url.startswith(here)]
+            measured(page, one).answer = page.evaluate(ask)
+            page.screenshot(path=str(pictures / f"{file.stem}-{width}.png"), full_page=True)
+            page.close()
     return seen

@@ -87,6 +87,17 @@ def test_evaluations_runs_and_ours_are_few(tmp_path):
     assert all(row["windows / (area / patch area)"] <= (1 + 64 * 8 / 1024) ** 2 for row in rows)
 
 
+def test_viewing_runs_and_every_request_is_answered(tmp_path):
+    small = ("--side", 1500, "--shard", 512, "--chunk", 256, "--tiles", 9, "--pages", 0, "--requests", 60)
+    bench("viewing", *small, "--work", tmp_path, "--json", tmp_path / "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["crowd"]["tiles"] + report["crowd"]["told to come again"] == 60
+    assert [row["what"] for row in report["rows"]] == [
+        f"{array} tile, {how}" for array in ("image", "tissue") for how in ("made", "kept", "known to the browser")
+    ]
+    assert not list(tmp_path.glob("*/large.zarr"))
+
+
 def test_network_runs_and_every_form_computes_the_same(tmp_path):
     bench("network", "--rounds", 1, "--batches", 1, "--size", 16, "--dim", 32, "--json", tmp_path / "r.json")
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]

@@ -1,0 +1,71 @@
+// What becomes of the outputs meanwhile: more shards, finished, damaged, removed; and of the viewer itself.
+import { fetched } from "./source.js";
+import { grouped } from "./units.js";
+
+const OFTEN = 2000; // ms between two looks while an output is unfinished
+const SELDOM = 5000;
+
+const shape = (outputs) => JSON.stringify(outputs.map(({ name, kind, size, count, maps }) => [name, kind, size, count, maps]));
+
+// Look again and again: `changed(output)` is called for each that has more to show.
+export function watch(outputs, changed) {
+  let versions = outputs.map((output) => output.state.version);
+  let missed = 0;
+  say(outputs);
+  const look = async () => {
+    let now = outputs;
+    try {
+      now = (await fetched("outputs.json")).outputs;
+      missed = 0;
+      say(now);
+      const there = now.every((output) => output.state.is !== "gone");
+      if (there && shape(now) !== shape(outputs)) location.reload();
+      now.forEach((output, index) => {
+        if (output.state.is !== "gone" && output.state.version !== versions[index]) changed({ ...output, index });
+      });
+      versions = now.map((output, index) => output.state.version || versions[index]);
+    } catch {
+      missed += 1;
+      if (missed > 1) notice([line("The viewer was stopped: start it again, and this page goes on.", "bad")]);
+    }
+    setTimeout(look, now.some((output) => output.state.is === "unfinished") || missed ? OFTEN : SELDOM);
+  };
+  setTimeout(look, OFTEN);
+}
+
+function line(text, className = "") {
+  return Object.assign(document.createElement("p"), { textContent: text, className });
+}
+
+function notice(lines) {
+  const element = document.getElementById("notice");
+  element.hidden = !lines.length;
+  const same = element.textContent === lines.map((one) => one.textContent).join("");
+  if (!same) element.replaceChildren(...lines); // what is open stays open
+}
+
+// What the page says above the image; nothing of outputs that are finished and whole.
+function say(outputs) {
+  const lines = [];
+  for (const { name, state } of outputs) {
+    if (state.is === "gone") lines.push(line(`${name}: ${state.says}`, "bad"));
+    if (state.is === "unfinished") {
+      const shards = `${grouped(state.shards)} of ${grouped(state.of)} shards are there`;
+      const level = state.level === null ? "" : `; its last checkpoint is level ${state.level} of ${state.levels}`;
+      lines.push(line(`${name} is unfinished: ${shards}${level}.`));
+    }
+    if (state.damaged_count) lines.push(damagedList(name, state));
+  }
+  notice(lines);
+}
+
+function damagedList(name, state) {
+  const many = state.damaged_count;
+  const details = Object.assign(document.createElement("details"), { className: "bad" });
+  const summary = document.createElement("summary");
+  summary.textContent = `${name}: ${many === 1 ? "a shard is" : `${grouped(many)} shards are`} damaged, drawn hatched.`;
+  const rest = many > state.damaged.length ? [line(`and ${grouped(many - state.damaged.length)} more`)] : [];
+  const way = line("slidefield verify names all of them; the same job with --mend makes them anew.");
+  details.append(summary, ...state.damaged.map((shard) => line(shard)), ...rest, way);
+  return details;
+}

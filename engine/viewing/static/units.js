@@ -1,0 +1,26 @@
+// Numbers for people.
+
+const LEADING = [1, 2, 5];
+
+export const grouped = (number) => Math.round(number).toLocaleString("en").replaceAll(",", "\u202f");
+
+export function lengthText(um) {
+  const three = (value) => String(Number(value.toPrecision(3)));
+  if (um < 1000) return `${three(um)} µm`;
+  return um < 20000 ? `${three(um / 1000)} mm` : `${three(um / 10000)} cm`;
+}
+
+// The longest length of 1, 2 or 5 times a power of ten that is at most `most`.
+export function roundLength(most) {
+  const power = 10 ** Math.floor(Math.log10(most));
+  return Math.max(...LEADING.map((n) => n * power).filter((n) => n <= most * 1.000001));
+}
+
+export const regionText = ([y0, y1, x0, x1]) => `${y0}:${y1},${x0}:${x1}`;
+
+// What an image of a set was asked for, of the settings that its images take in turn.
+export function caption(output, number) {
+  const turn = output.in_turn.length ? output.in_turn[number % output.in_turn.length] : {};
+  const settings = Object.entries(turn).map(([name, value]) => `${name} ${value}`);
+  return settings.length ? `${number}: ${settings.join(", ")}` : String(number);
+}
