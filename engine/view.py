@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import secrets
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     address = address_of(server, given.host)
     names = " and ".join(one_line(str(path)) for path in given.out)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a script that started it in the background ignores them
+        signal.signal(number, signal.default_int_handler)
     try:
         print(f"{address} shows {names}; Ctrl-C ends it", flush=True)
         if given.open:

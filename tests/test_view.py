@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -362,8 +363,8 @@ def test_many_requests_at_once_take_few_threads_and_little_memory(image, monkeyp
             connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=30)
             connection.sendall(f"GET /0/image/0/{n % 2}_{n % 3}.jpg HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
             sockets.append(connection)
-        for _ in range(500):
-            if len(server.waiting) == 40:
+        for _ in range(500):  # until all who are one too many have their answer: none is in the queue of the system
+            if len(select.select(sockets, [], [], 0)[0]) == 300 - 44:
                 break
             time.sleep(0.01)
         assert (server.threads, len(server.waiting)) == (4, 40)
