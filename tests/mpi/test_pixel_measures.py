@@ -46,6 +46,7 @@ def test_the_two_sample_test_is_the_same_on_any_number_of_ranks(ranks, sets):
 
 
 def test_a_crop_that_one_rank_cannot_read_is_said_by_all(ranks, sets):
+    ranks.barrier()  # every rank has listed the folder
     if ranks.rank == 0:
         (sets[0].source.path / "p06.png").unlink()
     ranks.barrier()
