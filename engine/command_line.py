@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engine.messages import did_you_mean, one_line, shortened
+from engine.messages import did_you_mean, one_line, quoted, shortened
 
 STOPPED = 75  # exit status of a run that was asked to stop and left a checkpoint
 
@@ -56,6 +56,14 @@ def positive(kind: type):
         return value
 
     return convert
+
+
+def converted(read: Callable[[str], Any], text: str) -> Any:
+    """A value, for argparse, which prints what its own error says."""
+    try:
+        return read(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"{quoted(text)}: {problem}") from None
 
 
 def launched_rank() -> int:

@@ -20,10 +20,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engine.command_line import Parser, gives_help, positive
-from engine.messages import quoted
+from engine.command_line import Parser, converted, gives_help, positive
 from engine.options import SIZE, whole
 
 if TYPE_CHECKING:
@@ -126,14 +125,6 @@ def corner(text: str) -> tuple[int, int]:
         return whole(0).read(y), whole(0).read(x)
 
     return converted(read, text)
-
-
-def converted(read: Callable[[str], Any], text: str) -> Any:
-    """A value, for argparse, which prints what its own error says."""
-    try:
-        return read(text)
-    except ValueError as problem:
-        raise argparse.ArgumentTypeError(f"{quoted(text)}: {problem}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

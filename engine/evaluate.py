@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.command_line import Parser, as_flags, comma_separated, gives_help, positive
+from engine.command_line import Parser, as_flags, comma_separated, converted, gives_help, positive
 from engine.evaluation.names import METRICS, QUANTILE
 from engine.messages import did_you_mean
 from engine.options import number, whole
@@ -109,31 +109,19 @@ def metrics(text: str) -> tuple[str, ...]:
 
 
 def label(text: str) -> int:
-    try:
-        return whole(0, LARGEST_LABEL).read(text)
-    except ValueError as problem:
-        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
+    return converted(whole(0, LARGEST_LABEL).read, text)
 
 
 def share_of_all(text: str) -> float:
-    try:
-        return number(0, 1).read(text)
-    except ValueError as problem:
-        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
+    return converted(number(0, 1).read, text)
 
 
 def threads(text: str) -> int:
-    try:
-        return whole(1, 1024).read(text)
-    except ValueError as problem:
-        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
+    return converted(whole(1, 1024).read, text)
 
 
 def seed(text: str) -> int:
-    try:
-        return whole(0, 2**32 - 1).read(text)
-    except ValueError as problem:
-        raise argparse.ArgumentTypeError(f"{text}: {problem}") from None
+    return converted(whole(0, 2**32 - 1).read, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

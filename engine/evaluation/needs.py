@@ -4,40 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from engine.evaluation.inputs import OPTIONS
 from engine.evaluation.run import Evaluator
 from engine.evaluation.sources import OutputSource
-
-OPTIONS = {"reference": "`real`", "train": "`train`"}
 
 
 def needs(*roles: str) -> Callable[[Evaluator], str]:
     """Sets of images, or of features of one kind."""
-
-    def lacks(evaluator: Evaluator) -> str:
-        for role in roles:
-            if role not in evaluator.sets:
-                return f"it takes {OPTIONS[role]}; pass it"
-            given = evaluator.sets[role]
-            if given.crops is None and given.rows is None:
-                return f"it takes images or features and {given.path} holds a mean and a covariance alone"
-        return unlike(evaluator, roles)
-
-    return lacks
+    return lambda evaluator: lacks_sets(evaluator, roles, images=False) or unlike(evaluator, roles)
 
 
 def needs_images(*roles: str) -> Callable[[Evaluator], str]:
     """Sets of images."""
+    return lambda evaluator: lacks_sets(evaluator, roles, images=True)
 
-    def lacks(evaluator: Evaluator) -> str:
-        for role in roles:
-            if role not in evaluator.sets:
-                return f"it takes {OPTIONS[role]}; pass it"
-            given = evaluator.sets[role]
-            if given.crops is None:
-                return f"it takes images and {given.path} holds none; give images"
-        return ""
 
-    return lacks
+def lacks_sets(evaluator: Evaluator, roles: Sequence[str], images: bool) -> str:
+    """Sets are given, as images, or if these are not asked for as features."""
+    for role in roles:
+        if role not in evaluator.sets:
+            return f"it takes {OPTIONS[role]}; pass it"
+        given = evaluator.sets[role]
+        if given.crops is None and images:
+            return f"it takes images and {given.path} holds none; give images"
+        if given.crops is None and given.rows is None:
+            return f"it takes images or features and {given.path} holds a mean and a covariance alone"
+    return ""
 
 
 def lacks_output(evaluator: Evaluator) -> str:

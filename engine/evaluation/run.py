@@ -203,7 +203,7 @@ def evaluate(
     if not results:
         raise AgreedError("nothing could be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
     settings, sets = evaluator.settings, evaluator.sets
-    options = asdict(settings.cropping) | {"few": settings.few, "seed": settings.cropping.seed, "metrics": list(names)}
+    options = asdict(settings.cropping) | {"few": settings.few, "metrics": list(names)}
     return Evaluation(
         generated=sets["generated"].facts(),
         reference=sets["reference"].facts() if "reference" in sets else {},
