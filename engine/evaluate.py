@@ -185,34 +185,20 @@ def check_places(args: argparse.Namespace) -> None:
     """
     from engine.evaluation.frechet import read_statistics
     from engine.evaluation.measures import read_evaluation
+    from engine.storage.target_file import check_target, is_read_by
 
+    kinds = {"json": ("evaluation", read_evaluation), "statistics": ("file of statistics", read_statistics)}
     places = {"json": args.json, "statistics": args.statistics, "bank": args.bank}
     for name, path in places.items():
         if path is None:
             continue
-        check_place(name, path, args.overwrite)
         check_apart(name, path, [args.generated, args.real, args.train])
         other = next((n for n, p in places.items() if n != name and p is not None and same(p, path)), None)
         if other is not None:
             raise ValueError(f"`{name}` and `{other}` are both {path}; name two files")
-        if path.exists() and name != "bank":  # banks have a check of their own
-            (read_evaluation if name == "json" else read_statistics)(path)
-
-
-def check_place(option: str, path: Path, overwrite: bool) -> None:
-    """Refuse what is no file, a file that is there, or a folder that is not.
-
-    Raises:
-        ValueError: naming it.
-    """
-    from engine.storage.settings_file import check_regular
-
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder; make it, or choose another `{option}`")
-    if path.exists() or path.is_symlink():
-        check_regular(path, f"`{option}` {path}")
-        if not overwrite:
-            raise ValueError(f"{path} is there already; choose another `{option}`, or pass `overwrite`")
+        if name != "bank":  # which has a check of its own
+            kind, read = kinds[name]
+            check_target(name, path, args.overwrite, kind, is_read_by(read))
 
 
 def check_apart(option: str, path: Path, inputs: Sequence[Path | None]) -> None:

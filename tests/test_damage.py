@@ -99,6 +99,47 @@ def test_what_others_add_to_metadata_is_no_damage(job, whole, tmp_path):
     assert zarr.open_group(out).attrs["mine"] == 1
 
 
+EDITS = {
+    "job": [],
+    "levels": "many",
+    "pixel_size_um": {},
+    "layout": {"size": [96, 96]},
+    "state": None,
+    "seconds": -1,
+}
+
+
+@pytest.mark.parametrize("field", EDITS)
+def test_metadata_that_somebody_edited_is_refused_in_one_line_by_all_who_read(whole, tmp_path, capsys, field):
+    import engine.evaluate
+    import engine.export
+    import engine.report
+    from engine.api.image import open as open_image
+
+    out = tmp_path / "out.zarr"
+    shutil.copytree(whole, out)
+    content = json.loads((out / "zarr.json").read_text())
+    content["attributes"]["slidefield"][field] = EDITS[field]
+    (out / "zarr.json").write_text(json.dumps(content))
+    for command, *options in (
+        (engine.evaluate, "--real", whole),
+        (engine.export, tmp_path / "exported"),
+        (engine.report, "--html", tmp_path / "report.html"),
+    ):
+        assert command.main([str(out), *map(str, options)]) == 1
+        error = one_line_of(capsys.readouterr().err)
+        assert str(out) in error, error
+        assert "mend" in error, error
+    with pytest.raises(ValueError, match="mend"):
+        open_image(out)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.zarr"}
+
+
+def one_line_of(text: str) -> str:
+    (line,) = text.splitlines()
+    return line
+
+
 @pytest.mark.parametrize("changed", [{"level": 2}, {"slot": 1}, {"history": False}, {"history": "yes"}])
 def test_a_mark_of_another_level_slot_or_history_is_refused(job, killed, tmp_path, changed):
     """Also where its own checksum was made to fit: the digest binds it to what the slot holds."""

@@ -224,7 +224,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(slide, tmp_pat
         ((tmp_path / "none", *WITH, *out), ["none is not there"]),
         ((tmp_path / "scan.svs", *WITH, *out), ["scan.svs", "slide"]),
         ((tmp_path / "no.png", *WITH, *out), ["no.png", "cannot be read"]),
-        ((slide, *WITH, "--out", tmp_path / "no" / "f.h5"), ["no folder"]),
+        ((slide, *WITH, "--out", tmp_path / "no" / "f.h5"), ["not a folder; make it"]),
         ((slide, *WITH, "--out", tmp_path / "tiles"), ["a folder"]),
         ((slide, *WITH, "--out", tmp_path / "f.dat"), ["f.dat", ".h5 or .hdf5"]),
         ((slide, *WITH, "--with", "extractors:leaves", *out), ["extractors:leaves failed", "SystemExit: 3"]),

@@ -261,6 +261,8 @@ WRONG = {
     "train": (["made", "--real", "real", "--metrics", "copies"], "--metrics copies: it takes --train; pass it"),
     "nothing": (["made"], "nothing can be measured"),
     "size": (["made", "--real", "real", "--pixel-size", "0.5"], "does not say its own"),
+    "unused": (["made", "--real", "real", "--metrics", "kid", "--steps", "9"], "--steps changes nothing of kid; add"),
+    "unused label": (["made", "--real", "real", "--ignore-label", "0"], "add --metrics downstream, or leave it out"),
     "extractor": (["made", "--real", "real", "--features", "no:such"], "cannot be imported"),
 }
 
@@ -281,8 +283,14 @@ def test_a_file_that_is_there_stays(folders: dict[str, Path], tmp_path: Path) ->
     file.write_text("mine")
     done = evaluate(1, folders["made"], "--real", folders["real"], "--json", file)
     assert done.returncode == 1
-    assert "pass --overwrite" in done.stderr
+    assert "is no evaluation; remove it yourself" in done.stderr
     assert file.read_text() == "mine"
+    asked = (folders["made"], "--real", folders["real"], "--metrics", "kid", "--json", tmp_path / "b.json")
+    assert evaluate(1, *asked).returncode == 0
+    kept = (tmp_path / "b.json").read_text()
+    assert "pass --overwrite to replace it" in evaluate(1, *asked).stderr
+    assert (tmp_path / "b.json").read_text() == kept
+    assert evaluate(1, *asked, "--overwrite").returncode == 0
 
 
 def test_values_that_are_none_and_files_that_are_no_evaluation(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -307,5 +307,5 @@ def test_banks_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
     assert "end it in .h5" in evaluate_refused(tmp_path, some, "--bank", tmp_path / "b.txt")
     assert "add --bank" in evaluate_refused(tmp_path, some, "--bank-size", 4)
     out.write_text("mine")
-    assert "pass --overwrite" in evaluate_refused(tmp_path, some, "--bank", out, *function)
+    assert "is no bank" in evaluate_refused(tmp_path, some, "--bank", out, *function)
     assert "is no bank" in evaluate_refused(tmp_path, some, "--bank", out, "--overwrite", *function)

@@ -327,7 +327,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_the_report_as_it_was(image,
     for arguments, expected in [
         ((tmp_path / "none.zarr",), "none.zarr is not there"),
         ((tmp_path / "empty",), "is no output of engine.sample"),
-        ((image,), "image-report.html is there; pass --overwrite to replace it"),
+        ((image,), "image-report.html is there already; pass --overwrite to replace it"),
         ((image, *again, "--against", tmp_path / "none"), "--against .* is not there; name an output, a slide"),
         ((image, *again, "--against", tmp_path / "empty"), "--against .* has no pictures"),
         ((image, *again, "--against", tmp_path / "no.json"), "--against .*no.json"),
@@ -336,7 +336,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_the_report_as_it_was(image,
         ((image, "--html", tmp_path / "none" / "r.html"), "--html .* is not a folder; make it"),
         ((image, "--html", image / "r.html"), "which holds arrays alone; choose another --html"),
         ((image, *again, "--html", tmp_path / "other.html"), "other.html is there and is no report of ours"),
-        ((image, *again, "--html", tmp_path / "empty"), "empty is there and is no report of ours"),
+        ((image, *again, "--html", tmp_path / "empty"), "empty is a folder; choose another --html"),
     ]:
         assert engine.report.main([str(word) for word in arguments]) == 1, arguments
         said = capsys.readouterr().err

@@ -22,7 +22,7 @@ from engine.pipeline.preview import thumbnail
 from engine.storage.files import file_size
 from engine.storage.integrity import damage, pixels_sha256
 from engine.storage.layout import ArraySpec
-from engine.storage.output import Output, provenance_of
+from engine.storage.output import Output, output_to_read
 from engine.storage.set_layout import SetLayout
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Image(Array):
     """
 
     def __init__(self, place: OutputLocation) -> None:
-        output = Output(place.path)
+        output = output_to_read(place.path)
         super().__init__(place, output, output.layout.image)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -280,13 +280,12 @@ def open(path: str | Path) -> Image:
         ValueError: nothing lies there, or something else.
     """
     place = Path(absolute(os.fspath(path)))
-    provenance_of(place)
     return Image(OutputLocation(place))
 
 
 def array_at(place: OutputLocation, name: str) -> Array:
     """An array of the output at a place."""
-    return Array(place, Output(place.path), name)
+    return Array(place, output_to_read(place.path), name)
 
 
 # ---- the shards of an index -----------------------------------------------------------------

@@ -14,6 +14,17 @@ from engine.evaluation.parts import PARTS
 from engine.evaluation.run import Evaluator, Part, Settings, chosen, evaluate
 from engine.models.folder import device_of
 
+PLAIN = Settings()
+SETTINGS_OF = {  # what looks at a setting
+    "few": ("fid",),
+    "expert": ("classes",),
+    "lpips": ("variety",),
+    "scheduler": ("areas",),
+    "steps": ("downstream", "two-sample"),
+    "repeats": ("downstream",),
+    "ignored": ("downstream", "labels"),
+}
+
 
 def silent(line: str) -> None:
     """Say nothing."""
@@ -45,7 +56,22 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
         if "reference" not in evaluator.sets:
             raise AgreedError("nothing can be measured; pass `real`, images to compare with")
         raise AgreedError("nothing can be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
+    check_used(evaluator.settings, names)
     return names
+
+
+def check_used(settings: Settings, names: Sequence[str]) -> None:
+    """Refuse a setting that none of the parts to take looks at.
+
+    Raises:
+        AgreedError: naming it.
+    """
+    for field, parts in SETTINGS_OF.items():
+        if getattr(settings, field) != getattr(PLAIN, field) and not set(parts) & set(names):
+            option = "ignore_label" if field == "ignored" else field
+            raise AgreedError(
+                f"`{option}` changes nothing of {', '.join(names)}; add `metrics` {parts[0]}, or leave it out"
+            )
 
 
 def evaluate_parts(evaluator: Evaluator, names: Sequence[str], asked: Sequence[str] | None) -> Evaluation:

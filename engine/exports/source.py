@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.output import Output, provenance_at
+from engine.storage.output import Output, output_to_read, provenance_at
 
 
 def finished_output(path: Path) -> Output:
@@ -22,7 +22,7 @@ def finished_output(path: Path) -> Output:
         raise ValueError(f"{path} is no output of engine.sample; give one") from None
     if provenance is None:
         raise ValueError(f"{path} is not there; give an output of engine.sample")
-    output = Output(path)
+    output = output_to_read(path)
     if not output.finished:
         state = output.provenance["state"]
         raise ValueError(f"{path} is {state}; give its command again to finish it, then export it")

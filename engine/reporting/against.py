@@ -14,7 +14,7 @@ from engine.planning.geometry import Box
 from engine.reporting.pictures import Picture, photograph
 from engine.reporting.places import chosen, is_empty
 from engine.reporting.views import LETTERS, centre, crop_boxes, spread_over
-from engine.storage.output import Output
+from engine.storage.output import output_to_read
 from engine.storage.set_layout import SetLayout
 from engine.storage.slides import Slide, is_picture, open_slide, pictures_in
 
@@ -57,7 +57,7 @@ def reference_of(path: Path, side: int, count: int, pixel_size_um: float | None)
 
 def of_output(path: Path, side: int, count: int) -> Reference:
     """Crops of an output of ours: an image at fixed places, of a set the middle of images evenly spread over it."""
-    output = Output(path)
+    output = output_to_read(path)
     if not output.finished:
         raise ValueError(f"`against` {path} is unfinished; give the command that samples it again, or leave it out")
     check_shards(output)

@@ -26,8 +26,9 @@ from engine.reporting.times import times_of
 from engine.reporting.views import CROPS, view_of
 from engine.storage.files import whole_file
 from engine.storage.integrity import damaged_shards
-from engine.storage.output import Output, provenance_of
+from engine.storage.output import Output, output_to_read, provenance_of
 from engine.storage.set_layout import SetLayout
+from engine.storage.target_file import check_target
 
 HERE = Path(__file__).parent
 ROUND = (1, 2, 5)  # leading figures of the length of a scale bar
@@ -74,12 +75,7 @@ def check_file(file: Path, out: Path, overwrite: bool) -> None:
     """
     if file.resolve().is_relative_to(out.resolve()):
         raise ValueError(f"`html` {file} lies in {out}, which holds arrays alone; choose another `html`")
-    if not file.absolute().parent.is_dir():
-        raise ValueError(f"`html` {file}: {file.parent} is not a folder; make it, or choose another `html`")
-    if file.exists() and not is_report(file):
-        raise ValueError(f"{file} is there and is no report of ours; remove it yourself, or choose another `html`")
-    if file.exists() and not overwrite:
-        raise ValueError(f"{file} is there; pass `overwrite` to replace it, or choose another `html`")
+    check_target("html", file, overwrite, "report of ours", is_report)
 
 
 def finished(out: Path) -> Output:
@@ -89,7 +85,7 @@ def finished(out: Path) -> Output:
         ValueError: there is none, or it is unfinished or damaged, with the way out.
     """
     provenance = provenance_of(out)
-    output = Output(out)
+    output = output_to_read(out)
     if not output.finished:
         mark = output.checkpoints.mark()
         level = f"at level {mark.level if mark else 0} of {provenance.get('levels', 0)}"

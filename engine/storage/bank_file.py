@@ -19,7 +19,7 @@ import numpy as np
 from engine.storage.embedding_file import Disk
 from engine.storage.files import whole_file
 from engine.storage.readers import HDF5, reason
-from engine.storage.settings_file import check_regular
+from engine.storage.target_file import check_target, is_read_by
 
 FACTS = "slidefield_bank"
 
@@ -88,10 +88,4 @@ def check_bank_place(path: Path, overwrite: bool) -> None:
     """
     if path.suffix not in HDF5:
         raise ValueError(f"`bank` {path} is a file of HDF5; end it in {' or '.join(HDF5)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"`bank` {path}: there is no folder {path.parent}; make it")
-    if path.exists() or path.is_symlink():
-        check_regular(path, f"`bank` {path}")
-        if not overwrite:
-            raise ValueError(f"`bank` {path} is there already; pass `overwrite`, or choose another")
-        read_bank(path, "`bank`")  # another file is not replaced
+    check_target("bank", path, overwrite, "bank of engine.evaluate", is_read_by(lambda file: read_bank(file, "`bank`")))

@@ -20,7 +20,7 @@ import numpy as np
 
 from engine.storage.files import whole_file
 from engine.storage.readers import HDF5, HDF5_DEFAULT, reason
-from engine.storage.settings_file import check_regular
+from engine.storage.target_file import check_target
 
 NAME, FACTS = "embeddings", "slidefield"
 
@@ -162,20 +162,9 @@ def check_place(path: Path, overwrite: bool) -> None:
     Raises:
         ValueError: there is something already, or no folder.
     """
-    if not path.parent.is_dir():
-        raise ValueError(f"`out` {path}: there is no folder {path.parent}; make it")
-    if path.is_dir():
-        raise ValueError(f"`out` {path} is a folder; choose another `out`")
-    if path.exists():
-        check_regular(path, f"`out` {path}")
+    check_target("out", path, overwrite, "file of engine.embed", written_by_us)
     if path.suffix not in HDF5:
         raise ValueError(f"`out` {path}: `embeddings` knows such files by their names; end it in {' or '.join(HDF5)}")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise ValueError(f"`out` {path} is there already; pass `overwrite`, or choose another `out`")
-    if not written_by_us(path):
-        raise ValueError(f"`out` {path} is no file of engine.embed; remove it yourself, or choose another `out`")
 
 
 def written_by_us(path: Path) -> bool:

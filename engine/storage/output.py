@@ -17,7 +17,7 @@ from engine.storage.files import discard, file_size, halved, sync_new
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
-from engine.storage.metadata import ROOT, content_of, kept_provenance, write_provenance
+from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
 from engine.storage.set_layout import SetLayout
 from engine.storage.shard_file import threads, write_shard
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
@@ -43,7 +43,9 @@ class Output:
             self.group = zarr.open_group(path, mode="r+")
             self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
             self.layout = layout_of(self.provenance["layout"])
-            self.array(self.layout.image)
+            image = next(spec for spec in self.layout.arrays() if spec.name == self.layout.image)
+            assert self.array(image.name).shape == image.shape, f"the image is not of {self.layout.shape_text()}"
+            assert self.finished or self.provenance["state"] == "unfinished", "it does not say whether it is finished"
         except Exception as error:  # zarr raises errors of many kinds for metadata that says nothing it knows
             why = f"{path} is damaged ({' '.join(str(error).split())})"
             raise ValueError(f"{why}; the command that sampled it mends it, or `overwrite` replaces it") from None
@@ -221,6 +223,20 @@ class Output:
         write_provenance(self.path, self.provenance)
 
 
+def output_to_read(path: Path) -> Output:
+    """Open an output for those who only read it: of a finished one every ``zarr.json`` says what was written.
+
+    Raises:
+        ValueError: nothing lies there, no output of ours, or a damaged one.
+    """
+    provenance_of(path)
+    output = Output(path)
+    damaged = next(damaged_metadata(path), None) if output.finished else None
+    if damaged is not None:
+        raise ValueError(f"{path / damaged} does not say any more what was written; {output.way_out()}")
+    return output
+
+
 def layout_of(attributes: Mapping[str, Any]) -> Layout:
     """Make the layout that ``Layout.attributes`` described.
 
@@ -232,7 +248,10 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
         entries = tuple((name, tuple(color)) for name, color in label["entries"])
         label = LabelArray(label["name"], label["dtype"], entries)
     height, width = attributes["size"]
-    shared = ((height, width), attributes["channels"], attributes["shard"], attributes["chunk"], label)
+    channels, shard, chunk = (attributes[name] for name in ("channels", "shard", "chunk"))
+    if not all(type(length) is int and length > 0 for length in (height, width, channels, shard, chunk)):
+        raise TypeError("lengths of its layout are no whole numbers")
+    shared = ((height, width), channels, shard, chunk, label)
     if attributes["count"] is None:
         coarsest = attributes.get("coarsest", attributes["shard"])  # version 0.1: a shard
         return ImageLayout(*shared, coarsest, attributes.get("region", False))

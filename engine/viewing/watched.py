@@ -16,7 +16,7 @@ from engine.planning.geometry import Box
 from engine.storage.image_layout import ROI
 from engine.storage.integrity import DamagedShard, damaged_shards
 from engine.storage.metadata import ROOT
-from engine.storage.output import Output, provenance_of
+from engine.storage.output import Output, output_to_read
 from engine.storage.set_layout import SetLayout
 
 MOST_DAMAGED = 1000  # shards that are remembered
@@ -61,8 +61,7 @@ class Watched:
                 raise Gone(f"{self.path} cannot be shown: it was removed")
             if self.opened is None or stamp != self.stamp:
                 try:
-                    provenance_of(self.path)
-                    self.opened, self.stamp = Output(self.path), stamp
+                    self.opened, self.stamp = output_to_read(self.path), stamp
                 except (ValueError, OSError, KeyError) as error:
                     raise Gone(str(error)) from None
                 self.damaged.clear()
