@@ -46,13 +46,21 @@ class Canvas:
 
     Args:
         round_index: Round of rejection sampling: later rounds have noise of their own at the same positions.
+        corner: Where the canvas begins on the plane whose noise it has, (y, x) in latents.
     """
 
     def __init__(
-        self, ranks: Ranks, ownership: Ownership, channels: int, seed: int, device: str = "cpu", round_index: int = 0
+        self,
+        ranks: Ranks,
+        ownership: Ownership,
+        channels: int,
+        seed: int,
+        device: str = "cpu",
+        round_index: int = 0,
+        corner: tuple[int, int] = (0, 0),
     ) -> None:
         self.ranks, self.ownership, self.channels, self.seed, self.device = ranks, ownership, channels, seed, device
-        self.round_index = round_index
+        self.round_index, self.corner = round_index, corner
         self.x: Shards = {}
         self.history: list[Shards] = []  # the newest first
         self.known: Known | None = None
@@ -93,7 +101,8 @@ class Canvas:
     def field(self, purpose: str, level: int, shard: int) -> Field:
         """The noise of a level, seen from the corner of a shard on."""
         w = self.ownership.shard(shard)
-        return Field(self.seed, purpose, Stream(self.seed, level, self.round_index).noise_level, w.y0, w.x0)
+        y0, x0 = w.y0 + self.corner[0], w.x0 + self.corner[1]
+        return Field(self.seed, purpose, Stream(self.seed, level, self.round_index).noise_level, y0, x0)
 
     def noise(self, purpose: str, level: int, shard: int) -> Tensor:
         """float32 (C, h, w): the noise of a shard."""

@@ -39,7 +39,7 @@ def read_labels(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
     label_array = LabelArray("tissue" if card.condition == "label-map" else "classes", "uint8", entries)
     if job.label_model:
         return Inputs({}, label_array)
-    source = label_source(job, card, known)
+    source = label_source(job, card, known, frames.corner)
     hashes["labels_hash"] = labels_digest(source, frames)
     return Inputs(hashes, label_array, LatentMap(frames, source.read), table=table)
 
@@ -49,11 +49,12 @@ def label_count(card: ModelCard, table: np.ndarray | None) -> int:
     return len(card.labels) if table is None else len(table)
 
 
-def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
+def label_source(job: SampleJob, card: ModelCard, known: int, corner: tuple[int, int] = (0, 0)) -> LabelSource:
     """Where the label map comes from: a file, one label throughout each image, or the drawn example.
 
     Args:
         known: Number of labels that the model knows; other values are refused where they are read.
+        corner: Where the canvas begins on its plane, (y, x) in latents.
     Raises:
         ValueError: a file that is no label map of this size.
     """
@@ -68,7 +69,8 @@ def label_source(job: SampleJob, card: ModelCard, known: int) -> LabelSource:
             raise ValueError(
                 f"`labels` example draws 5 labels but the model knows {known}; pass a label map, or `label` N"
             )
-        return LabelSource(partial(example_of_image, job.size[0]), "example")
+        y, x = (n * card.factor for n in corner)
+        return LabelSource(partial(example_of_image, job.size[0], (y, x)), "example")
     entries = list(zip(card.labels, card.colors, strict=True))[:known]
     stack = job.count is not None
     if job.labels_scale is not None or job.labels_table is not None:
@@ -85,10 +87,10 @@ def uniform_labels(labels: tuple[int, ...], image: int, box: Box, step: int) -> 
     return np.full((-(-box.height // step), -(-box.width // step)), labels[image % len(labels)], np.uint8)
 
 
-def example_of_image(height: int, image: int, box: Box, step: int) -> np.ndarray:
-    """A box of the drawn example; the images of a set, ``height`` px high, lie below one another in it."""
-    rows = image * (-(-height // step) * step)
-    return example_labels(Box(box.y0 + rows, box.x0, box.y1 + rows, box.x1), step)
+def example_of_image(height: int, corner: tuple[int, int], image: int, box: Box, step: int) -> np.ndarray:
+    """A box of the drawn example, from a corner on; the images of a set, ``height`` px high, lie below one another."""
+    y, x = corner[0] + image * (-(-height // step) * step), corner[1]
+    return example_labels(Box(box.y0 + y, box.x0 + x, box.y1 + y, box.x1 + x), step)
 
 
 def labels_digest(source: LabelSource, frames: Frames) -> str:

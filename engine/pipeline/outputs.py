@@ -294,7 +294,7 @@ def label_array_source(prepared: Prepared, output: Output) -> LabelSource:
         return stage_source(Output(Path(prepared.label_stage.options.out).resolve()), card, job.size)
     if prepared.inputs.nuclei is not None:
         return instance_source(job, prepared.inputs.nuclei)
-    return label_source(job, card, label_count(card, prepared.inputs.table))
+    return label_source(job, card, label_count(card, prepared.inputs.table), prepared.frames.corner)
 
 
 def label_array_reader(output: Output) -> ReadImageBox | None:

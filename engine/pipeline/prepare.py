@@ -19,10 +19,14 @@ from engine.pipeline.output_checks import check_log, check_place, least_disk_byt
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import check_preview
 from engine.pipeline.report_file import check_report
+from engine.planning.decode_cover import decoder_windows
 from engine.planning.geometry import Frames
+from engine.planning.plane import Cutout, Request, corners_of, cutout_of, offsets
 
 
-def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node: int) -> Prepared:
+def prepare(
+    job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node: int, request: Request | None = None
+) -> Prepared:
     """Check a job against its model, inputs, output and machine; writes nothing. Rank 0 calls this.
 
     What takes no time is checked first: the model's card, then the settings, then the files, which may be large. The
@@ -32,6 +36,7 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
     Args:
         rank_count: Number of ranks that the work is planned for.
         ranks_per_node: Number of ranks on this node.
+        request: What is asked of a plane, which then gives the job its size; None: the job has one of its own.
     Raises:
         ValueError: anything that would stop the run, with the way out.
     """
@@ -41,13 +46,18 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
         raise ValueError(f"`model` {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
     job = with_default_labels(job, card).resolved(card)
     cards = style_cards(job, card)
+    cutout = None if request is None else cutout_of_plane(job, card, request)
+    job = job if cutout is None else replace(job, size=cutout.canvas.scaled(card.factor).shape)
 
-    inputs = read_inputs(job, card, Frames(job.size, card.factor, card.patch, job.count))
+    corner = (0, 0) if cutout is None else cutout.corner
+    inputs = read_inputs(job, card, Frames(job.size, card.factor, card.patch, job.count, corner))
     one_class_each = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
     check_accept(job.accept, label_count(card, inputs.table), one_class_each, job.size, card.pixel_size_um)
     stage = prepare_label_stage(job, options, card, rank_count, ranks_per_node)
     identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage), **rule_hash(job.accept)})
-    prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage)
+    if request is not None and cutout is not None:
+        identity |= {"corner": cutout.corner, "region": corners_of(request.region), "hold": request.hold}
+    prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage, cutout=cutout)
 
     if not options.dry_run:  # a dry run is told of no output and needs no machine
         prepared = with_output_state(prepared)
@@ -56,6 +66,21 @@ def prepare(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node
         if prepared.state != "finished":
             check_machine(prepared, ranks_per_node)
     return replace(prepared, inputs=inputs.unread())  # small: it is sent to all ranks
+
+
+def cutout_of_plane(job: SampleJob, card: ModelCard, request: Request) -> Cutout:
+    """What a request takes of a job's plane."""
+    lattices = offsets(job.seed, job.levels, card.patch, request.hold)
+    return cutout_of(request.region, card.factor, decoder_lattice(job, card), lattices, card.patch, request.known)
+
+
+def decoder_lattice(job: SampleJob, card: ModelCard) -> tuple[int, int]:
+    """Side and stride of the decoder's windows on a plane, in latents."""
+    if card.factor == 1:
+        return 1, 1
+    room = (4 * card.patch, 4 * card.patch)  # more than a window, as there always is on a plane
+    axis = decoder_windows(room, card.patch, job.decode_weights, job.decode_overlap, job.stride).rows
+    return axis.patch, axis.stride
 
 
 def check_ranks(options: RunOptions) -> None:

@@ -67,7 +67,8 @@ class Round:
 
         # The canvas and its checkpoints.
         shards, seed = prepared.ownership, prepared.job.seed
-        self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index)
+        corner = prepared.frames.corner
+        self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index, corner)
         self.canvas.keeps_estimate = shared.on_level is not None
         self.steps = steps_of_job(prepared)
         depth, every = max(step.depth for step in self.steps), prepared.options.checkpoint_every
@@ -226,7 +227,7 @@ class Round:
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""
         ranks = self.ranks
-        if self.prepared.inputs.roi is None:
+        if self.prepared.inputs.roi is None and self.prepared.cutout is None:
             return remaining
         mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
         empty = {shard for shard in mine if outside_region(self.prepared, shard)}

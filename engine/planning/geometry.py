@@ -101,12 +101,14 @@ class Frames:
         factor: Pixels per latent.
         patch: Side of the model's windows, in latents; a smaller image is padded to it.
         count: Number of images of a set; None: the job is one large image.
+        corner: Where the canvas begins on the plane that it is cut out of, (y, x) in latents.
     """
 
     size: tuple[int, int]
     factor: int
     patch: int
     count: int | None = None
+    corner: tuple[int, int] = (0, 0)
 
     @property
     def frame(self) -> tuple[int, int]:
