@@ -5,7 +5,7 @@ Shape suffixes: C channels, h w latents of a shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,7 @@ class Canvas:
         self.x: Shards = {}
         self.history: list[Shards] = []  # the newest first
         self.known: Known | None = None
+        self.after_step: Callable[[int], None] | None = None  # called with the level that comes next
         self.keeps_estimate = False
         self.estimate: Shards = {}  # of the last level, where it is kept for those who watch
 
@@ -140,6 +141,8 @@ class Canvas:
             if self.keeps_estimate:
                 self.estimate = {shard: fused[: self.channels] for shard, fused in denoised.items()}
             self.hold_known(level + 1)
+        if self.after_step is not None:
+            self.after_step(level + 1)
 
 
 def keep(x: Tensor, estimate: Tensor, factors: tuple[float, float]) -> Tensor:

@@ -58,6 +58,7 @@ def prepare(
     if request is not None and cutout is not None:
         identity |= {"corner": cutout.corner, "region": corners_of(request.region), "hold": request.hold}
     prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage, cutout=cutout)
+    prepared = replace(prepared, plane=None if request is None else request.plane)
 
     if not options.dry_run:  # a dry run is told of no output and needs no machine
         prepared = with_output_state(prepared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Prepared:
         given: Fields of the job as its output keeps them, where the run needs them in other words: paths as they were
             given that are absolute in the job, and ``array`` for an array that lies in a file meanwhile.
         cutout: What is asked of a plane; None: the job is an image or a set by itself.
+        plane: Folder of the plane, where levels are kept; None: none are.
     """
 
     job: SampleJob
@@ -51,6 +53,7 @@ class Prepared:
     label_stage: Prepared | None = None
     given: Mapping[str, str] = field(default_factory=dict)
     cutout: Cutout | None = None
+    plane: Path | None = None
 
     @property
     def card(self) -> ModelCard:

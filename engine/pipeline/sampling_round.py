@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from engine.models.folder import Model
 from engine.pipeline.checkpointer import CheckpointManager
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
 from engine.pipeline.inpaint import Inpainting
+from engine.pipeline.kept_levels import KeptLevels, depths_of
 from engine.pipeline.known_image import KnownImage
 from engine.pipeline.level_picture import estimated_picture
 from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
@@ -71,6 +73,8 @@ class Round:
         self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index, corner)
         self.canvas.keeps_estimate = shared.on_level is not None
         self.steps = steps_of_job(prepared)
+        if prepared.plane is not None:
+            self.keep_levels(prepared.plane)
         depth, every = max(step.depth for step in self.steps), prepared.options.checkpoint_every
         self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, every, depth)
 
@@ -96,6 +100,15 @@ class Round:
             self.ranks.timer.lap(self.progress.stage, START)
             completed = self.sample_levels(first)
         return completed and self.decode(writer, remaining)
+
+    def keep_levels(self, plane: Path) -> None:
+        """Have the canvas take what is known from the kept levels of a plane, and leave its own there. Collective."""
+        prepared, canvas, own = self.prepared, self.canvas, self.shared.output.private / "levels"
+        assert prepared.cutout is not None
+        depths = depths_of(self.steps)
+        kept = KeptLevels(plane / "slidefield", own, prepared.cutout, canvas.ownership, canvas.channels, depths)
+        self.ranks.on_root(kept.make)
+        canvas.after_step = lambda level: kept.exchange(canvas, level)
 
     def make_writer(self) -> ImageWriter:
         """Make the writer of the image; in-painting also sets ``canvas.known``. Collective."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -66,6 +67,16 @@ class Windows:
         among = np.zeros(len(corners), bool)
         among[inside] = self.mask[tuple(index[inside].T)]
         return among
+
+    def covers(self, box: Box) -> np.ndarray:
+        """bool (h, w): the latents of a box that lie in any of them."""
+        starts, stops = (box.y0, box.x0), (box.y1, box.x1)
+        index, inside = [], []
+        for start, stop, o, first, count in zip(starts, stops, self.offset, self.first, self.mask.shape, strict=True):
+            n = (np.arange(start, stop) - o) // self.patch - first
+            index.append(np.clip(n, 0, count - 1))
+            inside.append((n >= 0) & (n < count))
+        return self.mask[np.ix_(*index)] & np.logical_and.outer(*inside)
 
     def below(self, offset: tuple[int, int]) -> Windows:
         """The windows of another lattice that overlap any of these."""
@@ -144,6 +155,7 @@ class Request:
     """What is asked of a plane.
 
     Args:
+        plane: Folder of the plane, where levels are kept; None: none are.
         region: In px of the plane.
         hold: Levels that share a lattice.
         known: For each level, windows whose result is known from earlier requests; empty: none is.
@@ -152,6 +164,7 @@ class Request:
     region: Box
     hold: int = 1
     known: tuple[tuple[Windows, ...], ...] = ()
+    plane: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -162,11 +175,13 @@ class Cutout:
         region: The region, px of the plane.
         canvas: The canvas, latents of the plane: whole windows of the decoder, and every window that is needed.
         needed: The windows to be evaluated at each level.
+        known: For each level, windows whose result is known from earlier requests.
     """
 
     region: Box
     canvas: Box
     needed: tuple[Windows, ...]
+    known: tuple[tuple[Windows, ...], ...] = ()
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -175,10 +190,10 @@ class Cutout:
 
     def lattice(self, level: int) -> Lattice:
         """The windows of a level, on the canvas. Those that its edge cuts are pushed inside, and are never needed."""
-        windows, axes = self.needed[level], []
-        for length, offset, start in zip(self.canvas.shape, windows.offset, self.corner, strict=True):
-            axes.append(Axis(length, windows.patch, windows.patch, (offset - start) % windows.patch or windows.patch))
-        return Lattice(*axes)
+        windows = self.needed[level]
+        (height, width), patch = self.canvas.shape, windows.patch
+        y, x = ((offset - start) % patch or patch for offset, start in zip(windows.offset, self.corner, strict=True))
+        return Lattice(Axis(height, patch, patch, y), Axis(width, patch, patch, x))
 
     def asked(self, level: int, corners: np.ndarray) -> np.ndarray:
         """bool (n,): whether windows of ``lattice``, by their corners on the canvas, are evaluated."""
@@ -214,7 +229,7 @@ def cutout_of(
     needed = cone(final, lattices, patch, known)
     boxes = [final, *(windows.box for windows in needed if len(windows))]
     around = Box(*(f(b[n] for b in map(corners_of, boxes)) for n, f in enumerate((min, min, max, max))))
-    return Cutout(region, whole_windows(around, *decoder), tuple(needed))
+    return Cutout(region, whole_windows(around, *decoder), tuple(needed), tuple(map(tuple, known)))
 
 
 def corners_of(box: Box) -> tuple[int, int, int, int]:
