@@ -76,7 +76,7 @@ class Array:
         array, name = self._output.array(self._name), self._name
         if not self._output.path.is_dir():
             raise Damaged(f"{self._output.path} is gone")
-        if self._output.finished:
+        if self._output.finished and self._output.layout.complete:
             for index in shards_of(key, self._spec):
                 if not file_size(file := self._output.path / shard_file(name, index)):
                     raise Damaged(f"{file} is gone; {self._output.way_out()}")

@@ -11,7 +11,6 @@ import torch
 from engine.diffusion.solvers import Step
 from engine.distributed.canvas import Canvas
 from engine.distributed.ranks import Ranks
-from engine.planning.geometry import Box
 from engine.planning.ownership import Ownership
 from engine.planning.plane import Cutout
 from engine.storage.plane_levels import KnownWindows, PlaneLevels, chunks_of
@@ -35,7 +34,6 @@ class KeptLevels:
     ) -> None:
         self.cutout, self.ownership, self.channels, self.depths = cutout, ownership, channels, depths
         self.kept, self.own = PlaneLevels(plane / "levels"), own
-        self.ledger = KnownWindows(plane / "known.json", len(depths), cutout.needed[0].patch)
 
     @property
     def levels(self) -> range:
@@ -63,7 +61,7 @@ class KeptLevels:
             values = np.stack([canvases[shard].cpu().numpy() for canvases in (canvas.x, *canvas.history)])
             array[(slice(None), slice(None), slice(box.y0, box.y1), slice(box.x0, box.x1))] = values
             for windows in self.cutout.known[level - 1] if self.cutout.known else ():
-                place = self.on_plane(box)
+                place = box.moved(*self.cutout.corner)
                 known = windows.covers(place)
                 if known.any():
                     earlier = self.kept.read(level, place)
@@ -71,12 +69,8 @@ class KeptLevels:
                         here = torch.from_numpy(known).to(canvas.device)
                         canvases[shard] = torch.where(here, torch.from_numpy(kept).to(canvas.device), canvases[shard])
 
-    def on_plane(self, box: Box) -> Box:
-        y, x = self.cutout.corner
-        return Box(box.y0 + y, box.x0 + x, box.y1 + y, box.x1 + x)
-
-    def commit(self, ranks: Ranks) -> None:
-        """Add what the request has made known to the plane. Collective; once more does no harm."""
+    def merge(self, ranks: Ranks) -> None:
+        """Add what the request has made known to the plane's levels. Collective; once more does no harm."""
 
         def merge() -> None:
             turn, (y, x) = 0, self.cutout.corner
@@ -88,11 +82,15 @@ class KeptLevels:
                     known = windows.covers(box)
                     if turn % ranks.size != ranks.rank or not known.any():
                         continue
-                    part = slice(box.y0 - y, box.y1 - y), slice(box.x0 - x, box.x1 - x)
+                    own = box.moved(-y, -x)
+                    part = slice(own.y0, own.y1), slice(own.x0, own.x1)
                     self.kept.merge(level, box, np.asarray(array[(slice(None), slice(None), *part)]), known)
 
         ranks.agree(merge)
-        ranks.on_root(lambda: self.ledger.add(self.cutout.needed))
+
+    def note(self, path: Path) -> None:
+        """Enter in a ledger what the request has made known. Rank 0 calls this."""
+        KnownWindows(path, len(self.depths), self.cutout.needed[0].patch).add(self.cutout.needed)
 
 
 def depths_of(steps: Sequence[Step]) -> list[int]:

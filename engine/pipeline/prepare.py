@@ -56,7 +56,7 @@ def prepare(
     stage = prepare_label_stage(job, options, card, rank_count, ranks_per_node)
     identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage), **rule_hash(job.accept)})
     if request is not None and cutout is not None:
-        identity |= {"corner": cutout.corner, "region": corners_of(request.region), "hold": request.hold}
+        identity |= {"corner": list(cutout.corner), "region": list(corners_of(request.region)), "hold": request.hold}
     prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage, cutout=cutout)
     prepared = replace(prepared, plane=None if request is None else request.plane)
 

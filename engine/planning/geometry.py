@@ -46,6 +46,10 @@ class Box:
         """The same box in units ``factor`` times smaller (latents -> pixels)."""
         return Box(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
 
+    def moved(self, y: int, x: int) -> Box:
+        """The same box so many rows and columns further on."""
+        return Box(self.y0 + y, self.x0 + x, self.y1 + y, self.x1 + x)
+
     def within(self, outer: Box) -> tuple[slice, slice]:
         """The index of this box in an array that holds ``outer``."""
         return slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)

@@ -27,6 +27,8 @@ from engine.planning.cover import Axis, Lattice
 from engine.planning.geometry import Box
 from engine.planning.streams import Stream
 
+FARTHEST = 2**52  # px from the origin: positions are 64-bit integers, and exact in float64
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -204,8 +206,7 @@ class Cutout:
     def pixels(self, factor: int) -> Box:
         """The region on the canvas, px of the canvas."""
         corner = self.canvas.scaled(factor)
-        r = self.region
-        return Box(r.y0 - corner.y0, r.x0 - corner.x0, r.y1 - corner.y0, r.x1 - corner.x0)
+        return self.region.moved(-corner.y0, -corner.x0)
 
 
 def cutout_of(

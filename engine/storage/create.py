@@ -57,5 +57,5 @@ def create_arrays(group: zarr.Group, layout: Layout) -> None:
             dtype=array.dtype,
             compressors=PIXEL_CODECS,
             dimension_names=array.axes,
-            fill_value=0,
+            fill_value=array.fill,
         )

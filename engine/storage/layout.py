@@ -43,6 +43,7 @@ class ArraySpec:
         dtype: Name of the type of its values.
         shape, chunks, shards: Lengths along every axis.
         axes: Name of every axis.
+        fill: Value of what was not written.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ArraySpec:
     chunks: tuple[int, ...]
     shards: tuple[int, ...]
     axes: tuple[str, ...]
+    fill: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Layout(ABC):
     @abstractmethod
     def labels(self) -> str | None:
         """Name the array that holds the labels at full size; None: there is none."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether a finished output has all of its shards; a plane has those that were asked for."""
+        return True
 
     @property
     def roi(self) -> str | None:

@@ -134,7 +134,7 @@ class Ledger:
         Args:
             latest: Rounds of the shards, as ``latest()`` returned them.
         """
-        for array, boxes in self.shards.items():
+        for array, boxes in self.shards.items() if self.layout.complete else ():
             rounds = latest.get(array, self.none_finished(array))
             for index in np.flatnonzero(rounds < 0).tolist():
                 yield array, boxes[index]

@@ -18,6 +18,7 @@ from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
 from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
+from engine.storage.plane_layout import PlaneLayout
 from engine.storage.set_layout import SetLayout
 from engine.storage.shard_file import threads, write_shard
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
@@ -149,7 +150,7 @@ class Output:
 
         def quarter(y: int, x: int) -> np.ndarray:
             source = (Box(y, x, y + half, x + half) & box).scaled(2)  # may pass the image's edge: zarr stops there
-            if not file_size(self.shard_file(below, source)):  # zarr would read zeros
+            if self.layout.complete and not file_size(self.shard_file(below, source)):  # zarr would read zeros
                 raise ValueError(
                     f"{self.shard_file(below, source)} is gone; give the same command again to make it anew"
                 )
@@ -254,6 +255,9 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
     shared = ((height, width), channels, shard, chunk, label)
     if attributes["count"] is None:
         coarsest = attributes.get("coarsest", attributes["shard"])  # version 0.1: a shard
+        if "corner" in attributes:
+            y, x = attributes["corner"]
+            return PlaneLayout(*shared, coarsest, attributes.get("region", False), (y, x))
         return ImageLayout(*shared, coarsest, attributes.get("region", False))
     return SetLayout(*shared, count=attributes["count"], group=attributes["group"])
 

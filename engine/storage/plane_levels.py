@@ -23,8 +23,7 @@ from engine.storage.files import read_signed, write_signed
 from engine.storage.zarr_setup import zarr
 
 SIDE = 256  # latents; side of a chunk
-MIDDLE = 2**52
-FARTHEST = 2**52  # px; regions lie within
+MIDDLE = 2**53  # beyond the farthest position, with its cone
 
 
 class PlaneLevels:
