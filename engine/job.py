@@ -19,6 +19,7 @@ from engine.options import (
     FLAG,
     INTERVAL,
     PATH,
+    REGION,
     RGB,
     ROWS,
     RULE,
@@ -446,6 +447,13 @@ class RunOptions(Checked):
     report: bool = output_option(
         False, FLAG, "at the end write a report to look at beside `out`, an HTML page by itself, as engine.report does"
     )
+    plane: str | None = output_option(
+        None, PATH, "sample a `region` of an unbounded plane, and add it to this OME-Zarr, in place of `out` and `size`"
+    )
+    region: tuple[int, int, int, int] | None = output_option(
+        None, REGION, "with `plane`: the rows and columns to know, in pixels, which may be negative"
+    )
+    hold: int = output_option(1, whole(1, 1000), "with `plane`: levels that share windows; more make a region cheaper")
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
     verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")

@@ -361,6 +361,29 @@ def _size(value: Any) -> tuple[int, int]:
     return int(value[0]), int(value[1])
 
 
+def _region(value: Any) -> tuple[int, int, int, int]:
+    """``Y0:Y1,X0:X1`` of signed pixels -> (y0, x0, y1, x1); those four as a list.
+
+    >>> REGION.read("-200:200,-300:100")
+    (-200, -300, 200, 100)
+    """
+    way = "rows and columns Y0:Y1,X0:X1 in whole pixels, such as -200:200,0:1024"
+    if isinstance(value, str):
+        match = re.fullmatch(rf"\s*(-?{DIGITS}):(-?{DIGITS}),\s*(-?{DIGITS}):(-?{DIGITS})\s*", value)
+        if not match:
+            raise ValueError(f"expected {way}")
+        y0, y1, x0, x1 = map(int, match.groups())
+        value = [y0, x0, y1, x1]
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        raise ValueError(f"expected {way}")
+    if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value):
+        raise ValueError(f"expected {way}")
+    y0, x0, y1, x1 = map(int, value)
+    if y0 >= y1 or x0 >= x1:
+        raise ValueError("expected rows and columns that end after they begin")
+    return y0, x0, y1, x1
+
+
 PATH = Kind(_text, "path", "PATH")
 FILE = Kind(_text, "file", "FILE")  # one that is read; Python may give an array in its place
 ROWS = Kind(_rows, "number, 0 or more, or file", "N|FILE")  # of a file, Python may give an array in its place
@@ -370,4 +393,7 @@ FLAG = Kind(_flag, "yes or no", "", lambda value: "yes" if value else "no")
 SIZE = Kind(_size, "two whole numbers, 1 or more, as 1024x1536, or one for a square", "HxW", "{0[0]}x{0[1]}".format)
 INTERVAL = Kind(_interval, "two whole numbers, the first below the last, as 5:20", "FIRST:LAST", "{0[0]}:{0[1]}".format)
 SECTIONS = Kind(_sections, "whole numbers, 1 or more, as 10,15,20", "N[,N...]", lambda value: ",".join(map(str, value)))
+REGION = Kind(
+    _region, "rows and columns of whole pixels, as -200:200,0:1024", "Y0:Y1,X0:X1", "{0[0]}:{0[2]},{0[1]}:{0[3]}".format
+)
 RGB = Kind(_rgb, "three whole numbers, 0 to 255, as 120,80,150", "R,G,B", lambda value: ",".join(map(str, value)))

@@ -13,6 +13,7 @@ from engine.parsing import parse, parser
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
+    from engine.job import RunOptions, SampleJob
     from engine.pipeline.prepared import Prepared
 
 
@@ -45,6 +46,8 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     from engine.pipeline.report_file import report_path
     from engine.storage.output import Output
 
+    if options.plane is not None:
+        return sample_plane(ranks, job, options)
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
     if options.dry_run:
@@ -68,6 +71,21 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
     preview(ranks, options)
     if options.report:
         report(ranks, Path(options.out))
+    return 0
+
+
+def sample_plane(ranks: Ranks, job: SampleJob, options: RunOptions) -> int:
+    """A request to a plane; the exit status. Collective."""
+    from engine.command_line import STOPPED
+    from engine.pipeline.plane import cost_text, prepare_request, sample_request
+
+    request = ranks.on_root(lambda: prepare_request(job, options, ranks.size, ranks.local_size))
+    say(ranks, lambda: cost_text(request))
+    if options.dry_run or request.known:
+        return 0
+    if not sample_request(ranks, request):
+        return STOPPED
+    say(ranks, lambda: f"{options.plane} has it")
     return 0
 
 

@@ -12,7 +12,7 @@ from engine.diffusion.solvers import Step
 from engine.distributed.canvas import Canvas
 from engine.distributed.ranks import Ranks
 from engine.planning.ownership import Ownership
-from engine.planning.plane import Cutout
+from engine.planning.plane import Cone
 from engine.storage.plane_levels import KnownWindows, PlaneLevels, chunks_of
 from engine.storage.zarr_setup import zarr
 
@@ -25,14 +25,14 @@ class KeptLevels:
     Args:
         plane: The plane's private folder.
         own: The request's folder.
-        cutout: What the request takes of the plane.
+        cone: What the request takes of the plane.
         depths: How many canvases of history the solver has before each level from 1 to the last, and at the end.
     """
 
     def __init__(
-        self, plane: Path, own: Path, cutout: Cutout, ownership: Ownership, channels: int, depths: Sequence[int]
+        self, plane: Path, own: Path, cone: Cone, ownership: Ownership, channels: int, depths: Sequence[int]
     ) -> None:
-        self.cutout, self.ownership, self.channels, self.depths = cutout, ownership, channels, depths
+        self.cone, self.ownership, self.channels, self.depths = cone, ownership, channels, depths
         self.kept, self.own = PlaneLevels(plane / "levels"), own
 
     @property
@@ -60,8 +60,8 @@ class KeptLevels:
             box = self.ownership.shard(shard)
             values = np.stack([canvases[shard].cpu().numpy() for canvases in (canvas.x, *canvas.history)])
             array[(slice(None), slice(None), slice(box.y0, box.y1), slice(box.x0, box.x1))] = values
-            for windows in self.cutout.known[level - 1] if self.cutout.known else ():
-                place = box.moved(*self.cutout.corner)
+            for windows in self.cone.known[level - 1] if self.cone.known else ():
+                place = box.moved(*self.cone.corner)
                 known = windows.covers(place)
                 if known.any():
                     earlier = self.kept.read(level, place)
@@ -73,9 +73,9 @@ class KeptLevels:
         """Add what the request has made known to the plane's levels. Collective; once more does no harm."""
 
         def merge() -> None:
-            turn, (y, x) = 0, self.cutout.corner
+            turn, (y, x) = 0, self.cone.corner
             for level in self.levels:
-                windows = self.cutout.needed[level - 1]
+                windows = self.cone.needed[level - 1]
                 array = zarr.open_array(str(self.own / f"{level:05d}"), mode="r")
                 for box in chunks_of(windows.box):
                     turn += 1
@@ -90,7 +90,7 @@ class KeptLevels:
 
     def note(self, path: Path) -> None:
         """Enter in a ledger what the request has made known. Rank 0 calls this."""
-        KnownWindows(path, len(self.depths), self.cutout.needed[0].patch).add(self.cutout.needed)
+        KnownWindows(path, len(self.depths), self.cone.needed[0].patch).add(self.cone.needed)
 
 
 def depths_of(steps: Sequence[Step]) -> list[int]:

@@ -24,8 +24,8 @@ def level_cover(prepared: Prepared, level: int, images: Sequence[int] | None = N
         images: Images of a set that are sampled; None: all.
         round_index: Round of rejection sampling; later rounds have windows of their own.
     """
-    if prepared.cutout is not None:
-        return prepared.cutout.lattice(level)
+    if prepared.cone is not None:
+        return prepared.cone.lattice(level)
     job, card, frame = prepared.job, prepared.card, prepared.frames.frame
     stride, drawn = job.stride or card.patch, prepared.cover_level(level)
 
@@ -90,14 +90,14 @@ def labels_and_costs(prepared: Prepared, level: int, cover: Cover) -> LabelsAndC
     A window outside the region of interest, or one that a plane's request does not need, has no label, and takes no
     evaluation.
     """
-    condition, roi, cutout = level_condition(prepared, level), prepared.inputs.roi, prepared.cutout
+    condition, roi, cone = level_condition(prepared, level), prepared.inputs.roi, prepared.cone
 
     def ask(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         asked = np.ones(len(ids), bool)
         if roi is not None:
             asked = windows_touching(roi, cover, ids)
-        if cutout is not None:
-            asked = cutout.asked(level, cover.corners(ids))
+        if cone is not None:
+            asked = cone.asked(level, cover.corners(ids))
         label_bits = np.zeros(len(ids), np.uint64)
         label_bits[asked] = condition.label_bits(cover, ids[asked])
         return label_bits, condition.costs_of(cover, ids, label_bits)
@@ -121,9 +121,9 @@ def windows_touching(region: LatentMap, cover: Cover, ids: np.ndarray) -> np.nda
 
 def outside_region(prepared: Prepared, shard: int) -> bool:
     """Whether a shard lies wholly outside the region of interest, or a plane's request: nothing of it is decoded."""
-    roi, w, cutout = prepared.inputs.roi, prepared.ownership.shard(shard), prepared.cutout
-    if cutout is not None:
-        return not w.scaled(prepared.card.factor) & cutout.pixels(prepared.card.factor)
+    roi, w, cone = prepared.inputs.roi, prepared.ownership.shard(shard), prepared.cone
+    if cone is not None:
+        return not w.scaled(prepared.card.factor) & cone.pixels(prepared.card.factor)
     return roi is not None and not roi[w.y0 : w.y1, w.x0 : w.x1].any()
 
 
@@ -147,6 +147,6 @@ def decode_counts(prepared: Prepared) -> list[LevelCounts]:
     """What every round of decoding the whole image takes, over all ranks."""
     cover, _ = decode_covers(prepared)
     shards = prepared.wanted
-    if prepared.inputs.roi is not None or prepared.cutout is not None:
+    if prepared.inputs.roi is not None or prepared.cone is not None:
         shards = np.array([shard for shard in shards if not outside_region(prepared, int(shard))])
     return list(count_decode(cover, prepared.ownership, DecodeRounds(shards, prepared.rank_count)))

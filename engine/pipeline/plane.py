@@ -21,12 +21,21 @@ from engine.job import RunOptions, SampleJob
 from engine.models.card import read_card
 from engine.pipeline.kept_levels import KeptLevels, depths_of
 from engine.pipeline.outputs import present_versions
-from engine.pipeline.prepare import prepare
+from engine.pipeline.prepare import decoder_lattice, prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import run
 from engine.pipeline.sampling_round import steps_of_job
 from engine.planning.geometry import Box
-from engine.planning.plane import FARTHEST, Request, area_ratio, corners_of, latents_of
+from engine.planning.plane import (
+    FARTHEST,
+    Request,
+    Windows,
+    area_ratio,
+    corners_of,
+    latents_of,
+    needed_windows,
+    whole_windows,
+)
 from engine.storage.create import create
 from engine.storage.files import discard, file_size, lock, sync, sync_tree
 from engine.storage.ledger import FinishedShard
@@ -67,21 +76,21 @@ class PlaneRequest:
     known: bool = False
 
 
-def prepare_request(
-    job: SampleJob, options: RunOptions, plane: Path, region: Box, hold: int, rank_count: int, ranks_per_node: int
-) -> PlaneRequest:
+def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node: int) -> PlaneRequest:
     """Check a request to a plane, and what is known for it. Rank 0 calls this.
 
     Raises:
         ValueError: anything that would stop it, with the way out.
     """
+    plane, region, hold = place_of(options)
     check_region(region)
+    check_plane_job(job, options)
     recover(plane)
     there = provenance_of(plane) if is_there(plane) else None
     if there is not None and there["kind"] != "plane":
         raise ValueError(f"`plane` {plane} is an {there['kind']}, which has edges; choose another `plane`")
     private, card = plane / "slidefield", read_card(job.model)
-    own = replace(options, out=str(private / "request.zarr"), preview="none", report=False)
+    own = replace(options, out=str(private / "request.zarr"), preview="none", report=False, plane=None, region=None)
     given, job = job, replace(job, shard=min(job.shard, SHARD), chunk=min(job.chunk, SHARD))
     request = Request(region, hold, (), plane)
     first = prepare(job, replace(own, dry_run=True), rank_count, ranks_per_node, request)
@@ -91,7 +100,41 @@ def prepare_request(
         request = replace(request, known=KnownWindows(private / "known.json", len(first.timesteps), card.patch).read())
         if is_known(there, region):
             return PlaneRequest(plane, given, first, region, hold, known=True)
-    return PlaneRequest(plane, given, prepare(job, own, rank_count, ranks_per_node, request), region, hold)
+    prepared = first if options.dry_run else prepare(job, own, rank_count, ranks_per_node, request)
+    if options.dry_run and request.known:
+        prepared = prepare(job, replace(own, dry_run=True), rank_count, ranks_per_node, request)
+    return PlaneRequest(plane, given, prepared, region, hold)
+
+
+def place_of(options: RunOptions) -> tuple[Path, Box, int]:
+    """The plane, the region and the levels that hold a lattice.
+
+    Raises:
+        ValueError: no region.
+    """
+    assert options.plane is not None
+    if options.region is None:
+        raise ValueError(f"`plane` {options.plane} has no edges; name the part that is wanted, `region` Y0:Y1,X0:X1")
+    return Path(options.plane).absolute(), Box(*options.region), options.hold
+
+
+def check_plane_job(job: SampleJob, options: RunOptions) -> None:
+    """Refuse what goes with images that have edges alone.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if job.cover != "shifted" and job.cover is not None:
+        why = "is drawn over a whole canvas" if job.cover == "random" else "lies on a lattice that begins at a corner"
+        raise ValueError(f"`cover` {job.cover} {why}, and a plane has none; leave `cover` out")
+    for name in ("count", "image", "mask", "roi", "map", "instances", "label_model", "accept", "embeddings"):
+        if getattr(job, name) is not None:
+            raise ValueError(f"`{name}` is of an image with edges; leave it out, or `plane`")
+    if job.labels not in (None, "example"):
+        raise ValueError(f"`labels` {job.labels} has edges; pass `labels` example or `label`, or leave out `plane`")
+    if options.overwrite or options.report:
+        name = "overwrite" if options.overwrite else "report"
+        raise ValueError(f"`{name}` does not go with `plane`, to which requests are added; leave it out")
 
 
 def is_there(plane: Path) -> bool:
@@ -107,9 +150,7 @@ def check_region(region: Box) -> None:
     """
     text = f"`region` {region.y0}:{region.y1},{region.x0}:{region.x1}"
     if not region:
-        raise ValueError(
-            f"{text} holds no pixel; give its first row and the one after its last, then its columns"
-        )
+        raise ValueError(f"{text} holds no pixel; give its first row and the one after its last, then its columns")
     if max(map(abs, corners_of(region))) > FARTHEST:
         raise ValueError(f"{text} reaches beyond 2^52 px from the origin, where positions end; choose one nearer")
 
@@ -165,11 +206,26 @@ def around(box: Box, hole: Box) -> list[Box]:
     return [part for part in rest if part]
 
 
-def cost(request: PlaneRequest) -> float:
+def cost_text(request: PlaneRequest) -> str:
     """What a request costs: latents that are evaluated, over those of its region at every level."""
-    cutout = request.prepared.cutout
-    assert cutout is not None
-    return area_ratio(cutout.needed, latents_of(request.region, request.prepared.card.factor))
+    region, cone = request.region, request.prepared.cone
+    where = f"{request.path}: rows {region.y0}:{region.y1}, columns {region.x0}:{region.x1}"
+    if request.known:
+        return f"{where} are there already"
+    assert cone is not None
+    ratio = area_ratio(cone.needed, latents_of(region, request.prepared.card.factor))
+    windows = sum(map(len, cone.needed))
+    of_all = sum(map(len, needed_windows_of(request)))
+    known = f"{of_all - windows:,} of {of_all:,} are known" if windows < of_all else "none is known"
+    return f"{where}: {windows:,} windows to evaluate, {ratio:.2f} times its own area a level; {known}"
+
+
+def needed_windows_of(request: PlaneRequest) -> list[Windows]:
+    """The windows of all levels that a request would need if nothing were known."""
+    cone, card = request.prepared.cone, request.prepared.card
+    assert cone is not None
+    final = whole_windows(latents_of(request.region, card.factor), *decoder_lattice(request.prepared.job, card))
+    return needed_windows(final, [windows.offset for windows in cone.needed], card.patch)
 
 
 # ---- sampling -----------------------------------------------------------------------------------
@@ -216,10 +272,10 @@ def add(ranks: Ranks, request: PlaneRequest) -> None:
 
 def kept_levels(request: PlaneRequest, made: Output) -> KeptLevels:
     prepared = request.prepared
-    assert prepared.cutout is not None
+    assert prepared.cone is not None
     depths = depths_of(steps_of_job(prepared))
     private, own = request.path / "slidefield", made.private / "levels"
-    return KeptLevels(private, own, prepared.cutout, prepared.ownership, prepared.card.channels, depths)
+    return KeptLevels(private, own, prepared.cone, prepared.ownership, prepared.card.channels, depths)
 
 
 def begin_next(request: PlaneRequest, building: Path) -> None:
@@ -296,8 +352,8 @@ def add_pixels(ranks: Ranks, request: PlaneRequest, made: Output, output: Output
         Their boxes.
     """
     prepared, layout = request.prepared, plane_layout(output)
-    assert prepared.cutout is not None
-    region, source = layout.on_arrays(request.region), prepared.cutout.pixels(prepared.card.factor)
+    assert prepared.cone is not None
+    region, source = layout.on_arrays(request.region), prepared.cone.pixels(prepared.card.factor)
     meeting = [box for box in layout.boxes() if box & region]
 
     def write() -> None:

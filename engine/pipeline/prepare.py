@@ -21,7 +21,7 @@ from engine.pipeline.preview import check_preview
 from engine.pipeline.report_file import check_report
 from engine.planning.decode_cover import decoder_windows
 from engine.planning.geometry import Frames
-from engine.planning.plane import Cutout, Request, corners_of, cutout_of, offsets
+from engine.planning.plane import Cone, Request, cone_of, corners_of, offsets
 
 
 def prepare(
@@ -46,18 +46,18 @@ def prepare(
         raise ValueError(f"`model` {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
     job = with_default_labels(job, card).resolved(card)
     cards = style_cards(job, card)
-    cutout = None if request is None else cutout_of_plane(job, card, request)
-    job = job if cutout is None else replace(job, size=cutout.canvas.scaled(card.factor).shape)
+    cone = None if request is None else cone_of_request(job, card, request)
+    job = job if cone is None else replace(job, size=cone.canvas.scaled(card.factor).shape)
 
-    corner = (0, 0) if cutout is None else cutout.corner
+    corner = (0, 0) if cone is None else cone.corner
     inputs = read_inputs(job, card, Frames(job.size, card.factor, card.patch, job.count, corner))
     one_class_each = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
     check_accept(job.accept, label_count(card, inputs.table), one_class_each, job.size, card.pixel_size_um)
     stage = prepare_label_stage(job, options, card, rank_count, ranks_per_node)
     identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage), **rule_hash(job.accept)})
-    if request is not None and cutout is not None:
-        identity |= {"corner": list(cutout.corner), "region": list(corners_of(request.region)), "hold": request.hold}
-    prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage, cutout=cutout)
+    if request is not None and cone is not None:
+        identity |= {"corner": list(cone.corner), "region": list(corners_of(request.region)), "hold": request.hold}
+    prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage, cone=cone)
     prepared = replace(prepared, plane=None if request is None else request.plane)
 
     if not options.dry_run:  # a dry run is told of no output and needs no machine
@@ -69,10 +69,10 @@ def prepare(
     return replace(prepared, inputs=inputs.unread())  # small: it is sent to all ranks
 
 
-def cutout_of_plane(job: SampleJob, card: ModelCard, request: Request) -> Cutout:
+def cone_of_request(job: SampleJob, card: ModelCard, request: Request) -> Cone:
     """What a request takes of a job's plane."""
     lattices = offsets(job.seed, job.levels, card.patch, request.hold)
-    return cutout_of(request.region, card.factor, decoder_lattice(job, card), lattices, card.patch, request.known)
+    return cone_of(request.region, card.factor, decoder_lattice(job, card), lattices, card.patch, request.known)
 
 
 def decoder_lattice(job: SampleJob, card: ModelCard) -> tuple[int, int]:

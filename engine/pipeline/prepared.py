@@ -18,7 +18,7 @@ from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Frames
 from engine.planning.ownership import Ownership
-from engine.planning.plane import Cutout
+from engine.planning.plane import Cone
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import Layout
 from engine.storage.set_layout import SetLayout
@@ -39,7 +39,7 @@ class Prepared:
             labels.
         given: Fields of the job as its output keeps them, where the run needs them in other words: paths as they were
             given that are absolute in the job, and ``array`` for an array that lies in a file meanwhile.
-        cutout: What is asked of a plane; None: the job is an image or a set by itself.
+        cone: What is asked of a plane; None: the job is an image or a set by itself.
         plane: Folder of the plane, where levels are kept; None: none are.
     """
 
@@ -52,7 +52,7 @@ class Prepared:
     state: str
     label_stage: Prepared | None = None
     given: Mapping[str, str] = field(default_factory=dict)
-    cutout: Cutout | None = None
+    cone: Cone | None = None
     plane: Path | None = None
 
     @property
@@ -67,7 +67,7 @@ class Prepared:
     @cached_property
     def frames(self) -> Frames:
         """The images on the canvas of latents."""
-        corner = (0, 0) if self.cutout is None else self.cutout.corner
+        corner = (0, 0) if self.cone is None else self.cone.corner
         return Frames(self.job.size, self.card.factor, self.card.patch, self.job.count, corner)
 
     @cached_property

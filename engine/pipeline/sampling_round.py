@@ -104,9 +104,9 @@ class Round:
     def keep_levels(self, plane: Path) -> None:
         """Have the canvas take what is known from the kept levels of a plane, and leave its own there. Collective."""
         prepared, canvas, own = self.prepared, self.canvas, self.shared.output.private / "levels"
-        assert prepared.cutout is not None
+        assert prepared.cone is not None
         depths = depths_of(self.steps)
-        kept = KeptLevels(plane / "slidefield", own, prepared.cutout, canvas.ownership, canvas.channels, depths)
+        kept = KeptLevels(plane / "slidefield", own, prepared.cone, canvas.ownership, canvas.channels, depths)
         self.ranks.on_root(kept.make)
         canvas.after_step = lambda level: kept.exchange(canvas, level)
 
@@ -240,7 +240,7 @@ class Round:
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""
         ranks = self.ranks
-        if self.prepared.inputs.roi is None and self.prepared.cutout is None:
+        if self.prepared.inputs.roi is None and self.prepared.cone is None:
             return remaining
         mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
         empty = {shard for shard in mine if outside_region(self.prepared, shard)}

@@ -128,7 +128,7 @@ def offsets(seed: int, levels: int, patch: int, hold: int = 1) -> list[tuple[int
     return [(int(y), int(x)) for y, x in drawn]
 
 
-def cone(
+def needed_windows(
     region: Box, lattices: Sequence[tuple[int, int]], patch: int, known: Sequence[Sequence[Windows]] = ()
 ) -> list[Windows]:
     """The windows that are to be evaluated at each level so that a region is known at the end.
@@ -170,7 +170,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Cutout:
+class Cone:
     """What one request takes of a plane: a canvas that holds the cone of a region, and what is evaluated on it.
 
     Args:
@@ -209,14 +209,14 @@ class Cutout:
         return self.region.moved(-corner.y0, -corner.x0)
 
 
-def cutout_of(
+def cone_of(
     region: Box,
     factor: int,
     decoder: tuple[int, int],
     lattices: Sequence[tuple[int, int]],
     patch: int,
     known: Sequence[Sequence[Windows]] = (),
-) -> Cutout:
+) -> Cone:
     """What it takes to know a region.
 
     Args:
@@ -227,10 +227,10 @@ def cutout_of(
         known: For each level, windows whose result is known.
     """
     final = whole_windows(latents_of(region, factor), *decoder)
-    needed = cone(final, lattices, patch, known)
+    needed = needed_windows(final, lattices, patch, known)
     boxes = [final, *(windows.box for windows in needed if len(windows))]
     around = Box(*(f(b[n] for b in map(corners_of, boxes)) for n, f in enumerate((min, min, max, max))))
-    return Cutout(region, whole_windows(around, *decoder), tuple(needed), tuple(map(tuple, known)))
+    return Cone(region, whole_windows(around, *decoder), tuple(needed), tuple(map(tuple, known)))
 
 
 def corners_of(box: Box) -> tuple[int, int, int, int]:
