@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from engine.messages import quoted
 from engine.planning.geometry import Box
 
 
@@ -25,6 +26,8 @@ class Asked:
         quality: Of JPEG, 1 to 100.
         compression: Of a slide's tiles.
         overwrite: Whether an earlier export is replaced.
+    Raises:
+        ValueError: a number is none, or beyond what there is.
     """
 
     out: Path
@@ -38,6 +41,15 @@ class Asked:
     quality: int | None = None
     compression: str | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("level", 0, None), ("image", 0, None), ("quality", 1, 100)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if type(value) is not int or value < least or (most is not None and value > most):
+                wanted = f"{least} to {most}" if most else "0 or more"
+                raise ValueError(f"`{name}` is {quoted(value)}; give a whole number, {wanted}")
 
     @property
     def given(self) -> list[str]:
