@@ -44,7 +44,7 @@ def parser() -> Parser:
     top.add_argument("--level", type=int, metavar="N", help=text)
     top.add_argument("--image", type=int, metavar="N", help="of a set: the number of the image")
     top.add_argument("--labels", action="store_true", help="the label map in place of the image")
-    text = "of folders png, tiff or jpeg, the format of images and labels (default: png; of pairs jpeg)"
+    text = "of folders: png, tiff or jpeg, of images and labels (default: png; of pairs jpeg); dicom, a slide"
     top.add_argument("--format", metavar="NAME", help=text)
     top.add_argument(
         "--layout",

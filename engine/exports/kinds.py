@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.exports.asked import Asked
+from engine.exports.dicom import export_dicom, export_dicom_file
 from engine.exports.folder import export_folders
 from engine.exports.one_picture import export_jpeg, export_png
 from engine.exports.slide import export_slide, export_tiff
@@ -49,6 +50,13 @@ KINDS = (  # the first that is wanted is made
     Kind("NAME.tiff, one picture in tiles", (*PART, "compression", "quality"), export_tiff, (".tiff", ".tif")),
     Kind("NAME.png, one picture", PART, export_png, (".png",)),
     Kind("NAME.jpg, one picture", ("region", "level", "image", "quality"), export_jpeg, (".jpg", ".jpeg")),
+    Kind("NAME.dcm, one level as DICOM", ("region", "level", "image", "quality"), export_dicom_file, (".dcm",)),
+    Kind(
+        "DIR with `format` dicom, a slide as DICOM",
+        ("format", "region", "level", "image", "quality"),
+        export_dicom,
+        option=("format", "dicom"),
+    ),
     Kind("DIR, folders of pictures", ("format", "layout"), export_folders),
 )
 
