@@ -63,6 +63,4 @@ def with_bar(steps: Iterable[Step], total: int, text: str, shown: bool = True) -
     from tqdm import tqdm
 
     disable = None if shown else True  # None: where standard error is no terminal
-    yield from tqdm(
-        steps, text, total, leave=False, disable=disable, delay=BAR_AFTER, unit_scale=True, dynamic_ncols=True
-    )
+    yield from tqdm(steps, text, total, leave=False, disable=disable, delay=BAR_AFTER, dynamic_ncols=True)
