@@ -1,4 +1,6 @@
-"""``python -m engine.export OUT DIR``: write an output as the folders of files that the nuclei system writes.
+"""``python -m engine.export OUT TARGET``: write an output as files for other programs.
+
+The target's name says what is wanted. A folder holds files as the nuclei system writes them:
 
     samples/      the images
     labels/       label maps; where nuclei are stored, a mask of them, 0 and 255
@@ -15,55 +17,63 @@ sample0000.jpg and sample0000_mask.png, whose values are the numbers of the labe
 folder for each class instead, as the feature-aligned system writes them: CLASS/image_0.png, image_1.png, ...
 
 A set is read one shard at a time. A large image is read one row of tiles at a time for TIFF, and whole for PNG. The
-exit status is 0 (exported) or 1 (refused).
+target appears under its name when it is whole; an error leaves what was there before. The exit status is 0 (exported)
+or 1 (refused).
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from engine.command_line import Parser, print_error
+from engine.command_line import Parser, converted, print_error
+from engine.exports.asked import Asked, region_of
+from engine.messages import quoted
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    top = Parser(prog="python -m engine.export", description=(__doc__ or "").splitlines()[0])
-    top.add_argument("out", type=Path, help="a finished output of engine.sample")
-    top.add_argument("dir", type=Path, help="the folder to make")
-    top.add_argument(
-        "--format", choices=("png", "tiff", "jpeg"), help="format of images and labels (default: png; of pairs jpeg)"
+def parser() -> Parser:
+    top = Parser(
+        prog="python -m engine.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    top.add_argument("out", type=Path, help="a finished output of engine.sample")
+    top.add_argument("target", type=Path, help="the file or folder to make; its name says what is wanted")
+    text = "part of the image, rows and columns in pixels at full size, as engine.view copies it (default: all)"
+    top.add_argument("--region", type=partial(converted, region_of), metavar="Y0:Y1,X0:X1", help=text)
+    text = "level of the pyramid that pixels are taken from; each is half the one before (default: 0, full size)"
+    top.add_argument("--level", type=whole_number, metavar="N", help=text)
+    top.add_argument("--image", type=whole_number, metavar="N", help="of a set: the number of the image")
+    top.add_argument("--labels", action="store_true", help="the label map in place of the image")
+    text = "of folders png, tiff or jpeg, the format of images and labels (default: png; of pairs jpeg)"
+    top.add_argument("--format", metavar="NAME", help=text)
     top.add_argument(
         "--layout",
         choices=("folders", "pairs", "classes"),
-        default="folders",
         help="folders of samples, labels, ...; pairs of images and maps in one; a folder a class (default: folders)",
     )
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    try:
-        given = top.parse_args(arguments)
-        from engine.exports.folder import export  # torch and zarr
+    return top
 
-        written = export(given.out, given.dir, given.format, layout=given.layout, overwrite=given.overwrite)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        asked = Asked(**vars(parser().parse_args(arguments)))
+        from engine.exports.kinds import export  # torch and zarr
+
+        held = export(asked)
     except (ValueError, OSError, MemoryError) as error:
         print_error(error)
         return 1
-    print(f"{given.dir} holds {in_words(written)}")
+    print(f"{asked.target} holds {held}")
     return 0
 
 
-def in_words(names: Sequence[str]) -> str:
-    """The names of what was written; of pairs, which may be thousands, the first and their number.
-
-    >>> in_words(["export.json", "sample0000.jpg", "sample0000_mask.png", "sample0001.jpg", "sample0001_mask.png"])
-    'export.json, sample0000.jpg, sample0000_mask.png, ... (2 pairs)'
-    """
-    pairs = sum(name.endswith("_mask.png") for name in names)
-    if not pairs:
-        return ", ".join(names)
-    others = [name for name in names if not name.startswith("sample")]
-    first = [name for name in names if name.startswith("sample")][:2]
-    return ", ".join([*others, *first, *(["..."] if pairs > 1 else [])]) + f" ({pairs} pair{'s' * (pairs > 1)})"
+def whole_number(text: str) -> int:
+    """A number from 0 on, for argparse."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 12:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number; give 0 or more")
+    return int(text)
 
 
 if __name__ == "__main__":

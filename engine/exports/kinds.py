@@ -1,0 +1,84 @@
+"""The kinds of export there are: the target's name says which is wanted.
+
+A kind is a line of ``KINDS``, and a function from an ``Asked`` to what the target holds, in words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.exports.asked import Asked
+from engine.exports.folder import export_folders
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of export.
+
+    Args:
+        says: What it makes, for messages.
+        uses: The options that it has a use for.
+        write: Makes it, and says what the target holds.
+        suffixes: Endings of its target's name, in small letters; empty: the target is a folder.
+        option: Of a folder: the option that asks for this kind, and its value; the value None: any.
+    """
+
+    says: str
+    uses: tuple[str, ...]
+    write: Callable[[Asked], str]
+    suffixes: tuple[str, ...] = ()
+    option: tuple[str, str | None] | None = None
+
+    def wanted(self, asked: Asked) -> bool:
+        """Whether the target's name, or of a folder the options, ask for this kind."""
+        if self.suffixes:
+            return asked.target.name.lower().endswith(self.suffixes)
+        if self.option is None:
+            return True
+        name, value = self.option
+        return name in asked.given and value in (None, getattr(asked, name))
+
+
+KINDS = (  # the first that is wanted is made
+    Kind("DIR, folders of pictures", ("format", "layout"), export_folders),
+)
+
+
+def kind_of(asked: Asked) -> Kind:
+    """The kind of an export.
+
+    Raises:
+        ValueError: there is none of this name, or it has no use for an option.
+    """
+    kind = next(kind for kind in KINDS if kind.wanted(asked))
+    ending = re.search(r"\.[a-z][a-z0-9]{2,4}$", asked.target.name.lower())
+    if not kind.suffixes and ending and not asked.target.exists():
+        raise ValueError(
+            f"{asked.target}: nothing is exported as {ending[0]}; TARGET is {listed()}; "
+            "a folder of such a name is to be made first"
+        )
+    for name in asked.given:
+        if name not in kind.uses:
+            uses = ", ".join(f"`{use}`" for use in kind.uses)
+            raise ValueError(
+                f"`{name}` is not for {kind.says}, which takes {uses}; leave it out, or choose another TARGET"
+            )
+    return kind
+
+
+def listed() -> str:
+    """The kinds there are, in one line."""
+    return "; ".join(dict.fromkeys(kind.says for kind in KINDS))
+
+
+def export(asked: Asked) -> str:
+    """Export an output; an error leaves what was there before as it was.
+
+    Returns:
+        What the target holds, in words.
+    Raises:
+        ValueError: the output is unfinished, damaged or none; the target is there, or of no kind; an option has no use.
+    """
+    return kind_of(asked).write(asked)
