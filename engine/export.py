@@ -31,6 +31,7 @@ from pathlib import Path
 from engine.command_line import Parser, converted, print_error
 from engine.exports.asked import Asked, region_of
 from engine.messages import quoted
+from engine.options import number
 
 
 def parser() -> Parser:
@@ -52,6 +53,8 @@ def parser() -> Parser:
         choices=("folders", "pairs", "classes"),
         help="folders of samples, labels, ...; pairs of images and maps in one; a folder a class (default: folders)",
     )
+    text = "of polygons: how far an outline may be moved, pixels of the level; 0: that of the pixels (default: 1)"
+    top.add_argument("--tolerance", type=partial(converted, number(0, 1e6).read), metavar="PX", help=text)
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return top
 

@@ -24,6 +24,7 @@ class Asked:
         layout: Which folders are made.
         quality: Of JPEG, 1 to 100.
         compression: Of a slide's tiles.
+        tolerance: Distance that an outline may be moved by, in pixels of the level that is read.
         overwrite: Whether an earlier export is replaced.
     """
 
@@ -37,6 +38,7 @@ class Asked:
     layout: str | None = None
     quality: int | None = None
     compression: str | None = None
+    tolerance: float | None = None
     overwrite: bool = False
 
     @property

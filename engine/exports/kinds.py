@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from engine.exports.asked import Asked
 from engine.exports.folder import export_folders
+from engine.exports.geojson import export_geojson, export_geojson_folder
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class Kind:
 
 
 KINDS = (  # the first that is wanted is made
+    Kind(
+        "NAME.geojson, polygons of labels or nuclei",
+        ("region", "level", "image", "labels", "tolerance"),
+        export_geojson,
+        (".geojson",),
+    ),
+    Kind(
+        "DIR with `format` geojson, polygons of a set",
+        ("region", "format", "tolerance"),
+        export_geojson_folder,
+        option=("format", "geojson"),
+    ),
     Kind("DIR, folders of pictures", ("format", "layout"), export_folders),
 )
 

@@ -67,7 +67,7 @@ def key_points(codes: np.ndarray) -> KeyPoints:
     Args:
         codes: (rows + 1, width + 2): the row above the strip, then its rows; a column of 0 on either side.
     """
-    rows, width = codes.shape[0] - 1, codes.shape[1] - 2
+    rows = len(codes) - 1
     upright, level = codes[:, :-1] != codes[:, 1:], codes[:-1] != codes[1:]
     north, south, west, east = upright[:-1], upright[1:], level[:, :-1], level[:, 1:]
     turns = (north != south) | (west != east) | (north & west)
@@ -182,7 +182,7 @@ def beside_one_another(points: KeyPoints, paths: list[list[int]], codes: np.ndar
 
 
 def sides_of_lines(points: KeyPoints, paths: list[list[int]]) -> np.ndarray:
-    """int64 (n, 2): the sides of arcs west and east of the line that goes down from each key point; -1: there is none."""
+    """int64 (n, 2): the sides of arcs west and east of the line that goes down from each key point; -1: none does."""
     states = np.concatenate([np.array(path[:-1]) for path in paths])
     arc = np.repeat(np.arange(len(paths)), [len(path) - 1 for path in paths])
     sides = np.full((len(points.y), 2), -1)

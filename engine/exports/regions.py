@@ -130,7 +130,8 @@ class Tracer:
         self._link(arcs, sides, points)
         for one, two in beside.tolist():
             a, b = sides[one], sides[two]
-            assert a is not None and b is not None
+            assert a is not None
+            assert b is not None
             a.region.join(b.region)
         self.line += len(strip)
         going_on = {outline.region.whole() for outline in self.arriving.values()}

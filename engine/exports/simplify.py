@@ -62,14 +62,14 @@ class Simplifier:
         return [0, int(away.argmax()), last]
 
     def bent(self, path: list[int], kept: list[int]) -> list[int]:
-        """The places that are kept, and the one furthest from the chord between the first two: else there is no area."""
+        """The places that are kept, and the one furthest from the chord between the first two: an area needs it."""
         a, b = self.yx[path[kept[0]]], self.yx[path[kept[1]]]
         return sorted({*kept, int(distances(self.yx[path], a, b).argmax())})
 
     def kept(self, arc: int, places: list[int]) -> list[int]:
         """Places along an arc that are kept; at least the given ones."""
         path, kept = self.paths[arc], [places[0]]
-        for start, end in zip(places, places[1:], strict=False):
+        for end in places[1:]:
             waiting = [end]
             while waiting:
                 first, last = kept[-1], waiting[-1]
@@ -87,19 +87,16 @@ class Simplifier:
 
         What lies on the strip's lower edge is not all known here: no chord runs along it.
         """
-        (a_y, a_x), (b_y, b_x) = part[0].tolist(), part[-1].tolist()
-        if a_y == b_y == self.points.rows:
+        if part[0, 0] == part[-1, 0] == self.points.rows:
             return False
         (y0, x0), (y1, x1) = part.min(0).tolist(), part.max(0).tolist()
-        ends = (self.paths[arc][first], self.paths[arc][last])
-        ring = None
+        ends, ring = (self.paths[arc][first], self.paths[arc][last]), part.tolist()
         for y in range(y0, y1 + 1):
             low = bisect_left(self.x, x0, self.first[y], self.first[y + 1])
             for k in range(low, bisect_right(self.x, x1, low, self.first[y + 1])):
                 of, place = self.place.get(k, (-1, 0))
                 if k in ends or (of == arc and first < place < last):
                     continue
-                ring = part.tolist() if ring is None else ring
                 if encloses(ring, y, self.x[k]):
                     return False
         return True
