@@ -30,8 +30,6 @@ from pathlib import Path
 
 from engine.command_line import Parser, converted, print_error
 from engine.exports.asked import Asked, region_of
-from engine.messages import quoted
-from engine.options import number
 
 
 def parser() -> Parser:
@@ -43,8 +41,8 @@ def parser() -> Parser:
     text = "part of the image, rows and columns in pixels at full size, as engine.view copies it (default: all)"
     top.add_argument("--region", type=partial(converted, region_of), metavar="Y0:Y1,X0:X1", help=text)
     text = "level of the pyramid that pixels are taken from; each is half the one before (default: 0, full size)"
-    top.add_argument("--level", type=whole_number, metavar="N", help=text)
-    top.add_argument("--image", type=whole_number, metavar="N", help="of a set: the number of the image")
+    top.add_argument("--level", type=int, metavar="N", help=text)
+    top.add_argument("--image", type=int, metavar="N", help="of a set: the number of the image")
     top.add_argument("--labels", action="store_true", help="the label map in place of the image")
     text = "of folders png, tiff or jpeg, the format of images and labels (default: png; of pairs jpeg)"
     top.add_argument("--format", metavar="NAME", help=text)
@@ -54,7 +52,10 @@ def parser() -> Parser:
         help="folders of samples, labels, ...; pairs of images and maps in one; a folder a class (default: folders)",
     )
     text = "of polygons: how far an outline may be moved, pixels of the level; 0: that of the pixels (default: 1)"
-    top.add_argument("--tolerance", type=partial(converted, number(0, 1e6).read), metavar="PX", help=text)
+    top.add_argument("--tolerance", type=float, metavar="PX", help=text)
+    text = "of a slide: jpeg, or without loss deflate, zstd or none (default: jpeg; of labels and .tiff deflate)"
+    top.add_argument("--compression", metavar="NAME", help=text)
+    top.add_argument("--quality", type=int, metavar="Q", help="of JPEG, 1 to 100 (default: 90)")
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return top
 
@@ -70,13 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"{asked.target} holds {held}")
     return 0
-
-
-def whole_number(text: str) -> int:
-    """A number from 0 on, for argparse."""
-    if not text.isascii() or not text.isdecimal() or len(text) > 12:
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number; give 0 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -339,7 +339,7 @@ def test_what_the_target_and_its_options_ask_for_is_one_kind_or_refused(tmp_path
     for region, why in (("0:9", "it is no region"), ("5:5,0:9", "it is empty"), ("-1:5,0:9", "it is no region")):
         said = refused(capsys, out, tmp_path / "files", f"--region={region}")
         assert f"--region: '{region}': {why}" in said
-    assert "'x' is no number" in refused(capsys, out, tmp_path / "files", "--level", "x")
+    assert "invalid int value: 'x'" in refused(capsys, out, tmp_path / "files", "--level", "x")
     assert "--format 'bmp' is not for folders" in refused(capsys, out, tmp_path / "files", "--format", "bmp")
     assert [p.name for p in tmp_path.iterdir()] == ["image.zarr"]
     (tmp_path / "run.final").mkdir()

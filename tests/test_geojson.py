@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
@@ -40,7 +41,7 @@ def filled(rings, shape):
     """Which pixels lie within rings along the edges of pixels: an upright edge begins or ends what lies right of it."""
     edges = np.zeros((shape[0], shape[1] + 1), bool)
     for ring in rings:
-        for (x, y), (next_x, next_y) in zip(ring[:-1], ring[1:], strict=True):
+        for (x, y), (next_x, next_y) in pairwise(ring):
             assert x == next_x or y == next_y
             edges[min(y, next_y) : max(y, next_y), x] ^= True
     return np.logical_xor.accumulate(edges, axis=1)[:, :-1]
@@ -98,7 +99,7 @@ def test_simplified_polygons_are_valid_do_not_overlap_and_none_is_lost(codes, ro
     assert shapely.union_all(shapes).area == pytest.approx(sum(shape.area for shape in shapes)), "they overlap"
     lines = shapely.MultiLineString([ring for polygon in exact for ring in polygon.rings])
     for ring in (ring for polygon in simple for ring in polygon.rings):
-        between = (ring[:-1, None] * np.array([[[1], [0.7], [0.5]]]) + ring[1:, None] * np.array([[[0], [0.3], [0.5]]]))
+        between = ring[:-1, None] * np.array([[[1], [0.7], [0.5]]]) + ring[1:, None] * np.array([[[0], [0.3], [0.5]]])
         assert shapely.distance(lines, shapely.points(between.reshape(-1, 2))).max() <= tolerance + 1e-9
 
 
@@ -250,7 +251,10 @@ def test_of_a_set_one_image_is_a_file_or_each_in_a_folder(tmp_path, capsys):
     assert len(features) == len(np.unique(nuclei(5, 20, 24)[1])) - 1
     assert main([str(out), str(tmp_path / "all"), "--format", "geojson", "--tolerance", "0"]) == 0
     assert "all holds 6 detections in 5 files" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == [*(f"{i:06d}.geojson" for i in range(5)), "export.json"]
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == [
+        *(f"{i:06d}.geojson" for i in range(5)),
+        "export.json",
+    ]
     assert (tmp_path / "all" / "000001.geojson").read_text() == (tmp_path / "n.geojson").read_text()
     assert main([str(out), str(tmp_path / "all"), "--format", "geojson", "--overwrite"]) == 0
 
@@ -258,9 +262,11 @@ def test_of_a_set_one_image_is_a_file_or_each_in_a_folder(tmp_path, capsys):
 def test_polygons_of_what_has_no_labels_are_refused_and_a_failure_leaves_the_earlier_file(tmp_path, capsys):
     image = make_image(tmp_path / "image.zarr", label=None, shard=256)
     assert "stores no label map" in refused(capsys, image, tmp_path / "l.geojson")
-    single, labels = make_tissue(tmp_path / "tissue.zarr")
+    single, _ = make_tissue(tmp_path / "tissue.zarr")
     assert "give NAME.geojson as TARGET" in refused(capsys, single, tmp_path / "d", "--format", "geojson")
-    assert "'-1'" in refused(capsys, single, tmp_path / "l.geojson", "--tolerance=-1")
+    assert "--tolerance is -1.0: expected a number from 0" in refused(
+        capsys, single, tmp_path / "l.geojson", "--tolerance=-1"
+    )
     assert "--level is 9" in refused(capsys, single, tmp_path / "l.geojson", "--level", "9")
     assert "--layout is not for NAME.geojson" in refused(capsys, single, tmp_path / "l.geojson", "--layout", "pairs")
     assert main([str(single), str(tmp_path / "l.geojson")]) == 0

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from engine.messages import quoted
+from engine.options import number, read_as
 from engine.planning.geometry import Box
 
 
@@ -26,6 +28,8 @@ class Asked:
         compression: Of a slide's tiles.
         tolerance: Distance that an outline may be moved by, in pixels of the level that is read.
         overwrite: Whether an earlier export is replaced.
+    Raises:
+        ValueError: a number is none, or beyond what there is.
     """
 
     out: Path
@@ -40,6 +44,17 @@ class Asked:
     compression: str | None = None
     tolerance: float | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("level", 0, None), ("image", 0, None), ("quality", 1, 100)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if type(value) is not int or value < least or (most is not None and value > most):
+                wanted = f"{least} to {most}" if most else "0 or more"
+                raise ValueError(f"`{name}` is {quoted(value)}; give a whole number, {wanted}")
+        if self.tolerance is not None:
+            read_as(number(0), self.tolerance, "`tolerance`")
 
     @property
     def given(self) -> list[str]:

@@ -1,9 +1,9 @@
 """Labels and nuclei as polygons in GeoJSON, as QuPath reads and writes it.
 
 A region of a label map is an annotation with the name and the colour of its label, an instance of nuclei a detection.
-Coordinates are pixels of the image at full size, x before y, from the upper left corner of the first pixel. Regions that
-share an edge share its points (``simplify.py``). What value 0 of a label map or an instance map covers is left out, as
-viewers leave it transparent; of classes, whose every number is a class, nothing is.
+Coordinates are pixels of the image at full size, x before y, from the upper left corner of the first pixel. Regions
+that share an edge share its points (``simplify.py``). What value 0 of a label map or an instance map covers is left
+out, as viewers leave it transparent; of classes, whose every number is a class, nothing is.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from engine.exports.asked import Asked
 from engine.exports.folder import export_folders
 from engine.exports.geojson import export_geojson, export_geojson_folder
+from engine.exports.one_picture import export_jpeg, export_png
+from engine.exports.slide import export_slide, export_tiff
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,15 @@ class Kind:
         return name in asked.given and value in (None, getattr(asked, name))
 
 
+PART = ("region", "level", "image", "labels")
 KINDS = (  # the first that is wanted is made
+    Kind("NAME.ome.tiff, a slide", (*PART, "compression", "quality"), export_slide, (".ome.tiff", ".ome.tif")),
+    Kind("NAME.tiff, one picture in tiles", (*PART, "compression", "quality"), export_tiff, (".tiff", ".tif")),
+    Kind("NAME.png, one picture", PART, export_png, (".png",)),
+    Kind("NAME.jpg, one picture", ("region", "level", "image", "quality"), export_jpeg, (".jpg", ".jpeg")),
     Kind(
         "NAME.geojson, polygons of labels or nuclei",
-        ("region", "level", "image", "labels", "tolerance"),
+        (*PART, "tolerance"),
         export_geojson,
         (".geojson",),
     ),
