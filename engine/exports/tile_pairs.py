@@ -30,7 +30,11 @@ class TilePairs:
         """The pixels of a tile: (h, w) or (h, w, 3)."""
         side = self.tiling.side
         box = Box(tile.y, tile.x, tile.y + side, tile.x + side)
-        return replace(cutout, image=tile.image if self.tiling.apart else cutout.image).read(box)
+        return replace(cutout, image=self.number(tile)).read(box)
+
+    def number(self, tile: Tile) -> int:
+        """The number of the image of a set that a tile is of."""
+        return tile.image if self.tiling.apart else self.image.image
 
     def shares(self, tile: Tile) -> list[float]:
         """The share of each label in a tile; of instances that of the background, and of all others."""

@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,7 +55,7 @@ def export_tiles(ranks: Ranks, asked: Asked) -> str:
         write_files(ranks, pairs, files, new)
         ranks.on_root(lambda: write_index(pairs, asked, tiles, files, new))
         ranks.on_root(stack.close)
-    counts = Counter(tile.part for tile, _ in tiles)
+    counts = {part: sum(tile.part == part for tile, _ in tiles) for part in PARTS[len(pairs.tiling.shares)]}
     return f"{len(tiles)} tiles of {asked.tiles} px: {', '.join(f'{n} in {part}' for part, n in counts.items())}"
 
 
@@ -172,7 +171,7 @@ def write_tar(pairs: TilePairs, tiles: Sequence[Shared], path: Path) -> None:
 def facts_of(pairs: TilePairs, tile: Tile, shares: Sequence[float]) -> dict[str, Any]:
     """What is said of a tile beside its pixels."""
     y, x = pairs.place(tile)
-    facts = {"name": pairs.key(tile), "part": tile.part, "image": tile.image, "y": y, "x": x}
+    facts = {"name": pairs.key(tile), "part": tile.part, "image": pairs.number(tile), "y": y, "x": x}
     return {**facts, "shares": {name: round(of, 6) for name, of in zip(pairs.names, shares, strict=True) if of}}
 
 
@@ -183,7 +182,7 @@ def write_index(pairs: TilePairs, asked: Asked, tiles: Sequence[Shared], files: 
         table.writerow(["name", "part", "image", "y", "x", *pairs.names])
         for tile, shares in tiles:
             y, x = pairs.place(tile)
-            table.writerow([pairs.key(tile), tile.part, tile.image, y, x, *(f"{of:.6g}" for of in shares)])
+            table.writerow([pairs.key(tile), tile.part, pairs.number(tile), y, x, *(f"{of:.6g}" for of in shares)])
     tiling, image = pairs.tiling, pairs.image
     facts: dict[str, Any] = {"side": tiling.side, "overlap": tiling.overlap, "level": image.level}
     facts |= {"pixel_size_um": image.pixel_size_um, "shares": tiling.shares, "seed": tiling.seed}
