@@ -1,6 +1,18 @@
 """``python -m engine.export OUT TARGET``: write an output as files for other programs.
 
-The target's name says what is wanted. A folder holds files as the nuclei system writes them:
+The target's name says what is wanted:
+
+    NAME.ome.tiff  a slide: tiles of JPEG, or without loss, and a pyramid, for OpenSlide, QuPath, Bio-Formats, tifffile
+    NAME.tiff      one picture in tiles, without loss
+    NAME.png       one picture; with --labels the label map, its numbers with the colours as palette
+    NAME.jpg       one picture of at most 16384 px a side
+    NAME.dcm       one level as a DICOM whole slide image; a folder with --format dicom: one file a level
+    DIR            a folder of pictures, see below
+
+--region, --level and, of a set, --image say what of the output is in them, --labels that it is the label map. Pixels
+are read a few tiles or a strip at a time, whatever the size. docs/viewers.md says which programs open them.
+
+A folder holds files as the nuclei system writes them:
 
     samples/      the images
     labels/       label maps; where nuclei are stored, a mask of them, 0 and 255
@@ -16,9 +28,9 @@ Files are named by the number of the image, 000000.png, or by its instance map, 
 sample0000.jpg and sample0000_mask.png, whose values are the numbers of the labels. With --layout classes there is a
 folder for each class instead, as the feature-aligned system writes them: CLASS/image_0.png, image_1.png, ...
 
-A set is read one shard at a time. A large image is read one row of tiles at a time for TIFF, and whole for PNG. The
-target appears under its name when it is whole; an error leaves what was there before. The exit status is 0 (exported)
-or 1 (refused).
+A set is read one shard at a time. For folders a large image is read one row of tiles at a time for TIFF, and whole for
+PNG. The target appears under its name when it is whole; an error leaves what was there before. The exit status is 0
+(exported) or 1 (refused).
 """
 
 from __future__ import annotations
@@ -49,7 +61,7 @@ def parser() -> Parser:
     top.add_argument("--level", type=int, metavar="N", help=text)
     top.add_argument("--image", type=int, metavar="N", help="of a set: the number of the image")
     top.add_argument("--labels", action="store_true", help="the label map in place of the image")
-    text = "of folders png, tiff or jpeg (default: png; of pairs jpeg), or geojson; of tiles png or webdataset"
+    text = "of folders: png, tiff, jpeg (default: png; of pairs jpeg), dicom, geojson; of tiles: png, webdataset"
     top.add_argument("--format", metavar="NAME", help=text)
     top.add_argument(
         "--layout",

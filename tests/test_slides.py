@@ -1,6 +1,7 @@
 """Outputs as slides and pictures for other programs: the files are read by those programs' own libraries."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from test_export import NUCLEI, TISSUE, draw, make_image, make_set, refused
 
 import engine
+import engine.exports.dicom
 import engine.exports.one_picture
 import engine.exports.slide
 from engine.export import main
@@ -204,7 +206,7 @@ def test_a_slide_reads_no_more_at_once_however_wide_it_is(tmp_path, monkeypatch)
     read = Output.read
     monkeypatch.setattr(Output, "read", lambda self, name, box: most.append(box.area) or read(self, name, box))
     export(out, tmp_path / "s.ome.tiff", "--region", "1:32,1:600")
-    assert max(most) <= (engine.exports.slide.TOGETHER + 1) * 32 * 32
+    assert max(most) <= 5 * 32 * 32
 
 
 # ---- pictures -----------------------------------------------------------------------------------
@@ -244,6 +246,47 @@ def test_a_tiff_is_one_picture_without_loss_and_a_jpeg_one_with(tmp_path, image,
     assert Image.open(tmp_path / "j.JPG").size == (150, 100)
     monkeypatch.setattr(engine.exports.one_picture, "LARGEST_JPEG", 149)
     assert "a JPEG has at most 149 px a side" in refused(capsys, image, tmp_path / "no.jpg")
+
+
+# ---- DICOM --------------------------------------------------------------------------------------
+
+
+def test_a_dicom_slide_has_every_level_its_size_and_looks_like_the_image(tmp_path, small, monkeypatch, capsys):
+    wsidicom = pytest.importorskip("wsidicom", reason="wsidicom reads DICOM slides")
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("wsidicomizer", reason="wsidicomizer writes them", exc_type=ImportError)
+    monkeypatch.setattr(engine.exports.dicom, "COARSEST", 80)
+    out = with_pyramid(tmp_path / "o.zarr", label=None)
+    export(out, tmp_path / "d", "--format", "dicom", "--quality", 100)
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["export.json", "level0.dcm", "level1.dcm"]
+    with wsidicom.WsiDicom.open(tmp_path / "d") as slide:
+        assert [(level.size.width, level.size.height, level.mpp.width) for level in slide.levels] == [
+            (150, 100, 0.5),
+            (75, 50, 1.0),
+        ]
+    facts = pydicom.dcmread(tmp_path / "d" / "level0.dcm", stop_before_pixels=True)
+    assert str(facts.PatientName) == "Synthetic^Slidefield"
+    assert facts.ImageComments.startswith("Synthetic image, sampled by slidefield")
+    export(out, tmp_path / "one.dcm", "--level", 1)
+    again = pydicom.dcmread(tmp_path / "one.dcm", stop_before_pixels=True)
+    assert (again.TotalPixelMatrixRows, again.TotalPixelMatrixColumns) == (50, 75)
+    assert again.SOPInstanceUID != facts.SOPInstanceUID
+    export(out, tmp_path / "d", "--format", "dicom", "--quality", 100, "--overwrite")
+    same = pydicom.dcmread(tmp_path / "d" / "level0.dcm", stop_before_pixels=True)
+    assert same.SOPInstanceUID == facts.SOPInstanceUID
+    (tmp_path / "d" / "notes.txt").write_text("looked at")
+    assert "holds notes.txt, which no export wrote" in refused(
+        capsys, out, tmp_path / "d", "--format", "dicom", "--overwrite"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "o.zarr", "one.dcm"]
+
+
+def test_where_wsidicomizer_is_not_installed_one_line_says_how_to_get_it(tmp_path, image, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wsidicomizer", None)
+    said = refused(capsys, image, tmp_path / "d", "--format", "dicom")
+    assert "pip install wsidicomizer" in said
+    assert "not installed" in refused(capsys, image, tmp_path / "one.dcm")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- refusals -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.exports.bigtiff import SHORT, Tags
+from engine.storage.shard_file import ZSTD
 
 QUALITY = 90  # of JPEG
 COMPRESSION, PHOTOMETRIC, PREDICTOR, SUBSAMPLING, BLACK_WHITE = 259, 262, 317, 530, 532  # tags
@@ -57,15 +58,9 @@ def lossless(name: str, color: bool) -> Encoder:
     return Encoder(encode, {COMPRESSION: (SHORT, [number]), PREDICTOR: (SHORT, [2]), **photometric})
 
 
-def zstd(data: bytes) -> bytes:
-    from numcodecs.zstd import Zstd
-
-    return bytes(Zstd(level=3).encode(data))
-
-
 PACKERS: Mapping[str, tuple[Callable[[bytes], bytes], int]] = {
     "deflate": (lambda data: zlib.compress(data, 4), 8),
-    "zstd": (zstd, 50000),
+    "zstd": (lambda data: bytes(ZSTD.encode(data)), 50000),
 }
 COMPRESSIONS = ("jpeg", *PACKERS, "none")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from engine.distributed.ranks import Ranks
 from engine.exports.asked import Asked
+from engine.exports.dicom import export_dicom, export_dicom_file
 from engine.exports.folder import export_folders
 from engine.exports.geojson import export_geojson, export_geojson_folder
 from engine.exports.one_picture import export_jpeg, export_png
@@ -62,6 +63,13 @@ KINDS = (  # the first that is wanted is made
         ("region", "format", "tolerance"),
         export_geojson_folder,
         option=("format", "geojson"),
+    ),
+    Kind("NAME.dcm, one level as DICOM", ("region", "level", "image", "quality"), export_dicom_file, (".dcm",)),
+    Kind(
+        "DIR with `format` dicom, a slide as DICOM",
+        ("format", "region", "level", "image", "quality"),
+        export_dicom,
+        option=("format", "dicom"),
     ),
     Kind("DIR, folders of pictures", ("format", "layout"), export_folders),
 )

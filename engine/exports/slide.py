@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -54,10 +55,20 @@ def write_tiff(asked: Asked, pyramid: bool) -> str:
     encoder = encoder_of(name, cutout.channels == 3, asked.quality)
     check_file(asked.out, asked.target, asked.overwrite)
     levels = cutout.halvings(COARSEST) + 1 if pyramid else 1
-    description = ome_xml(cutout, asked.target.name.partition(".")[0]) if pyramid else ""
-    with whole_target(asked.target) as path, path.open("wb") as file:
-        write_bigtiff(file, pages(cutout, encoder, levels, description))
+    with whole_target(asked.target) as path:
+        write_slide(cutout, path, encoder, levels, described=pyramid)
     return held(cutout, levels, name)
+
+
+def write_slide(cutout: Cutout, path: Path, encoder: Encoder, levels: int, described: bool = True) -> None:
+    """Write the file.
+
+    Args:
+        described: Whether it has OME-XML.
+    """
+    description = ome_xml(cutout, path.name.partition(".")[0] or cutout.output.path.name) if described else ""
+    with path.open("wb") as file:
+        write_bigtiff(file, pages(cutout, encoder, levels, description))
 
 
 def held(cutout: Cutout, levels: int, compression: str) -> str:
