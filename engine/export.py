@@ -36,12 +36,17 @@ PNG. The target appears under its name when it is whole; an error leaves what wa
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.command_line import Parser, converted, print_error
+from engine.command_line import Parser, converted, gives_help
 from engine.exports.asked import Asked, region_of
+
+if TYPE_CHECKING:
+    from engine.distributed.ranks import Ranks
 
 
 def parser() -> Parser:
@@ -56,30 +61,48 @@ def parser() -> Parser:
     top.add_argument("--level", type=int, metavar="N", help=text)
     top.add_argument("--image", type=int, metavar="N", help="of a set: the number of the image")
     top.add_argument("--labels", action="store_true", help="the label map in place of the image")
-    text = "of folders: png, tiff or jpeg, of images and labels (default: png; of pairs jpeg); dicom, a slide"
+    text = "of folders: png, tiff, jpeg (default: png; of pairs jpeg), dicom, geojson; of tiles: png, webdataset"
     top.add_argument("--format", metavar="NAME", help=text)
     top.add_argument(
         "--layout",
         choices=("folders", "pairs", "classes"),
         help="folders of samples, labels, ...; pairs of images and maps in one; a folder a class (default: folders)",
     )
+    text = "of polygons: how far an outline may be moved, pixels of the level; 0: that of the pixels (default: 1)"
+    top.add_argument("--tolerance", type=float, metavar="PX", help=text)
     text = "of a slide: jpeg, or without loss deflate, zstd or none (default: jpeg; of labels and .tiff deflate)"
     top.add_argument("--compression", metavar="NAME", help=text)
     top.add_argument("--quality", type=int, metavar="Q", help="of JPEG, 1 to 100 (default: 90)")
+    add = top.add_argument_group("tiles for training, pairs of image and label map").add_argument
+    add("--tiles", type=int, metavar="PX", help="side of a tile, pixels of the level; TARGET is a folder")
+    add("--overlap", type=int, metavar="PX", help="of neighbouring tiles (default: 0)")
+    text = "of train and val, or of train, val and test: no pixel lies in two (default: all tiles in one folder)"
+    add("--split", metavar="SHARE,SHARE[,SHARE]", help=text)
+    add("--seed", type=int, metavar="N", help="of the split (default: 0)")
+    text = "leave out tiles with more of label 0 than this share (default: none)"
+    add("--most-unknown", type=float, metavar="SHARE", help=text)
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        asked = Asked(**vars(parser().parse_args(arguments)))
-        from engine.exports.kinds import export  # torch and zarr
+    """Export, as the command line says. Collective over all ranks; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if gives_help(parser, given):
+        return 0
+    from engine.distributed.launch import run_main  # numpy, for which --help does not wait
 
-        held = export(asked)
-    except (ValueError, OSError, MemoryError) as error:
-        print_error(error)
-        return 1
-    print(f"{asked.target} holds {held}")
+    return run_main(lambda ranks: run(ranks, given))
+
+
+def run(ranks: Ranks, arguments: list[str]) -> int:
+    """One export; the exit status. Collective."""
+    asked = ranks.agree(lambda: Asked(**vars(parser().parse_args(arguments))))
+    from engine.exports.kinds import export  # torch and zarr
+
+    held = export(ranks, asked)
+    if ranks.rank == 0:
+        print(f"{asked.target} holds {held}", flush=True)
     return 0
 
 

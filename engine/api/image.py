@@ -244,12 +244,13 @@ class Image(Array):
             evaluator = evaluator_of(ranks, paths, Settings(cropping, **others))
             return evaluate_parts(evaluator, parts_of(evaluator, asked), asked)
 
-    def export(self, target: str | Path, *, region: str | Box | None = None, **options: Any) -> Path:
-        """Write it as a file or a folder for other programs, as ``engine.export`` does.
+    def export(self, target: str | Path, *, region: str | Box | None = None, comm: Any = None, **options: Any) -> Path:
+        """Write it as a file or a folder for other programs, as ``engine.export`` does. Collective.
 
         Args:
             target: Its name says what is wanted: ``slide.ome.tiff``, ``picture.png``, ..., or a folder.
             region: Part of the image in pixels of level 0, ``"Y0:Y1,X0:X1"`` or a box.
+            comm: mpi4py communicator; None: all ranks that were started together. Tiles are shared among them.
             options: Fields of ``engine.exports.asked.Asked``: ``level=2``, ``labels=True``, ``overwrite=True``, ...
         Returns:
             The target.
@@ -265,7 +266,9 @@ class Image(Array):
             box = region_of(region) if isinstance(region, str) else region
         except ValueError as problem:
             raise ValueError(f"`region` {quoted(region)}: {problem}") from None
-        export(Asked(self.path, place, region=box, **options))
+        asked, ranks = Asked(self.path, place, region=box, **options), ranks_of(comm)
+        with failing_together(ranks):
+            export(ranks, asked)
         return place
 
     def to_xarray(self) -> xarray.DataArray:

@@ -5,9 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from engine.messages import quoted
+from engine.options import Kind, number, read_as
 from engine.planning.geometry import Box
+
+# Whole numbers, the least of each and the most.
+NUMBERS = (
+    ("level", 0, None),
+    ("image", 0, None),
+    ("quality", 1, 100),
+    ("tiles", 1, 65536),
+    ("overlap", 0, None),
+    ("seed", 0, None),
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,12 @@ class Asked:
         layout: Which folders are made.
         quality: Of JPEG, 1 to 100.
         compression: Of a slide's tiles.
+        tolerance: Distance that an outline may be moved by, in pixels of the level that is read.
+        tiles: Side of tiles, px of the level.
+        overlap: Of neighbouring tiles, px.
+        split: Shares of train and val, or of train, val and test.
+        seed: Of the split.
+        most_unknown: Share of label 0 beyond which a tile is left out.
         overwrite: Whether an earlier export is replaced.
     Raises:
         ValueError: a number is none, or beyond what there is.
@@ -40,16 +58,28 @@ class Asked:
     layout: str | None = None
     quality: int | None = None
     compression: str | None = None
+    tolerance: float | None = None
+    tiles: int | None = None
+    overlap: int | None = None
+    split: tuple[float, ...] | None = None
+    seed: int | None = None
+    most_unknown: float | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name, least, most in (("level", 0, None), ("image", 0, None), ("quality", 1, 100)):
+        for name, least, most in NUMBERS:
             value = getattr(self, name)
             if value is None:
                 continue
             if type(value) is not int or value < least or (most is not None and value > most):
                 wanted = f"{least} to {most}" if most else "0 or more"
                 raise ValueError(f"`{name}` is {quoted(value)}; give a whole number, {wanted}")
+        if self.tolerance is not None:
+            read_as(number(0), self.tolerance, "`tolerance`")
+        if self.most_unknown is not None:
+            read_as(number(0, 1), self.most_unknown, "`most_unknown`")
+        if self.split is not None:
+            object.__setattr__(self, "split", read_as(SPLIT, self.split, "`split`"))
 
     @property
     def given(self) -> list[str]:
@@ -75,3 +105,27 @@ def region_of(text: str) -> Box:
     if y0 >= y1 or x0 >= x1:
         raise ValueError("it is empty; give rows and columns, Y0:Y1,X0:X1, that end after they begin")
     return Box(y0, x0, y1, x1)
+
+
+def shares_of(value: Any) -> tuple[float, ...]:
+    """Shares of the parts of a split, as a text or as numbers.
+
+    Raises:
+        ValueError: they are not two or three numbers above 0 of the sum 1.
+
+    >>> shares_of("0.8,0.2"), shares_of([0.5, 0.25, 0.25])
+    ((0.8, 0.2), (0.5, 0.25, 0.25))
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        shares = tuple(number(0, 1).read(part) for part in parts)
+    except (ValueError, TypeError):
+        shares = ()
+    if len(shares) not in (2, 3) or min(shares) == 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            "expected the shares of train and val, or of train, val and test, that make 1, such as 0.8,0.2"
+        )
+    return shares
+
+
+SPLIT = Kind(shares_of, "two or three numbers above 0 that make 1, as 0.8,0.2", "SHARE,SHARE[,SHARE]")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.exports.asked import Asked
 from engine.exports.class_folders import check_classes, write_class_folders
@@ -109,10 +110,16 @@ def written_before(folder: Path) -> set[str]:
         return set()
 
 
-def write_facts(output: Output, folder: Path) -> None:
-    """Write ``export.json``: the output's path, every file beside it, and the provenance."""
+def write_facts(output: Output, folder: Path, names: Iterable[str] | None = None, **more: Any) -> None:
+    """Write ``export.json``: the output's path, every file beside it, and the provenance.
+
+    Args:
+        names: Of the files beside it; None: those that are there.
+        more: What else it says.
+    """
     provenance = {k: v for k, v in output.provenance.items() if k != "layout"}
-    facts = {"source": str(output.path.absolute()), **provenance, "files": sorted([*leaves(folder), "export.json"])}
+    files = sorted([*(leaves(folder) if names is None else names), "export.json"])
+    facts = {"source": str(output.path.absolute()), **provenance, **more, "files": files}
     (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

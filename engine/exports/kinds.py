@@ -9,11 +9,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.distributed.ranks import Ranks
 from engine.exports.asked import Asked
 from engine.exports.dicom import export_dicom, export_dicom_file
 from engine.exports.folder import export_folders
+from engine.exports.geojson import export_geojson, export_geojson_folder
 from engine.exports.one_picture import export_jpeg, export_png
 from engine.exports.slide import export_slide, export_tiff
+from engine.exports.tiles import export_tiles
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,18 @@ class Kind:
     Args:
         says: What it makes, for messages.
         uses: The options that it has a use for.
-        write: Makes it, and says what the target holds.
+        write: Makes it, and says what the target holds. Rank 0 calls it.
         suffixes: Endings of its target's name, in small letters; empty: the target is a folder.
         option: Of a folder: the option that asks for this kind, and its value; the value None: any.
+        together: Whether all ranks make it: then ``write`` is collective, and takes the ranks first.
     """
 
     says: str
     uses: tuple[str, ...]
-    write: Callable[[Asked], str]
+    write: Callable[..., str]
     suffixes: tuple[str, ...] = ()
     option: tuple[str, str | None] | None = None
+    together: bool = False
 
     def wanted(self, asked: Asked) -> bool:
         """Whether the target's name, or of a folder the options, ask for this kind."""
@@ -45,11 +50,20 @@ class Kind:
 
 
 PART = ("region", "level", "image", "labels")
+TILES = ("tiles", "overlap", "split", "seed", "most_unknown", "format", "region", "level", "image")
 KINDS = (  # the first that is wanted is made
     Kind("NAME.ome.tiff, a slide", (*PART, "compression", "quality"), export_slide, (".ome.tiff", ".ome.tif")),
     Kind("NAME.tiff, one picture in tiles", (*PART, "compression", "quality"), export_tiff, (".tiff", ".tif")),
     Kind("NAME.png, one picture", PART, export_png, (".png",)),
     Kind("NAME.jpg, one picture", ("region", "level", "image", "quality"), export_jpeg, (".jpg", ".jpeg")),
+    Kind("NAME.geojson, polygons of labels or nuclei", (*PART, "tolerance"), export_geojson, (".geojson",)),
+    Kind("DIR with `tiles`, pairs for training", TILES, export_tiles, option=("tiles", None), together=True),
+    Kind(
+        "DIR with `format` geojson, polygons of a set",
+        ("region", "format", "tolerance"),
+        export_geojson_folder,
+        option=("format", "geojson"),
+    ),
     Kind("NAME.dcm, one level as DICOM", ("region", "level", "image", "quality"), export_dicom_file, (".dcm",)),
     Kind(
         "DIR with `format` dicom, a slide as DICOM",
@@ -88,12 +102,14 @@ def listed() -> str:
     return "; ".join(dict.fromkeys(kind.says for kind in KINDS))
 
 
-def export(asked: Asked) -> str:
-    """Export an output; an error leaves what was there before as it was.
+def export(ranks: Ranks, asked: Asked) -> str:
+    """Export an output; an error leaves what was there before as it was. Collective.
 
     Returns:
         What the target holds, in words.
     Raises:
-        ValueError: the output is unfinished, damaged or none; the target is there, or of no kind; an option has no use.
+        AgreedError: the output is unfinished, damaged or none; the target is there, or of no kind; an option has no
+            use.
     """
-    return kind_of(asked).write(asked)
+    kind = ranks.agree(lambda: kind_of(asked))
+    return kind.write(ranks, asked) if kind.together else ranks.on_root(lambda: kind.write(asked))
