@@ -48,6 +48,8 @@ setup(
         "models": ["diffusers>=0.30", "transformers>=4.40"],
         # engine.embed of scanners' formats; openslide-python with openslide-bin does as well.
         "slides": ["tiffslide>=3", "imagecodecs>=2024.1"],
+        # engine.export to DICOM.
+        "dicom": ["wsidicomizer>=0.26"],
         # engine.embed --cluster: k-means and HDBSCAN. For --reduce umap also umap-learn.
         "cluster": ["scikit-learn>=1.3"],
         # engine.evaluate: C_T.
@@ -68,6 +70,9 @@ setup(
             "scipy>=1.10",
             "distributed>=2024.8",
             "yaozarrs>=0.3",
+            # Exported slides are read by OpenSlide; by ome-types and wsidicom too, where those are installed.
+            "openslide-python>=1.4",
+            "openslide-bin>=4",
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",
