@@ -86,6 +86,9 @@ setup(
             # asks for (pip install --no-deps torch-fidelity): its torchvision has no build beside a CPU's torch.
             "scikit-image>=0.22",
             "prdc>=0.2",
+            # What polygons of engine.export are checked with, and a reader of its shards of tiles.
+            "shapely>=2.0",
+            "webdataset>=0.2.86",
             # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
             "triton>=3.5; platform_system == 'Linux'",
         ],

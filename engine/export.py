@@ -6,11 +6,13 @@ The target's name says what is wanted:
     NAME.tiff      one picture in tiles, without loss
     NAME.png       one picture; with --labels the label map, its numbers with the colours as palette
     NAME.jpg       one picture of at most 16384 px a side
+    NAME.geojson   label map or nuclei as polygons, for QuPath (docs/exports.md)
     NAME.dcm       one level as a DICOM whole slide image; a folder with --format dicom: one file a level
-    DIR            a folder of pictures, see below
+    DIR            with --tiles PX pairs of tiles for training (docs/exports.md); else a folder of pictures, see below
 
 --region, --level and, of a set, --image say what of the output is in them, --labels that it is the label map. Pixels
-are read a few tiles or a strip at a time, whatever the size. docs/viewers.md says which programs open them.
+are read a few tiles or a strip at a time, whatever the size. docs/viewers.md says which programs open them. Under
+mpiexec -n N the ranks share tiles; rank 0 does all else.
 
 A folder holds files as the nuclei system writes them:
 

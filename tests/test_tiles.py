@@ -14,6 +14,7 @@ from PIL import Image
 from test_export import draw, files, make, make_image, make_set, nuclei, refused
 from test_geojson import make_tissue
 
+import engine
 from engine.export import main
 from engine.exports import tiles as tile_files
 from engine.exports.tiling import Tiling
@@ -211,6 +212,19 @@ def test_a_failure_of_one_rank_is_one_line_and_leaves_the_earlier_tiles(tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.zarr", "t"]
     done = launch(3, out, tmp_path / "l.geojson", module="engine.export")
     assert done.stdout.count("annotations") == 1, done.stderr
+
+
+def test_python_writes_the_tiles_and_polygons_that_the_command_does(tmp_path, capsys):
+    out, _ = make_tissue(tmp_path / "o.zarr")
+    exported(capsys, out, tmp_path / "t", "--tiles", 16, "--split", "0.7,0.3")
+    image = engine.open(out)
+    assert image.export(tmp_path / "p", tiles=16, split=(0.7, 0.3)) == tmp_path / "p"
+    assert content(tmp_path / "p") == content(tmp_path / "t")
+    image.export(tmp_path / "l.geojson", tolerance=0)
+    with pytest.raises(ValueError, match="is there; pass"):
+        image.export(tmp_path / "l.geojson")
+    with pytest.raises(ValueError, match=r"`split` is 0\.7: expected"):
+        image.export(tmp_path / "q", tiles=16, split=0.7)
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path, capsys):
