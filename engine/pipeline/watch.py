@@ -144,8 +144,8 @@ class BarAndLines(Bar):
 
 
 def view_of_command() -> View:
-    """A bar on a terminal, else lines."""
-    return BarAndLines() if sys.stdout.isatty() and sys.stderr.isatty() else Lines()
+    """A bar where standard error is a terminal, else lines."""
+    return BarAndLines() if sys.stderr.isatty() else Lines()
 
 
 @dataclass(frozen=True)
