@@ -55,6 +55,7 @@ class Live:
     def __init__(self, rank: int, files: LiveFiles, seconds: float, progress: Progress, timer: Timer) -> None:
         self.rank, self.files, self.seconds, self.progress, self.timer = rank, files, seconds, progress, timer
         self.last = -math.inf
+        timer.switch(timer.kind)
         self.counted = time.perf_counter(), dict(timer.seconds), 0  # at the last look at what this rank does
         self.estimate: Estimate | None = None  # still to be written
         self.work: dict[str, Any] | None = None  # likewise
