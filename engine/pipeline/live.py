@@ -27,7 +27,7 @@ from engine.planning.geometry import Box
 from engine.planning.preview_grid import PreviewGrid
 from engine.storage.live_files import LiveFiles, PicturePart
 
-OFTEN = 0.5  # seconds; rank 0 says no oftener than this how far the job is
+OFTEN = 1.0  # seconds; no oftener than this it is said how far the job is, and what a rank does
 LONGEST_END = 5.0  # seconds that the end of a run waits for what is still written
 Piece = tuple[Box, Tensor]  # pixels of the picture, and the latents (C, h, w) that make them
 
@@ -54,14 +54,13 @@ class Live:
 
     def __init__(self, rank: int, files: LiveFiles, seconds: float, progress: Progress, timer: Timer) -> None:
         self.rank, self.files, self.seconds, self.progress, self.timer = rank, files, seconds, progress, timer
-        self.last = -math.inf
+        self.last = self.told = -math.inf  # when a picture was handed over, and what this rank does
         timer.switch(timer.kind)
         self.counted = time.perf_counter(), dict(timer.seconds), 0  # at the last look at what this rank does
         self.estimate: Estimate | None = None  # still to be written
         self.work: dict[str, Any] | None = None  # likewise
         self.woken, self.ended = threading.Event(), False
         self.failed = False
-        self.spent = 0.0  # seconds of processor time of the thread that writes
         self.thread = threading.Thread(target=self._write_on, daemon=True)
 
     def __enter__(self) -> Live:
@@ -100,14 +99,14 @@ class Live:
             evaluations: That it made in this run until now.
         """
         now, (then, before, made) = time.perf_counter(), self.counted
-        if now - then < OFTEN:
+        if now - self.told < OFTEN:
             return
         self.timer.switch(self.timer.kind)
         seconds = dict(self.timer.seconds)
         spent = {kind: round(seconds[kind] - before[kind], 4) for kind in seconds}
         facts = {"rank": self.rank, "span": round(now - then, 4), "seconds": spent}
         self.work = {**facts, "evaluations": evaluations - made, "memory": peak_memory()}
-        self.counted = now, seconds, evaluations
+        self.counted, self.told = (now, seconds, evaluations), now
         self.woken.set()
 
     # ---- the thread that writes -----------------------------------------------------------------
@@ -119,13 +118,11 @@ class Live:
             self.woken.wait(pause)
             self.woken.clear()
             last = self.ended
-            begun = time.thread_time()
             try:
                 self._write()
                 self.failed = False
             except Exception as error:  # a picture is not worth ending a run for
                 self._complain(error)
-            self.spent += time.thread_time() - begun
 
     def _write(self) -> None:
         estimate, self.estimate = self.estimate, None

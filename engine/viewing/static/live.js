@@ -57,7 +57,6 @@ function showRanks(panel, ranks) {
   const loads = ranks.map((rank) => rank.busy);
   const [low, high] = [Math.min(...loads), Math.max(...loads)].map(percent);
   put(panel.summary, `${ranks.length === 1 ? "1 rank" : `${ranks.length} ranks`}, busy ${low === high ? low : `${low} to ${high}`}`);
-  if (!panel.ranks.open) return;
   const head = make("tr");
   head.append(make("th"), make("td", "", "does not wait"), make("td", "", "evaluations/s"), make("td", "", "memory"));
   panel.table.replaceChildren(head, ...ranks.map(rowOf));
