@@ -1,4 +1,4 @@
-"""``python docs/draw_live.py``: the animation of a run in README, docs/live.gif, from what the run leaves while it samples.
+"""``python docs/draw_live.py``: the animation in README, docs/live.gif, from what a run leaves while it samples.
 
 A small job of the embedded model is run with ``--live 0`` and watched as the viewer watches it: whenever there is
 something new, the picture that the viewer would show of the whole image is a frame.
@@ -24,7 +24,8 @@ from engine.viewing.pixels import Source, filled_in, pixels
 from engine.viewing.watched import Watched
 
 ROOT = Path(__file__).parents[1]
-JOB = ("--size", "768x768", "--labels", "example", "--shard", "256", "--preview", "none", "--live", "0", "--seed", "3")
+JOB = ("--size", "768x768", "--labels", "example", "--seed", "3", "--shard", "256", "--chunk", "256")
+JOB = (*JOB, "--preview", "none", "--live", "0")
 LEVEL = 1  # of the pyramid, that frames are made of
 STRIP = 22  # px, height of the words below
 COLORS = 48
@@ -55,6 +56,8 @@ def frames_of(out: Path, process: subprocess.Popen) -> list[tuple[np.ndarray, st
     frames: list[tuple[np.ndarray, str]] = []
     while not (out / "zarr.json").exists() and process.poll() is None:
         time.sleep(0.05)
+    if not out.exists():
+        raise SystemExit(f"the run ended with status {process.wait()}")
     watched = Watched(out)
     while True:
         ended = process.poll() is not None

@@ -19,7 +19,7 @@ from engine.models.card import read_card
 from engine.models.folder import load_codec
 from engine.models.latent_colors import colors_of_pixels, fitted_colors
 from engine.parsing import parse
-from engine.pipeline.live import colored_latents
+from engine.pipeline.live import colored_latents, put_shots, shots_of
 from engine.planning.geometry import Box, Frames
 from engine.planning.ownership import Ownership
 from engine.planning.preview_grid import LONGEST_SIDE, PreviewGrid
@@ -113,7 +113,7 @@ def test_a_picture_that_cannot_be_written_ends_no_run(tiny_model, plain, tmp_pat
     words = ("--model", tiny_model, *JOB, "--live", 0, "--out", tmp_path / "o.zarr")
     assert engine.sample.main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
-    assert said.count("the picture for --live could not be written") == 1
+    assert said.count("the picture for --live could not be made") == 1
     assert sha(tmp_path / "o.zarr") == plain
 
 
@@ -224,3 +224,19 @@ def test_the_option_takes_a_number_or_none(tmp_path):
     assert RunOptions(live=False).live is None
     with pytest.raises(ValueError, match="`live` is 'often': expected a number"):
         parse(["--live", "often"])
+
+
+def test_decoded_shards_take_their_place_in_the_picture(tiny_model):
+    card, grid = read_card(str(tiny_model)), PreviewGrid((50, 40), 1, 3)
+    part = PicturePart(grid, 8, 4, 2, np.full((10, 14, 4), 255, np.uint8))
+    part.pixels[:, 12:] = 0  # of another rank
+    pixels = torch.full((3, 16 * 8, 16 * 8), -1.0)
+    pixels[1, :, 64:] = 1.0
+    put_shots(part, shots_of(grid, card, Box(16, 24, 32, 40), pixels))
+    own = part.pixels[4:9, 8:12]  # latents 18 to 32 and 24 to 40, of which those from 36 on are the other rank's
+    assert (own[..., 3] == 255).all()
+    assert own[0, :, 0].tolist() == [0, 0, 0, 0]
+    assert own[0, :2, 1].tolist() == [0, 0]
+    assert own[0, 2:, 1].tolist() == [85, 255]  # a third of the third pixel is beyond the middle
+    assert (part.pixels[:4] == 255)[:, :12].all()
+    assert (part.pixels[:, 12:] == 0).all()

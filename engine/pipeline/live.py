@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from engine.distributed.canvas import Canvas
 from engine.distributed.timing import Timer
 from engine.models.card import ModelCard
 from engine.models.latent_colors import SIDE, Colors, colors_of_pixels, fitted_colors
+from engine.pipeline.decode import to_uint8
 from engine.pipeline.memory import peak_memory
 from engine.pipeline.progress import Progress
 from engine.planning.geometry import Box
@@ -30,6 +32,7 @@ from engine.storage.live_files import LiveFiles, PicturePart
 OFTEN = 1.0  # seconds; no oftener than this it is said how far the job is, and what a rank does
 LONGEST_END = 5.0  # seconds that the end of a run waits for what is still written
 Piece = tuple[Box, Tensor]  # pixels of the picture, and the latents (C, h, w) that make them
+Shot = tuple[Box, np.ndarray]  # pixels of the picture, and what they are once they are decoded, uint8 (h, w, 3)
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,11 @@ class Live:
         timer.switch(timer.kind)
         self.counted = time.perf_counter(), dict(timer.seconds), 0  # at the last look at what this rank does
         self.estimate: Estimate | None = None  # still to be written
+        self.decoded: list[Shot] = []  # likewise
+        self.part: PicturePart | None = None  # that was written last
         self.work: dict[str, Any] | None = None  # likewise
         self.woken, self.ended = threading.Event(), False
-        self.failed = False
+        self.failed: set[str] = set()  # why
         self.thread = threading.Thread(target=self._write_on, daemon=True)
 
     def __enter__(self) -> Live:
@@ -82,14 +87,11 @@ class Live:
         """Whether rank 0's clock asks for a picture. Local."""
         return self.rank == 0 and time.monotonic() - self.last >= self.seconds
 
-    def show(self, canvas: Canvas, grid: PreviewGrid, factor: int, colors: Colors, level: int) -> None:
-        """Hand over the canvas's estimate after so many levels; one before it that is not written yet is left out.
-
-        Local; cheap.
-        """
+    def show(self, make: Callable[[], Estimate]) -> None:
+        """Hand over what ``make`` gives; what was handed over before and is not written yet is left out. Local."""
         self.last = time.monotonic()
-        pieces = [piece for shard in canvas.estimate for piece in pieces_of(canvas, grid, shard)]
-        self.estimate = Estimate(grid, factor, level, colors, pieces)
+        with self._trying():
+            self.estimate = make()
         self.woken.set()
 
     def count(self, evaluations: int) -> None:
@@ -109,6 +111,19 @@ class Live:
         self.counted, self.told = (now, seconds, evaluations), now
         self.woken.set()
 
+    def put_shard(self, grid: PreviewGrid, card: ModelCard, box: Box, pixels: Tensor) -> None:
+        """Hand over a shard that is decoded. Local; cheap.
+
+        Args:
+            box: Of the shard, in latents.
+            pixels: float32 (c, h, w), of all of it.
+        """
+        with self._trying():
+            self.decoded += shots_of(grid, card, box, pixels)
+        if time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            self.woken.set()
+
     # ---- the thread that writes -----------------------------------------------------------------
 
     def _write_on(self) -> None:
@@ -118,11 +133,8 @@ class Live:
             self.woken.wait(pause)
             self.woken.clear()
             last = self.ended
-            try:
+            with self._trying():
                 self._write()
-                self.failed = False
-            except Exception as error:  # a picture is not worth ending a run for
-                self._complain(error)
 
     def _write(self) -> None:
         estimate, self.estimate = self.estimate, None
@@ -131,15 +143,28 @@ class Live:
             self.files.write_status({**facts_of(self.progress), "pause": self.seconds, "ended": self.ended})
         if work is not None:
             self.files.write_rank(self.rank, work)
-        if estimate is not None and (part := picture_of(estimate)):
-            self.files.write_part(self.rank, part)
+        self.part = picture_of(estimate) if estimate is not None else self.part
+        shots, self.decoded = self.decoded, []
+        if self.part is not None and (estimate is not None or shots):
+            put_shots(self.part, shots)
+            self.files.write_part(self.rank, self.part)
 
-    def _complain(self, error: Exception) -> None:
-        """Say on rank 0 what went wrong, once until it goes well again."""
-        if not self.failed and self.rank == 0:
-            why = (error.strerror if isinstance(error, OSError) else None) or error
-            self.progress.say(f"note: the picture for `live` could not be written ({why}); sampling goes on")
-        self.failed = True
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Do work that may fail: a picture is not worth ending a run for. Rank 0 says what went wrong, once."""
+        try:
+            yield
+        except Exception as error:
+            why = str((error.strerror if isinstance(error, OSError) else None) or error)
+            if self.rank == 0 and why not in self.failed:
+                self.progress.say(f"note: the picture for `live` could not be made ({why}); sampling goes on")
+            self.failed.add(why)
+
+
+def present_estimate(canvas: Canvas, grid: PreviewGrid, factor: int, level: int, colors: Colors) -> Estimate:
+    """What a rank's canvas, which keeps its estimates, has of the picture after so many levels. Local."""
+    pieces = [piece for shard in canvas.estimate for piece in pieces_of(canvas, grid, shard)]
+    return Estimate(grid, factor, level, colors, pieces)
 
 
 def facts_of(progress: Progress) -> dict[str, Any]:
@@ -173,6 +198,27 @@ def picture_of(estimate: Estimate) -> PicturePart | None:
     for box, latents in estimate.pieces:
         pixels[box.within(whole)] = colored_latents(latents.float().cpu().numpy(), estimate.colors)
     return PicturePart(estimate.grid, estimate.factor, estimate.level, top, pixels)
+
+
+def shots_of(grid: PreviewGrid, card: ModelCard, box: Box, pixels: Tensor) -> list[Shot]:
+    """What a decoded shard has of the picture: means of the pixels that a pixel of it stands for."""
+    side, shots = grid.step * card.factor, []
+    for latents, place in grid.pieces(box):
+        values = pixels[(slice(None), *latents.scaled(card.factor).within(box.scaled(card.factor)))]
+        small = to_uint8(F.avg_pool2d(values[None], side, ceil_mode=True)[0], card.pixel_range)
+        shots.append((place, (small[:3] if len(small) >= 3 else small[:1].repeat(3, axis=0)).transpose(1, 2, 0)))
+    return shots
+
+
+def put_shots(part: PicturePart, shots: Sequence[Shot]) -> None:
+    """Put what is decoded into a rank's part of the picture; pixels that are another rank's stay as they are."""
+    rows, columns = part.pixels.shape[:2]
+    whole = Box(part.top, 0, part.top + rows, columns)
+    for place, colors in shots:
+        if common := place & whole:
+            here = part.pixels[common.within(whole)]
+            own = here[..., 3] > 0
+            here[own, :3] = colors[common.within(place)][own]
 
 
 def colored_latents(latents: np.ndarray, colors: Colors) -> np.ndarray:

@@ -26,7 +26,7 @@ from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.known_image import KnownImage
 from engine.pipeline.level_picture import estimated_picture
 from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
-from engine.pipeline.live import Live, colors_of
+from engine.pipeline.live import Live, colors_of, present_estimate
 from engine.pipeline.outputs import ImageWriter, label_array_reader
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
@@ -202,7 +202,8 @@ class Round:
         if self.live is None:
             return
         if due:
-            self.live.show(self.canvas, self.grid, self.prepared.card.factor, self.colors, level)
+            factor = self.prepared.card.factor
+            self.live.show(lambda: present_estimate(self.canvas, self.grid, factor, level, self.colors))
             self.live.count(self.denoiser.evaluations)
         if self.shared.on_level is None:
             self.canvas.estimate = {}  # of full size: the picture has what it takes
@@ -219,7 +220,7 @@ class Round:
         """Decode and write the remaining shards; whether all are written. Collective."""
         ranks, prepared, card = self.ranks, self.prepared, self.prepared.card
         model_decode = self.shared.models[0].decode
-        shard_writer = ShardWriter(ranks, writer)
+        shard_writer = ShardWriter(ranks, writer if self.live is None else self.shown_too(writer, self.live))
         status = StatusReduction(ranks, self.checkpoints, shard_writer.check)
         made = self.denoiser.evaluations
 
@@ -250,6 +251,15 @@ class Round:
         self.checkpoints.finish()
         ranks.timer.lap(self.progress.stage, DECODING)
         return completed
+
+    def shown_too(self, writer: ImageWriter, live: Live) -> Callable[[int, Tensor], None]:
+        """The writer of shards, which hands each to those who watch, too."""
+
+        def write(shard: int, pixels: Tensor) -> None:
+            writer(shard, pixels)
+            live.put_shard(self.grid, self.prepared.card, self.prepared.ownership.shard(shard), pixels)
+
+        return write
 
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""
