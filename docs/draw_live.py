@@ -64,8 +64,10 @@ def frames_of(out: Path, process: subprocess.Popen) -> list[tuple[np.ndarray, st
         now = frame(watched)
         if now and not (frames and np.array_equal(now[0], frames[-1][0])):
             frames.append(now)
+        if ended and frames:
+            return [*frames[:-1], (frames[-1][0], "finished")]
         if ended:
-            return frames
+            raise SystemExit(f"the run ended with status {process.returncode} and had nothing to show")
         time.sleep(0.05)
 
 
@@ -96,7 +98,7 @@ def save(frames: list[tuple[np.ndarray, str]], path: Path, side: int, most: int)
 def main() -> int:
     top = argparse.ArgumentParser(prog="python docs/draw_live.py", description=__doc__)
     top.add_argument("--out", type=Path, default=ROOT / "docs" / "live.gif")
-    top.add_argument("--side", type=int, default=336, help="px")
+    top.add_argument("--side", type=int, default=400, help="px")
     top.add_argument("--frames", type=int, default=18, help="of levels, at most")
     top.add_argument("--keep", type=Path, help="also write the frames, PNG, into this folder")
     args = top.parse_args()
