@@ -172,6 +172,10 @@ def test_parts_are_put_together_and_damaged_ones_are_left_out(tmp_path):
     assert picture.pixels[4, :, 0].tolist() == [255, 255, 9, 9]
     assert (picture.pixels[5:] == 9).all()
     assert files.status() is None
+    files.remove()
+    with pytest.raises(FileNotFoundError):
+        files.write_status({})
+    assert not files.folder.exists(), "what is late leaves nothing in a finished output"
 
 
 def test_a_linear_decoder_is_found_again():

@@ -57,6 +57,7 @@ class LiveFiles:
 
     def __init__(self, private: Path) -> None:
         self.folder = private / "live"
+        self.made = False  # once: what is late finds no folder any more, and leaves nothing in a finished output
 
     # -- written by a run --
 
@@ -75,7 +76,9 @@ class LiveFiles:
         self._write(f"{rank:05}.npz", lambda stream: np.savez(stream, facts=text, pixels=part.pixels))
 
     def _write(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
-        self.folder.mkdir(exist_ok=True)
+        if not self.made:
+            self.folder.mkdir(exist_ok=True)
+            self.made = True
         temporary = self.folder / f"{name}.partial"
         try:
             with temporary.open("wb") as stream:
@@ -87,7 +90,7 @@ class LiveFiles:
             raise
 
     def remove(self) -> None:
-        """Remove all of it. Rank 0 calls this."""
+        """Remove all of it; a run that begins afterwards writes it anew. Rank 0 calls this."""
         discard(self.folder)
 
     # -- read by those who watch --
