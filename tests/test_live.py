@@ -39,6 +39,7 @@ def plain(tiny_model, tmp_path_factory):
     return sha(out)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_bytes_are_the_same_and_nothing_of_it_is_left(tiny_model, plain, tmp_path, ranks):
     done = launch(ranks, "--model", tiny_model, *JOB, "--live", 0, "--out", tmp_path / "o.zarr")
@@ -48,6 +49,7 @@ def test_the_bytes_are_the_same_and_nothing_of_it_is_left(tiny_model, plain, tmp
     assert not list((tmp_path / "o.zarr").rglob("*.partial"))
 
 
+@pytest.mark.runs
 def test_a_killed_run_has_its_picture_and_goes_on_with_it_and_without(tiny_model, plain, tmp_path):
     out, log = tmp_path / "o.zarr", tmp_path / "log"
     job = ("--model", tiny_model, *JOB, "--live", 0, "--checkpoint-every", 0)
@@ -87,6 +89,7 @@ def test_a_run_that_stops_says_so_and_leaves_the_estimate_of_its_last_level(tiny
     assert sum(work["seconds"].values()) == pytest.approx(work["span"], abs=0.1)
 
 
+@pytest.mark.runs
 def test_the_picture_is_near_the_image(tmp_path):
     """The embedded model's map, from the card: the estimate of a late level against the decoded image."""
     pipe = engine.Pipeline(size=(256, 256), labels="example", steps=4)
@@ -104,6 +107,7 @@ def test_the_picture_is_near_the_image(tmp_path):
     assert np.corrcoef(small.ravel(), decoded.ravel())[0, 1] > 0.8
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("wrong", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a fault of ours")])
 def test_a_picture_that_cannot_be_written_ends_no_run(tiny_model, plain, tmp_path, monkeypatch, capsys, wrong):
     def full(*_):
