@@ -7,8 +7,8 @@ from pathlib import Path
 LABELS = ["unknown", "carcinoma", "necrosis", "tumour stroma", "other"]
 
 
-def make_tiny_model(folder: Path) -> Path:
-    """A model of random weights: windows of 16 latents, 8 px a latent, 5 labels."""
+def make_tiny_model(folder: Path, patch: int = 16) -> Path:
+    """A model of random weights: windows of 16 latents, or another even number, 8 px a latent, 5 labels."""
     import torch
 
     from engine.models.card import colored
@@ -24,7 +24,7 @@ def make_tiny_model(folder: Path) -> Path:
         torch.nn.init.normal_(weights, 0, 0.1)
     save_part(autoencoder, folder / "vae")
     save_part(MaskUNet(8, len(LABELS), (1, 2), 4, 2), folder / "unet")
-    facts = {"patch_size": 16, "pixel_size_um": 0.5, "labels": colored(LABELS)}
+    facts = {"patch_size": patch, "pixel_size_um": 0.5, "labels": colored(LABELS)}
     facts["defaults"] = {"steps": 25, "solver": "ddim", "guidance": 2.0, "batch_size": 2}
     write_folder(folder, PARTS, SCHEDULER, facts)
     return folder

@@ -1,0 +1,210 @@
+"""Regions of an unbounded plane: the same wherever they are asked for, in whatever order, and nothing computed twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from launching import Running, launch, verify
+from tiny import make_tiny_model
+
+from engine.pipeline.plane import missing, read_region
+from engine.planning.geometry import Box
+from engine.planning.plane import Windows, area_ratio, cone_of, needed_windows, offsets, touching
+
+boxes = st.builds(lambda y, x, h, w: Box(y, x, y + h, x + w), *[st.integers(-90, 90)] * 2, *[st.integers(1, 60)] * 2)
+lattices = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=4)
+
+
+# ---- the cone of a region ---------------------------------------------------------------------
+
+
+def latents_of_windows(windows: Windows) -> set[tuple[int, int]]:
+    box = windows.box
+    return {(box.y0 + y, box.x0 + x) for y, x in np.argwhere(windows.covers(box)).tolist()}
+
+
+@given(boxes, lattices)
+def test_a_cone_holds_every_window_that_touches_what_the_next_level_reads_and_no_other(region, offsets_of_levels):
+    needed = needed_windows(region, offsets_of_levels, 8)
+    read = {(y, x) for y in range(region.y0, region.y1) for x in range(region.x0, region.x1)}
+    for windows, (oy, ox) in zip(needed[::-1], offsets_of_levels[::-1], strict=True):
+        cells = {((y - oy) // 8, (x - ox) // 8) for y, x in read}
+        assert len(windows) == len(cells)
+        read = {(oy + 8 * i + y, ox + 8 * j + x) for i, j in cells for y in range(8) for x in range(8)}
+        assert latents_of_windows(windows) == read
+
+
+@given(boxes, boxes, lattices)
+def test_what_is_known_is_not_needed_nor_what_it_alone_would_need(first, second, offsets_of_levels):
+    known = needed_windows(first, offsets_of_levels, 8)
+    needed = needed_windows(second, offsets_of_levels, 8, [(windows,) for windows in known])
+    alone = needed_windows(second, offsets_of_levels, 8)
+    for windows, before, whole in zip(needed, known, alone, strict=True):
+        here, there, all_ = (latents_of_windows(part) for part in (windows, before, whole))
+        assert not here & there
+        assert here <= all_ <= here | there | all_
+    # what a needed window reads is known, or made by a needed window of the level before
+    for level in range(1, len(needed)):
+        made = latents_of_windows(needed[level - 1]) | latents_of_windows(known[level - 1])
+        assert latents_of_windows(needed[level]) <= made
+    if first == second:
+        assert not any(map(len, needed))
+
+
+@pytest.mark.parametrize(
+    ("hold", "side", "least", "most"), [(1, 1024, 18, 23), (1, 4096, 3.2, 3.6), (1, 65536, 1.08, 1.12), (3, 1024, 5, 6.2)]
+)
+def test_a_region_costs_what_the_documents_say(hold, side, least, most):
+    latents = side // 8
+    region = Box(1000, -77, 1000 + latents, -77 + latents)
+    ratios = [area_ratio(needed_windows(region, offsets(seed, 25, 32, hold), 32), region) for seed in range(8)]
+    assert least < np.mean(ratios) < most
+
+
+@given(boxes, lattices)
+def test_a_canvas_holds_all_that_is_evaluated_and_no_window_is_pushed(region, offsets_of_levels):
+    cone = cone_of(region, 8, (16, 12), offsets_of_levels, 8)
+    for level, windows in enumerate(cone.needed):
+        assert windows.box & cone.canvas == windows.box
+        lattice = cone.lattice(level)
+        ids = np.arange(len(lattice))
+        asked = cone.asked(level, lattice.corners(ids))
+        assert asked.sum() == len(windows)
+        core = lattice.core(ids[asked])
+        assert (core[:, 2:] - core[:, :2] == 8).all()
+
+
+def test_windows_touch_the_box_that_they_are_asked_for_far_away_too():
+    far = 2**49
+    windows = touching(Box(far, -far - 9, far + 8, -far), 8, (3, 5))
+    assert windows.box.y0 <= far
+    assert windows.box.x1 >= -far
+    assert len(windows) == 4
+
+
+@given(boxes, st.lists(boxes, max_size=4))
+def test_what_is_missing_of_a_region_is_what_no_other_holds(region, known):
+    rest = missing(region, known)
+    cells = {(y, x) for part in rest for y in range(part.y0, part.y1) for x in range(part.x0, part.x1)}
+    assert len(cells) == sum(part.area for part in rest)
+    inside = {(y, x) for y in range(region.y0, region.y1) for x in range(region.x0, region.x1)}
+    covered = {(y, x) for y, x in inside if any(b.y0 <= y < b.y1 and b.x0 <= x < b.x1 for b in known)}
+    assert cells == inside - covered
+
+
+# ---- planes on disk ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with windows of 32 px."""
+    return make_tiny_model(tmp_path_factory.mktemp("small"), patch=4)
+
+
+def ask(ranks: int, model: Path, plane: Path, region: Box, *options: object) -> tuple[np.ndarray, str]:
+    """Ask for a region; what the plane then has there, and what the command said."""
+    text = f"{region.y0}:{region.y1},{region.x0}:{region.x1}"
+    job = ("--model", model, "--steps", 3, "--seed", 5, "--shard", 64, "--chunk", 32, *options)
+    done = launch(ranks, *job, "--plane", plane, f"--region={text}")
+    assert done.returncode == 0, done.stderr
+    return read_region(plane, region), done.stdout
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--labels", "example", "--solver", "dpmpp2m"),
+        ("--label", 1, "--solver", "ddim", "--eta", 0.7, "--hold", 2),
+    ],
+    ids=["history", "ancestral noise"],
+)
+def test_regions_that_overlap_agree_in_whatever_order_they_are_asked_for(small, tmp_path, options):
+    drawn, plane, seen = random.Random(str(options)), tmp_path / "plane.zarr", []
+    for number in range(4):
+        y, x, h, w = (drawn.randint(*span) for span in [(-60, 40)] * 2 + [(20, 80)] * 2)
+        region = Box(y, x, y + h, x + w)
+        pixels, _ = ask(1 + 2 * (number % 2), small, plane, region, *options)
+        alone, _ = ask(1, small, tmp_path / f"{number}.zarr", region, *options)
+        assert np.array_equal(pixels, alone)
+        seen.append((region, pixels))
+        for before, then in seen:
+            assert np.array_equal(read_region(plane, before), then), "a later request changed it"
+    assert verify(plane)[0] == 0
+
+
+@pytest.mark.runs
+def test_a_plane_evaluates_nothing_twice_and_reaches_far(small, tmp_path):
+    plane, far = tmp_path / "plane.zarr", 2**31
+    region = Box(far, -far - 40, far + 40, -far)
+    pixels, said = ask(1, small, plane, region, "--label", 1)
+    assert "none is known" in said
+    assert pixels.std() > 0
+    again, said = ask(1, small, plane, region, "--label", 1)
+    assert "there already" in said
+    assert np.array_equal(pixels, again)
+    beside = Box(region.y0, region.x0 + 16, region.y1, region.x1 + 16)
+    there, said = ask(2, small, plane, beside, "--label", 1)
+    assert "are known" in said
+    assert np.array_equal(there[..., :-16], pixels[..., 16:])
+    content = json.loads((plane / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]["datasets"][0]
+    shift = content["coordinateTransformations"][1]["translation"]
+    assert shift[1:] == [far * 0.5, (-far - 64) * 0.5], "the arrays begin at a shard's corner"
+
+
+@pytest.mark.runs
+def test_a_request_that_is_killed_goes_on_and_leaves_the_plane_as_it_was(small, tmp_path):
+    plane, first, second = tmp_path / "plane.zarr", Box(0, 0, 50, 50), Box(-70, -40, 60, 90)
+    kept, _ = ask(1, small, plane, first, "--label", 1)
+    alone, _ = ask(1, small, tmp_path / "alone.zarr", second, "--label", 1)
+    before = verify(plane)
+    options = ("--model", small, "--steps", 3, "--seed", 5, "--shard", 64, "--chunk", 32, "--label", 1, "--checkpoint-every", 0)
+    request = (*options, "--plane", plane, "--region=-70:60,-40:90")
+    mark = plane / "slidefield" / "request.zarr" / "slidefield" / "checkpoint.json"
+    run = Running(2, *request)
+    assert run.wait_until(mark.exists)
+    run.kill()
+    assert verify(plane) == before
+    assert np.array_equal(read_region(plane, first), kept)
+    pixels, _ = ask(3, small, plane, second, "--label", 1)
+    assert np.array_equal(pixels, alone)
+    assert np.array_equal(read_region(plane, first), kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.zarr", "plane.zarr"]
+
+
+@pytest.mark.runs
+def test_what_is_wrong_is_said_in_one_line_and_the_plane_stays(small, tmp_path):
+    plane = tmp_path / "plane.zarr"
+    kept, _ = ask(1, small, plane, Box(0, 0, 30, 30), "--label", 1)
+    before = verify(plane)
+    job = ("--model", small, "--steps", 3, "--seed", 5, "--shard", 64, "--chunk", 32, "--label", 1, "--plane", plane)
+    for options, expected in [
+        (("--region", "10:5,0:9"), "end after they begin"),
+        (("--region", f"0:9,{2**52}:{2**52 + 1}"), "2^52"),
+        ((), "--region Y0:Y1,X0:X1"),
+        (("--region", "0:9,0:9", "--seed", 6), "is of another job: its seed is 5, yours is 6"),
+        (("--region", "0:9,0:9", "--hold", 2), "its hold is 1, yours is 2"),
+        (("--region", "0:9,0:9", "--cover", "random"), "drawn over a whole canvas"),
+        (("--region", "0:9,0:9", "--count", 2), "--count"),
+    ]:
+        done = launch(2, *job, *options)
+        assert done.returncode == 1, (options, done.stdout)
+        assert done.stderr.startswith("error: "), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert expected in done.stderr, done.stderr
+    assert verify(plane) == before
+    assert np.array_equal(read_region(plane, Box(0, 0, 30, 30)), kept)
+    with pytest.raises(ValueError, match=r"0:40,30:40 is not there|30:40,0:40 is not there"):
+        read_region(plane, Box(0, 0, 40, 40))
+    image = tmp_path / "image.zarr"
+    assert launch(1, *job[:-2], "--size", "32x32", "--preview", "none", "--out", image).returncode == 0
+    done = launch(1, *job[:-1], image, "--region", "0:9,0:9")
+    assert "has edges" in done.stderr, done.stderr
+    shutil.rmtree(image)
