@@ -32,6 +32,7 @@ EVERY = """
 --decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
 --appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
 --accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --preview none --report --overwrite
+--plane p.zarr --region=-8:16,0:9 --hold 3
 --resume never --verify --mend --checkpoint-every 0 --live 0.5 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
@@ -145,6 +146,9 @@ def test_the_values_of_a_run_are_what_they_were():
             "out": "sample.zarr",
             "preview": None,
             "report": False,
+            "plane": None,
+            "region": None,
+            "hold": 1,
             "overwrite": False,
             "resume": "auto",
             "verify": False,
@@ -163,6 +167,9 @@ def test_the_values_of_a_run_are_what_they_were():
             "out": "o.zarr",
             "preview": "none",
             "report": True,
+            "plane": "p.zarr",
+            "region": (-8, 0, 16, 9),
+            "hold": 3,
             "overwrite": True,
             "resume": "never",
             "verify": True,

@@ -271,6 +271,18 @@ class Image(Array):
             export(ranks, asked)
         return place
 
+    def region(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+        """uint8 (c, h, w): a region of a plane, by its positions on the plane, which may be negative.
+
+        Args:
+            rows, columns: First, and the one after the last, px.
+        Raises:
+            ValueError: this is no plane, or a part of the region was never asked for; it names one.
+        """
+        from engine.pipeline.plane import read_region
+
+        return read_region(self.path, Box(rows[0], columns[0], rows[1], columns[1]))
+
     def to_xarray(self) -> xarray.DataArray:
         """A lazy DataArray with named axes, y and x in micrometres. Needs xarray and dask.
 

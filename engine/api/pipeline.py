@@ -25,8 +25,10 @@ from engine.api.call import (
     NOT_OF_A_CALL,
     NOT_OF_A_PIPELINE,
     NOT_OF_A_PLAN,
+    NOT_OF_A_PLANE,
     Arguments,
     OutputLocation,
+    absolute,
     arrays_as_files,
 )
 from engine.api.image import Image
@@ -36,6 +38,7 @@ from engine.parsing import RUN_OPTIONS, split_job_and_options
 from engine.pipeline.collective_call import Facts, agreed, array_text, failing_together
 from engine.pipeline.dry_run import Plan, plan_facts
 from engine.pipeline.mending import examined
+from engine.pipeline.plane import prepare_request, sample_request
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import write_preview
@@ -167,6 +170,50 @@ class Pipeline:
                     if run_options.report:
                         ranks.on_root(lambda: write_report(place.path))
                 ranks.barrier()
+        if not completed:
+            raise place.stopped(interrupted)
+        return Image(place)
+
+    def plane(
+        self,
+        path: str | Path,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+        *,
+        hold: int = 1,
+        comm: Any = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Image:
+        """Sample a region of an unbounded plane, and add it to the plane's OME-Zarr. Collective over ``comm``.
+
+        Args:
+            path: The plane; it is made where it is not there.
+            rows, columns: First, and the one after the last, px; they may be negative.
+            hold: Levels that share windows; more make a region cheaper. A plane has one number.
+            comm, progress, options: As of a call.
+        Returns:
+            The plane, of which ``region(rows, columns)`` reads.
+        Raises:
+            ValueError, TypeError, RuntimeError, KeyboardInterrupt: As of a call.
+        """
+        ranks, place = ranks_of(comm), OutputLocation(Path(absolute(os.fspath(path))))
+
+        def check() -> tuple[Arguments, Facts]:
+            region = [rows[0], columns[0], rows[1], columns[1]]
+            named = {"preview": "none", **options, "plane": place.path, "region": region, "hold": hold}
+            arguments = Arguments.of(named, NOT_OF_A_PLANE).overriding(self._arguments)
+            return arguments.converted() if ranks.rank == 0 else arguments, arguments.facts()
+
+        with ranks.one_call():
+            arguments = agreed(ranks, check)
+            with failing_together(ranks), arrays_as_files(ranks, arguments) as values:
+                job, run_options = split_job_and_options(values)
+                request = ranks.on_root(lambda: prepare_request(job, run_options, ranks.size, ranks.local_size))
+                with ranks.catching_interrupts():
+                    completed = sample_request(ranks, request, self._load, Watch(view_of(progress)))
+                ranks.flush()
+                interrupted = not completed and ranks.any(ranks.interrupted is not None)
         if not completed:
             raise place.stopped(interrupted)
         return Image(place)

@@ -23,8 +23,9 @@ from engine.pipeline.kept_levels import KeptLevels, depths_of
 from engine.pipeline.outputs import present_versions
 from engine.pipeline.prepare import decoder_lattice, prepare
 from engine.pipeline.prepared import Prepared
-from engine.pipeline.run import run
+from engine.pipeline.run import Load, run
 from engine.pipeline.sampling_round import steps_of_job
+from engine.pipeline.watch import Watch
 from engine.planning.geometry import Box
 from engine.planning.plane import (
     FARTHEST,
@@ -231,9 +232,11 @@ def needed_windows_of(request: PlaneRequest) -> list[Windows]:
 # ---- sampling -----------------------------------------------------------------------------------
 
 
-def sample_request(ranks: Ranks, request: PlaneRequest) -> bool:
+def sample_request(ranks: Ranks, request: PlaneRequest, load: Load | None = None, watch: Watch | None = None) -> bool:
     """Sample what a request lacks, and add it to the plane. Collective.
 
+    Args:
+        load, watch: As of ``run``.
     Returns:
         Whether it came to its end; False: it was asked to stop, and left a checkpoint.
     """
@@ -241,7 +244,7 @@ def sample_request(ranks: Ranks, request: PlaneRequest) -> bool:
         return True
     held = ranks.agree(lambda: locked(request.path) if ranks.rank == 0 else None)
     try:
-        if request.prepared.state != "finished" and not run(ranks, request.prepared):
+        if request.prepared.state != "finished" and not run(ranks, request.prepared, load, watch):
             return False
         add(ranks, request)
     finally:
