@@ -62,7 +62,7 @@ def sources(frames, folder):
         file = integer_file(folder / name, "`labels`", frames.count is not None)
         yield MapFile(file, frames.size, 5, tuple("abcde")).read
     yield partial(uniform_labels, (1, 3, 0))
-    yield partial(example_of_image, frames.size[0])
+    yield partial(example_of_image, frames.size[0], (0, 0))
 
 
 @pytest.mark.parametrize("kind", FRAMES)
