@@ -37,6 +37,7 @@ class Prepared:
             labels.
         given: Fields of the job as its output keeps them, where the run needs them in other words: paths as they were
             given that are absolute in the job, and ``array`` for an array that lies in a file meanwhile.
+        store: The URL that the arrays are put to; None: they are files below ``options.out``, as the rest always is.
     """
 
     job: SampleJob
@@ -48,6 +49,7 @@ class Prepared:
     state: str
     label_stage: Prepared | None = None
     given: Mapping[str, str] = field(default_factory=dict)
+    store: str | None = None
 
     @property
     def card(self) -> ModelCard:
