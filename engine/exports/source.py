@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.planning.geometry import Box
 from engine.storage.output import Output, output_to_read, provenance_at
+from engine.storage.remote_shards import Unreachable
 
 
 def finished_output(path: Path) -> Output:
@@ -34,9 +35,10 @@ def finished_output(path: Path) -> Output:
 
 def check_shards(output: Output) -> None:
     """Refuse an output that lacks a shard, which would be exported black."""
+    sizes = output.shards.sizes()
     for name in output.layout.finest:
         for box in output.layout.boxes():
-            if not output.shard_file(name, box).exists():
+            if not sizes(output.layout.shard_file(name, box)):
                 raise ValueError(
                     f"{output.path} lacks a shard of {name}, {box_text(box)}; "
                     f"python -m engine.verify {output.path} says what else is missing"
@@ -51,6 +53,8 @@ def read(output: Output, name: str, box: Box) -> np.ndarray:
     """
     try:
         return output.read(name, box)
+    except Unreachable:
+        raise
     except Exception as error:  # codecs raise errors of many kinds
         why = " ".join(str(error).split())
         raise ValueError(

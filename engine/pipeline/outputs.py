@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from engine.storage.files import lock, remove
 from engine.storage.metadata import ROOT, restore_metadata
 from engine.storage.output import Output
 from engine.storage.readers import reads_in_boxes
-from engine.storage.remote_output import claim, provenance_in, publish
+from engine.storage.remote_output import claim, provenance_in
 from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.zarr_setup import ZARR_VERSION
 
@@ -60,7 +61,7 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
         create(path, prepared.layout, prepared.card.pixel_size_um, provenance(prepared, device))
         try:
             return take()
-        except Unreachable:
+        except BaseException:
             leave_nothing(path, there)
             raise
 
@@ -94,9 +95,16 @@ def claim_store(prepared: Prepared, output: Output, shards: RemoteShards) -> Non
     Raises:
         ValueError: another run began an output there meanwhile, or the store cannot be written.
     """
+    ours = output.provenance["store_id"]
     if prepared.state == "replace" and provenance_in(shards) is not None:
         shards.clear(last=ROOT)
-    claim(shards, output.path, output.provenance["store_id"])
+    try:
+        claim(shards, output.path, ours)
+    except Unreachable:
+        with suppress(ValueError):
+            if prepared.state in ("absent", "replace") and (provenance_in(shards) or {}).get("store_id") == ours:
+                shards.clear(last=ROOT)
+        raise
 
 
 def leave_nothing(path: Path, there: Path) -> None:
@@ -471,6 +479,4 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: Sequence[
     facts |= {"rejected": rejected} if rejected and facts else {}
     facts |= {"scores": scores} if scores and facts else {}
     output.annotate(state="finished", **facts)
-    if isinstance(output.shards, RemoteShards):
-        publish(output.shards, output.path)
     output.tidy()

@@ -18,6 +18,7 @@ from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
 from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
+from engine.storage.remote_output import publish
 from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.set_layout import SetLayout
 from engine.storage.shard_file import encode_shard, threads
@@ -46,7 +47,7 @@ class Output:
             self.layout = layout_of(self.provenance["layout"])
             store = self.provenance.get("store")
             self.shards: ShardStore = LocalShards(path) if store is None else RemoteShards(store)
-            self.arrays = self.group if store is None else RemoteShards(store).group(path)
+            self.arrays = self.shards.group(path) if isinstance(self.shards, RemoteShards) else self.group
             image = next(spec for spec in self.layout.arrays() if spec.name == self.layout.image)
             assert self.array(image.name).shape == image.shape, f"the image is not of {self.layout.shape_text()}"
             assert self.finished or self.provenance["state"] == "unfinished", "it does not say whether it is finished"
@@ -227,7 +228,7 @@ class Output:
         self.provenance |= values
         write_provenance(self.path, self.provenance)
         if isinstance(self.shards, RemoteShards):
-            self.shards.put(ROOT, [(self.path / ROOT).read_bytes()])
+            publish(self.shards, self.path, self.finished)
 
 
 def output_to_read(path: Path) -> Output:

@@ -69,17 +69,23 @@ def claim(shards: RemoteShards, path: Path, store_id: str) -> None:
     """
     shards.create(ROOT, (path / ROOT).read_bytes())
     check_owner(shards, provenance_in(shards), store_id)
-    for name in list(differing(shards, path)):
+    publish(shards, path, finished=False)
+
+
+def publish(shards: RemoteShards, path: Path, finished: bool) -> list[str]:
+    """Put what is missing or differs of an output's metadata, its root the last, and name it. Rank 0 calls this.
+
+    Args:
+        path: The output's handle.
+        finished: Whether the ledger is put too.
+    """
+    names = list(differing(shards, path, finished))
+    for name in names:
         shards.put(name, [(path / name).read_bytes()])
+    return names
 
 
-def publish(shards: RemoteShards, path: Path) -> None:
-    """Put what is missing or differs of an output's metadata and of its ledger, its root the last. Rank 0 calls this."""
-    for name in list(differing(shards, path, finished=True)):
-        shards.put(name, [(path / name).read_bytes()])
-
-
-def differing(shards: RemoteShards, path: Path, finished: bool = False) -> Iterator[str]:
+def differing(shards: RemoteShards, path: Path, finished: bool) -> Iterator[str]:
     """Name the objects that do not say what the handle keeps, the root the last.
 
     Args:

@@ -154,11 +154,15 @@ class RemoteShards:
         self.remove(last)
 
     def group(self, handle: Path) -> zarr.Group:
-        """The output's Zarr group, to read: metadata from its handle, chunks from the store."""
-        self.files  # noqa: B018 - for its error, where a library is missing
-        options = {"skip_instance_cache": True, "use_listings_cache": False}
-        with asking(self.url, "reached"):
-            store = zarr.storage.FsspecStore.from_url(self.url, storage_options=options, read_only=True)
+        """The output's Zarr group, to read: metadata from its handle, chunks from the store.
+
+        The file system's own thread reads: one that zarr's loop had opened would not be closed at the end of Python.
+        """
+        files = self.files
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        wrapped = AsyncFileSystemWrapper(files, asynchronous=True)
+        store = zarr.storage.FsspecStore(wrapped, read_only=True, path=files._strip_protocol(self.url))
         return zarr.open_group(HandleStore(store, zarr.storage.LocalStore(handle, read_only=True), self.url), mode="r")
 
 
