@@ -20,7 +20,7 @@ from engine.job import RunOptions, SampleJob
 from engine.options import FILE, PATH, ROWS
 from engine.parsing import JOB_OPTIONS, OPTIONS, nearest, split_job_and_options
 from engine.pipeline.collective_call import array_fact, array_text
-from engine.storage.store_url import handle_of, is_url
+from engine.storage.store_url import handle_of, is_url, looks_like_url
 
 NAMES = {"model": "embedded", "label_model": "embedded", "labels": "example", "preview": "none"}  # that are no paths
 PLANNED = {
@@ -146,7 +146,9 @@ def as_option(name: str, value: Any) -> Any:
     if not is_path(name) or not isinstance(value, str | os.PathLike):
         return value
     text = os.fspath(value)
-    if not isinstance(text, str) or not text or text == NAMES.get(name) or (name == "out" and is_url(text)):
+    if not isinstance(text, str) or not text or text == NAMES.get(name):
+        return text
+    if name == "out" and (is_url(text) or looks_like_url(Path(text))):
         return text
     if OPTIONS[name].kind is ROWS and text.strip().isdigit():
         return text

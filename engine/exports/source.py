@@ -9,6 +9,7 @@ import numpy as np
 from engine.planning.geometry import Box
 from engine.storage.output import Output, output_to_read, provenance_at
 from engine.storage.remote_shards import Unreachable
+from engine.storage.store_url import refuse_url
 
 
 def finished_output(path: Path) -> Output:
@@ -17,6 +18,7 @@ def finished_output(path: Path) -> Output:
     Raises:
         ValueError: there is none, or it is unfinished, or lacks shards, or has channels that no picture has.
     """
+    refuse_url(path)
     try:
         provenance = provenance_at(path)
     except ValueError:

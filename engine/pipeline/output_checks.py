@@ -15,7 +15,7 @@ from engine.storage.metadata import kept_provenance
 from engine.storage.output import Unrecognisable, provenance_at
 from engine.storage.remote_output import check_owner, provenance_in
 from engine.storage.remote_shards import RemoteShards
-from engine.storage.store_url import check_url, handle_of, is_url
+from engine.storage.store_url import check_url, handle_of, is_url, looks_like_url
 
 LONGEST_NAME = 200  # bytes of an output's name; names of 255 can be made, and ours are made longer for a moment
 
@@ -27,6 +27,8 @@ def placed(options: RunOptions, rank_count: int) -> tuple[RunOptions, str | None
         ValueError: a URL that is no store's, or a store without a scratch folder, or the other way round.
     """
     if not is_url(options.out):
+        if looks_like_url(Path(options.out)):
+            raise ValueError(f"`out` {options.out} is a URL that lost a slash; pass it as text, s3://bucket/name.zarr")
         if options.scratch is not None:
             raise ValueError(
                 f"`scratch` {options.scratch} is for an output in an object store, and `out` {options.out} is a path; "

@@ -23,6 +23,7 @@ from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.set_layout import SetLayout
 from engine.storage.shard_file import encode_shard, threads
 from engine.storage.shard_store import LocalShards, ShardStore
+from engine.storage.store_url import refuse_url
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 
 
@@ -300,6 +301,7 @@ def provenance_of(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: nothing lies there, or no output of ours.
     """
+    refuse_url(path)
     try:
         provenance = provenance_at(path)
     except Unrecognisable:

@@ -28,6 +28,20 @@ def looks_like_url(path: Path) -> bool:
     return any(part[:-1] in (*PACKAGES, OF_A_PROCESS) for part in path.parts[:1] if part.endswith(":"))
 
 
+def refuse_url(path: Path) -> None:
+    """Refuse a URL where the path of an output is asked for.
+
+    Raises:
+        ValueError: naming the folder that is to be given instead.
+    """
+    if looks_like_url(path):
+        url = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
+        raise ValueError(
+            f"{url} is in an object store; give its handle instead, the folder DIR/{path.name} of the `scratch` DIR "
+            "that it was sampled with"
+        )
+
+
 def handle_of(url: str, scratch: str | Path) -> Path:
     """The handle of an output in a store: its folder in the scratch folder, which has its name.
 

@@ -16,6 +16,7 @@ from engine.planning.geometry import Box
 from engine.storage.files import Stamp, halved
 from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
+from engine.storage.remote_shards import Unreachable
 from engine.storage.set_layout import SetLayout
 from engine.viewing.cache import Cache
 from engine.viewing.watched import dtype_of, level_sizes
@@ -128,6 +129,8 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None =
             try:
                 values[(..., *here)] = source.read(level, part)
                 state[here] = THERE
+            except Unreachable:  # which says nothing about the shard
+                raise
             except ValueError as error:
                 note(source.damage(level, part, f"cannot be read ({error.__cause__ or error})"))
                 state[here] = DAMAGED
