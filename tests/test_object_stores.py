@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -26,8 +25,8 @@ pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
 from object_store import BUCKET, ObjectStore  # noqa: E402
 
 pytestmark = pytest.mark.runs
-OPTIONS = {"size": (300, 420), "shard": 128, "chunk": 64, "steps": 2, "label": 1}
-FLAGS = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--steps", 2, "--label", 1)
+OPTIONS = {"size": (256, 300), "shard": 128, "chunk": 64, "steps": 2, "label": 1}
+FLAGS = ("--size", "256x300", "--shard", 128, "--chunk", 64, "--steps", 2, "--label", 1)
 SHARD = "x.zarr/0/c/"  # in the address of every shard of the image at full size
 
 
@@ -118,23 +117,23 @@ def test_a_run_that_is_refused_and_killed_goes_on_to_the_same_bytes(tiny_model, 
     assert lines[0].startswith(f"error: {out}/0/c/0/1/")
     assert "cannot be written (AccessDenied here)" in lines[0]
     first = {name for name in store.names("killed/x.zarr") if name.startswith("0/c/")}
-    assert len(first) < 12
+    assert len(first) < 6
     assert verify(tmp_path / "x.zarr")[0] == STOPPED
 
     put = []
 
-    def few(method, path):  # three more, and the others wait for the kill
+    def few(method, path):  # one more, and the others wait for the kill
         put.extend([path] if method == "PUT" and SHARD in path else [])
-        return 503 if len(put) > 3 and method == "PUT" else 0
+        return 503 if len(put) > 1 and method == "PUT" else 0
 
     with store.refusing(few):
         run = Running(2, *flags)
-        assert run.wait_until(lambda: len(put) > 3)
+        assert run.wait_until(lambda: len(put) > 1)
         run.kill()
     assert verify(tmp_path / "x.zarr")[0] == STOPPED
     second = {name for name in store.names("killed/x.zarr") if name.startswith("0/c/")}
     assert first < second
-    assert len(second) < 12
+    assert len(second) < 6
 
     before = len(store.asked)
     assert launch_alone(1, *flags).returncode == 0
@@ -173,14 +172,14 @@ def test_lost_and_truncated_objects_are_named_and_mended(copy, store, pipe, loca
     image, name = copy
     top = f"{BUCKET}/{name}"
     store.files.rm_file(f"{top}/0/c/0/0/1")
-    store.files.pipe_file(f"{top}/0/c/0/2/0", store.files.cat_file(f"{top}/0/c/0/2/0")[:-7])
+    store.files.pipe_file(f"{top}/0/c/0/1/2", store.files.cat_file(f"{top}/0/c/0/1/2")[:-7])
     store.files.pipe_file(f"{top}/1/c/0/0/0", b"\0" * store.files.size(f"{top}/1/c/0/0/0"))
     store.files.rm_file(f"{top}/1/zarr.json")
     status, lines = verify(image.path)
     assert status == 1
     assert f"s3://{top}/1/zarr.json is missing" in lines
     assert "array 0 shard rows 0:128 columns 128:256 is missing" in lines
-    assert "array 0 shard rows 256:300 columns 0:128 has" in lines
+    assert "array 0 shard rows 128:256 columns 256:300 has" in lines
     assert "array 1 shard rows 0:128 columns 0:128 cannot be read" in lines
     assert "damaged: 4 files" in lines
     with pytest.raises(Damaged, match=f"s3://{top}/0/c/0/0/1 is gone"):
@@ -206,7 +205,7 @@ def test_every_command_reads_through_the_handle(sampled, local, tmp_path, store)
     assert all(of_one.pop("export.json") for of_one in files)  # it has the provenance
     assert files[0] == files[1]
     assert finished_output(sampled.path).finished
-    measured = [image.evaluate(local.path, metrics="appearance") for image in (sampled, local)]
+    measured = [image.evaluate(local.path, metrics="seams") for image in (sampled, local)]
     assert [m.value for m in measured[0].measures] == [m.value for m in measured[1].measures]
     assert write_report(sampled.path, tmp_path / "report.html").exists()
     assert np.array_equal(sampled.to_dask()[:, :200, :200].compute(), local[:, :200, :200])
@@ -291,7 +290,7 @@ def test_another_run_at_the_place_is_refused_whoever_comes_second(copy, store):
 
 def test_overwrite_replaces_an_output_of_ours_and_all_of_it(pipe, store, local, copy, tmp_path):
     image, name = copy
-    assert "0/c/0/2/3" in store.names(name)
+    assert "0/c/0/1/2" in store.names(name)
     smaller = pipe(
         **{**OPTIONS, "size": (128, 128)},
         out=f"s3://{BUCKET}/{name}",
@@ -320,7 +319,7 @@ def test_the_memory_of_a_process_is_for_one_rank(pipe, local, tmp_path):
 
 
 def test_a_library_that_is_not_there_is_named(pipe, store, tmp_path, monkeypatch):
-    monkeypatch.delitem(fsspec.registry._registry, "s3")
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ValueError, match=r"^s3://field/n/x.zarr: s3:// needs s3fs: pip install s3fs$"):
         pipe(**OPTIONS, out=f"s3://{BUCKET}/n/x.zarr", scratch=tmp_path, progress=False)

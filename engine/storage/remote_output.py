@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from engine.storage.files import file_size
@@ -92,20 +92,18 @@ def differing(shards: RemoteShards, path: Path, finished: bool) -> Iterator[str]
         path: The output's handle.
         finished: Whether the ledger is looked at too: by its size, it has a hash of every shard.
     """
-    files = kept_metadata(path)
+    files, sizes = kept_metadata(path), shards.sizes()
     files[PRIVATE] = content_of(path / PRIVATE)
     for name in (*(name for name in files if name != ROOT), *(AT_THE_END if finished else ()), ROOT):
-        if name in AT_THE_END:
-            same = shards.size(name) == file_size(path / name)
-        else:
-            same = contains(read_json(shards, name), files[name])
+        size = sizes(PurePath(name))
+        same = size == file_size(path / name) if name in AT_THE_END else size and says(shards, name, files[name])
         if not same:
             yield name
 
 
-def read_json(shards: RemoteShards, name: str) -> Any:
-    """What a JSON object says; None: it is gone, or no JSON."""
+def says(shards: RemoteShards, name: str, kept: Any) -> bool:
+    """Whether an object is JSON that says what is kept of it."""
     try:
-        return json.loads(shards.get(name) or b"")
+        return contains(json.loads(shards.get(name) or b""), kept)
     except (RecursionError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
+        return False

@@ -163,7 +163,8 @@ class RemoteShards:
 
         wrapped = AsyncFileSystemWrapper(files, asynchronous=True)
         store = zarr.storage.FsspecStore(wrapped, read_only=True, path=files._strip_protocol(self.url))
-        return zarr.open_group(HandleStore(store, zarr.storage.LocalStore(handle, read_only=True), self.url), mode="r")
+        whole = HandleStore(store, zarr.storage.LocalStore(handle, read_only=True), self.url)
+        return zarr.open_group(whole, mode="r", zarr_format=3, use_consolidated=False)
 
 
 class HandleStore(zarr.storage.WrapperStore[zarr.storage.FsspecStore]):
