@@ -31,7 +31,7 @@ EVERY = """
 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256 --decode-overlap 0
 --decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
 --appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
---accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --preview none --report --overwrite
+--accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --scratch work --preview none --report --overwrite
 --resume never --verify --mend --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
@@ -143,6 +143,7 @@ def test_the_values_of_a_run_are_what_they_were():
     assert kinds(dataclasses.asdict(parse([])[1])) == kinds(
         {
             "out": "sample.zarr",
+            "scratch": None,
             "preview": None,
             "report": False,
             "overwrite": False,
@@ -160,6 +161,7 @@ def test_the_values_of_a_run_are_what_they_were():
     assert kinds(dataclasses.asdict(parse(EVERY.split())[1])) == kinds(
         {
             "out": "o.zarr",
+            "scratch": "work",
             "preview": "none",
             "report": True,
             "overwrite": True,

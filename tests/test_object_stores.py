@@ -22,7 +22,7 @@ from engine.storage.remote_shards import RemoteShards, Unreachable
 
 pytest.importorskip("s3fs", reason="pip install s3fs")
 pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-from object_store import BUCKET, ObjectStore  # noqa: E402
+from object_store import BUCKET, ObjectStore
 
 pytestmark = pytest.mark.runs
 OPTIONS = {"size": (256, 300), "shard": 128, "chunk": 64, "steps": 2, "label": 1}
@@ -158,7 +158,7 @@ def test_an_error_that_passes_is_asked_again(pipe, store, local, tmp_path):
 
 
 def test_a_store_that_cannot_be_read_is_no_damage(copy, store):
-    image, name = copy
+    image, _ = copy
     with store.refusing(lambda method, path: 403 if method == "GET" and SHARD in path else 0):
         with pytest.raises(Unreachable, match="0/c/0/0/0 cannot be read"):
             image[:, :9, :9]
@@ -268,7 +268,7 @@ def test_without_the_right_to_write_nothing_is_sampled(pipe, store, tmp_path, pa
     levels = []
     with (
         store.refusing(lambda method, path: 403 if method == "PUT" and path.endswith(part) else 0),
-        pytest.raises(ValueError, match="zarr.json cannot be written .AccessDenied here"),
+        pytest.raises(ValueError, match=r"zarr.json cannot be written .AccessDenied here"),
     ):
         pipe(
             **OPTIONS,
@@ -306,7 +306,7 @@ def test_overwrite_replaces_an_output_of_ours_and_all_of_it(pipe, store, local, 
 
 
 def test_a_handle_is_of_one_url(pipe, sampled, store):
-    with pytest.raises(ValueError, match="is the handle of s3://field/kept/x.zarr, and `out` is s3://field/b/x.zarr"):
+    with pytest.raises(ValueError, match=r"is the handle of s3://field/kept/x.zarr, and `out` is s3://field/b/x.zarr"):
         pipe(**OPTIONS, out=f"s3://{BUCKET}/b/x.zarr", scratch=sampled.path.parent, progress=False)
     assert pipe(**OPTIONS, out=sampled.path, progress=False).verify() == sampled.verify()  # it stands for the output
 
@@ -314,7 +314,7 @@ def test_a_handle_is_of_one_url(pipe, sampled, store):
 def test_the_memory_of_a_process_is_for_one_rank(pipe, local, tmp_path):
     place = {"out": "memory://x.zarr", "scratch": tmp_path}
     assert pipe(**OPTIONS, **place, progress=False).verify() == local.verify()
-    with pytest.raises(ValueError, match="`out` memory://x.zarr is the memory of one process and 2 ranks write"):
+    with pytest.raises(ValueError, match=r"`out` memory://x.zarr is the memory of one process and 2 ranks write"):
         pipe.plan(**OPTIONS, **place, ranks=2)
 
 

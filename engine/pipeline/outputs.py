@@ -468,7 +468,7 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: Sequence[
     lost = next(output.ledger.lacking(output.ledger.latest()), None)
     if lost:
         raise ValueError(
-            f"{output.shard_file(*lost)} was there and is gone; give the same command again to make it anew, "
+            f"{output.where(*lost)} was there and is gone; give the same command again to make it anew, "
             "or start anew with `resume` never"
         )
     if other := len(output.ledger.made_otherwise()):

@@ -85,8 +85,12 @@ class Output:
             self.opened[path] = array
         return self.opened[path]
 
-    def shard_file(self, name: str, box: Box) -> Path | str:
-        """Name the file of a shard, or its URL."""
+    def shard_file(self, name: str, box: Box) -> Path:
+        """Name the file of a shard; of one in a store nothing lies there."""
+        return self.path / self.layout.shard_file(name, box)
+
+    def where(self, name: str, box: Box) -> Path | str:
+        """Name the file of a shard, or its URL, for messages."""
         return self.shards.where(self.layout.shard_file(name, box))
 
     def write(self, name: str, box: Box, pixels: np.ndarray, round_index: int = 0) -> None:
@@ -133,7 +137,7 @@ class Output:
         except Unreachable:
             raise
         except Exception as error:  # zarr raises what its codecs and stores raise
-            file, why = self.shard_file(name, box), " ".join(str(error).split())
+            file, why = self.where(name, box), " ".join(str(error).split())
             raise ValueError(f"{file} cannot be read ({why}); {self.way_out()}") from error
 
     def way_out(self) -> str:
@@ -157,9 +161,7 @@ class Output:
         def quarter(y: int, x: int) -> np.ndarray:
             source = (Box(y, x, y + half, x + half) & box).scaled(2)  # may pass the image's edge: zarr stops there
             if not self.shards.size(self.layout.shard_file(below, source)):  # zarr would read zeros
-                raise ValueError(
-                    f"{self.shard_file(below, source)} is gone; give the same command again to make it anew"
-                )
+                raise ValueError(f"{self.where(below, source)} is gone; give the same command again to make it anew")
             whole = self.read(below, source)
             return halved(whole) if finest == self.layout.image else whole[..., ::2, ::2]
 

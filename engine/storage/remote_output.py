@@ -53,8 +53,8 @@ def check_owner(shards: RemoteShards, provenance: dict[str, Any] | None, store_i
     """
     if provenance is not None and provenance["store_id"] != store_id:
         raise ValueError(
-            f"{shards.url} holds an output of another `scratch` folder ({provenance['state']}); give the folder that it "
-            "was sampled with, choose another `out`, or pass `overwrite` to replace it, if no run is writing it"
+            f"{shards.url} holds an output of another `scratch` folder ({provenance['state']}); give the folder that "
+            "it was sampled with, choose another `out`, or pass `overwrite` to replace it, if no run is writing it"
         )
 
 

@@ -7,7 +7,7 @@ reads (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_MAX_ATTEMPTS, ...),
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -83,11 +83,8 @@ class RemoteShards:
 
     def create(self, name: str, content: bytes) -> None:
         """Put an object where there is none; where there is one it is left as it is, if the store can see to that."""
-        with asking(self.where(name), "written"):
-            try:
-                self.files.pipe_file(self.where(name), content, mode="create")
-            except FileExistsError:
-                pass
+        with asking(self.where(name), "written"), suppress(FileExistsError):
+            self.files.pipe_file(self.where(name), content, mode="create")
 
     def get(self, name: PurePath | str) -> bytes | None:
         """The content of an object; None: there is none."""
@@ -125,11 +122,8 @@ class RemoteShards:
         return facts if facts["type"] == "file" else None
 
     def remove(self, name: PurePath | str) -> None:
-        with asking(self.where(name), "removed"):
-            try:
-                self.files.rm_file(self.where(name))
-            except FileNotFoundError:
-                pass
+        with asking(self.where(name), "removed"), suppress(FileNotFoundError):
+            self.files.rm_file(self.where(name))
 
     def is_empty(self) -> bool:
         """Whether nothing lies at the URL, nor below it."""

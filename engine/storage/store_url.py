@@ -61,9 +61,7 @@ def check_url(url: str, processes: int) -> str:
     """
     protocol, _, rest = url.partition("://")
     if protocol == OF_A_PROCESS and processes > 1:
-        raise ValueError(
-            f"`out` {url} is the memory of one process and {processes} ranks write; pass an object store's"
-        )
+        raise ValueError(f"`out` {url} is the memory of one process and {processes} ranks write; pass s3://...")
     if protocol not in PACKAGES and protocol != OF_A_PROCESS:
         known = ", ".join(f"{name}://" for name in PACKAGES)
         raise ValueError(f"`out` {url}: outputs are not written to {protocol}://; pass a path, or one of {known}")
