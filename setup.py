@@ -48,6 +48,8 @@ setup(
         "models": ["diffusers>=0.30", "transformers>=4.40"],
         # engine.embed of scanners' formats; openslide-python with openslide-bin does as well.
         "slides": ["tiffslide>=3", "imagecodecs>=2024.1"],
+        # engine.export to DICOM.
+        "dicom": ["wsidicomizer>=0.26"],
         # engine.embed --cluster: k-means and HDBSCAN. For --reduce umap also umap-learn.
         "cluster": ["scikit-learn>=1.3"],
         # engine.evaluate: C_T.
@@ -70,6 +72,9 @@ setup(
             "scipy>=1.10",
             "distributed>=2024.8",
             "yaozarrs>=0.3",
+            # Exported slides are read by OpenSlide; by ome-types and wsidicom too, where those are installed.
+            "openslide-python>=1.4",
+            "openslide-bin>=4",
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",
@@ -86,6 +91,9 @@ setup(
             # asks for (pip install --no-deps torch-fidelity): its torchvision has no build beside a CPU's torch.
             "scikit-image>=0.22",
             "prdc>=0.2",
+            # What polygons of engine.export are checked with, and a reader of its shards of tiles.
+            "shapely>=2.0",
+            "webdataset>=0.2.86",
             # CUDA builds of torch bring it; the tests interpret its kernels, and compile them, without a GPU.
             "triton>=3.5; platform_system == 'Linux'",
         ],

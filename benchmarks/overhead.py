@@ -12,6 +12,12 @@ of it alike, so that it is steady where the other is not; what the engine does t
 from it. On a GPU calls return before they end, and it is not given. "own %" is what of a level is neither the network
 nor another column: inputs, stacking, guidance.
 
+``--live`` measures what the picture for those who watch costs, with ``live`` 0 in every second level of one run:
+"live %" is what the median ratio to bare of levels with it is above that of levels without. The noise of a machine that
+others use is larger than that, so it is also counted: "own ms" is the processor time that goes into a picture, of the
+thread that samples and of the one that writes, with all that is said of the run meanwhile, and "own %" what of a level
+that is.
+
 Networks: the embedded model, and one of DiffInfinite's shape (windows of 64 x 64 x 4), random, of so many GFLOP a
 window, counted by ``torch.utils.flop_counter`` (a multiplication and an addition are two).
 """
@@ -21,7 +27,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +47,7 @@ from engine.models.files import EMBEDDED
 from engine.models.folder import Model, Network, device_of, load_model, save_part
 from engine.models.networks.autoencoder import PatchAutoencoder
 from engine.models.networks.mask_unet import MaskUNet
+from engine.pipeline.live import Live
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import run
@@ -137,14 +145,76 @@ def random_model(folder: Path, dim: int) -> Path:
     return folder
 
 
-def measure(name: str, model: Path, job: SampleJob) -> dict[str, Any]:
-    """A row for a model: its levels, engine and bare in turn."""
+def run_watched(model: Path, job: SampleJob, live: float | None = None) -> tuple[WatchedRanks, Prepared]:
+    """A run of a job, level by level, engine and bare in turn."""
     ranks = WatchedRanks(MPI.COMM_SELF, device_of(job.device, 0))
     with tempfile.TemporaryDirectory() as folder:
-        options = RunOptions(out=f"{folder}/o.zarr", preview="none")
+        options = RunOptions(out=f"{folder}/o.zarr", preview="none", live=live)
         prepared = prepare(replace(job, model=str(model)), options, 1, 1)
         if not run(ranks, prepared, ranks.load) or len(ranks.levels) != len(prepared.timesteps):
             raise SystemExit(f"{len(ranks.levels)} of {len(prepared.timesteps)} levels were seen: one vote a level?")
+    return ranks, prepared
+
+
+class InTurns:
+    """Pictures after every second level, and the seconds that they take."""
+
+    def __init__(self) -> None:
+        self.asked, self.seconds = 0, 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While this lasts, all that hands over and writes a picture goes through this."""
+        due, show, write = Live.due, Live.show, Live._write
+
+        def every_second(_: Live) -> bool:
+            self.asked += 1
+            return self.asked % 2 == 1
+
+        def shown(live: Live, *arguments: Any) -> None:
+            begun = time.thread_time()
+            show(live, *arguments)
+            self.seconds += time.thread_time() - begun
+
+        def written(live: Live) -> None:
+            begun = time.thread_time()
+            write(live)
+            self.seconds += time.thread_time() - begun
+
+        Live.due, Live.show, Live._write = every_second, shown, written  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            Live.due, Live.show, Live._write = due, show, write  # type: ignore[method-assign]
+
+
+def measure_live(name: str, model: Path, job: SampleJob) -> dict[str, Any]:
+    """A row for a model: levels with a picture and without, in turn. A picture is made in the level after its own."""
+    turns = InTurns()
+    with turns.watched():
+        ranks, _ = run_watched(model, job, live=0.0)
+    level = np.array([one["level"] for one in ranks.levels])
+    ratio = level / [one["bare"] for one in ranks.levels]
+    with_it, without = ratio[1::2], ratio[2::2]
+    pictures = (len(ratio) + 1) // 2
+    own = turns.seconds / pictures
+    return {
+        "network": name,
+        "px": f"{job.size[0]} x {job.size[1]}",
+        "level s": float(np.median(level)),
+        "over bare with": float(np.median(with_it)),
+        "without": float(np.median(without)),
+        "live %": 100 * float(np.median(with_it) / np.median(without) - 1),
+        "low": 100 * float(np.quantile(with_it, 0.25) / np.median(without) - 1),
+        "high": 100 * float(np.quantile(with_it, 0.75) / np.median(without) - 1),
+        "own ms": 1000 * own,
+        "own %": 100 * own / float(np.median(level)),
+    }
+
+
+def measure(name: str, model: Path, job: SampleJob) -> dict[str, Any]:
+    """A row for a model: its levels, engine and bare in turn."""
+    ranks, prepared = run_watched(model, job)
     spent = {key: np.array([level[key] for level in ranks.levels[1:]]) for key in ranks.levels[0]}
     ratio = spent["level"] / spent["bare"]
     low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
@@ -180,21 +250,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument("--batch", type=int, help="windows evaluated at once (default: 8, and 4 of the large network)")
     top.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     top.add_argument("--threads", type=int, default=1)
+    top.add_argument("--live", action="store_true", help="measure what --live of engine.sample costs")
     top.add_argument("--json", help="write the report here")
     args = top.parse_args(arguments)
     torch.set_num_threads(args.threads)
     job = SampleJob(labels="example", device=args.device, batch_size=args.batch, dtype=args.dtype, threads=args.threads)
     dim = dim_of(args.gflop)
+    row = measure_live if args.live else measure
     with tempfile.TemporaryDirectory() as folder:
         small = replace(job, size=(args.size, args.size), steps=args.levels)
         large = replace(job, size=(args.large_size, args.large_size), steps=args.large_levels)
         rows = [
-            measure("embedded", EMBEDDED, small),
-            measure(f"DiffInfinite, {gflop(dim):.4g} GFLOP", random_model(Path(folder), dim), large),
+            row("embedded", EMBEDDED, small),
+            row(f"DiffInfinite, {gflop(dim):.4g} GFLOP", random_model(Path(folder), dim), large),
         ]
     facts = {"torch": torch.__version__, "threads": args.threads, "dtype": args.dtype, "dim": dim}
     device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    report("overhead", rows, args.json, **facts, device=device)
+    report("overhead-live" if args.live else "overhead", rows, args.json, **facts, device=device)
     return 0
 
 

@@ -32,6 +32,7 @@ from engine.options import (
     options_of,
     some_labels,
     some_numbers,
+    switched,
     whole,
 )
 from engine.planning.names import COVERS, LARGEST_LABEL, WEIGHTS
@@ -466,6 +467,14 @@ class RunOptions(Checked):
     )
     checkpoint_every: float = run_option(
         300.0, number(0), "time from one checkpoint to the next; 0 writes one after every level", metavar="SECONDS"
+    )
+    live: float | None = run_option(
+        None,
+        switched(number(0), "2"),
+        "while sampling leave a small picture of the estimate in the output, for engine.view, at the end of the first "
+        "level that ends so long after the one before; 0: of every level",
+        metavar="SECONDS",
+        unset="no picture",
     )
     json_log: str | None = run_option(None, PATH, "file that one JSON object a level is appended to")
     dry_run: bool = run_option(False, FLAG, "say what the job would take, and stop")

@@ -31,12 +31,14 @@ class Kind:
         takes: Words of the documentation for such values.
         metavar: Placeholder in the help of the command line.
         show: Inverse of ``read``: the text that stands for a value on the command line.
+        alone: Value of an option that is given without one, in words of the command line; None: it has to have one.
     """
 
     read: Callable[[Any], Any]
     takes: str
     metavar: str
     show: Callable[[Any], str] = str
+    alone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,21 @@ def number(low: float, high: float = math.inf) -> Kind:
         return value
 
     return Kind(read, f"number, {low:g} " + ("or more" if high == math.inf else f"to {high:g}"), "X", "{:g}".format)
+
+
+def switched(kind: Kind, alone: str) -> Kind:
+    """Values of a kind, of an option that may be switched on without one: true is ``alone``, false is None.
+
+    >>> [switched(number(0), "2").read(value) for value in (True, False, "0.5")]
+    [2.0, None, 0.5]
+    """
+
+    def read(value: Any) -> Any:
+        if value is False:
+            return None
+        return kind.read(alone if value is True else value)
+
+    return Kind(read, f"{kind.takes}; {alone} where none is given", kind.metavar, kind.show, alone)
 
 
 def choice(*names: str) -> Kind:

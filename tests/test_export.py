@@ -327,3 +327,21 @@ def test_an_earlier_export_is_replaced_whole_and_only_when_asked(tmp_path, capsy
     link.symlink_to(folder)
     assert main([str(four), str(link), "--overwrite"]) == 0
     assert link.is_symlink()
+
+
+def test_what_the_target_and_its_options_ask_for_is_one_kind_or_refused(tmp_path, capsys):
+    out = make_image(tmp_path / "image.zarr")
+    said = refused(capsys, out, tmp_path / "slide.ndpi")
+    assert "nothing is exported as .ndpi; TARGET is " in said
+    assert "DIR, folders of pictures" in said
+    said = refused(capsys, out, tmp_path / "files", "--level", "1")
+    assert "--level is not for DIR, folders of pictures, which takes --format, --layout" in said
+    for region, why in (("0:9", "it is no region"), ("5:5,0:9", "it is empty"), ("-1:5,0:9", "it is no region")):
+        said = refused(capsys, out, tmp_path / "files", f"--region={region}")
+        assert f"--region: '{region}': {why}" in said
+    assert "invalid int value: 'x'" in refused(capsys, out, tmp_path / "files", "--level", "x")
+    assert "--format 'bmp' is not for folders" in refused(capsys, out, tmp_path / "files", "--format", "bmp")
+    assert [p.name for p in tmp_path.iterdir()] == ["image.zarr"]
+    (tmp_path / "run.final").mkdir()
+    assert main([str(out), str(tmp_path / "run.final")]) == 0
+    assert (tmp_path / "run.final" / "samples").is_dir()

@@ -32,7 +32,7 @@ EVERY = """
 --decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
 --appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
 --accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --scratch work --preview none --report --overwrite
---resume never --verify --mend --checkpoint-every 0 --json-log l.jsonl --dry-run --json --measure --ranks 64
+--resume never --verify --mend --checkpoint-every 0 --live 0.5 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
 PLAIN: dict = {
@@ -151,6 +151,7 @@ def test_the_values_of_a_run_are_what_they_were():
             "verify": False,
             "mend": False,
             "checkpoint_every": 300.0,
+            "live": None,
             "json_log": None,
             "dry_run": False,
             "json": False,
@@ -169,6 +170,7 @@ def test_the_values_of_a_run_are_what_they_were():
             "verify": True,
             "mend": True,
             "checkpoint_every": 0.0,
+            "live": 0.5,
             "json_log": "l.jsonl",
             "dry_run": True,
             "json": True,

@@ -46,6 +46,7 @@ def test_no_reader_stumbles_over_what_is_private(tmp_path):
     assert names >= {"0", "1", f"labels/{LABELS.name}/0", "slidefield"}
     assert group["slidefield"].shape == (0,)
     assert group.attrs["ome"]["multiscales"][0]["name"] == "slide"
+    assert group.attrs["omero"] == group.attrs["ome"]["omero"], "where neuroglancer looks for the channels' colours"
 
 
 def test_means_of_four_are_rounded_half_to_even():

@@ -28,10 +28,12 @@ from PIL import Image
 import engine.view
 import engine.viewing.server as serving
 from engine.planning.geometry import Box
+from engine.planning.preview_grid import PreviewGrid
 from engine.storage.create import create
 from engine.storage.files import halved
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray
+from engine.storage.live_files import PicturePart
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 from engine.viewing.pictures import HATCH
@@ -648,13 +650,127 @@ def test_the_page_of_an_unfinished_output_shows_what_is_new(browser, tmp_path):
         assert page.locator(".extent").count() == 1
 
 
+STATUS = {"text": "level 3/4", "share": 0.5, "gone": 61.0, "left": 3725.0, "rates": {"evaluations/s": 31.44}}
+STATUS |= {"memory": 2**30, "pause": 0.0, "ended": False}
+RANK = {"span": 2.0, "evaluations": 31, "memory": 2**29}
+
+
+def says(output, level=2, value=60, **status):
+    """Leave what a run of two ranks leaves: a picture whose pixels are 8 of the image's, brighter to the right."""
+    grid = PreviewGrid((88, 138), 1, 1)
+    pixels = np.full((*grid.shape, 4), 255, np.uint8)
+    pixels[..., :3] = value + np.arange(138)[:, None]
+    for rank, rows in enumerate((slice(0, 40), slice(40, 88))):
+        output.live.write_part(rank, PicturePart(grid, 8, level, rows.start, pixels[rows]))
+        output.live.write_rank(rank, {**RANK, "rank": rank, "seconds": {"evaluate": 1.8, "wait": 0.2 + 0.8 * rank}})
+    output.live.write_status({**STATUS, **status})
+    return pixels
+
+
+def test_an_estimate_stands_where_there_are_no_pixels_yet(tmp_path):
+    output = made(tmp_path / "o.zarr", IMAGE, finished=False, without=(0,))
+    says(output)
+    with served(output.path) as server:
+        state = facts(server)["state"]
+        assert (state["estimated"], state["live"]["level"], state["shards"]) == (True, 2, 17)
+        assert [(rank["busy"], rank["speed"]) for rank in state["live"]["ranks"]] == [(0.9, 15.5), (0.5, 15.5)]
+        first = picture(server, "/0/image/0/0_0.png", "RGBA")
+        assert (first[..., 3] == 255).all()
+        columns = np.clip((np.arange(512) + 0.5) / 8 - 0.5, 0, None) + 60
+        assert np.abs(first[..., 0] - columns).max() <= 1, "enlarged, without steps"
+        seen = Output(output.path).read("0", Box(0, 512, 512, 1024)).transpose(1, 2, 0)
+        np.testing.assert_array_equal(picture(server, "/0/image/0/0_1.png"), seen, "what is written is as it is")
+        small = picture(server, "/0/image/3/0_0.png")
+        assert small.shape == (88, 138, 3)
+        assert abs(int(small[10, 20, 0]) - 80) <= 1
+        tag = get(server, "/0/image/0/0_0.png").headers["ETag"]
+        stored = facts(server)["state"]["stored"]
+        says(output, level=3, value=100)
+        time.sleep(0.6)
+        assert get(server, "/0/image/0/0_0.png", If_None_Match=tag).status == 200, "the picture changed"
+        again = facts(server)["state"]
+        assert again["version"] != state["version"]
+        assert again["stored"] == stored
+        for file in (output.private / "live").iterdir():
+            file.write_bytes(b"damaged")
+        time.sleep(0.6)
+        assert facts(server)["state"]["live"] is None
+        assert picture(server, "/0/image/0/0_0.png", "RGBA")[0, 0].tolist() == [0, 0, 0, 0]
+
+
 @pytest.mark.runs
-def test_the_page_fits_a_phone_and_a_desk_and_its_text_stands_out(browser, image, image_set):
+def test_the_page_of_a_run_becomes_that_of_the_finished_output(browser, tmp_path):
+    output = made(tmp_path / "o.zarr", IMAGE, finished=False, without=(0,))
+    says(output)
+    run = "() => document.getElementById('live').textContent"
+    with served(output.path) as server, shown(browser, server, "#at=300,600&zoom=1") as (page, _):
+        page.evaluate("window.same = true")
+        told = page.evaluate(run)
+        for words in ("level 3/4", "50 % · 1:02:05 to go · 1:01 gone · 31.4 evaluations/s · 1.00 GiB a rank at most"):
+            assert words in told
+        assert "17 of 27 shards are there; what is not decoded yet is an estimate after level 2 of 4." in told
+        assert "2 ranks, busy 50 % to 90 %" in told
+        page.locator("#live summary").click()
+        page.wait_for_function("() => document.querySelectorAll('#live meter').length == 2")
+        assert page.locator("#live tr").nth(2).inner_text().split() == ["rank", "1", "50", "%", "15.5", "0.50", "GiB"]
+        here, _ = compared(page, np.zeros((700, 1100, 3)))
+        assert len(np.unique(here[20:60, 150:190, 0])) > 4, "the estimate is there"
+        output.write("0", output.layout.boxes()[0], np.full((3, 512, 512), 77))
+        says(output, level=4, text="decoding", ended=True)
+        page.wait_for_function(f"() => ({run})().includes('18 of 27')")
+        assert "The run was ended here: the same command begins again." in page.evaluate(run)
+        assert page.locator("#live details").evaluate("one => one.open"), "what is open stays open"
+        for level in range(1, len(output.layout.sizes())):
+            for name in output.layout.finest:
+                for box in output.layout.boxes(level):
+                    output.halve(name, level, box)
+        output.ledger.merge()
+        output.annotate(state="finished")
+        output.tidy()
+        page.wait_for_function("() => document.getElementById('live').hidden")
+        page.wait_for_function("() => slidefield.panes()[0].output.state.is == 'finished'")
+        settled(page)
+        whole = output.read("0", Box(0, 0, 700, 1100)).transpose(1, 2, 0)
+        page.evaluate("() => slidefield.panes()[0].go({at: [300, 600], zoom: 1})")
+        settled(page)
+        np.testing.assert_array_equal(*compared(page, whole))
+        assert page.locator(".extent").count() == 0
+        assert page.evaluate("window.same"), "it was not loaded again"
+
+
+@pytest.mark.runs
+def test_a_set_under_way_is_seen_on_its_sheet(browser, tmp_path):
+    output = made(tmp_path / "set.zarr", SET, finished=False, without=range(13))
+    bright = "() => { const c = document.createElement('canvas').getContext('2d'); "
+    bright += "c.drawImage(document.images[3], 0, 0); return c.getImageData(5, 5, 1, 1).data[0]; }"
+
+    def leave(value):
+        pixels = np.full((48 * 12, 15, 4), value, np.uint8)
+        pixels[..., 3] = 255
+        output.live.write_part(0, PicturePart(PreviewGrid((12, 15), 48, 1), 8, 1, 0, pixels))
+        output.live.write_status(STATUS)
+
+    leave(40)
+    loaded = "() => document.images.length > 40 && document.images[3].complete"
+    with served(output.path) as server, shown(browser, server, waits=loaded) as (page, _):
+        assert page.evaluate(bright) == 40
+        leave(200)
+        page.wait_for_function(f"() => ({bright})() == 200")
+
+
+@pytest.mark.runs
+def test_the_page_fits_a_phone_and_a_desk_and_its_text_stands_out(browser, image, image_set, tmp_path):
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     unnamed = "all => all.filter(one => !(one.ariaLabel || one.innerText || one.title)).length"
     outline = "() => getComputedStyle(document.activeElement).outlineStyle"
-    for name, path, place in (("image", image, "#map=tissue&select=0:90,0:90"), ("set", image_set, "#page=1")):
-        waits = WHOLE if name == "image" else "() => document.images.length > 0"
+    under_way = made(tmp_path / "run.zarr", IMAGE, finished=False, without=(0,))
+    says(under_way, ended=True)
+    for name, path, place in (
+        ("image", image, "#map=tissue&select=0:90,0:90"),
+        ("set", image_set, "#page=1"),
+        ("run", under_way.path, ""),
+    ):
+        waits = "() => document.images.length > 0" if name == "set" else WHOLE
         with served(path, quality=90) as server:
             for width in WIDTHS:
                 with shown(browser, server, place, width, waits=waits) as (page, seen):

@@ -17,8 +17,10 @@ from engine.api.call import OutputLocation, absolute
 from engine.command_line import comma_separated
 from engine.distributed.launch import ranks_of
 from engine.job import SampleJob
+from engine.messages import quoted
 from engine.pipeline.collective_call import failing_together
 from engine.pipeline.preview import thumbnail
+from engine.planning.geometry import Box
 from engine.storage.integrity import damage, pixels_sha256
 from engine.storage.layout import ArraySpec
 from engine.storage.output import Output, output_to_read
@@ -241,6 +243,33 @@ class Image(Array):
         with failing_together(ranks):
             evaluator = evaluator_of(ranks, paths, Settings(cropping, **others))
             return evaluate_parts(evaluator, parts_of(evaluator, asked), asked)
+
+    def export(self, target: str | Path, *, region: str | Box | None = None, comm: Any = None, **options: Any) -> Path:
+        """Write it as a file or a folder for other programs, as ``engine.export`` does. Collective.
+
+        Args:
+            target: Its name says what is wanted: ``slide.ome.tiff``, ``picture.png``, ..., or a folder.
+            region: Part of the image in pixels of level 0, ``"Y0:Y1,X0:X1"`` or a box.
+            comm: mpi4py communicator; None: all ranks that were started together. Tiles are shared among them.
+            options: Fields of ``engine.exports.asked.Asked``: ``level=2``, ``labels=True``, ``overwrite=True``, ...
+        Returns:
+            The target.
+        Raises:
+            ValueError: the output is unfinished or damaged; the target is there, or of no kind; an option has no use.
+            TypeError: there is no such option.
+        """
+        from engine.exports.asked import Asked, region_of
+        from engine.exports.kinds import export
+
+        place = Path(absolute(os.fspath(target)))
+        try:
+            box = region_of(region) if isinstance(region, str) else region
+        except ValueError as problem:
+            raise ValueError(f"`region` {quoted(region)}: {problem}") from None
+        asked, ranks = Asked(self.path, place, region=box, **options), ranks_of(comm)
+        with failing_together(ranks):
+            export(ranks, asked)
+        return place
 
     def to_xarray(self) -> xarray.DataArray:
         """A lazy DataArray with named axes, y and x in micrometres. Needs xarray and dask.

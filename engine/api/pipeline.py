@@ -129,7 +129,8 @@ class Pipeline:
             progress: Whether a tqdm bar shows the run; None: where rank 0 has a terminal or a notebook.
             options: The job: ``size``, ``labels``, ``seed``, ``steps``, ``guidance``, ... (docs/options.md), and
                 ``overwrite``, ``resume``, ``checkpoint_every``, ``json_log``, ``preview`` (a PNG to write), ``report``
-                (a page beside ``out``). Files may be given as arrays instead.
+                (a page beside ``out``), ``live`` (for ``slidefield view`` while it samples). Files may be given as
+                arrays instead.
         Raises:
             ValueError: an option or a file that does not suit, naming the field, or arguments that are not the same on
                 all ranks; before anything is written.

@@ -1,1 +1,1 @@
-"""An output as files for other programs: folders of PNG and TIFF."""
+"""An output as files for other programs: slides, pictures, DICOM, and folders of PNG and TIFF."""

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from engine.exports.asked import Asked
 from engine.exports.class_folders import check_classes, write_class_folders
 from engine.exports.image_set import write_set, write_settings
 from engine.exports.pairs import write_pairs
 from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
+from engine.exports.target import whole_target
+from engine.messages import quoted
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
 FORMATS = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
+
+
+def export_folders(asked: Asked) -> str:
+    """Export an output to folders of pictures, and name what they hold."""
+    kind, layout = asked.format, asked.layout or "folders"
+    if kind is not None and kind not in FORMATS:
+        raise ValueError(f"`format` {quoted(kind)} is not for folders of pictures; choose {', '.join(FORMATS)}")
+    return in_words(export(asked.out, asked.target, kind, layout=layout, overwrite=asked.overwrite))
 
 
 def export(
@@ -46,26 +57,19 @@ def export(
     if layout == "classes":
         check_classes(output)
     check_export_folder(out, folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".exporting", dir=folder.parent))
-    try:
-        (building / "new").mkdir()
+    with whole_target(folder) as new:
+        new.mkdir()
         if layout == "pairs":
-            write_pairs(output, building / "new", FORMATS[kind])
+            write_pairs(output, new, FORMATS[kind])
         elif layout == "classes" and isinstance(output.layout, SetLayout):
-            write_class_folders(output, output.layout, building / "new", FORMATS[kind])
+            write_class_folders(output, output.layout, new, FORMATS[kind])
         elif isinstance(output.layout, SetLayout):
-            write_set(output, output.layout, building / "new", FORMATS[kind])
+            write_set(output, output.layout, new, FORMATS[kind])
         else:
-            write_image(output, building / "new", FORMATS[kind])
-        write_settings(output, building / "new" / "settings.csv")
-        write_facts(output, building / "new")
-        written = sorted(path.name for path in (building / "new").iterdir())
-        if folder.exists():
-            folder.rename(building / "old")
-        (building / "new").rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            write_image(output, new, FORMATS[kind])
+        write_settings(output, new / "settings.csv")
+        write_facts(output, new)
+        written = sorted(path.name for path in new.iterdir())
     return written
 
 
@@ -106,8 +110,28 @@ def written_before(folder: Path) -> set[str]:
         return set()
 
 
-def write_facts(output: Output, folder: Path) -> None:
-    """Write ``export.json``: the output's path, every file beside it, and the provenance."""
+def write_facts(output: Output, folder: Path, names: Iterable[str] | None = None, **more: Any) -> None:
+    """Write ``export.json``: the output's path, every file beside it, and the provenance.
+
+    Args:
+        names: Of the files beside it; None: those that are there.
+        more: What else it says.
+    """
     provenance = {k: v for k, v in output.provenance.items() if k != "layout"}
-    facts = {"source": str(output.path.absolute()), **provenance, "files": sorted([*leaves(folder), "export.json"])}
+    files = sorted([*(leaves(folder) if names is None else names), "export.json"])
+    facts = {"source": str(output.path.absolute()), **provenance, **more, "files": files}
     (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def in_words(names: Sequence[str]) -> str:
+    """The names of what was written; of pairs, which may be thousands, the first and their number.
+
+    >>> in_words(["export.json", "sample0000.jpg", "sample0000_mask.png", "sample0001.jpg", "sample0001_mask.png"])
+    'export.json, sample0000.jpg, sample0000_mask.png, ... (2 pairs)'
+    """
+    pairs = sum(name.endswith("_mask.png") for name in names)
+    if not pairs:
+        return ", ".join(names)
+    others = [name for name in names if not name.startswith("sample")]
+    first = [name for name in names if name.startswith("sample")][:2]
+    return ", ".join([*others, *first, *(["..."] if pairs > 1 else [])]) + f" ({pairs} pair{'s' * (pairs > 1)})"

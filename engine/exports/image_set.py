@@ -9,6 +9,7 @@ from engine.exports.nuclei_set import NucleiSet, names_of
 from engine.exports.parts import parts_of_set
 from engine.exports.pictures import write_condition, write_one
 from engine.exports.source import read
+from engine.exports.target import with_bar
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
@@ -18,7 +19,7 @@ def write_set(output: Output, layout: SetLayout, folder: Path, suffix: str) -> N
     names, parts = names_of(output, layout.count), parts_of_set(output)
     for part in parts:
         (folder / part.folder).mkdir()
-    for box in layout.boxes():
+    for box in with_bar(layout.boxes(), len(layout.boxes()), "shards"):
         for part in parts:
             for index, pixels in enumerate(part.make(read(output, part.array, box)), box.y0):
                 write_one(folder / part.folder, names[index], pixels, suffix)

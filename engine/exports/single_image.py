@@ -10,6 +10,7 @@ import numpy as np
 from engine.exports.parts import Part, parts_of_image
 from engine.exports.pictures import channels_last, write_picture
 from engine.exports.source import read
+from engine.exports.target import with_bar
 from engine.planning.geometry import Box
 from engine.storage.files import bands
 from engine.storage.output import Output
@@ -65,7 +66,7 @@ def write_tiles(output: Output, part: Part, path: Path) -> None:
 def tiles(output: Output, part: Part, side: int) -> Iterator[np.ndarray]:
     """Read the tiles of an image, row by row: one row of tiles is in memory at a time."""
     height, width = output.layout.size
-    for y0, y1 in bands(height, side):
+    for y0, y1 in with_bar(bands(height, side), -(-height // side), "rows of tiles"):
         band = channels_last(part.make(read(output, part.array, Box(y0, 0, y1, width))))
         for x in range(0, width, side):
             yield band[:, x : x + side]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from engine.storage.remote_shards import Unreachable
 from engine.storage.store_url import refuse_url
 
 
-def finished_output(path: Path) -> Output:
+def finished_output(path: Path, levels: int | None = 1) -> Output:
     """Open the output at a path.
 
+    Args:
+        levels: Number of levels of the pyramid that have to be whole; None: all.
     Raises:
         ValueError: there is none, or it is unfinished, or lacks shards, or has channels that no picture has.
     """
@@ -31,20 +34,21 @@ def finished_output(path: Path) -> Output:
         raise ValueError(f"{path} is {state}; give its command again to finish it, then export it")
     if output.layout.channels not in (1, 3):
         raise ValueError(f"{path} has {output.layout.channels} channels; PNG and TIFF are written of 1 or 3")
-    check_shards(output)
+    check_shards(output, levels)
     return output
 
 
-def check_shards(output: Output) -> None:
+def check_shards(output: Output, levels: int | None = 1) -> None:
     """Refuse an output that lacks a shard, which would be exported black."""
-    sizes = output.shards.sizes()
-    for name in output.layout.finest:
-        for box in output.layout.boxes():
-            if not sizes(output.layout.shard_file(name, box)):
-                raise ValueError(
-                    f"{output.path} lacks a shard of {name}, {box_text(box)}; "
-                    f"python -m engine.verify {output.path} says what else is missing"
-                )
+    layout, sizes = output.layout, output.shards.sizes()
+    for level in range(len(layout.sizes()))[:levels]:
+        for name in (layout.level(finest, level) for finest in layout.finest):
+            for box in layout.boxes(level):
+                if not sizes(layout.shard_file(name, box)):
+                    raise ValueError(
+                        f"{output.path} lacks a shard of {name}, {box_text(box)}; "
+                        f"python -m engine.verify {output.path} says what else is missing"
+                    )
 
 
 def read(output: Output, name: str, box: Box) -> np.ndarray:
@@ -53,8 +57,22 @@ def read(output: Output, name: str, box: Box) -> np.ndarray:
     Raises:
         ValueError: a shard of the box is damaged.
     """
+    return reading(output, name, box, lambda: output.read(name, box))
+
+
+def read_part(output: Output, name: str, image: int, box: Box) -> np.ndarray:
+    """Read a box of an image of a set as ``Output.read_part`` does; errors point to engine.verify.
+
+    Raises:
+        ValueError: the shard of the image is damaged.
+    """
+    return reading(output, name, Box(image, 0, image + 1, 1), lambda: output.read_part(image, box, name))
+
+
+def reading(output: Output, name: str, box: Box, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What is read, or an error that names the box and points to engine.verify."""
     try:
-        return output.read(name, box)
+        return read()
     except Unreachable:
         raise
     except Exception as error:  # codecs raise errors of many kinds

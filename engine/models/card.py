@@ -62,6 +62,8 @@ class ModelCard:
         class_means: Mean brightness of each class's training images, 0 to 1, for `accept` published; empty: unknown.
         guided_channels: Number of the first channels of the network's output that guidance acts on; None: those of the
             latents, and not those of a learned variance.
+        latent_colors: A row for red, green and blue, or one for grey: the factor of each normalised latent in it, and
+            what is added, black at -1 and white at 1. It makes pictures of unfinished runs; empty: it is not known.
     """
 
     folder: Path
@@ -88,6 +90,7 @@ class ModelCard:
     has_null: bool = True
     class_means: tuple[float, ...] = ()
     guided_channels: int | None = None
+    latent_colors: tuple[tuple[float, ...], ...] = ()
 
 
 def read_card(name: str) -> ModelCard:
@@ -132,6 +135,7 @@ def read_card(name: str) -> ModelCard:
             has_null=bool(facts.get("has_null", facts.get("condition") != "none")),
             class_means=tuple(facts.get("class_means", ())),
             guided_channels=facts.get("guided_channels"),
+            latent_colors=tuple(tuple(map(float, row)) for row in facts.get("latent_colors", ())),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"`model` {parts.folder}: card.json or vae/config.json lacks or misstates {error}") from None
@@ -247,6 +251,11 @@ def check_card(card: ModelCard, parts: Parts) -> None:
     std = parts.facts.get("latents_std", 1.0)
     if isinstance(std, list) and len(std) != card.channels:
         raise ValueError(f"{path}: latents_std has {len(std)} numbers but the latents have {card.channels} channels")
+    if any(len(row) != card.channels + 1 for row in card.latent_colors):
+        raise ValueError(
+            f"{path}: latent_colors has rows of {', '.join(str(len(row)) for row in card.latent_colors)} numbers, not "
+            f"{card.channels + 1}: one a channel of the latents, and what is added; leave it out"
+        )
     outputs, variance = parts.configs["unet"].get("out_channels", card.channels), parts.scheduler.get("variance_type")
     if outputs != card.channels * (2 if variance == "learned_range" else 1):
         raise ValueError(

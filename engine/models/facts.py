@@ -63,6 +63,12 @@ def _defaults(value: Any) -> dict[str, Any]:
     return value
 
 
+def _colors(value: Any) -> list[list[float]]:
+    if not isinstance(value, list) or len(value) not in (1, 3) or not all(isinstance(row, list) for row in value):
+        raise ValueError("expected one or three lists of numbers")
+    return [[SIGNED.read(part) for part in row] for row in value]
+
+
 def _betas(value: Any) -> list[float] | None:
     if value is None:
         return None
@@ -97,6 +103,7 @@ CARD = {
     "factor": whole(1, 1024),
     "image_channels": whole(1, 1024),
     "guided_channels": whole(1, 1024),
+    "latent_colors": Kind(_colors, "a list of numbers a colour", "COLORS"),
 }
 SCHEDULER = {
     "num_train_timesteps": whole(1, MOST_TIMESTEPS),

@@ -95,16 +95,28 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str = "
     """
     parts = read_parts(folder)
     network = load_network(folder, parts.scheduler, dtype, device, compile)
-    codec = None
-    if "vae" in parts.folders and parts.facts.get("space") != "pixels":
-        vae = prepare_for_inference(load_part(parts.folders["vae"]), device)
-        codec = LatentCodec(place(vae, dtype, device), parts.configs["vae"], parts.facts, compile and device != "cpu")
+    codec = load_codec(folder, dtype, device, compile)
     return Model(
         network,
         codec.decode if codec else None,
         codec.encode if codec else None,
         load_embedder(parts.folders["embedder"], device) if "embedder" in parts.folders else None,
     )
+
+
+def load_codec(
+    folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", compile: bool = False
+) -> LatentCodec | None:
+    """The autoencoder of a model folder; None: a model of pixels, or a folder without it.
+
+    Raises:
+        ValueError: as ``load_model``.
+    """
+    parts = read_parts(folder)
+    if "vae" not in parts.folders or parts.facts.get("space") == "pixels":
+        return None
+    vae = prepare_for_inference(load_part(parts.folders["vae"]), device)
+    return LatentCodec(place(vae, dtype, device), parts.configs["vae"], parts.facts, compile and device != "cpu")
 
 
 def load_network(

@@ -64,7 +64,8 @@ def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[S
         threads=job.threads,
     )
     out = str(Path(options.out) / "slidefield" / "labels.zarr")
-    return label_job, replace(options, out=out, preview="none", report=False, overwrite=False, mend=True, json_log=None)
+    quiet = replace(options, out=out, preview="none", report=False, live=None, json_log=None)
+    return label_job, replace(quiet, overwrite=False, mend=True)
 
 
 def label_model_of(job: SampleJob, card: ModelCard) -> tuple[str, ModelCard]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from engine.models.card import ModelCard
 from engine.models.folder import Model, check_model_folder, device_of, load_model
 from engine.models.optimize import check_compiles
 from engine.pipeline.accept import PATIENCE, Accept, Verdict, accepting
+from engine.pipeline.live import Live
 from engine.pipeline.memory import estimated_latents
 from engine.pipeline.mending import examined
 from engine.pipeline.outputs import (
@@ -88,8 +89,11 @@ def run_stage(
     Returns:
         Whether it came to its end.
     """
-    begun = time.monotonic()
-    with closing(open_output(ranks, prepared, device)) as output:
+    begun, seconds = time.monotonic(), prepared.options.live
+    with closing(open_output(ranks, prepared, device)) as output, ExitStack() as stack:
+        live = None
+        if seconds is not None:
+            live = stack.enter_context(Live(ranks.rank, output.live, seconds, progress, ranks.timer))
         prepared = copy_inputs(ranks, prepared, output)
         stage = prepared.label_stage if lacks_labels(output) else None
         if stage is not None:
@@ -102,15 +106,17 @@ def run_stage(
         prepared = write_label_array(ranks, prepared, output)
         write_region(ranks, prepared, output)
         models = ranks.agree(lambda: load(prepared, device))
-        rounds = Rounds(Shared(ranks, prepared, output, device, models, progress, on_level))
+        rounds = Rounds(Shared(ranks, prepared, output, device, models, progress, on_level, live))
         if not rounds.run():
             return False
         with ranks.timer("store"):
             clear_labels_outside_region(ranks, prepared, output)
             build_pyramids(ranks, output, progress)
         ranks.timer.lap(progress.stage, PYRAMID)
-        seconds = rounds.seconds(time.monotonic() - begun)
-        ranks.on_root(lambda: sign(output, seconds, ranks.size, rounds.rejected, rounds.scores))
+        if live is not None:
+            live.end()  # on all ranks, before the first of them signs
+        spent = rounds.seconds(time.monotonic() - begun)
+        ranks.on_root(lambda: sign(output, spent, ranks.size, rounds.rejected, rounds.scores))
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,21 +19,24 @@ from engine.distributed.planner import Planner
 from engine.distributed.ranks import Ranks
 from engine.inputs.condition import condition_of
 from engine.models.folder import Model
+from engine.models.latent_colors import SIDE, Colors
 from engine.pipeline.checkpointer import CheckpointManager
 from engine.pipeline.decode import Decoder, ShardWriter, decode_canvas, write_pixels
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.known_image import KnownImage
 from engine.pipeline.level_picture import estimated_picture
 from engine.pipeline.level_plans import decode_covers, outside_region, rank_plan
+from engine.pipeline.live import Live, colors_of, present_estimate
 from engine.pipeline.outputs import ImageWriter, label_array_reader
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.pipeline.run_times import DECODING, LEVEL, START
 from engine.pipeline.sampler import sample
-from engine.pipeline.status import StatusReduction
+from engine.pipeline.status import StatusReduction, never
 from engine.pipeline.watch import CallbackFailed, OnLevel
 from engine.planning.ownership import DecodeRounds, partition_evenly
 from engine.planning.plan import Plan, Planning
+from engine.planning.preview_grid import PreviewGrid
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.output import Output
 
@@ -46,6 +50,7 @@ class Shared:
         models: The model, or one model a style.
         progress: The clock of the job.
         on_level: Called after every level, see ``Watch``.
+        live: What is left in the output for those who watch; None: nothing.
     """
 
     ranks: Ranks
@@ -55,6 +60,7 @@ class Shared:
     models: Sequence[Model]
     progress: Progress
     on_level: OnLevel | None
+    live: Live | None = None
 
 
 class Round:
@@ -68,7 +74,8 @@ class Round:
         # The canvas and its checkpoints.
         shards, seed = prepared.ownership, prepared.job.seed
         self.canvas = Canvas(ranks, shards, prepared.card.channels, seed, shared.device, sampling_round.index)
-        self.canvas.keeps_estimate = shared.on_level is not None
+        self.live, self.grid = shared.live, PreviewGrid.of(prepared.frames)
+        self.canvas.keeps_estimate = shared.on_level is not None or self.live is not None
         self.steps = steps_of_job(prepared)
         depth, every = max(step.depth for step in self.steps), prepared.options.checkpoint_every
         self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, every, depth)
@@ -76,7 +83,8 @@ class Round:
         # The levels: how the ranks stand in each.
         self.balance = SpeedBalance(ranks)
         self.planner = Planner(ranks, self.level_plan, len(self.steps))
-        self.status = StatusReduction(ranks, self.checkpoints, self.canvas.check, self.balance)
+        picture_due = self.live.due if self.live else never
+        self.status = StatusReduction(ranks, self.checkpoints, self.canvas.check, self.balance, picture_due)
         self.measured = 0.0, 0  # seconds of evaluating, and evaluations, at the end of the level before
         self.evaluations = 0  # of a level, about
         self.denoiser: Denoiser  # made by ``run``
@@ -154,6 +162,7 @@ class Round:
         self.log_level(level, plan, status.memory)
         last = level == len(self.steps)
         stop = self.call_on_level(level) or status.stop
+        self.show(level, status.picture_due or stop or last)
         if stop or last:
             self.ranks.agree(self.canvas.check)
         if stop or status.checkpoint_due or last:
@@ -182,6 +191,23 @@ class Round:
             raise CallbackFailed(problem or RuntimeError("on_level failed on another rank"))
         return ranks.any(stop)
 
+    @cached_property
+    def colors(self) -> Colors:
+        """The map from latents to colours of the picture for those who watch. Local."""
+        side = self.prepared.card.patch if self.prepared.job.compile else min(self.prepared.card.patch, SIDE)
+        return colors_of(self.prepared.card, self.shared.models[0].decode, side)
+
+    def show(self, level: int, due: bool) -> None:
+        """Hand the estimate to those who watch, where it is time to. Local."""
+        if self.live is None:
+            return
+        if due:
+            factor = self.prepared.card.factor
+            self.live.show(lambda: present_estimate(self.canvas, self.grid, factor, level, self.colors))
+            self.live.count(self.denoiser.evaluations)
+        if self.shared.on_level is None:
+            self.canvas.estimate = {}  # of full size: the picture has what it takes
+
     def measure(self) -> None:
         """Tell the balance how fast this rank was in the level. Local."""
         now = self.ranks.timer.seconds["evaluate"], self.denoiser.evaluations
@@ -194,14 +220,17 @@ class Round:
         """Decode and write the remaining shards; whether all are written. Collective."""
         ranks, prepared, card = self.ranks, self.prepared, self.prepared.card
         model_decode = self.shared.models[0].decode
-        shard_writer = ShardWriter(ranks, writer)
+        shard_writer = ShardWriter(ranks, writer if self.live is None else self.shown_too(writer, self.live))
         status = StatusReduction(ranks, self.checkpoints, shard_writer.check)
+        made = self.denoiser.evaluations
 
         def after_round() -> bool:
             how = status.finish()
             if how.checkpoint_written:
                 self.checkpoints.commit()
             self.progress.advance("decode", how.amount, "decoding", how.memory)
+            if self.live is not None:
+                self.live.count(made)
             return how.stop
 
         if model_decode is None:
@@ -222,6 +251,15 @@ class Round:
         self.checkpoints.finish()
         ranks.timer.lap(self.progress.stage, DECODING)
         return completed
+
+    def shown_too(self, writer: ImageWriter, live: Live) -> Callable[[int, Tensor], None]:
+        """The writer of shards, which hands each to those who watch, too."""
+
+        def write(shard: int, pixels: Tensor) -> None:
+            writer(shard, pixels)
+            live.put_shard(self.grid, self.prepared.card, self.prepared.ownership.shard(shard), pixels)
+
+        return write
 
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""

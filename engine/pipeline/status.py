@@ -20,6 +20,7 @@ class Status:
         stop: Whether a rank was asked to stop.
         checkpoint_due: Whether it is time to write a checkpoint.
         checkpoint_written: Whether a checkpoint is on disk, of all ranks, and still to be committed.
+        picture_due: Whether it is time to leave a picture for those who watch.
         amount: Sum of the ranks' amounts of work.
         memory: Bytes that the rank of most memory has held at most.
         speeds: Sums for ``SpeedBalance.update``.
@@ -28,9 +29,15 @@ class Status:
     stop: bool
     checkpoint_due: bool
     checkpoint_written: bool
+    picture_due: bool
     amount: int
     memory: int
     speeds: Sequence[float]
+
+
+def never() -> bool:
+    """A clock that asks for nothing."""
+    return False
 
 
 class StatusReduction:
@@ -42,6 +49,7 @@ class StatusReduction:
     Args:
         check: Raises where this rank's part of the work is not in order.
         balance: Tells this rank's speed; None: nobody balances by speed.
+        picture_due: Whether this rank's clock asks for a picture.
     """
 
     def __init__(
@@ -50,8 +58,10 @@ class StatusReduction:
         checkpoints: CheckpointManager,
         check: Callable[[], None],
         balance: SpeedBalance | None = None,
+        picture_due: Callable[[], bool] = never,
     ) -> None:
         self.ranks, self.checkpoints, self.check, self.balance = ranks, checkpoints, check, balance
+        self.picture_due = picture_due
         self.pending: PendingSum | None = None
         self.problem: Exception | None = None
 
@@ -74,6 +84,7 @@ class StatusReduction:
             self.ranks.stop_requested,
             self.checkpoints.due(),
             self.checkpoints.written(),
+            self.picture_due(),
         )
         speed = self.balance.terms() if self.balance else ()
         self.pending = PendingSum(self.ranks, [*map(float, flags), float(amount), *speed], peak_memory())
@@ -87,12 +98,13 @@ class StatusReduction:
         """
         self.start()
         assert self.pending is not None
-        problems, stop, due, written, amount, *speeds = self.pending.result().tolist()
+        problems, stop, due, written, picture_due, amount, *speeds = self.pending.result().tolist()
         memory = int(self.pending.maximum())
         self.pending = None
         if problems:
             self.ranks.agree(self.raise_problem)
-        return Status(stop > 0, due > 0, written == self.ranks.size, int(amount), memory, speeds)
+        whole = written == self.ranks.size
+        return Status(stop > 0, due > 0, whole, picture_due > 0, int(amount), memory, speeds)
 
     def raise_problem(self) -> None:
         """Raise this rank's problem, if it has one. Local."""

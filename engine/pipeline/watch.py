@@ -119,10 +119,11 @@ class Bar(Silent):
         if self.bar is None:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=100, bar_format="{desc} {percentage:3.0f} %|{bar}|{postfix}", leave=False)
+            self.bar = tqdm(total=100, leave=False, dynamic_ncols=True)
         clocks = f"{clock(state.gone)} gone, {clock(state.left)} to go"
         self.bar.set_description_str(state.text, refresh=False)
-        self.bar.set_postfix_str("  ".join((clocks, state.figures())), refresh=False)
+        figures = "  ".join((clocks, state.figures())).replace("{", "{{").replace("}", "}}")
+        self.bar.bar_format = "{desc} {percentage:3.0f} %|{bar}| " + figures  # tqdm puts a comma before a postfix
         self.bar.n = 100 * state.share
         self.bar.refresh()
 
@@ -144,8 +145,8 @@ class BarAndLines(Bar):
 
 
 def view_of_command() -> View:
-    """A bar on a terminal, else lines."""
-    return BarAndLines() if sys.stdout.isatty() and sys.stderr.isatty() else Lines()
+    """A bar where standard error is a terminal, else lines."""
+    return BarAndLines() if sys.stderr.isatty() else Lines()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping
     group = zarr.open_group(building, mode="w", zarr_format=3)
     create_arrays(group, layout)
     for name, metadata in layout.ome_groups(path.name.removesuffix(".zarr"), pixel_size_um).items():
-        (group[name] if name else group).attrs["ome"] = metadata
+        described = {"ome": metadata}
+        if "omero" in metadata:  # neuroglancer (2.41) looks for the colours of channels here, not in "ome"
+            described["omero"] = metadata["omero"]
+        (group[name] if name else group).attrs.update(described)
     known: dict[str, Any] = {"state": "unfinished", "layout": layout.attributes(), "metadata_copy": True}
     group.attrs["slidefield"] = {**provenance, **known}
     # An array without values: what lies in its folder is ours, and no program takes it for a broken part of the group.

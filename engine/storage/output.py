@@ -17,6 +17,7 @@ from engine.storage.files import discard, halved
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
+from engine.storage.live_files import LiveFiles
 from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
 from engine.storage.remote_output import publish
 from engine.storage.remote_shards import RemoteShards, Unreachable
@@ -59,6 +60,7 @@ class Output:
             raise ValueError(f"{why}; the command that sampled it mends it, or `overwrite` replaces it") from None
         self.ledger = Ledger(path, self.layout, rank, self.shards)
         self.checkpoints = Checkpoints(self.private, self.provenance.get("levels", 0))
+        self.live = LiveFiles(self.private)
 
     def close(self) -> None:
         """Let go of the lock; whoever is next may write. A process that goes on after a run calls this."""
@@ -188,12 +190,14 @@ class Output:
         """Remove what only an unfinished output needs. Rank 0 calls this."""
         self.checkpoints.drop()
         self.checkpoints.end_rounds()
+        self.live.remove()
         discard(self.ledger.forgotten)
         for name in ("labels.zarr", "inputs"):
             discard(self.private / name)
 
     def sweep(self) -> None:
-        """Remove files that a killed run left half written. Rank 0 calls this."""
+        """Remove files that a killed run left half written, and what it said of itself. Rank 0 calls this."""
+        self.live.remove()
         for leftover in self.path.rglob("*.partial"):
             discard(leftover)
 

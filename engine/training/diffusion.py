@@ -14,6 +14,7 @@ from engine.diffusion.solvers import ddim
 from engine.distributed.ranks import Ranks
 from engine.models.files import OURS
 from engine.models.folder import save_part
+from engine.models.latent_colors import keep_colors
 from engine.storage.files import write_json
 from engine.training.loop import LoopSettings, Trainer
 
@@ -88,6 +89,7 @@ def write_folder(out: Path, parts: dict[str, list[str]], scheduler: dict, facts:
     write_json(out / "model_index.json", {"_class_name": OURS, **parts, "scheduler": ["diffusers", "DDIMScheduler"]})
     if not (out / "card.json").exists():
         write_json(out / "card.json", facts)
+        keep_colors(out)
 
 
 def fit(

@@ -17,7 +17,7 @@ from engine.reporting.labels import colors_of, legend_of, shares_of
 from engine.storage.output import Output
 from engine.viewing.cache import Cache
 from engine.viewing.pictures import Picture, picture_of_image, picture_of_map
-from engine.viewing.pixels import THERE, Kept, Source, pixels, stamps
+from engine.viewing.pixels import THERE, Kept, Source, filled_in, pixels, stamps
 from engine.viewing.watched import Watched, arrays_of, entries_of
 
 TILE = 512  # px, side of a tile
@@ -81,10 +81,14 @@ class Viewer:
         if not box:
             raise NotThere(f"row {row}, column {column}: the image ends before")
         quality = None if lossless or word != "image" else self.quality
-        key = (index, word, image, level, row, column, quality, output.finished, *stamps(source, level, box))
+        estimate = watched.estimate(output) if word == "image" else None
+        stamp = estimate.stamp if estimate else ()
+        key = (index, word, image, level, row, column, quality, output.finished, stamp, *stamps(source, level, box))
 
         def make() -> Picture:
             values, state = pixels(source, level, box, watched.note)
+            if estimate and (small := estimate.read(image, level, box)) is not None:
+                values, state = filled_in(values, state, small)
             if word == "image":
                 return picture_of_image(values, state, box, quality)
             return picture_of_map(values, state, box, colors_of(entries_of(output, word)))

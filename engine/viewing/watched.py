@@ -13,12 +13,13 @@ import numpy as np
 
 from engine.messages import one_line
 from engine.planning.geometry import Box
-from engine.storage.files import Stamp, stamp_of
+from engine.storage.files import Stamp, checksum, stamp_of
 from engine.storage.image_layout import ROI
 from engine.storage.integrity import DamagedShard, damaged_shards
 from engine.storage.metadata import ROOT
 from engine.storage.output import Output, output_to_read
 from engine.storage.set_layout import SetLayout
+from engine.viewing.estimate import Estimate, LiveWatch
 
 MOST_DAMAGED = 1000  # shards that are remembered
 MOST_SHOWN = 20  # of them that the page lists
@@ -47,6 +48,7 @@ class Watched:
         self.stamp: Stamp | None = None
         self.damaged: dict[tuple[str, Box], str] = {}
         self.counted: tuple[float, int] = (-LEDGER_AGE, 0)
+        self.live = LiveWatch()
         self.output()
 
     def output(self) -> Output:
@@ -94,14 +96,17 @@ class Watched:
             return {"name": name, "state": {"is": "gone", "says": one_line(str(error)), "version": ""}}
 
     def state(self, output: Output) -> dict[str, Any]:
-        """Whether the output is finished, and how far; its ``version`` changes when there is more to see.
+        """Whether the output is finished, and how far.
 
-        A run that writes previews while it samples would say so here, and change the version.
+        Its ``version`` changes when there is more to see, ``stored`` when shards are written. ``live`` is what a run
+        says of itself.
         """
         with self.lock:
             damaged = [str(DamagedShard(*key, why)) for key, why in list(self.damaged.items())[:MOST_SHOWN]]
             count = len(self.damaged)
-        state = {"is": "finished", "version": f"{self.stamp}", "damaged": damaged, "damaged_count": count}
+        version = f"{self.stamp}"
+        state: dict[str, Any] = {"is": "finished", "version": version, "stored": version}
+        state |= {"damaged": damaged, "damaged_count": count}
         if output.finished:
             return state
         mark = None
@@ -112,8 +117,19 @@ class Watched:
         done = self.finished_shards(output)
         of = sum(len(boxes) for boxes in output.ledger.shards.values())
         progress = {"level": mark.level if mark else None, "levels": output.provenance.get("levels", 0)}
-        version = f"{self.stamp} {done}"
-        return {**state, **progress, "is": "unfinished", "shards": done, "of": of, "version": version}
+        estimate, stored = self.estimate(output), f"{self.stamp} {done}"
+        shown = checksum({"stamp": estimate.stamp}) if estimate else ""
+        versions = {"stored": stored, "version": f"{stored} {shown}"}
+        told = {"shards": done, "of": of, "live": self.live.facts, "estimated": estimate is not None}
+        return {**state, **progress, **versions, **told, "is": "unfinished"}
+
+    def estimate(self, output: Output) -> Estimate | None:
+        """The picture of what is not written yet; None: no run has left one."""
+        if output.finished:
+            self.live.forget()
+        else:
+            self.live.look(output.live)
+        return self.live.picture
 
     def finished_shards(self, output: Output) -> int:
         """Number of shards that the ledger names; it is read once a second at most."""

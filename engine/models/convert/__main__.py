@@ -206,6 +206,7 @@ def check_parts(converted: Converted) -> None:
 def write(converted: Converted, out: Path, overwrite: bool) -> ModelCard:
     """Write a model folder beside its place, and move it there when it is whole; return its card."""
     from engine.models.card import read_card
+    from engine.models.latent_colors import keep_colors
     from engine.storage.files import write_json
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -219,6 +220,8 @@ def write(converted: Converted, out: Path, overwrite: bool) -> ModelCard:
         write_json(temporary / "model_index.json", index_of(converted))
         if converted.classes is not None:
             write_classes(converted.classes, temporary / "embedder" / CLASSES)
+        read_card(str(temporary))
+        keep_colors(temporary)
         card = read_card(str(temporary))
         move(temporary, out, overwrite)
         return card

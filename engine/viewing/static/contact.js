@@ -36,6 +36,16 @@ export class Contact {
     this.element.scrollTop = 0;
   }
 
+  // Fetch every picture anew, and change it when it is there: what is shown does not go away meanwhile.
+  renew() {
+    for (const output of this.outputs) output.turn = (output.turn || 0) + 1;
+    for (const image of this.cells.querySelectorAll("img")) {
+      const next = new Image();
+      next.src = image.fetches();
+      next.decode().then(() => { image.src = next.src; }, () => {});
+    }
+  }
+
   hide() { this.element.hidden = true; }
 
   pageOf(image) { return Math.floor(image / PAGE) + 1; }
@@ -58,7 +68,8 @@ export class Contact {
       image.loading = "lazy";
       image.alt = array === "image" ? `Image ${number} of ${output.name}` : "";
       [image.height, image.width] = output.size;
-      image.src = thumbnail(output, array, number);
+      image.fetches = () => thumbnail(output, array, number);
+      image.src = image.fetches();
       if (array !== "image") image.style.opacity = this.map.opacity;
       holder.append(image);
     }

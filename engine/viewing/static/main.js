@@ -99,7 +99,7 @@ function setMap(change) {
 let listed = "";
 function legend() {
   const on_sheet = contact && image === null;
-  const key = map.shown && !on_sheet ? `${map.name} ${image} ${outputs.map((output) => output.state.version)}` : "";
+  const key = map.shown && !on_sheet ? `${map.name} ${image} ${outputs.map((output) => output.state.stored)}` : "";
   if (key === listed) return;
   listed = key;
   if (key) showLegend(byId("legend"), byId("legends"), panes, map.name);
@@ -240,7 +240,7 @@ async function start() {
   watch(outputs, (output) => { // what it says takes room, so it comes first
     outputs[output.index].state = output.state;
     panes[output.index]?.refresh(output);
-    if (contact && image === null) contact.show(contact.page);
+    if (contact && image === null) contact.renew();
     legend();
   });
   if (outputs[0].kind === "set") contact = new Contact(outputs, remember);

@@ -17,6 +17,7 @@ export class Pane {
     this.box = null; // its element
     this.fetching = 0; // TiledImages that are fetched anew
     this.again = null; // the output, where it changed meanwhile
+    this.stored = output.state.stored; // shards that the map was drawn with
     this.extent = null; // the element of the frame around an unfinished image
     this.element = document.createElement("section");
     this.element.className = "pane";
@@ -196,10 +197,11 @@ export class Pane {
     this.outline();
     this.renew(this.item, "image", 1, () => {});
     const { layer } = this;
-    if (layer?.item) this.renew(layer.item, layer.name, this.map.opacity, (item) => { layer.item = item; });
+    if (layer?.item && this.stored !== output.state.stored) this.renew(layer.item, layer.name, this.map.opacity, (item) => { layer.item = item; });
+    this.stored = output.state.stored;
   }
 
-  // Put a new TiledImage in the place of an old one, once it is whole.
+  // Put a new TiledImage in the place of an old one, once it is whole: its coarse tiles would cover sharp ones.
   renew(old, array, opacity, renewed) {
     const { world } = this.viewer;
     this.fetching += 1;
@@ -213,11 +215,12 @@ export class Pane {
       this.refresh(again);
     };
     this.viewer.addTiledImage({
-      tileSource: tileSource(this.output, array, this.image), index: world.getIndexOfItem(old) + 1, opacity,
+      tileSource: tileSource(this.output, array, this.image), index: world.getIndexOfItem(old) + 1, opacity: 0, preload: true,
       success: ({ item }) => {
         const whole = (event) => {
           if (!event.fullyLoaded) return;
           item.removeHandler("fully-loaded-change", whole);
+          item.setOpacity(opacity);
           swap(item);
         };
         item.addHandler("fully-loaded-change", whole);

@@ -16,8 +16,11 @@ export const legendOf = (index, array, image) => fetched(`${base(index, array, i
 // A whole image as one tile: the finest level that is no larger than one.
 export function thumbnail(output, array, image) {
   const level = output.sizes.findIndex(([height, width]) => Math.max(height, width) <= output.tile);
-  return `${base(output.index, array, image)}/${level}/0_0.${extension(output, array)}`;
+  return `${base(output.index, array, image)}/${level}/0_0.${extension(output, array)}${turned(output)}`;
 }
+
+// Within a page the browser does not ask again for a picture that it has: after a change they have other addresses.
+const turned = (output) => (output.turn ? `?turn=${output.turn}` : "");
 
 const extension = (output, array) => (array === "image" && !output.lossless ? "jpg" : "png");
 
@@ -26,11 +29,9 @@ export function tileSource(output, array, image) {
   const [height, width] = output.size;
   const finest = output.sizes.length - 1;
   const whole = base(output.index, array, image);
-  // Within a page the browser does not ask again for a picture that it has: after a change they have other addresses.
-  const turn = () => (output.turn ? `?turn=${output.turn}` : "");
   return {
     width, height, tileSize: output.tile, tileOverlap: 0, minLevel: 0, maxLevel: finest,
-    getTileUrl: (level, column, row) => `${whole}/${finest - level}/${row}_${column}.${extension(output, array)}${turn()}`,
+    getTileUrl: (level, column, row) => `${whole}/${finest - level}/${row}_${column}.${extension(output, array)}${turned(output)}`,
     hasTransparency: () => array !== "image" || output.state.is === "unfinished",
   };
 }

@@ -1,8 +1,10 @@
 // What becomes of the outputs meanwhile: more shards, finished, damaged, removed; and of the viewer itself.
+import { showLive } from "./live.js";
 import { fetched } from "./source.js";
 import { grouped } from "./units.js";
 
-const OFTEN = 2000; // ms between two looks while an output is unfinished
+const RUNNING = 1000; // ms between two looks while a run says how far it is
+const OFTEN = 2000; // while an output is unfinished
 const SELDOM = 5000;
 
 const shape = (outputs) => JSON.stringify(outputs.map(({ name, kind, size, count, maps }) => [name, kind, size, count, maps]));
@@ -28,7 +30,9 @@ export function watch(outputs, changed) {
       missed += 1;
       if (missed > 1) notice([line("The viewer was stopped: start it again, and this page goes on.", "bad")]);
     }
-    setTimeout(look, now.some((output) => output.state.is === "unfinished") || missed ? OFTEN : SELDOM);
+    const unfinished = now.filter((output) => output.state.is === "unfinished");
+    const running = unfinished.some(({ state }) => state.live && !state.live.ended);
+    setTimeout(look, running && !missed ? RUNNING : unfinished.length || missed ? OFTEN : SELDOM);
   };
   setTimeout(look, OFTEN);
 }
@@ -49,7 +53,7 @@ function say(outputs) {
   const lines = [];
   for (const { name, state } of outputs) {
     if (state.is === "gone") lines.push(line(`${name}: ${state.says}`, "bad"));
-    if (state.is === "unfinished") {
+    if (state.is === "unfinished" && !state.live) {
       const shards = `${grouped(state.shards)} of ${grouped(state.of)} shards are there`;
       const level = state.level === null ? "" : `; its last checkpoint is level ${state.level} of ${state.levels}`;
       lines.push(line(`${name} is unfinished: ${shards}${level}.`));
@@ -57,6 +61,7 @@ function say(outputs) {
     if (state.damaged_count) lines.push(damagedList(name, state));
   }
   notice(lines);
+  showLive(outputs);
 }
 
 function damagedList(name, state) {

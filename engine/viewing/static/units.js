@@ -16,6 +16,16 @@ export function roundLength(most) {
   return Math.max(...LEADING.map((n) => n * power).filter((n) => n <= most * 1.000001));
 }
 
+// Seconds as m:ss or h:mm:ss.
+export function clockText(seconds) {
+  const whole = Math.round(seconds);
+  const two = (n) => String(n).padStart(2, "0");
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+}
+
+export const memoryText = (bytes) => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+
 export const regionText = ([y0, y1, x0, x1]) => `${y0}:${y1},${x0}:${x1}`;
 
 // What an image of a set was asked for, of the settings that its images take in turn.

@@ -1,0 +1,131 @@
+"""What is asked of an export: an output, a target, and the options that narrow it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from engine.messages import quoted
+from engine.options import Kind, number, read_as
+from engine.planning.geometry import Box
+
+# Whole numbers, the least of each and the most.
+NUMBERS = (
+    ("level", 0, None),
+    ("image", 0, None),
+    ("quality", 1, 100),
+    ("tiles", 1, 65536),
+    ("overlap", 0, None),
+    ("seed", 0, None),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One export. None, or False, is an option that was not given.
+
+    Args:
+        out: Path of a finished output of engine.sample.
+        target: File or folder to be made; its name says what kind of export it is.
+        region: Part of the image, in pixels of level 0.
+        level: Level of the pyramid that pixels are taken from, 0 at full size.
+        image: Number of the image of a set.
+        labels: Whether the label map is wanted in place of the image.
+        format: Format of the files, in the words of the kind of export.
+        layout: Which folders are made.
+        quality: Of JPEG, 1 to 100.
+        compression: Of a slide's tiles.
+        tolerance: Distance that an outline may be moved by, in pixels of the level that is read.
+        tiles: Side of tiles, px of the level.
+        overlap: Of neighbouring tiles, px.
+        split: Shares of train and val, or of train, val and test.
+        seed: Of the split.
+        most_unknown: Share of label 0 beyond which a tile is left out.
+        overwrite: Whether an earlier export is replaced.
+    Raises:
+        ValueError: a number is none, or beyond what there is.
+    """
+
+    out: Path
+    target: Path
+    region: Box | None = None
+    level: int | None = None
+    image: int | None = None
+    labels: bool = False
+    format: str | None = None
+    layout: str | None = None
+    quality: int | None = None
+    compression: str | None = None
+    tolerance: float | None = None
+    tiles: int | None = None
+    overlap: int | None = None
+    split: tuple[float, ...] | None = None
+    seed: int | None = None
+    most_unknown: float | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least, most in NUMBERS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if type(value) is not int or value < least or (most is not None and value > most):
+                wanted = f"{least} to {most}" if most else "0 or more"
+                raise ValueError(f"`{name}` is {quoted(value)}; give a whole number, {wanted}")
+        if self.tolerance is not None:
+            read_as(number(0), self.tolerance, "`tolerance`")
+        if self.most_unknown is not None:
+            read_as(number(0, 1), self.most_unknown, "`most_unknown`")
+        if self.split is not None:
+            object.__setattr__(self, "split", read_as(SPLIT, self.split, "`split`"))
+
+    @property
+    def given(self) -> list[str]:
+        """The options that narrow the export and were given."""
+        others = ("out", "target", "overwrite")
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
+        return [name for name, value in values.items() if value is not None and value is not False]
+
+
+def region_of(text: str) -> Box:
+    """A region as engine.view copies it: rows before columns, half-open, in pixels of level 0.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> region_of("0:512,1024:2048")
+    Box(y0=0, x0=1024, y1=512, x1=2048)
+    """
+    numbers = re.fullmatch(r"(\d{1,12}):(\d{1,12}),(\d{1,12}):(\d{1,12})", text.replace(" ", ""), re.ASCII)
+    if numbers is None:
+        raise ValueError("it is no region; give rows and columns, Y0:Y1,X0:X1")
+    y0, y1, x0, x1 = map(int, numbers.groups())
+    if y0 >= y1 or x0 >= x1:
+        raise ValueError("it is empty; give rows and columns, Y0:Y1,X0:X1, that end after they begin")
+    return Box(y0, x0, y1, x1)
+
+
+def shares_of(value: Any) -> tuple[float, ...]:
+    """Shares of the parts of a split, as a text or as numbers.
+
+    Raises:
+        ValueError: they are not two or three numbers above 0 of the sum 1.
+
+    >>> shares_of("0.8,0.2"), shares_of([0.5, 0.25, 0.25])
+    ((0.8, 0.2), (0.5, 0.25, 0.25))
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        shares = tuple(number(0, 1).read(part) for part in parts)
+    except (ValueError, TypeError):
+        shares = ()
+    if len(shares) not in (2, 3) or min(shares) == 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            "expected the shares of train and val, or of train, val and test, that make 1, such as 0.8,0.2"
+        )
+    return shares
+
+
+SPLIT = Kind(shares_of, "two or three numbers above 0 that make 1, as 0.8,0.2", "SHARE,SHARE[,SHARE]")
