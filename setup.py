@@ -58,6 +58,8 @@ setup(
         "dask-cluster": ["distributed>=2024.8"],
         # jobs/tour.ipynb, and Image.to_xarray.
         "notebook": ["jupyterlab>=4", "matplotlib>=3.8", "xarray>=2024.1"],
+        # engine.sample --out s3://...; for gs:// gcsfs, for az:// adlfs in place of s3fs.
+        "stores": ["fsspec>=2024.12", "s3fs>=2025.3"],
         # For the plots of benchmarks/.
         "benchmarks": ["matplotlib>=3.8"],
         "test": [
@@ -82,6 +84,9 @@ setup(
             # tests/browser.py looks at reports in the Chromium of the system; it brings none of its own.
             "playwright>=1.40",
             "xarray>=2024.1",
+            # An S3 server for outputs in object stores.
+            "moto[server]>=5.1",
+            "s3fs>=2025.3",
             # What measures of evaluations are compared with. torch-fidelity too, where it is installed without what it
             # asks for (pip install --no-deps torch-fidelity): its torchvision has no build beside a CPU's torch.
             "scikit-image>=0.22",

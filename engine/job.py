@@ -437,7 +437,19 @@ class SampleJob(Checked):
 class RunOptions(Checked):
     """How a run goes about it; none of this changes a byte."""
 
-    out: str = output_option("sample.zarr", PATH, "the OME-Zarr to write", metavar="PATH")
+    out: str = output_option(
+        "sample.zarr",
+        PATH,
+        "the OME-Zarr to write; s3://BUCKET/NAME (or gs://, az://) puts its arrays into an object store",
+        metavar="PATH",
+    )
+    scratch: str | None = output_option(
+        None,
+        PATH,
+        "folder, seen by all ranks, for what an `out` in an object store keeps on the disk: in it a folder of the same "
+        "name has the ledger and the checkpoints, and stands for the output wherever a path is asked for",
+        metavar="DIR",
+    )
     preview: str | None = output_option(
         None,
         PATH,

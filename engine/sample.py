@@ -50,6 +50,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
         return sample_plane(ranks, job, options)
     size = options.ranks if options.dry_run and options.ranks else ranks.size
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
+    options = prepared.options  # `out` is a path now
     if options.dry_run:
         facts = ranks.on_root(lambda: facts_of(prepared, options.measure))
         say(ranks, lambda: json.dumps(facts) if options.json else repr(Plan(facts)))

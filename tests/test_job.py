@@ -31,7 +31,7 @@ EVERY = """
 --batch-size 4 --dtype bfloat16 --compile --device cpu --shard 1024 --chunk 256 --decode-overlap 0
 --decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
 --appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
---accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --preview none --report --overwrite
+--accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --scratch work --preview none --report --overwrite
 --plane p.zarr --region=-8:16,0:9 --hold 3
 --resume never --verify --mend --checkpoint-every 0 --live 0.5 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
@@ -144,6 +144,7 @@ def test_the_values_of_a_run_are_what_they_were():
     assert kinds(dataclasses.asdict(parse([])[1])) == kinds(
         {
             "out": "sample.zarr",
+            "scratch": None,
             "preview": None,
             "report": False,
             "plane": None,
@@ -165,6 +166,7 @@ def test_the_values_of_a_run_are_what_they_were():
     assert kinds(dataclasses.asdict(parse(EVERY.split())[1])) == kinds(
         {
             "out": "o.zarr",
+            "scratch": "work",
             "preview": "none",
             "report": True,
             "plane": "p.zarr",

@@ -20,6 +20,7 @@ from engine.job import RunOptions, SampleJob
 from engine.options import FILE, PATH, ROWS
 from engine.parsing import JOB_OPTIONS, OPTIONS, nearest, split_job_and_options
 from engine.pipeline.collective_call import array_fact, array_text
+from engine.storage.store_url import handle_of, is_url, looks_like_url
 
 NAMES = {"model": "embedded", "label_model": "embedded", "labels": "example", "preview": "none"}  # that are no paths
 PLANNED = {
@@ -40,7 +41,7 @@ NOT_OF_A_PIPELINE = {
     **{name: way for name, way in NOT_OF_A_CALL.items() if name != "model"},
     **{
         name: f"pass it to the call, pipe({name}=...)"
-        for name in ("out", "preview", "report", "on_level", "progress", "comm")
+        for name in ("out", "scratch", "preview", "report", "on_level", "progress", "comm")
     },
 }
 
@@ -149,6 +150,8 @@ def as_option(name: str, value: Any) -> Any:
     text = os.fspath(value)
     if not isinstance(text, str) or not text or text == NAMES.get(name):
         return text
+    if name == "out" and (is_url(text) or looks_like_url(Path(text))):
+        return text
     if OPTIONS[name].kind is ROWS and text.strip().isdigit():
         return text
     return ",".join(map(absolute, text.split(","))) if name == "style" else absolute(text)
@@ -202,7 +205,7 @@ def arrays_as_files(ranks: Ranks | None, arguments: Arguments) -> Iterator[dict[
         return
 
     def save() -> Path:
-        folder = make_folder(".slidefield-inputs-", folder_above(arguments.values.get("out")))
+        folder = make_folder(".slidefield-inputs-", folder_above(local_part(arguments.values)))
         try:
             held.append(claim(folder))
             for name, array in arguments.arrays.items():
@@ -228,6 +231,17 @@ def arrays_as_files(ranks: Ranks | None, arguments: Arguments) -> Iterator[dict[
     finally:
         for stream in held:
             release(stream, os.getpid())
+
+
+def local_part(values: Mapping[str, Any]) -> str | None:
+    """The path of the output; of one in an object store that of its handle; None: there is none."""
+    out = values.get("out")
+    return str(handle_of(out, values.get("scratch") or "")) if out is not None and is_url(out) else out
+
+
+def out_of(values: Mapping[str, Any], place: Path) -> str:
+    """The output as options name it: its URL, or its path."""
+    return values["out"] if is_url(values.get("out") or "") else str(place)
 
 
 def folder_above(out: str | None) -> Path | None:

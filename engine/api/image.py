@@ -21,10 +21,10 @@ from engine.messages import quoted
 from engine.pipeline.collective_call import failing_together
 from engine.pipeline.preview import thumbnail
 from engine.planning.geometry import Box
-from engine.storage.files import file_size
 from engine.storage.integrity import damage, pixels_sha256
 from engine.storage.layout import ArraySpec
 from engine.storage.output import Output, output_to_read
+from engine.storage.remote_shards import Unreachable
 from engine.storage.set_layout import SetLayout
 
 if TYPE_CHECKING:
@@ -75,23 +75,23 @@ class Array:
         Raises:
             Damaged: a shard of a finished output is gone or cannot be read; it names the file.
         """
-        array, name = self._output.array(self._name), self._name
+        array, name, shards = self._output.array(self._name), self._name, self._output.shards
         if not self._output.path.is_dir():
             raise Damaged(f"{self._output.path} is gone")
         if self._output.finished and self._output.layout.complete:
             for index in shards_of(key, self._spec):
-                if not file_size(file := self._output.path / shard_file(name, index)):
-                    raise Damaged(f"{file} is gone; {self._output.way_out()}")
+                if not shards.size(shard_file(name, index)):
+                    raise Damaged(f"{shards.where(shard_file(name, index))} is gone; {self._output.way_out()}")
         try:
             return np.asarray(array[key])
-        except IndexError:
+        except (IndexError, Unreachable):
             raise
         except Exception as error:  # zarr raises what its codecs and stores raise
             for index in shards_of(key, self._spec):
                 try:
                     array[shard_slices(index, self._spec)]
                 except Exception as damaged:
-                    file, why = self._output.path / shard_file(name, index), " ".join(str(damaged).split())
+                    file, why = shards.where(shard_file(name, index)), " ".join(str(damaged).split())
                     raise Damaged(f"{file} cannot be read ({why}); {self._output.way_out()}") from error
             raise
 

@@ -30,6 +30,8 @@ from engine.api.call import (
     OutputLocation,
     absolute,
     arrays_as_files,
+    local_part,
+    out_of,
 )
 from engine.api.image import Image
 from engine.distributed.launch import ranks_of
@@ -119,8 +121,9 @@ class Pipeline:
         """Sample one image, or with ``count`` a set of images. Collective over ``comm``.
 
         Args:
-            out: OME-Zarr to write; an unfinished one of the same job is resumed, a finished one is opened. None:
-                the result lives in a temporary store for as long as the returned image, or a view of it, does.
+            out: OME-Zarr to write; an unfinished one of the same job is resumed, a finished one is opened. The URL of
+                one in an object store (``s3://...``) takes ``scratch`` too, a folder that all ranks see. None: the
+                result lives in a temporary store for as long as the returned image, or a view of it, does.
             comm: mpi4py communicator; None: all ranks that were started together (one, in a notebook). It takes one
                 call at a time: from a callback or another thread give another communicator.
             on_level: Called after every level of the image as ``on_level(level, levels, preview)`` on every rank;
@@ -155,9 +158,10 @@ class Pipeline:
         with ranks.one_call():
             arguments = agreed(ranks, check)
             with failing_together(ranks), arrays_as_files(ranks, arguments) as values:
-                place = OutputLocation.choose(ranks, values.get("out"))
-                job, run_options = split_job_and_options({**values, "out": str(place.path)})
-                prepared = ranks.on_root(lambda: prepare(job, run_options, ranks.size, ranks.local_size))
+                place = OutputLocation.choose(ranks, local_part(values))
+                job, given = split_job_and_options({**values, "out": out_of(values, place.path)})
+                prepared = ranks.on_root(lambda: prepare(job, given, ranks.size, ranks.local_size))
+                run_options = prepared.options
                 prepared = examined(ranks, replace(prepared, given=arguments.given))
                 completed, interrupted = prepared.state == "finished", False
                 if not completed:

@@ -16,6 +16,7 @@ from engine.storage.output import Output
 from engine.storage.readers import read_integers
 from engine.storage.set_layout import SetLayout
 from engine.storage.slides import Slide, is_picture, open_slide, pictures_in
+from engine.storage.store_url import refuse_url
 from engine.training.data import mask_of
 
 OUTPUT_KEY = '"slidefield"'  # in the metadata of an output of ours
@@ -178,6 +179,7 @@ def source_of(path: Path, option: str) -> Source:
     Raises:
         ValueError: nothing that can be evaluated is there.
     """
+    refuse_url(path)
     if not path.exists():
         raise ValueError(f"{option} {path} is not there; give an output, a slide, or a folder of images")
     if path.is_dir() and is_picture(path):

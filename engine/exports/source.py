@@ -9,6 +9,8 @@ import numpy as np
 
 from engine.planning.geometry import Box
 from engine.storage.output import Output, output_to_read, provenance_at
+from engine.storage.remote_shards import Unreachable
+from engine.storage.store_url import refuse_url
 
 
 def finished_output(path: Path, levels: int | None = 1) -> Output:
@@ -19,6 +21,7 @@ def finished_output(path: Path, levels: int | None = 1) -> Output:
     Raises:
         ValueError: there is none, or it is unfinished, or lacks shards, or has channels that no picture has.
     """
+    refuse_url(path)
     try:
         provenance = provenance_at(path)
     except ValueError:
@@ -37,13 +40,13 @@ def finished_output(path: Path, levels: int | None = 1) -> Output:
 
 def check_shards(output: Output, levels: int | None = 1) -> None:
     """Refuse an output that lacks a shard, which would be exported black; what a plane lacks is white."""
-    layout = output.layout
-    if not layout.complete:
+    if not output.layout.complete:
         return
+    layout, sizes = output.layout, output.shards.sizes()
     for level in range(len(layout.sizes()))[:levels]:
         for name in (layout.level(finest, level) for finest in layout.finest):
             for box in layout.boxes(level):
-                if not output.shard_file(name, box).exists():
+                if not sizes(layout.shard_file(name, box)):
                     raise ValueError(
                         f"{output.path} lacks a shard of {name}, {box_text(box)}; "
                         f"python -m engine.verify {output.path} says what else is missing"
@@ -72,6 +75,8 @@ def reading(output: Output, name: str, box: Box, read: Callable[[], np.ndarray])
     """What is read, or an error that names the box and points to engine.verify."""
     try:
         return read()
+    except Unreachable:
+        raise
     except Exception as error:  # codecs raise errors of many kinds
         why = " ".join(str(error).split())
         raise ValueError(

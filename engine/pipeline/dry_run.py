@@ -73,6 +73,8 @@ class Plan:
             ("disk", "at least " + fits(facts["disk_bytes_at_least"], facts["disk_free"])),
             ("files", f"{facts['files']:,}"),
         ]
+        if "store" in facts:
+            rows.append(("arrays", f"{facts['store']}; the rest: {facts['scratch']}"))
         if self.seconds is None:
             return [*rows, ("time", "not known; --measure measures this machine's speed")]
         return [*rows, ("time", f"{least}{clock(self.seconds)} ({self.speed_text()})")]
@@ -144,6 +146,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "memory_free": available_memory(),
         "disk_bytes_at_least": least_disk_bytes(prepared),
         "disk_free": free_disk(Path(prepared.options.out)),
+        **({"store": prepared.store, "scratch": prepared.options.out} if prepared.store else {}),
     }
     if card.factor > 1:
         rounds = decode_counts(prepared)

@@ -18,6 +18,8 @@ from engine.storage.files import lock
 from engine.storage.integrity import DamagedShard, damaged_shards
 from engine.storage.metadata import damaged_metadata, restore_metadata
 from engine.storage.output import Output
+from engine.storage.remote_output import check_owner, provenance_in, publish
+from engine.storage.remote_shards import RemoteShards
 
 NAMED = 3  # most shards that a message names
 
@@ -37,6 +39,7 @@ def examined(ranks: Ranks, prepared: Prepared) -> Prepared:
         return prepared
     path, options = Path(prepared.options.out), prepared.options
     ranks.on_root(lambda: mend_metadata(path))
+    ranks.on_root(lambda: mend_store(path))
     output = ranks.agree(lambda: Output(path, ranks.rank))
     damaged = look_at(ranks, output, read=options.verify or options.mend)
     if not damaged:
@@ -67,6 +70,15 @@ def mend_metadata(path: Path) -> None:
     with lock(path):
         for name in restore_metadata(path):
             print(f"{path / name} was damaged; it is mended", flush=True)
+
+
+def mend_store(path: Path) -> None:
+    """Put anew what an object store lacks of the metadata, and say what that was. Rank 0 calls this."""
+    output = Output(path)
+    if isinstance(output.shards, RemoteShards):
+        check_owner(output.shards, provenance_in(output.shards), output.provenance["store_id"])
+        for name in publish(output.shards, path, finished=True):
+            print(f"{output.shards.where(name)} was damaged; it is mended", flush=True)
 
 
 def takes_sampling(prepared: Prepared, damaged: list[DamagedShard]) -> bool:

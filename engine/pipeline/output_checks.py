@@ -4,15 +4,68 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.job import RunOptions
 from engine.pipeline.memory import ITEM
 from engine.pipeline.prepared import Prepared
+from engine.storage.metadata import kept_provenance
 from engine.storage.output import Unrecognisable, provenance_at
+from engine.storage.remote_output import check_owner, provenance_in
+from engine.storage.remote_shards import RemoteShards
+from engine.storage.store_url import check_url, handle_of, is_url, looks_like_url
 
 LONGEST_NAME = 200  # bytes of an output's name; names of 255 can be made, and ours are made longer for a moment
+
+
+def placed(options: RunOptions, rank_count: int) -> tuple[RunOptions, str | None]:
+    """The options with the handle in place of an `out` in an object store, and its URL; None: `out` is a path.
+
+    Raises:
+        ValueError: a URL that is no store's, or a store without a scratch folder, or the other way round.
+    """
+    if not is_url(options.out):
+        if looks_like_url(Path(options.out)):
+            raise ValueError(f"`out` {options.out} is a URL that lost a slash; pass it as text, s3://bucket/name.zarr")
+        if options.scratch is not None:
+            raise ValueError(
+                f"`scratch` {options.scratch} is for an output in an object store, and `out` {options.out} is a path; "
+                "leave `scratch` out, or pass `out` s3://..."
+            )
+        return options, None
+    url = check_url(options.out, rank_count)
+    if options.scratch is None:
+        raise ValueError(
+            f"`out` {url} is in an object store: pass `scratch` DIR too, a folder that all ranks see, for its ledger "
+            "and checkpoints"
+        )
+    if is_url(options.scratch):
+        raise ValueError(f"`scratch` {options.scratch} is a URL; pass a folder that all ranks see")
+    return replace(options, out=str(handle_of(url, options.scratch)), scratch=None), url
+
+
+def store_state(prepared: Prepared) -> Prepared:
+    """The same, with the store of an output that is given by its handle, and knowing whether the store is free.
+
+    Raises:
+        ValueError: the handle is of another place, or the store holds something else, or cannot be read.
+    """
+    path, options = Path(prepared.options.out), prepared.options
+    kept = {} if prepared.state == "absent" else kept_provenance(path) or {}
+    theirs, store = kept.get("store"), prepared.store or kept.get("store")
+    if store is None:
+        return prepared
+    if prepared.state != "absent" and theirs != store:
+        lies = f"is the handle of {theirs}" if theirs else "has its arrays itself"
+        raise ValueError(f"{path} {lies}, and `out` is {store}; choose another `scratch`, or another `out`")
+    shards = RemoteShards(store)
+    there = provenance_in(shards)
+    if there is not None and there["store_id"] != kept.get("store_id") and options.overwrite:
+        return replace(prepared, store=store, state="replace")
+    check_owner(shards, there, kept.get("store_id"))
+    return replace(prepared, store=store)
 
 
 def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
@@ -64,11 +117,14 @@ def check_log(options: RunOptions) -> None:
 
 
 def least_disk_bytes(prepared: Prepared) -> int:
-    """Bytes that the output takes at the least: pixels compressed to a quarter, and two checkpoints of the canvas."""
+    """Bytes that the output takes on the disk at the least: pixels compressed to a quarter, and two checkpoints.
+
+    Pixels that go to a store take none.
+    """
     (height, width), (rows, columns) = prepared.job.size, prepared.ownership.shape
     pixels = prepared.frames.images * height * width * prepared.card.image_channels
     latents = ITEM * rows * columns * prepared.card.channels
-    return pixels // 4 + 2 * latents
+    return (pixels // 4 if prepared.store is None else 0) + 2 * latents
 
 
 def what_is_there(path: Path) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from engine.pipeline.decode import to_label_levels, to_uint8
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.label_stage import stage_source
 from engine.pipeline.mending import look_at, named
+from engine.pipeline.output_checks import what_is_there
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.planning.geometry import Box
@@ -34,9 +37,11 @@ from engine.planning.ownership import image_box
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.create import create
 from engine.storage.files import lock, remove
-from engine.storage.metadata import restore_metadata
+from engine.storage.metadata import ROOT, restore_metadata
 from engine.storage.output import Output
 from engine.storage.readers import reads_in_boxes
+from engine.storage.remote_output import claim, provenance_in
+from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.zarr_setup import ZARR_VERSION
 
 WHITE = 255  # value of pixels outside the region of interest
@@ -50,13 +55,24 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
     def make() -> Output:
         if prepared.state == "replace":
             replace_output(path)
-        if prepared.state in ("absent", "replace"):
-            create(path, prepared.layout, prepared.card.pixel_size_um, provenance(prepared, device))
+        if prepared.state not in ("absent", "replace"):
+            return take()
+        there = what_is_there(path)
+        create(path, prepared.layout, prepared.card.pixel_size_um, provenance(prepared, device))
+        try:
+            return take()
+        except BaseException:
+            leave_nothing(path, there)
+            raise
+
+    def take() -> Output:
         held = lock(path)
         try:
             restore_metadata(path)
             output = Output(path)
             check_device(output, device)
+            if isinstance(output.shards, RemoteShards):
+                claim_store(prepared, output, output.shards)
             output.sweep()
             output.ledger.merge()
         except BaseException:
@@ -73,8 +89,41 @@ def open_output(ranks: Ranks, prepared: Prepared, device: str) -> Output:
     return output
 
 
+def claim_store(prepared: Prepared, output: Output, shards: RemoteShards) -> None:
+    """Put the metadata where the shards will be, which shows whether they can be; rank 0 calls this.
+
+    Raises:
+        ValueError: another run began an output there meanwhile, or the store cannot be written.
+    """
+    ours = output.provenance["store_id"]
+    if prepared.state == "replace" and provenance_in(shards) is not None:
+        shards.clear(last=ROOT)
+    try:
+        claim(shards, output.path, ours)
+    except Unreachable:
+        with suppress(ValueError):
+            if prepared.state in ("absent", "replace") and (provenance_in(shards) or {}).get("store_id") == ours:
+                shards.clear(last=ROOT)
+        raise
+
+
+def leave_nothing(path: Path, there: Path) -> None:
+    """Remove an output that was just made, and the folders that were made for it.
+
+    Args:
+        there: The nearest folder above that was there before.
+    """
+    remove(path)
+    for folder in path.parents:
+        if folder == there:
+            return
+        folder.rmdir()
+
+
 def replace_output(path: Path) -> None:
     """Remove what lies where the output is to be, if no run is writing it. Rank 0 calls this."""
+    if not path.exists() and not path.is_symlink():  # what is replaced lies in a store
+        return
     if not (path / "slidefield").is_dir():
         remove(path)
         return
@@ -135,6 +184,7 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
         **({"in_turn": prepared.job.in_turn()} if prepared.job.in_turn() else {}),
         **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
         "versions": present_versions(),
+        **({"store": prepared.store, "store_id": uuid4().hex} if prepared.store else {}),
     }
 
 
@@ -418,7 +468,7 @@ def sign(output: Output, seconds: dict[str, Any], size: int, rejected: Sequence[
     lost = next(output.ledger.lacking(output.ledger.latest()), None)
     if lost:
         raise ValueError(
-            f"{output.shard_file(*lost)} was there and is gone; give the same command again to make it anew, "
+            f"{output.where(*lost)} was there and is gone; give the same command again to make it anew, "
             "or start anew with `resume` never"
         )
     if other := len(output.ledger.made_otherwise()):

@@ -38,7 +38,7 @@ from engine.planning.plane import (
     whole_windows,
 )
 from engine.storage.create import create
-from engine.storage.files import discard, file_size, lock, sync, sync_tree
+from engine.storage.files import discard, lock, sync, sync_tree
 from engine.storage.ledger import FinishedShard
 from engine.storage.metadata import keep_metadata
 from engine.storage.output import Output, output_to_read, provenance_of
@@ -133,9 +133,11 @@ def check_plane_job(job: SampleJob, options: RunOptions) -> None:
             raise ValueError(f"`{name}` is of an image with edges; leave it out, or `plane`")
     if job.labels not in (None, "example"):
         raise ValueError(f"`labels` {job.labels} has edges; pass `labels` example or `label`, or leave out `plane`")
-    if options.overwrite or options.report:
-        name = "overwrite" if options.overwrite else "report"
-        raise ValueError(f"`{name}` does not go with `plane`, to which requests are added; leave it out")
+    for name in ("overwrite", "report", "scratch"):
+        if getattr(options, name):
+            raise ValueError(
+                f"`{name}` does not go with `plane`, a local output to which requests are added; leave it out"
+            )
 
 
 def is_there(plane: Path) -> bool:
@@ -342,7 +344,7 @@ def link_shards(old: Output, building: Path, new: PlaneLayout, region: Box) -> N
             continue  # of the pyramid: cut otherwise by the new edge, or to be made anew
         target = building / new.shard_file(shard.array, box)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(old.shard_file(shard.array, shard.box), target)
+        os.link(old.path / before.shard_file(shard.array, shard.box), target)
         if not written:
             lines.append(FinishedShard(shard.array, box, shard.sha256, 0, shard.size).line())
     (building / "slidefield" / "ledger.jsonl").write_text("".join(lines))
@@ -388,9 +390,9 @@ def is_due(output: Output, level: int, box: Box, touched: set[Box]) -> bool:
     below = [part for part in layout.boxes(level - 1) if part & box.scaled(2)]
     if any(part in touched for part in below):
         return True
-    if file_size(output.shard_file(layout.level(image, level), box)):
+    if output.shards.size(layout.shard_file(layout.level(image, level), box)):
         return False
-    return any(file_size(output.shard_file(layout.level(image, level - 1), part)) for part in below)
+    return any(output.shards.size(layout.shard_file(layout.level(image, level - 1), part)) for part in below)
 
 
 def halve_all(output: Output, level: int, boxes: list[Box]) -> None:

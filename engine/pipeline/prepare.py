@@ -15,7 +15,14 @@ from engine.models.card import ModelCard, read_card
 from engine.pipeline.accept import check_accept, rule_hash
 from engine.pipeline.label_stage import label_stage, with_default_labels
 from engine.pipeline.memory import check_memory, memory_bytes
-from engine.pipeline.output_checks import check_log, check_place, least_disk_bytes, output_state
+from engine.pipeline.output_checks import (
+    check_log,
+    check_place,
+    least_disk_bytes,
+    output_state,
+    placed,
+    store_state,
+)
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import check_preview
 from engine.pipeline.report_file import check_report
@@ -41,6 +48,7 @@ def prepare(
         ValueError: anything that would stop the run, with the way out.
     """
     check_ranks(options)
+    options, store = placed(options, rank_count)
     card = read_card(job.model)
     if not card.decodes:
         raise ValueError(f"`model` {job.model} has no autoencoder; convert the checkpoint again with --vae DIR")
@@ -57,8 +65,10 @@ def prepare(
     identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage), **rule_hash(job.accept)})
     if request is not None and cone is not None:
         identity |= {"corner": list(cone.corner), "region": list(corners_of(request.region)), "hold": request.hold}
-    prepared = Prepared(job, options, cards, rank_count, inputs, identity, "absent", stage, cone=cone)
-    prepared = replace(prepared, plane=None if request is None else request.plane)
+    plane = None if request is None else request.plane
+    prepared = Prepared(
+        job, options, cards, rank_count, inputs, identity, "absent", stage, store=store, cone=cone, plane=plane
+    )
 
     if not options.dry_run:  # a dry run is told of no output and needs no machine
         prepared = with_output_state(prepared)
@@ -142,10 +152,11 @@ def with_output_state(prepared: Prepared) -> Prepared:
 
     Where the image is begun anew, a label map that lies among its private files goes with them.
     """
-    state, stage = output_state(prepared.options, prepared.identity), prepared.label_stage
+    prepared = store_state(replace(prepared, state=output_state(prepared.options, prepared.identity)))
+    state, stage = prepared.state, prepared.label_stage
     if stage is not None and state == "unfinished":
         stage = replace(stage, state=label_stage_state(stage))
-    return replace(prepared, state=state, label_stage=stage)
+    return replace(prepared, label_stage=stage)
 
 
 def label_stage_state(stage: Prepared) -> str:

@@ -39,6 +39,7 @@ class Prepared:
             labels.
         given: Fields of the job as its output keeps them, where the run needs them in other words: paths as they were
             given that are absolute in the job, and ``array`` for an array that lies in a file meanwhile.
+        store: The URL that the arrays are put to; None: they are files below ``options.out``, as the rest always is.
         cone: What is asked of a plane; None: the job is an image or a set by itself.
         plane: Folder of the plane, where levels are kept; None: none are.
     """
@@ -52,6 +53,7 @@ class Prepared:
     state: str
     label_stage: Prepared | None = None
     given: Mapping[str, str] = field(default_factory=dict)
+    store: str | None = None
     cone: Cone | None = None
     plane: Path | None = None
 

@@ -77,7 +77,7 @@ def run(ranks: Ranks, prepared: Prepared, load: Load | None = None, watch: Watch
     took = clock(time.monotonic() - begun)
     way = f"the same command{', without `resume` never,' if options.resume == 'never' else ''} goes on from it"
     stopped = f"stopped; {options.out} holds a checkpoint: {way}"
-    progress.say(f"finished {options.out} in {took}" if completed else stopped)
+    progress.say(f"finished {prepared.store or options.out} in {took}" if completed else stopped)
     return completed
 
 

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
+Stamp = tuple[int | str, ...]
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
@@ -118,6 +120,15 @@ def file_size(path: Path) -> int:
     except OSError:
         return 0
     return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+
+
+def stamp_of(file: Path) -> Stamp | None:
+    """What changes when a file does; None: there is none, or it is empty."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return (facts.st_ino, facts.st_mtime_ns, facts.st_size) if facts.st_size else None
 
 
 def halved(image: np.ndarray) -> np.ndarray:

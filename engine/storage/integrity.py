@@ -11,10 +11,13 @@ import numpy as np
 
 from engine.planning.geometry import Box
 from engine.storage.checkpoint import SamplingRound
-from engine.storage.files import digest, file_size
+from engine.storage.files import digest
 from engine.storage.ledger import FinishedShard
 from engine.storage.metadata import damaged_metadata
 from engine.storage.output import Output
+from engine.storage.remote_output import differing
+from engine.storage.remote_shards import RemoteShards, Unreachable
+from engine.storage.shard_store import Sizes
 
 
 def pixels_sha256(output: Output) -> str:
@@ -48,6 +51,9 @@ def damage(output: Output) -> Iterator[str]:
     """Say which files of metadata and which shards differ from what the output keeps of them: a line each."""
     for name in damaged_metadata(output.path):
         yield f"{name} differs from what was written"
+    if isinstance(output.shards, RemoteShards):
+        for name in differing(output.shards, output.path, output.finished):
+            yield f"{output.shards.where(name)} is missing, or differs from what was written"
     yield from map(str, damaged_shards(output))
 
 
@@ -60,13 +66,13 @@ def damaged_shards(output: Output, read: bool = True, turn: int = 0, turns: int 
         read: Whether shards are read, and their pixels hashed; if not, the sizes of their files are compared alone.
         turn, turns: Every ``turns``-th line is looked at, from the ``turn``-th on: of several ranks each takes a share.
     """
-    ledger, latest = output.ledger, output.ledger.latest()
+    ledger, latest, sizes = output.ledger, output.ledger.latest(), output.shards.sizes()
     sampling_round = output.checkpoints.sampling_round()
     for shard in islice(ledger, turn, None, turns):
         if shard.array not in latest or shard.round_index != latest[shard.array][ledger.index_of(shard)]:
             continue  # a later round drew it again, or it was finished after the first reading
         newer = is_drawn_again(output, shard, sampling_round)
-        if why := what_is_wrong(output, shard, read, newer):
+        if why := what_is_wrong(output, sizes, shard, read, newer):
             yield DamagedShard(shard.array, shard.box, why)
     for name, box in islice(ledger.lacking(latest), turn, None, turns) if output.finished else ():
         yield DamagedShard(name, box, "is not in the ledger")
@@ -79,14 +85,15 @@ def is_drawn_again(output: Output, shard: FinishedShard, sampling_round: Samplin
     return any(shard.box.y0 <= number < shard.box.y1 for number in sampling_round.images or [])
 
 
-def what_is_wrong(output: Output, shard: FinishedShard, read: bool, newer: bool) -> str:
+def what_is_wrong(output: Output, sizes: Sizes, shard: FinishedShard, read: bool, newer: bool) -> str:
     """Say what is wrong with a shard; empty: nothing is.
 
     Args:
+        sizes: Sizes of the output's shards.
         read: Whether its pixels are read.
         newer: Whether its file may be newer than its line; then it has to be readable, no more.
     """
-    size = file_size(output.shard_file(shard.array, shard.box))
+    size = sizes(output.layout.shard_file(shard.array, shard.box))
     if not size:
         return "is missing"
     if not newer and shard.size not in (None, size):
@@ -95,6 +102,8 @@ def what_is_wrong(output: Output, shard: FinishedShard, read: bool, newer: bool)
         return ""
     try:
         same = newer | (digest(output.read(shard.array, shard.box)) == shard.sha256)
+    except Unreachable:  # which is no damage: nothing is to be made anew for it
+        raise
     except Exception as error:  # codecs raise errors of many kinds
         return f"cannot be read: {' '.join(str(error).split())}"
     return "" if same else "differs from the ledger (changed after it was written)"

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.planning.geometry import Box, Grid
-from engine.storage.files import discard, file_size, sync, whole_file
+from engine.storage.files import discard, sync, whole_file
 from engine.storage.layout import Layout
+from engine.storage.shard_store import ShardStore, Sizes
 
 ROUNDS = range(128)  # what int8 holds
 
@@ -57,10 +58,11 @@ class Ledger:
         path: The output's folder.
         layout: The shapes of the output's arrays.
         rank: The rank whose file is appended to.
+        store: Where the shards lie.
     """
 
-    def __init__(self, path: Path, layout: Layout, rank: int) -> None:
-        self.path, self.layout, self.rank = path, layout, rank
+    def __init__(self, path: Path, layout: Layout, rank: int, store: ShardStore) -> None:
+        self.path, self.layout, self.rank, self.store = path, layout, rank, store
         self.merged = path / "slidefield" / "ledger.jsonl"
         self.of_ranks = path / "slidefield" / "ledger"
         self.forgotten = path / "slidefield" / "forgotten.jsonl"
@@ -153,9 +155,9 @@ class Ledger:
         now = {(shard.array, shard.box): shard for shard in self if (shard.array, shard.box) in before}
         return [now[key] for key in before if key in now and now[key].sha256 != before[key].sha256]
 
-    def has_file(self, shard: FinishedShard) -> bool:
+    def has_file(self, shard: FinishedShard, sizes: Sizes) -> bool:
         """Whether the shard's file is there and as large as when it was written."""
-        size = file_size(self.path / self.layout.shard_file(shard.array, shard.box))
+        size = sizes(self.layout.shard_file(shard.array, shard.box))
         return size > 0 and shard.size in (None, size)
 
     def merge(self, check: bool = False, without: Collection[tuple[str, Box]] = ()) -> None:
@@ -165,7 +167,7 @@ class Ledger:
             check: Whether to drop lines whose shard has no file any more, or one of another size.
             without: Shards whose lines are dropped, as (array, box).
         """
-        latest = self.latest()
+        latest, sizes = self.latest(), self.store.sizes() if check else None
         if self.merged.is_dir():
             discard(self.merged)
         with whole_file(self.merged) as building, building.open("w") as stream:
@@ -174,6 +176,6 @@ class Ledger:
                 if latest[shard.array][index] != shard.round_index:
                     continue
                 latest[shard.array][index] = -1  # one line is enough
-                if (shard.array, shard.box) not in without and (not check or self.has_file(shard)):
+                if (shard.array, shard.box) not in without and (sizes is None or self.has_file(shard, sizes)):
                     stream.write(shard.line())
         discard(self.of_ranks)

@@ -13,15 +13,19 @@ import numpy as np
 
 from engine.planning.geometry import Box
 from engine.storage.checkpoint import Checkpoints, SamplingRound
-from engine.storage.files import discard, file_size, halved, sync_new
+from engine.storage.files import discard, halved
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
 from engine.storage.live_files import LiveFiles
 from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
 from engine.storage.plane_layout import PlaneLayout
+from engine.storage.remote_output import publish
+from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.set_layout import SetLayout
-from engine.storage.shard_file import threads, write_shard
+from engine.storage.shard_file import encode_shard, threads
+from engine.storage.shard_store import LocalShards, ShardStore
+from engine.storage.store_url import refuse_url
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 
 
@@ -40,18 +44,22 @@ class Output:
         self.earlier: dict[str, np.ndarray] = {}  # the ledger's ``latest()`` when this run began: what is not done anew
         self.held: IO[str] | None = None  # the open lock file: it locks the output; rank 0 of a run alone has one
         self.opened: dict[Path, zarr.Array] = {}  # opening is slow on a file system that many ranks share
-        self.kept: set[Path] = set()  # folders that the disk has
         try:
             self.group = zarr.open_group(path, mode="r+")
             self.provenance: dict[str, Any] = dict(self.group.attrs["slidefield"])  # type: ignore[arg-type]
             self.layout = layout_of(self.provenance["layout"])
+            store = self.provenance.get("store")
+            self.shards: ShardStore = LocalShards(path) if store is None else RemoteShards(store)
+            self.arrays = self.shards.group(path) if isinstance(self.shards, RemoteShards) else self.group
             image = next(spec for spec in self.layout.arrays() if spec.name == self.layout.image)
             assert self.array(image.name).shape == image.shape, f"the image is not of {self.layout.shape_text()}"
             assert self.finished or self.provenance["state"] == "unfinished", "it does not say whether it is finished"
+        except Unreachable:
+            raise
         except Exception as error:  # zarr raises errors of many kinds for metadata that says nothing it knows
             why = f"{path} is damaged ({' '.join(str(error).split())})"
             raise ValueError(f"{why}; the command that sampled it mends it, or `overwrite` replaces it") from None
-        self.ledger = Ledger(path, self.layout, rank)
+        self.ledger = Ledger(path, self.layout, rank, self.shards)
         self.checkpoints = Checkpoints(self.private, self.provenance.get("levels", 0))
         self.live = LiveFiles(self.private)
 
@@ -72,7 +80,7 @@ class Output:
         path = self.path / name
         if path not in self.opened:
             try:
-                array = self.group[name]
+                array = self.arrays[name]
                 assert isinstance(array, zarr.Array), "it is no array"
             except Exception as error:  # as above
                 why = f"{path} is damaged ({' '.join(str(error).split())})"
@@ -81,8 +89,12 @@ class Output:
         return self.opened[path]
 
     def shard_file(self, name: str, box: Box) -> Path:
-        """Name the file of a shard."""
+        """Name the file of a shard; of one in a store nothing lies there."""
         return self.path / self.layout.shard_file(name, box)
+
+    def where(self, name: str, box: Box) -> Path | str:
+        """Name the file of a shard, or its URL, for messages."""
+        return self.shards.where(self.layout.shard_file(name, box))
 
     def write(self, name: str, box: Box, pixels: np.ndarray, round_index: int = 0) -> None:
         """Write one whole shard and enter it in this rank's ledger. The shard's one writer calls this.
@@ -90,20 +102,17 @@ class Output:
         Args:
             round_index: The round of rejection sampling that drew it.
         Raises:
-            ValueError: another program removed the shard as soon as it was there.
+            ValueError: another program removed the shard as soon as it was there, or its store refuses it.
         """
-        file = self.shard_file(name, box)
-        sha256 = write_shard(file, self.array(name), pixels)
-        try:
-            sync_new(file, self.path, self.kept)
-        except FileNotFoundError:
-            raise ValueError(f"{file} was there and is gone; give the same command again to make it anew") from None
-        self.ledger.append(FinishedShard(name, box, sha256, round_index, file_size(file)))
+        parts, sha256 = encode_shard(self.array(name), pixels)
+        size = self.shards.put(self.layout.shard_file(name, box), parts)
+        self.ledger.append(FinishedShard(name, box, sha256.result(), round_index, size))
 
     def read(self, name: str, box: Box) -> np.ndarray:
         """Read the pixels in a box.
 
         Raises:
+            Unreachable: its store cannot be read.
             ValueError: a shard of the box is damaged.
         """
         return self._read(name, self.layout.index(box), box)
@@ -128,8 +137,10 @@ class Output:
         array = self.array(name)
         try:
             return np.asarray(array[index])
+        except Unreachable:
+            raise
         except Exception as error:  # zarr raises what its codecs and stores raise
-            file, why = self.shard_file(name, box), " ".join(str(error).split())
+            file, why = self.where(name, box), " ".join(str(error).split())
             raise ValueError(f"{file} cannot be read ({why}); {self.way_out()}") from error
 
     def way_out(self) -> str:
@@ -152,10 +163,9 @@ class Output:
 
         def quarter(y: int, x: int) -> np.ndarray:
             source = (Box(y, x, y + half, x + half) & box).scaled(2)  # may pass the image's edge: zarr stops there
-            if self.layout.complete and not file_size(self.shard_file(below, source)):  # zarr would read zeros
-                raise ValueError(
-                    f"{self.shard_file(below, source)} is gone; give the same command again to make it anew"
-                )
+            there = self.shards.size(self.layout.shard_file(below, source))
+            if self.layout.complete and not there:  # zarr would read zeros
+                raise ValueError(f"{self.where(below, source)} is gone; give the same command again to make it anew")
             whole = self.read(below, source)
             return halved(whole) if finest == self.layout.image else whole[..., ::2, ::2]
 
@@ -203,7 +213,7 @@ class Output:
             shards: As (array, box).
         """
         for name, box in shards:
-            discard(self.shard_file(name, box))
+            self.shards.remove(self.layout.shard_file(name, box))
         if self.finished:
             self.ledger.remember(set(shards))
         self.ledger.merge(without=set(shards))
@@ -226,6 +236,8 @@ class Output:
         """Set fields of the provenance. Rank 0 calls this."""
         self.provenance |= values
         write_provenance(self.path, self.provenance)
+        if isinstance(self.shards, RemoteShards):
+            publish(self.shards, self.path, self.finished)
 
 
 def output_to_read(path: Path) -> Output:
@@ -300,6 +312,7 @@ def provenance_of(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: nothing lies there, or no output of ours.
     """
+    refuse_url(path)
     try:
         provenance = provenance_at(path)
     except Unrecognisable:

@@ -1,4 +1,4 @@
-"""Write the file of a shard: its chunks compressed on threads, beside the hash of its pixels.
+"""Make the file of a shard: its chunks compressed on threads, beside the hash of its pixels.
 
 The files are what zarr would write, in another order of chunks (row by row): compressed chunks, then the index of their
 places (Zarr 3, codec ``sharding_indexed``). Zarr itself takes twice the processor time, much of it in one thread.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 
-from engine.storage.files import digest, whole_file
+from engine.storage.files import digest
 from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 
 ZSTD = Zstd(PIXEL_CODECS[0].level, PIXEL_CODECS[0].checksum)
@@ -34,15 +33,14 @@ def threads_of(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, "shards")
 
 
-def write_shard(path: Path, array: zarr.Array, values: np.ndarray) -> str:
-    """Write the file of a shard, whole or not at all.
+def encode_shard(array: zarr.Array, values: np.ndarray) -> tuple[list[bytes], Future[str]]:
+    """Make the content of a shard's file.
 
     Args:
-        path: Name of the file.
         array: The array that the shard belongs to.
         values: All that the shard holds of the array; less than the shard at the array's edge.
     Returns:
-        The sha256 of the values.
+        The content in parts, one after the other. The sha256 of the values, which a thread takes meanwhile.
     """
     assert array.shards is not None
     pool = threads()
@@ -56,10 +54,7 @@ def write_shard(path: Path, array: zarr.Array, values: np.ndarray) -> str:
     for place, data in zip(places, coded, strict=True):
         index[place] = start, len(data)
         start += len(data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as building, building.open("wb") as stream:
-        stream.writelines([*coded, CRC32C(location="end").encode(index)])
-    return sha256.result()
+    return [*coded, CRC32C(location="end").encode(index)], sha256
 
 
 def chunk_of(values: np.ndarray, place: Sequence[int], sides: Sequence[int]) -> np.ndarray:

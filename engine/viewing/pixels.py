@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.files import halved
+from engine.storage.files import Stamp, halved
 from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
+from engine.storage.remote_shards import Unreachable
 from engine.storage.set_layout import SetLayout
 from engine.viewing.cache import Cache
-from engine.viewing.watched import Stamp, dtype_of, level_sizes, stamp_of
+from engine.viewing.watched import dtype_of, level_sizes
 
 ABSENT, THERE, DAMAGED = range(3)  # the states of a pixel
 MOST_BELOW = 2**25  # pixels that may be read for a level that an unfinished output has not made yet
@@ -48,17 +49,17 @@ class Source:
     def stored(self, level: int) -> bool:
         return level < len(self.output.layout.sizes())
 
-    def shards(self, level: int, box: Box) -> Iterator[tuple[Path, Box]]:
-        """The file of every shard that a box needs, and the part of the box that it holds."""
+    def shards(self, level: int, box: Box) -> Iterator[tuple[PurePath, Box]]:
+        """The name of every shard that a box needs, and the part of the box that it holds."""
         layout = self.output.layout
         if isinstance(layout, SetLayout):  # a shard holds its images whole
-            yield self.output.shard_file(self.name, Box(self.image, 0, self.image + 1, 1)), box
+            yield layout.shard_file(self.name, Box(self.image, 0, self.image + 1, 1)), box
             return
         array, side = layout.level(self.name, level), layout.shard
         for y in range(box.y0 // side * side, box.y1, side):
             for x in range(box.x0 // side * side, box.x1, side):
                 part = box & Box(y, x, y + side, x + side)
-                yield self.output.shard_file(array, part), part
+                yield layout.shard_file(array, part), part
 
     def read(self, level: int, box: Box) -> np.ndarray:
         """The pixels in a box of a level that is stored.
@@ -89,8 +90,8 @@ def stamps(source: Source, level: int, box: Box, depth: int | None = None) -> It
         for quarter in quarters(source, level, box):
             yield from stamps(source, level - 1, quarter, depth)
         return
-    for file, part in source.shards(level, box):
-        stamp = stamp_of(file)
+    for shard, part in source.shards(level, box):
+        stamp = source.output.shards.stamp(shard)
         yield stamp
         if stamp is None and not source.output.finished and level and depth:
             for quarter in quarters(source, level, part):
@@ -122,12 +123,14 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None =
     if not source.stored(level):
         put(box, depth)
         return values, state
-    for file, part in source.shards(level, box):
+    for shard, part in source.shards(level, box):
         here = part.within(box)
-        if stamp_of(file) is not None:
+        if output.shards.stamp(shard) is not None:
             try:
                 values[(..., *here)] = source.read(level, part)
                 state[here] = THERE
+            except Unreachable:  # which says nothing about the shard
+                raise
             except ValueError as error:
                 note(source.damage(level, part, f"cannot be read ({error.__cause__ or error})"))
                 state[here] = DAMAGED

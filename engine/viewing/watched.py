@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.messages import one_line
 from engine.planning.geometry import Box
-from engine.storage.files import checksum
+from engine.storage.files import Stamp, checksum, stamp_of
 from engine.storage.image_layout import ROI
 from engine.storage.integrity import DamagedShard, damaged_shards
 from engine.storage.metadata import ROOT
@@ -25,7 +25,6 @@ MOST_DAMAGED = 1000  # shards that are remembered
 MOST_SHOWN = 20  # of them that the page lists
 SMALLEST = 256  # px, longest side of the coarsest level: the minimap is no larger
 LEDGER_AGE = 1.0  # seconds for which the number of finished shards is taken as known
-Stamp = tuple[int, ...]
 Entries = tuple[tuple[str, tuple[int, int, int]], ...]
 
 
@@ -140,15 +139,6 @@ class Watched:
                 count = sum(int((rounds >= 0).sum()) for rounds in output.ledger.latest().values())
             self.counted = time.monotonic(), count
         return count
-
-
-def stamp_of(file: Path) -> Stamp | None:
-    """What changes when a file does; None: there is none, or it is empty."""
-    try:
-        facts = file.stat()
-    except OSError:
-        return None
-    return (facts.st_ino, facts.st_mtime_ns, facts.st_size) if facts.st_size else None
 
 
 def shape_of(output: Output, tile: int) -> dict[str, Any]:
