@@ -40,12 +40,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, converted, gives_help
-from engine.exports.asked import Asked, region_of
+from engine.exports.asked import LAYOUTS, Asked, region_of
+from engine.messages import one_line
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -67,7 +69,7 @@ def parser() -> Parser:
     top.add_argument("--format", metavar="NAME", help=text)
     top.add_argument(
         "--layout",
-        choices=("folders", "pairs", "classes"),
+        choices=LAYOUTS,
         help="folders of samples, labels, ...; pairs of images and maps in one; a folder a class (default: folders)",
     )
     text = "of polygons: how far an outline may be moved, pixels of the level; 0: that of the pixels (default: 1)"
@@ -104,8 +106,15 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
 
     held = export(ranks, asked)
     if ranks.rank == 0:
-        print(f"{asked.target} holds {held}", flush=True)
+        say(f"{asked.target} holds {held}")
     return 0
+
+
+def say(text: str) -> None:
+    """Print a line, as far as standard output takes it: the export is made already."""
+    known = sys.stdout.encoding or "utf-8"
+    with suppress(OSError):
+        print(one_line(text).encode(known, "replace").decode(known), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from PIL import Image
 
 import engine.exports.single_image
 from engine.export import main
+from engine.exports.asked import Asked
 from engine.exports.folder import export
+from engine.exports.target import check_file, whole_target
 from engine.inputs.nuclei_scan import scan_nuclei
 from engine.planning.geometry import Box
 from engine.storage.create import create
@@ -345,3 +350,73 @@ def test_what_the_target_and_its_options_ask_for_is_one_kind_or_refused(tmp_path
     (tmp_path / "run.final").mkdir()
     assert main([str(out), str(tmp_path / "run.final")]) == 0
     assert (tmp_path / "run.final" / "samples").is_dir()
+
+
+def test_what_was_put_in_a_target_meanwhile_stays(tmp_path):
+    """The check that was made at first is made again before anything is replaced."""
+    folder, file = tmp_path / "folder", tmp_path / "a.png"
+
+    def check():
+        if (folder / "precious.txt").exists():
+            raise ValueError("folder is not empty")
+
+    def late_folder():
+        with whole_target(folder, check) as new:
+            new.mkdir()
+            folder.mkdir()
+            (folder / "precious.txt").write_text("mine")
+
+    def late_file():
+        with whole_target(file, partial(check_file, tmp_path / "out.zarr", file, False)) as new:
+            new.write_text("late")
+            file.write_text("first")  # of another export
+
+    with pytest.raises(ValueError, match="not empty"):
+        late_folder()
+    assert (folder / "precious.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="pass --overwrite"):
+        late_file()
+    assert file.read_text() == "first"
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "a.png"}
+
+
+def test_an_export_that_fails_between_two_renames_puts_the_earlier_one_back(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "earlier.txt").write_text("kept")
+    with pytest.raises(FileNotFoundError), whole_target(folder, lambda: None):
+        pass  # nothing was made: what is there has been moved away by then
+    assert (folder / "earlier.txt").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_targets_that_are_no_files_and_names_as_long_as_there_are(tmp_path):
+    (loop := tmp_path / "loop.png").symlink_to(loop)
+    os.mkfifo(pipe := tmp_path / "pipe.png")
+    (plain := tmp_path / "plain").write_text("")
+    for target, expected in ((loop, "leads to itself"), (pipe, "is a pipe"), (plain / "x.png", "is not a folder")):
+        with pytest.raises(ValueError, match=expected):
+            check_file(tmp_path / "out.zarr", target, overwrite=True)
+    longest = tmp_path / ("x" * 251 + ".png")
+    with whole_target(longest, lambda: None) as new:
+        new.write_text("made")
+    assert longest.read_text() == "made"
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({"overwrite": "no"}, "give True or False"),
+        ({"labels": np.array([1, 0])}, "give True or False"),
+        ({"layout": "x"}, "known: folders, pairs, classes"),
+        ({"region": Box(5, 5, 5, 5)}, "give rows and columns"),
+        ({"region": (0, 10, 0, 10)}, "give rows and columns"),
+        ({"tolerance": "near"}, "tolerance"),
+    ],
+    ids=str,
+)
+def test_options_from_python_are_checked_as_those_of_the_command(option, expected):
+    with pytest.raises(ValueError, match=expected):
+        Asked(Path("a.zarr"), Path("b"), **option)
+    asked = Asked(Path("a.zarr"), Path("b"), tolerance="1.5", level=np.int64(1))
+    assert (asked.tolerance, asked.level) == (1.5, 1)

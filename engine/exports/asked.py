@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,9 @@ NUMBERS = (
     ("overlap", 0, None),
     ("seed", 0, None),
 )
+
+
+LAYOUTS = ("folders", "pairs", "classes")
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,22 @@ class Asked:
             value = getattr(self, name)
             if value is None:
                 continue
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                value = int(value)  # numpy's too
+                object.__setattr__(self, name, value)
             if type(value) is not int or value < least or (most is not None and value > most):
                 wanted = f"{least} to {most}" if most else "0 or more"
                 raise ValueError(f"`{name}` is {quoted(value)}; give a whole number, {wanted}")
-        if self.tolerance is not None:
-            read_as(number(0), self.tolerance, "`tolerance`")
-        if self.most_unknown is not None:
-            read_as(number(0, 1), self.most_unknown, "`most_unknown`")
-        if self.split is not None:
-            object.__setattr__(self, "split", read_as(SPLIT, self.split, "`split`"))
+        for name in ("labels", "overwrite"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` is {quoted(getattr(self, name))}; give True or False")
+        if self.layout not in (None, *LAYOUTS):
+            raise ValueError(f"`layout` is {quoted(self.layout)}; known: {', '.join(LAYOUTS)}")
+        if self.region is not None and not (isinstance(self.region, Box) and self.region):
+            raise ValueError(f"`region` is {quoted(self.region)}; give rows and columns, Y0:Y1,X0:X1")
+        for name, kind in (("tolerance", number(0)), ("most_unknown", number(0, 1)), ("split", SPLIT)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, read_as(kind, getattr(self, name), f"`{name}`"))
 
     @property
     def given(self) -> list[str]:
@@ -98,10 +109,10 @@ def region_of(text: str) -> Box:
     >>> region_of("0:512,1024:2048")
     Box(y0=0, x0=1024, y1=512, x1=2048)
     """
-    numbers = re.fullmatch(r"(\d{1,12}):(\d{1,12}),(\d{1,12}):(\d{1,12})", text.replace(" ", ""), re.ASCII)
-    if numbers is None:
+    match = re.fullmatch(r"(\d{1,12}):(\d{1,12}),(\d{1,12}):(\d{1,12})", text.replace(" ", ""), re.ASCII)
+    if match is None:
         raise ValueError("it is no region; give rows and columns, Y0:Y1,X0:X1")
-    y0, y1, x0, x1 = map(int, numbers.groups())
+    y0, y1, x0, x1 = map(int, match.groups())
     if y0 >= y1 or x0 >= x1:
         raise ValueError("it is empty; give rows and columns, Y0:Y1,X0:X1, that end after they begin")
     return Box(y0, x0, y1, x1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from engine.exports.encoders import QUALITY, encoder_of
 from engine.exports.folder import check_export_folder, write_facts
 from engine.exports.ome_xml import described
 from engine.exports.slide import COARSEST, write_slide
-from engine.exports.target import check_file, whole_target
+from engine.exports.target import check_file, resolved, whole_target
 
 TILE = 512  # px a side
 
@@ -25,8 +26,9 @@ def export_dicom(asked: Asked) -> str:
     """Write a folder of DICOM files, one a level, and say what it holds."""
     converter = converter_of()
     cutout = cutout_of(asked)
-    check_export_folder(asked.out, asked.target.resolve(), asked.overwrite)
-    with whole_target(asked.target) as folder:
+    check = partial(check_export_folder, asked.out, resolved(asked.target), asked.overwrite)
+    check()
+    with whole_target(asked.target, check) as folder:
         written = convert(converter, cutout, folder, asked.quality, levels=cutout.halvings(COARSEST) + 1)
         write_facts(cutout.output, folder)
     height, width = cutout.size()
@@ -37,8 +39,9 @@ def export_dicom_file(asked: Asked) -> str:
     """Write one DICOM file of one level, and say what it holds."""
     converter = converter_of()
     cutout = cutout_of(asked)
-    check_file(asked.out, asked.target, asked.overwrite)
-    with whole_target(asked.target) as path:
+    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check()
+    with whole_target(asked.target, check) as path:
         (file,) = convert(converter, cutout, path.with_name("files"), asked.quality, levels=1)
         file.rename(path)
     height, width = cutout.size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from engine.exports.image_set import write_set, write_settings
 from engine.exports.pairs import write_pairs
 from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
-from engine.exports.target import whole_target
+from engine.exports.target import check_place, resolved, whole_target
 from engine.messages import quoted
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
@@ -47,7 +48,7 @@ def export(
     Raises:
         ValueError: the output is unfinished, damaged or none, or the folder holds something.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     if kind == "jpeg" and layout != "pairs":
         raise ValueError(
             "`format` jpeg is for pairs of images and label maps; pass `layout` pairs too, or `format` png"
@@ -56,8 +57,9 @@ def export(
     output = finished_output(out)
     if layout == "classes":
         check_classes(output)
-    check_export_folder(out, folder, overwrite)
-    with whole_target(folder) as new:
+    check = partial(check_export_folder, out, folder, overwrite)
+    check()
+    with whole_target(folder, check) as new:
         new.mkdir()
         if layout == "pairs":
             write_pairs(output, new, FORMATS[kind])
@@ -81,6 +83,7 @@ def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
     """
     if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve()):
         raise ValueError(f"{folder} and {out} lie in one another; choose another DIR")
+    check_place(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -23,7 +24,7 @@ from engine.exports.folder import check_export_folder, write_facts
 from engine.exports.nuclei_set import names_of
 from engine.exports.regions import Polygon, polygons
 from engine.exports.source import finished_output
-from engine.exports.target import check_file, whole_target, with_bar
+from engine.exports.target import check_file, resolved, whole_target, with_bar
 from engine.models.card import color
 from engine.planning.geometry import Box
 from engine.storage.set_layout import SetLayout
@@ -41,8 +42,9 @@ def export_geojson(asked: Asked) -> str:
         ValueError: there is no such map, or the target is there.
     """
     cutout = cutout_of(replace(asked, labels=True))
-    check_file(asked.out, asked.target, asked.overwrite)
-    with whole_target(asked.target) as new:
+    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check()
+    with whole_target(asked.target, check) as new:
         count = write_features(cutout, asked, new)
     return counted(count, cutout)
 
@@ -56,11 +58,12 @@ def export_geojson_folder(asked: Asked) -> str:
     layout = finished_output(asked.out).layout
     if not isinstance(layout, SetLayout):
         raise ValueError(f"{asked.out} holds one image; give NAME.geojson as TARGET")
-    target = asked.target.resolve()
-    check_export_folder(asked.out, target, asked.overwrite)
+    target = resolved(asked.target)
+    check = partial(check_export_folder, asked.out, target, asked.overwrite)
+    check()
     cutout, count = cutout_of(replace(asked, labels=True, image=0)), 0
     names = names_of(cutout.output, layout.count)
-    with whole_target(target) as new:
+    with whole_target(target, check) as new:
         new.mkdir()
         for index, name in with_bar(enumerate(names), len(names), "polygons"):
             count += write_features(replace(cutout, image=index), asked, new / f"{name}.geojson", bar=False)

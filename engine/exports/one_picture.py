@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import IO
 
 import numpy as np
@@ -27,12 +28,13 @@ def export_png(asked: Asked) -> str:
     cutout = cutout_of(asked)
     if cutout.dtype != np.uint8:
         raise ValueError(f"labels of {asked.out} are numbers of {cutout.dtype}; choose .tiff or .ome.tiff as TARGET")
-    check_file(asked.out, asked.target, asked.overwrite)
+    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check()
     height, width = cutout.size()
     rows = max(STRIP // (width * cutout.channels), 1)
     boxes = [Box(y0, 0, y1, width) for y0, y1 in bands(height, min(rows, cutout.output.layout.chunk))]
     strips = (cutout.read(box) for box in with_bar(boxes, len(boxes), "strips"))
-    with whole_target(asked.target) as path, path.open("wb") as file:
+    with whole_target(asked.target, check) as path, path.open("wb") as file:
         write_png(file, cutout.size(), strips, cutout.channels, cutout.pixel_size_um, palette_of(cutout))
     return f"{height} x {width} px"
 
@@ -50,9 +52,10 @@ def export_jpeg(asked: Asked) -> str:
             f"a JPEG has at most {LARGEST_JPEG} px a side, and this would have {height} x {width}; choose .png or "
             ".ome.tiff as TARGET, or a coarser `level`, or a `region`"
         )
-    check_file(asked.out, asked.target, asked.overwrite)
+    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check()
     pixels = cutout.read(Box(0, 0, height, width))
-    with whole_target(asked.target) as path:
+    with whole_target(asked.target, check) as path:
         Image.fromarray(pixels).save(path, "JPEG", quality=asked.quality or QUALITY)
     return f"{height} x {width} px"
 

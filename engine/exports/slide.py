@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -53,9 +54,10 @@ def write_tiff(asked: Asked, pyramid: bool) -> str:
             "JPEG would change the numbers of labels; leave out `quality`, or choose `compression` deflate"
         )
     encoder = encoder_of(name, cutout.channels == 3, asked.quality)
-    check_file(asked.out, asked.target, asked.overwrite)
+    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check()
     levels = cutout.halvings(COARSEST) + 1 if pyramid else 1
-    with whole_target(asked.target) as path:
+    with whole_target(asked.target, check) as path:
         write_slide(cutout, path, encoder, levels, described=pyramid)
     return held(cutout, levels, name)
 

@@ -19,6 +19,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from engine.distributed.ranks import Ranks
 from engine.exports.asked import Asked
 from engine.exports.cutout import cutout_of
 from engine.exports.folder import check_export_folder, write_facts
-from engine.exports.target import whole_target, with_bar
+from engine.exports.target import resolved, whole_target, with_bar
 from engine.exports.tile_pairs import TilePairs
 from engine.exports.tiling import PARTS, Tile, Tiling
 from engine.inputs.dataset_folder import MASK_ENDING
@@ -44,12 +45,13 @@ def export_tiles(ranks: Ranks, asked: Asked) -> str:
         AgreedError: an option makes no sense for this output, the folder holds something else, a shard is damaged.
     """
     pairs = ranks.agree(lambda: pairs_of(asked))
-    target = asked.target.resolve()
-    ranks.on_root(lambda: check_export_folder(asked.out, target, asked.overwrite))
+    target = ranks.agree(lambda: resolved(asked.target))
+    check = partial(check_export_folder, asked.out, target, asked.overwrite)
+    ranks.on_root(check)
     tiles = kept_tiles(ranks, pairs, asked.most_unknown)
     ranks.agree(lambda: check_parts(pairs, tiles))
     with ExitStack() as stack:
-        new: Path = ranks.on_root(lambda: stack.enter_context(whole_target(target)))
+        new: Path = ranks.on_root(lambda: stack.enter_context(whole_target(target, check)))
         ranks.on_root(new.mkdir)
         files = files_of(pairs, tiles, asked.format == "webdataset")
         write_files(ranks, pairs, files, new)
