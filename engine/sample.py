@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from engine.distributed.launch import run_main  # numpy, for which --help does not wait
 
-    return run_main(lambda ranks: sample(ranks, arguments))
+    return run_main(lambda ranks: sample(ranks, arguments), goes_on=True)
 
 
 def sample(ranks: Ranks, arguments: list[str]) -> int:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_alone(lambda ranks: train(ranks, arguments))
     from engine.distributed.launch import run_main  # numpy, for which --help does not wait
 
-    return run_main(lambda ranks: train(ranks, arguments))
+    return run_main(lambda ranks: train(ranks, arguments), goes_on=True)
 
 
 def train(ranks: Ranks, arguments: list[str]) -> int:

@@ -25,9 +25,11 @@ from test_convert import (
 )
 from test_golden import GOLDEN
 
+import engine.report
 from engine.models.card import read_card
 from engine.models.convert.__main__ import main as convert
 from engine.models.networks.mask_unet import LabelUNet, MaskUNet
+from engine.pipeline.report_file import report_path
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.runs
@@ -367,6 +369,12 @@ def test_a_set_killed_while_images_are_drawn_again_resumes_to_the_same_bytes(tin
     assert len(rejected[0]) > 1
 
 
+def report_page(out):
+    """The text of a report."""
+    assert engine.report.main([str(out)]) == 0
+    return report_path(out).read_text()
+
+
 def test_images_are_drawn_again_without_a_limit_unless_there_is_one(tiny_model, tmp_path):
     arguments = ("--model", tiny_model, "--size", "32x32", "--count", 1, "--steps", 1, "--preview", "none")
     arguments = (*arguments, "--shard", 64, "--chunk", 32, "--accept", "filters:rarely")
@@ -377,6 +385,10 @@ def test_images_are_drawn_again_without_a_limit_unless_there_is_one(tiny_model, 
     assert "20 rounds accepted none of 1 images" in done.stdout
     limited = launch(2, *arguments, "--accept-rounds", 3, "--out", tmp_path / "three.zarr")
     assert limited.returncode == 0, limited.stderr
+    assert "1 of 1 images are kept, and were not accepted" in limited.stdout
+    page = report_page(tmp_path / "three.zarr")
+    assert "1 of the images was not accepted in the last round either" in page
+    assert "1, 1 were rejected" in page
     assert zarr.open(tmp_path / "three.zarr").attrs["slidefield"]["rejected"] == rejected[:3]
 
 

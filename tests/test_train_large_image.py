@@ -363,6 +363,7 @@ def gone(data):
         (None, ("--window", 24), "smaller than a window of 24"),
         (None, ("--window", 18), "use multiples of 4"),
         (None, ("--vae", "nowhere"), "`vae` nowhere holds no autoencoder"),
+        (None, ("--vae", ROOT / "engine/models/embedded"), "is a PatchAutoencoder; the published networks take"),
         (None, ("--model-channels", 24), "there is no such U-Net"),
         (None, ("--init", "nowhere"), "`init` nowhere is no model folder"),
     ],
@@ -382,6 +383,8 @@ def test_what_is_wrong_is_said_in_one_line(published, first_stage, tmp_path, spo
         said.replace("`embeddings`", "--embeddings").replace("`vae`", "--vae").replace("`init`", "--init") in errors[0]
     )
     assert not (tmp_path / "m" / "unet" / WEIGHTS).exists()
+    if "--vae" in more:
+        assert not (tmp_path / "m" / "vae" / WEIGHTS).exists(), "it would stand in the way of the next"
 
 
 def test_a_checkpoint_of_the_authors_names_is_in_the_model_folder(first_stage):

@@ -61,9 +61,11 @@ def kept_with() -> int:
     return MPI.Comm.Create_keyval()
 
 
-def run_main(main: Callable[[Ranks], int]) -> int:
+def run_main(main: Callable[[Ranks], int], goes_on: bool = False) -> int:
     """Run a program on all ranks. Rank 0 prints an agreed error once; any other error of one rank ends all of them.
 
+    Args:
+        goes_on: Whether the program goes on from a checkpoint when it is started again.
     Returns:
         The exit status: what ``main`` returns, or 1 after an agreed error. ``sys.exit`` inside ``main`` counts as an
         error of that rank, if there are others.
@@ -83,7 +85,9 @@ def run_main(main: Callable[[Ranks], int]) -> int:
         ranks.barrier()
         return 1
     except KeyboardInterrupt:
-        text = "interrupted; the same command goes on from the last checkpoint, if there is one"
+        text = "interrupted" + (
+            "; the same command goes on from the last checkpoint, if there is one" if goes_on else ""
+        )
         if ranks.size == 1:
             print(text, file=sys.stderr, flush=True)
             return INTERRUPTED

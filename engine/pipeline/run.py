@@ -219,7 +219,11 @@ class Rounds:
             again, scores = self.judge(sampling_round)
             self.rejected = [*sampling_round.rejected, len(again)]
             self.scores = updated(sampling_round.scores, scores)
-            if not again or sampling_round.index + 1 == job.accept_rounds:
+            if again and sampling_round.index + 1 == job.accept_rounds:
+                kept = f"{len(again)} of {self.shared.prepared.frames.images} images are kept, and were not accepted"
+                self.shared.progress.say(f"note: {kept}; `accept_rounds` is {job.accept_rounds}")
+                return True
+            if not again:
                 return True
             self.say_hopeless()
             following = SamplingRound(sampling_round.index + 1, again, self.rejected, self.scores)

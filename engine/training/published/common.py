@@ -337,6 +337,9 @@ def read_autoencoder(out: Path, facts: Mapping[str, Any], device: str) -> Latent
     return LatentCodec(load_part(out / "vae").to(device), read_json(out / "vae" / "config.json"), facts)
 
 
+AUTOENCODERS = ("AutoencoderKL", "VQModel")
+
+
 def copy_autoencoder(vae: Path, out: Path) -> None:
     """Copy an autoencoder into a model folder.
 
@@ -346,6 +349,12 @@ def copy_autoencoder(vae: Path, out: Path) -> None:
     folders = [folder for folder in (vae, vae / "vae") if (folder / "config.json").is_file()]
     if not folders or not (folders[0] / WEIGHTS).is_file():
         raise ValueError(f"`vae` {vae} holds no autoencoder (config.json and {WEIGHTS}); name its folder")
+    kind = read_json(folders[0] / "config.json").get("_class_name")
+    if kind not in AUTOENCODERS:
+        raise ValueError(
+            f"`vae` {vae} is a {kind}; the published networks take an {' or a '.join(AUTOENCODERS)} of diffusers, "
+            "such as one of engine.train first-stage"
+        )
     to = out / "vae"
     load_part(folders[0])  # or what is broken would stay there
     for name in ("config.json", WEIGHTS):
