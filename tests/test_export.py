@@ -288,8 +288,8 @@ def test_a_missing_or_damaged_shard_is_not_exported_black(tmp_path, capsys, make
     shard = output.shard_file(output.layout.image, output.layout.boxes()[-1])
     shard.write_bytes(b"x" * shard.stat().st_size)
     said = refused(capsys, out, tmp_path / "x", "--format", kind)
-    assert "cannot be read" in said
-    assert "engine.verify" in said
+    assert f"{shard} cannot be read" in said, "and not the first shard of a box of several"
+    assert said.count("engine.verify") == 1
     shard.unlink()
     assert "lacks a shard of" in refused(capsys, out, tmp_path / "x", "--format", kind)
     assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"], "nothing half written is left"
@@ -420,3 +420,11 @@ def test_options_from_python_are_checked_as_those_of_the_command(option, expecte
         Asked(Path("a.zarr"), Path("b"), **option)
     asked = Asked(Path("a.zarr"), Path("b"), tolerance="1.5", level=np.int64(1))
     assert (asked.tolerance, asked.level) == (1.5, 1)
+
+
+def test_a_box_of_several_shards_names_the_damaged_one(tmp_path):
+    output = Output(make_image(tmp_path / "out.zarr"))
+    shard = output.shard_file("0", output.layout.boxes()[-1])
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    with pytest.raises(ValueError, match=f"{shard} cannot be read"):
+        output.read("0", Box(10, 10, 90, 140))

@@ -75,7 +75,7 @@ def reading(output: Output, name: str, box: Box, read: Callable[[], np.ndarray])
     """What is read, or an error that names the box and points to engine.verify."""
     try:
         return read()
-    except Unreachable:
+    except (Unreachable, ValueError):  # which say what to do
         raise
     except Exception as error:  # codecs raise errors of many kinds
         why = " ".join(str(error).split())

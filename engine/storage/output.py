@@ -140,8 +140,21 @@ class Output:
         except Unreachable:
             raise
         except Exception as error:  # zarr raises what its codecs and stores raise
-            file, why = self.where(name, box), " ".join(str(error).split())
+            file, why = self.where(name, self.unreadable(name, box)), " ".join(str(error).split())
             raise ValueError(f"{file} cannot be read ({why}); {self.way_out()}") from error
+
+    def unreadable(self, name: str, box: Box) -> Box:
+        """The first shard that a box meets and that cannot be read; the box itself, where each by itself can."""
+        array, boxes = self.array(name), self.ledger.shards[name]
+        rows, columns = boxes.sides
+        for y in range(box.y0 // rows * rows, box.y1, rows):
+            for x in range(box.x0 // columns * columns, box.x1, columns):
+                shard = boxes[boxes.index_of(Box(y, x, y + rows, x + columns))]
+                try:
+                    array[self.layout.index(shard)]
+                except Exception:
+                    return shard
+        return box
 
     def way_out(self) -> str:
         """What to do about a shard that is missing or cannot be read."""
