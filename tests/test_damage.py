@@ -157,6 +157,7 @@ def test_a_mark_of_another_level_slot_or_history_is_refused(job, killed, tmp_pat
     assert "--resume never" in one_error(launch(2, *job, "--out", out))
 
 
+@pytest.mark.long
 def test_a_mended_set_whose_images_were_judged_has_the_same_bytes(tiny_model, tmp_path):
     """A lost shard is drawn round by round, as it was at first; so it is where a later round was under way."""
     arguments = ("--model", tiny_model, "--size", "128x128", "--count", 6, "--steps", 3, "--checkpoint-every", 0)

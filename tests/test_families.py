@@ -242,12 +242,14 @@ def difference(folder, arguments, known):
     return np.abs(zarr.open(folder / "v.zarr")["0"][:].transpose(1, 2, 0).astype(int) - known).mean()
 
 
+@pytest.mark.long
 def test_a_variation_is_the_nearer_to_its_image_the_less_strong(model, tmp_path):
     arguments, known = varied(tmp_path, nuclei_of(model, tmp_path), "--steps", 10)
     differences = [difference(tmp_path, (*arguments, "--strength", share), known) for share in (0.1, 0.4, 1)]
     assert 0 < differences[0] < 0.2 * differences[1] < 0.2 * differences[2], differences
 
 
+@pytest.mark.long
 def test_an_inverted_image_comes_back_the_nearer_the_more_levels(tmp_path):
     folder = make_model("sdm", tmp_path / "sdm")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -414,6 +416,7 @@ def test_a_set_of_nuclei_is_exported_as_the_nuclei_system_writes_it(model, tmp_p
 # ---- styles -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_styles_take_the_models_place_each_where_the_map_says(model, tmp_path):
     other = tmp_path / "other"
     make = make_model("sdm", other)

@@ -95,6 +95,7 @@ def test_others_read_what_lies_in_the_store(local, sampled):
     assert {name for name, _ in group.members()} == {name for name, _ in zarr.open_group(local.path).members()}
 
 
+@pytest.mark.long
 def test_three_ranks_put_the_same_shards(tiny_model, store, local, tmp_path):
     out = f"s3://{BUCKET}/three/x.zarr"
     flags = ("--model", tiny_model, *FLAGS, "--out", out, "--scratch", tmp_path)

@@ -156,7 +156,7 @@ def test_what_a_ledger_calls_finished_is_not_written_again(tiny_model, tmp_path,
     }
 
 
-@pytest.mark.parametrize("name", ["USR1", pytest.param("TERM", marks=LONG), "INT"])
+@pytest.mark.parametrize("name", ["USR1", pytest.param("TERM", marks=LONG), pytest.param("INT", marks=LONG)])
 def test_a_signal_to_one_rank_leaves_a_checkpoint_and_status_75(tiny_model, tmp_path, whole_run, name):
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"
     arguments = ("--model", tiny_model, *SIZE, *KILLED[:-1], 3600, "--out", out)

@@ -399,7 +399,10 @@ def test_the_loss_of_diffinfinite_and_its_gradients_are_those_of_the_papers_form
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize(("network", "small"), [("diffinfinite-image", IMAGE), ("diffinfinite-labels", LABELS)])
+@pytest.mark.parametrize(
+    ("network", "small"),
+    [("diffinfinite-image", IMAGE), pytest.param("diffinfinite-labels", LABELS, marks=pytest.mark.long)],
+)
 def test_diffinfinites_networks_are_learned_resume_and_sample(tissue, tmp_path, network, small):
     image, out = network.endswith("image"), tmp_path / "m"
     common = (*small, "--batch-size", 6, "--lr", 5e-3, "--every", 15, "--hold-out", 1, "--ema-every", 1)

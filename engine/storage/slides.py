@@ -40,8 +40,8 @@ class Slide(Protocol):
 class LibrarySlide:
     """A slide that tiffslide or OpenSlide reads, at the level that is nearest to the size that is asked for."""
 
-    def __init__(self, opened: Any, library: str) -> None:
-        self.opened = opened
+    def __init__(self, opened: Any, library: str, path: Path) -> None:
+        self.opened, self.path = opened, path
         self.size: tuple[int, int] = tuple(map(int, opened.dimensions[::-1]))  # type: ignore[assignment]
         facts = {name: opened.properties.get(f"{library}.{key}") for name, key in MICROSCOPE.items()}
         self.pixel_size_um, self.magnification = (above_zero(facts[name]) for name in MICROSCOPE)
@@ -52,7 +52,11 @@ class LibrarySlide:
         level = self.opened.get_best_level_for_downsample(box.width / side)
         shrunk = self.opened.level_downsamples[level]
         width, height = (max(round(length / shrunk), 1) for length in (box.width, box.height))
-        region = self.opened.read_region((box.x0, box.y0), level, (width, height))
+        try:
+            region = self.opened.read_region((box.x0, box.y0), level, (width, height))
+        except Exception as error:  # each library raises its own kinds
+            why = f"{self.path} is damaged: rows {box.y0}:{box.y1} columns {box.x0}:{box.x1} cannot be read"
+            raise ValueError(f"{why} ({reason(error)})") from None
         if region.mode == "RGBA":  # transparent where nothing was scanned
             white = Image.new("RGBA", region.size, "white")
             white.alpha_composite(region)
@@ -122,7 +126,7 @@ def opened_by_libraries(path: Path, problems: list[str]) -> Iterator[LibrarySlid
             continue
         try:
             with quiet():
-                yield LibrarySlide(getattr(module, reader)(path), library)
+                yield LibrarySlide(getattr(module, reader)(path), library, path)
         except Exception as error:  # each raises its own kinds
             problems.append(f"{library}: {reason(error)}")
 
