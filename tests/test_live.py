@@ -183,22 +183,13 @@ def test_parts_are_put_together_and_damaged_ones_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "facts",
-    [
-        {"frame": (60_000, 60_000)},
-        {"images": 10**6},
-        {"step": 0},
-        {"step": 10**400},
-        {"factor": float("inf")},
-        {"factor": 0},
-        {"images": -1},
-    ],
+    "facts", [{"frame": (60_000, 60_000)}, {"frame": (0, 4)}, {"step": 0}, {"factor": float("inf")}]
 )
 def test_a_part_of_no_picture_that_a_run_makes_is_left_out(tmp_path, facts):
     files = LiveFiles(tmp_path)
-    grid = PreviewGrid(facts.get("frame", (8, 4)), facts.get("images", 1), 1)
+    grid = PreviewGrid(facts.get("frame", (8, 4)), 1, 1)
     (tmp_path / "live").mkdir()
-    text = {"frame": grid.frame, "images": grid.images, "step": 1, "factor": 8, "level": 1, "top": 0, **facts}
+    text = {"frame": grid.frame, "images": 1, "step": 1, "factor": 8, "level": 1, "top": 0, **facts}
     with (tmp_path / "live/00000.npz").open("wb") as stream:
         pixels = np.zeros((0, grid.shape[1], 4), np.uint8)
         np.savez(stream, facts=np.frombuffer(json.dumps(text).encode(), np.uint8), pixels=pixels)
