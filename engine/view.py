@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import secrets
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, print_error
-from engine.messages import one_line
+from engine.messages import one_line, quoted
 
 if TYPE_CHECKING:
     from engine.viewing.server import Server
@@ -29,7 +30,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 def parser() -> Parser:
     top = Parser(prog="python -m engine.view", description=__doc__)
-    top.add_argument("out", type=Path, nargs="+", help="an output of engine.sample, or two")
+    top.add_argument("out", type=path_of, nargs="+", help="an output of engine.sample, or two")
     text = f"where the page is served (default: {PORT}; 0: a port that is free)"
     top.add_argument("--port", type=port_number, default=PORT, metavar="N", help=text)
     text = "name or number of the network that it is served on, 0.0.0.0 for all (default: this machine alone)"
@@ -76,8 +77,13 @@ def listening(viewer: Viewer, host: str, port: int) -> Server:
     """
     from engine.viewing.server import LOOPBACK, Server
 
+    if not host:
+        way = f"leave it out for this machine alone, or pass `host` {EVERYWHERE[0]} for all"
+        raise ValueError(f"`host` is empty; {way}")
     try:
         return Server(viewer, host, port, "" if host in LOOPBACK else secrets.token_urlsafe(16))
+    except (UnicodeError, TypeError):  # dots in a row, or a NUL
+        raise ValueError(f"`host` {quoted(host)} is no name of a machine") from None
     except socket.gaierror as error:
         raise ValueError(f"`host` {host} is no address of this machine ({error.strerror})") from None
     except OSError as error:
@@ -104,16 +110,23 @@ def open_browser(address: str) -> None:
         print("there is no browser to open it with; copy the address", flush=True)
 
 
+def path_of(text: str) -> Path:
+    """A path, for argparse."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no path: no name has a NUL in it")
+    return Path(text)
+
+
 def port_number(text: str) -> int:
     """A port, for argparse."""
-    if not text.isdecimal() or int(text) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port; choose 1024 to 65535, or 0 for one that is free")
     return int(text)
 
 
 def quality_number(text: str) -> int:
     """A quality of JPEG, for argparse."""
-    if not text.isdecimal() or not 1 <= int(text) <= 95:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 95:
         raise argparse.ArgumentTypeError(f"{text} is not 1 to 95; for every pixel as it is stored pass --lossless")
     return int(text)
 

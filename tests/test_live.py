@@ -23,7 +23,7 @@ from engine.pipeline.live import colored_latents, put_shots, shots_of
 from engine.planning.geometry import Box, Frames
 from engine.planning.ownership import Ownership
 from engine.planning.preview_grid import LONGEST_SIDE, PreviewGrid
-from engine.storage.live_files import LiveFiles, PicturePart
+from engine.storage.live_files import LiveFiles, PicturePart, read_part
 from engine.storage.output import Output
 from engine.viewing.estimate import estimate_of
 from engine.viewing.watched import Watched
@@ -180,6 +180,31 @@ def test_parts_are_put_together_and_damaged_ones_are_left_out(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.write_status({})
     assert not files.folder.exists(), "what is late leaves nothing in a finished output"
+
+
+@pytest.mark.parametrize(
+    "facts", [{"frame": (60_000, 60_000)}, {"frame": (0, 4)}, {"step": 0}, {"factor": float("inf")}]
+)
+def test_a_part_of_no_picture_that_a_run_makes_is_left_out(tmp_path, facts):
+    files = LiveFiles(tmp_path)
+    grid = PreviewGrid(facts.get("frame", (8, 4)), 1, 1)
+    (tmp_path / "live").mkdir()
+    text = {"frame": grid.frame, "images": 1, "step": 1, "factor": 8, "level": 1, "top": 0, **facts}
+    with (tmp_path / "live/00000.npz").open("wb") as stream:
+        pixels = np.zeros((0, grid.shape[1], 4), np.uint8)
+        np.savez(stream, facts=np.frombuffer(json.dumps(text).encode(), np.uint8), pixels=pixels)
+    assert list(files.parts()) == []
+
+
+def test_a_part_that_unpacks_to_very_much_is_left_out(tmp_path):
+    files, grid = LiveFiles(tmp_path), PreviewGrid((8, 4), 1, 1)
+    files.write_part(0, PicturePart(grid, 8, 1, 0, np.zeros((8, 4, 4), np.uint8)))
+    file = tmp_path / "live/00000.npz"
+    assert read_part(file).top == 0
+    with np.load(file) as content:
+        np.savez_compressed(file, facts=content["facts"], pixels=np.zeros((2**20, 4, 5), np.uint8))
+    with pytest.raises(ValueError, match="too large"):
+        read_part(file)
 
 
 def test_a_linear_decoder_is_found_again():

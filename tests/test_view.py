@@ -155,6 +155,12 @@ def hatched(pixels):
     return (pixels[..., None, :3] == HATCH).all(-1).any(-1)
 
 
+def opened_anew(path):
+    """Touch the metadata of an output, so that the viewer opens it anew."""
+    facts = (path / "zarr.json").stat()
+    os.utime(path / "zarr.json", ns=(facts.st_atime_ns, facts.st_mtime_ns + 1000))
+
+
 # ---- tiles ------------------------------------------------------------------------------------
 
 
@@ -259,6 +265,39 @@ def test_damaged_and_lost_shards_are_hatched_and_named(copy):
         assert all("\n" not in line for line in says)
 
 
+def test_what_is_no_file_in_a_shards_place_is_damaged(tmp_path):
+    output = made(tmp_path / "o.zarr", IMAGE, finished=False, without=(0,))
+    folder, empty = (tmp_path / "o.zarr/0/c/0/0" / name for name in "12")
+    folder.unlink()
+    folder.mkdir()
+    empty.write_bytes(b"")
+    with served(output.path) as server:
+        assert not picture(server, "/0/image/0/0_0.png", "RGBA").any(), "what is not there yet is no damage"
+        for column in (1, 2):
+            assert hatched(picture(server, f"/0/image/0/0_{column}.png")).mean() > 0.8
+        says = facts(server)["state"]["damaged"]
+        assert [line.rpartition("columns ")[2] for line in says] == [
+            "512:1024 is empty, or no file",
+            "1024:1100 is empty, or no file",
+        ]
+
+
+def test_nobody_sees_damage_that_is_not_listed(copy):
+    with served(copy) as server:
+        assert get(server, "/0/image/0/0_1.png").headers["ETag"]
+        for path, array, shard in (("/0/image/0/0_1.png", "0", "0/c/0/0/1"), ("/0/image/3/0_0.png", "2", "2/c/0/0/0")):
+            content = (copy / shard).read_bytes()
+            (copy / shard).write_bytes(content[::-1])  # of the same size: found when it is read
+            for _ in range(2):
+                answer = get(server, path)
+                assert hatched(np.asarray(Image.open(io.BytesIO(answer.content)))).any()
+                assert answer.headers["ETag"] is None, "a browser that kept it would not ask again"
+                assert f"array {array} shard" in "".join(facts(server)["state"]["damaged"])
+                opened_anew(copy)
+                assert facts(server)["state"]["damaged_count"] == 0
+            (copy / shard).write_bytes(content)
+
+
 def test_an_unfinished_output_is_shown_as_far_as_it_is(tmp_path):
     output = made(tmp_path / "o.zarr", IMAGE, finished=False, without=(4,))
     with served(output.path, quality=90) as server:
@@ -302,6 +341,25 @@ def test_an_output_that_is_removed_is_said_to_be_and_shown_again_when_it_is_back
         assert get(server, "/").status == 200
 
 
+def test_an_output_that_becomes_a_loop_of_links_is_said_to_be_gone(copy):
+    with served(copy) as server:
+        shutil.rmtree(copy)
+        copy.symlink_to(copy.name)
+        gone = facts(server)
+        assert (gone["name"], gone["state"]["is"]) == (copy.name, "gone")
+        assert get(server, "/0/image/0/0_0.png").status == 410
+
+
+def test_the_page_names_flags_and_not_fields(copy):
+    with served(copy) as server:
+        (copy / "1/zarr.json").write_text("{}")
+        opened_anew(copy)
+        gone = get(server, "/0/image/0/0_0.png")
+        assert gone.status == 410
+        for text in (gone.content.decode(), facts(server)["state"]["says"]):
+            assert "the same job with --mend makes it anew" in text
+
+
 # ---- who may ask, and for what ------------------------------------------------------------------
 
 
@@ -317,6 +375,7 @@ def test_only_what_is_shown_has_an_address(viewed, image):
         "/0/image/0/0_0.exe",
         "/0/image/0/99999999999_0.png",
         "/0/none/legend.json",
+        "/0/image/legend.json",
         "/0/../../zarr.json",
         "/static/../server.py",
         "/static/%2e%2e/server.py",
@@ -338,6 +397,26 @@ def test_only_what_is_shown_has_an_address(viewed, image):
         assert get(viewed, "/outputs.json", method=method).status == 501
     assert get(viewed, "/", Host="evil.example").status == 403, "a name that is led to this machine"
     assert get(viewed, "/", Host=f"localhost:{viewed.server_port}").status == 200
+
+
+def test_a_host_header_is_the_name_of_this_machine_and_no_more(viewed):
+    port = viewed.server_port
+    for hosts, status in (
+        (["localhost"], 200),
+        ([f"[::1]:{port}"], 200),
+        ([f"LOCALHOST:{port}"], 200),
+        (["[::1]evil"], 403),
+        (["[::1]evil:80"], 403),
+        (["localhost:evil.com"], 403),
+        (["localhost:80:80"], 403),
+        (["localhost", "evil.com"], 403),
+        (["localhost", "localhost"], 403),
+        ([], 403),
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            lines = "".join(f"Host: {host}\r\n" for host in hosts)
+            connection.sendall(f"GET /outputs.json HTTP/1.0\r\n{lines}\r\n".encode())
+            assert int(connection.recv(2**16).split()[1]) == status, hosts
 
 
 def test_elsewhere_than_on_this_machine_the_address_needs_a_token(image):
@@ -410,7 +489,13 @@ def test_bad_input_is_refused_in_one_line(image, image_set, tmp_path, capsys):
             ((image, image_set), "an image and a set of images cannot be shown side by side"),
             ((image, "--port", port), f"--port {port} is in use; choose another, or 0 for one that is free"),
             ((image, "--port", "70000"), "70000 is no port"),
+            ((image, "--port", "٣"), "٣ is no port"),
             ((image, "--quality", "96"), "96 is not 1 to 95"),
+            ((image, "--quality", "٣"), "٣ is not 1 to 95"),
+            ((image, "--host", ""), "--host is empty; leave it out for this machine alone, or pass --host 0.0.0.0"),
+            ((image, "--host", "a\0"), r"--host 'a\\x00' is no name of a machine"),
+            ((image, "--host", "é" * 70), "--host 'é+' is no name of a machine"),
+            ((f"{image}\0",), r"\\x00' is no path: no name has a NUL in it"),
             ((image, "--host", "203.0.113.7"), "--host 203.0.113.7 is no address of this machine"),
             ((image, "--prot", "1"), "did you mean '--port'"),
             ((), "the following arguments are required: out"),
@@ -696,6 +781,18 @@ def test_an_estimate_stands_where_there_are_no_pixels_yet(tmp_path):
         time.sleep(0.6)
         assert facts(server)["state"]["live"] is None
         assert picture(server, "/0/image/0/0_0.png", "RGBA")[0, 0].tolist() == [0, 0, 0, 0]
+
+
+def test_numbers_that_json_lacks_are_told_as_null(tmp_path):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    output = made(tmp_path / "o.zarr", IMAGE, finished=False)
+    says(output, share=float("nan"), left=float("inf"), pause=10**400)
+    with served(output.path) as server:
+        content = json.loads(get(server, "/outputs.json").content, parse_constant=refuse)
+    live = content["outputs"][0]["state"]["live"]
+    assert (live["share"], live["left"], live["gone"]) == (None, None, 61.0)
 
 
 @pytest.mark.runs

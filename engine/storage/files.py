@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 Stamp = tuple[int | str, ...]
+NO_FILE: Stamp = ("no file",)  # the stamp of a folder, and of what is empty
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -123,12 +124,14 @@ def file_size(path: Path) -> int:
 
 
 def stamp_of(file: Path) -> Stamp | None:
-    """What changes when a file does; None: there is none, or it is empty."""
+    """What changes when a file does; None: there is none; ``NO_FILE``: something else lies there, or it is empty."""
     try:
         facts = file.stat()
     except OSError:
         return None
-    return (facts.st_ino, facts.st_mtime_ns, facts.st_size) if facts.st_size else None
+    if not stat.S_ISREG(facts.st_mode) or not facts.st_size:
+        return NO_FILE
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 def halved(image: np.ndarray) -> np.ndarray:

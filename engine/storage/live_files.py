@@ -13,7 +13,6 @@ without.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from engine.planning.preview_grid import PreviewGrid
 from engine.storage.files import discard
 
 Stamps = tuple[tuple[str, int, int], ...]
-MOST_PIXELS = 2**22  # of a part that is read
+MOST_PIXELS = 2**22  # of the whole picture of a part that is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +122,7 @@ class LiveFiles:
     def parts(self) -> Iterator[PicturePart]:
         """The parts of the picture that are there and can be read."""
         for file in sorted(self.folder.glob("[0-9]*.npz")):
-            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+            with suppress(Exception):  # of a damaged file numpy, zipfile and json raise errors of many kinds
                 yield read_part(file)
 
 
@@ -131,15 +130,18 @@ def read_part(file: Path) -> PicturePart:
     """Read a part of the picture.
 
     Raises:
-        ValueError, KeyError, TypeError, OSError, BadZipFile: it is damaged.
+        Exception: it is damaged.
     """
     with np.load(file, allow_pickle=False) as content:
+        if any(entry.file_size > 4 * MOST_PIXELS for entry in content.zip.infolist()):
+            raise ValueError(f"{file} is too large for a part of a picture")
         facts, pixels = json.loads(content["facts"].tobytes()), content["pixels"]
     height, width = map(int, facts["frame"])
     grid = PreviewGrid((height, width), int(facts["images"]), int(facts["step"]))
     part = PicturePart(grid, int(facts["factor"]), int(facts["level"]), int(facts["top"]), pixels)
     rows, columns = grid.shape
     whole = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[1:] == (columns, 4)
-    if not whole or min(grid.step, part.factor) < 1 or not 0 <= part.top <= rows - len(pixels) <= MOST_PIXELS:
+    whole = whole and min(height, width, grid.images, grid.step, part.factor) >= 1
+    if not whole or rows * columns > MOST_PIXELS or not 0 <= part.top <= rows - len(pixels):
         raise ValueError(f"{file} is no part of a picture")
     return part

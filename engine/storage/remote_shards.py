@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
-from engine.storage.files import Stamp
+from engine.storage.files import NO_FILE, Stamp
 from engine.storage.shard_store import Sizes
 from engine.storage.store_url import PACKAGES
 from engine.storage.zarr_setup import zarr
@@ -110,7 +110,9 @@ class RemoteShards:
 
     def stamp(self, name: PurePath | str) -> Stamp | None:
         facts = self.facts(name)
-        return (str(facts),) if facts is not None and facts["size"] else None
+        if facts is None:
+            return None
+        return (str(facts),) if facts["size"] else NO_FILE
 
     def facts(self, name: PurePath | str) -> dict[str, Any] | None:
         """What the store says of an object; None: there is none."""

@@ -31,7 +31,7 @@ class ShardStore(Protocol):
         """``size`` for those who ask for most shards."""
 
     def stamp(self, name: PurePath) -> Stamp | None:
-        """What changes when a shard does; None: there is none."""
+        """What changes when a shard does; None: there is none; ``NO_FILE``: what lies there is no shard."""
 
     def remove(self, name: PurePath) -> None:
         """Remove a shard, if it is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable
@@ -116,5 +117,12 @@ def work_of(facts: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def as_number(value: Any) -> float:
-    """A number that was read; 0 for what is none."""
-    return float(value) if isinstance(value, int | float) and value == value else 0.0
+    """A number that was read; 0 for what is none.
+
+    >>> as_number(2), as_number(float("nan")), as_number(10**400), as_number("2")
+    (2.0, 0.0, 0.0, 0.0)
+    """
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    except OverflowError:
+        return 0.0

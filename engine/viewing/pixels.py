@@ -13,7 +13,7 @@ from pathlib import PurePath
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.files import Stamp, halved
+from engine.storage.files import NO_FILE, Stamp, halved
 from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
 from engine.storage.remote_shards import Unreachable
@@ -125,7 +125,11 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None =
         return values, state
     for shard, part in source.shards(level, box):
         here = part.within(box)
-        if output.shards.stamp(shard) is not None:
+        stamp = output.shards.stamp(shard)
+        if stamp == NO_FILE:  # zarr takes it for a shard that was not written: zeros
+            note(source.damage(level, part, "is empty, or no file"))
+            state[here] = DAMAGED
+        elif stamp is not None:
             try:
                 values[(..., *here)] = source.read(level, part)
                 state[here] = THERE
@@ -167,7 +171,8 @@ def kept_pixels(source: Source, level: int, box: Box, note: Note, depth: int) ->
     made = source.kept.get(key)
     if made is None:
         made = pixels(source, level, box, note, depth)
-        source.kept.put(key, made)
+        if not (made[1] == DAMAGED).any():  # which is noted whenever it is shown
+            source.kept.put(key, made)
     return made
 
 

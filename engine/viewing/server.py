@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from hmac import compare_digest
@@ -27,6 +28,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from engine.command_line import as_flags
 from engine.messages import one_line
 from engine.viewing.pictures import Picture
 from engine.viewing.viewer import Answer, NotThere, Viewer
@@ -45,6 +47,7 @@ CONNECTIONS = 32  # that are served at once, a thread each
 WAITING = 512  # that wait for a thread; more are told to come again
 FIRST, IDLE = 20, 5  # seconds that a connection may take to ask, and to ask again
 TILE = re.compile(r"(\d{1,9})/(\w+)(?:/(\d{1,9}))?/(\d{1,2})/(\d{1,9})_(\d{1,9})\.(jpg|png)", re.ASCII)
+HOST = re.compile(r"(?:\[([^][]*)\]|([^][:]*))(?::\d{0,5})?", re.ASCII)
 LEGEND = re.compile(r"(\d{1,9})/(\w+)(?:/(\d{1,9}))?/legend\.json", re.ASCII)
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\nContent-Type: text/plain\r\n"
@@ -156,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(HTTPStatus.NOT_FOUND, str(error))
         except Gone as error:
             self.refuse(HTTPStatus.GONE, str(error))
-        except (ValueError, OSError, MemoryError) as error:
+        except (ValueError, OSError, MemoryError, RecursionError) as error:
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
             self.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
@@ -169,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
         Raises:
             NotThere, Gone, ValueError: there is nothing to answer it with.
         """
-        if not self.server.token and hostname(self.headers.get("Host", "")) not in LOOPBACK:
+        if not self.server.token and hostname(self.headers.get_all("Host", [])) not in LOOPBACK:
             # A page from elsewhere whose name leads here must not read what is on this machine.
             return self.refuse(HTTPStatus.FORBIDDEN, "this address is not the one that engine.view printed")
         path = self.path.partition("?")[0].removeprefix("/")
@@ -187,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(viewer.legend(int(index), word, int(image or 0)))
         if path == "outputs.json":
             content = {"outputs": viewer.facts(), "lossless": viewer.quality is None}
-            return self.send(answer_of(("application/json", json.dumps(content).encode())))
+            return self.send(answer_of(("application/json", as_json(content))))
         file = static_files().get("index.html" if path == "" else path.removeprefix("static/"))
         if file is None or not (path == "" or path.startswith("static/")):
             raise NotThere("there is nothing at this address")
@@ -199,14 +202,15 @@ class Handler(BaseHTTPRequestHandler):
         if tag in self.headers.get("If-None-Match", ""):
             self.begin(HTTPStatus.NOT_MODIFIED, {"ETag": tag})
             return
-        kind, content = answer.make()
-        self.begin(HTTPStatus.OK, {"ETag": tag, "Content-Type": kind, "Content-Length": str(len(content))})
+        (kind, content), keep = answer.make()
+        headers = {"Content-Type": kind, "Content-Length": str(len(content))}
+        self.begin(HTTPStatus.OK, {"ETag": tag, **headers} if keep else headers)
         if self.command != "HEAD":
             self.wfile.write(content)
 
     def refuse(self, status: HTTPStatus, why: str) -> None:
         """Send one line that says why there is no answer."""
-        content = f"{one_line(why)}\n".encode()
+        content = f"{one_line(as_flags(why))}\n".encode()
         self.begin(status, {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(content))})
         if self.command != "HEAD":
             self.wfile.write(content)
@@ -232,7 +236,19 @@ class Handler(BaseHTTPRequestHandler):
 
 def answer_of(picture: Picture) -> Answer:
     """An answer that is there already."""
-    return Answer(hashlib.sha256(picture[1]).hexdigest()[:24], lambda: picture)
+    return Answer(hashlib.sha256(picture[1]).hexdigest()[:24], lambda: (picture, True))
+
+
+def as_json(value: Any) -> bytes:
+    """JSON of a value; a number that JSON does not have, of a damaged file, is null.
+
+    >>> as_json({"share": float("nan"), "of": [1, float("inf")]})
+    b'{"share": null, "of": [1, null]}'
+    """
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)).encode()
 
 
 @cache
@@ -245,12 +261,13 @@ def static_files() -> dict[str, Answer]:
     }
 
 
-def hostname(text: str) -> str:
-    """The name in a Host header, without the port.
+def hostname(headers: Sequence[str]) -> str:
+    """The name in a request's Host header, without the port; empty where it has none, several, or one that is no name.
 
-    >>> hostname("localhost:8470"), hostname("[::1]:8470"), hostname("127.0.0.1")
+    >>> hostname(["localhost:8470"]), hostname(["[::1]:8470"]), hostname(["127.0.0.1"])
     ('localhost', '::1', '127.0.0.1')
+    >>> hostname(["localhost", "evil"]), hostname(["[::1]evil"]), hostname(["localhost:evil.com"])
+    ('', '', '')
     """
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0].lower()
+    name = HOST.fullmatch(headers[0]) if len(headers) == 1 else None
+    return (name[1] or name[2]).lower() if name else ""

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from engine import __version__
 from engine.planning.geometry import Box
 from engine.reporting.labels import colors_of, legend_of, shares_of
+from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
 from engine.viewing.cache import Cache
 from engine.viewing.pictures import Picture, picture_of_image, picture_of_map
-from engine.viewing.pixels import THERE, Kept, Source, filled_in, pixels, stamps
+from engine.viewing.pixels import THERE, Kept, Note, Source, filled_in, pixels, stamps
 from engine.viewing.watched import Watched, arrays_of, entries_of
 
 TILE = 512  # px, side of a tile
@@ -31,10 +32,10 @@ class NotThere(LookupError):
 
 
 class Answer(NamedTuple):
-    """What is sent; ``make`` makes it, where the browser has not got it by its tag."""
+    """What is sent; ``make`` makes it, where the browser has not got it by its tag, and says whether it may be kept."""
 
     tag: str
-    make: Callable[[], Picture]
+    make: Callable[[], tuple[Picture, bool]]
 
 
 class Viewer:
@@ -85,15 +86,15 @@ class Viewer:
         stamp = estimate.stamp if estimate else ()
         key = (index, word, image, level, row, column, quality, output.finished, stamp, *stamps(source, level, box))
 
-        def make() -> Picture:
-            values, state = pixels(source, level, box, watched.note)
+        def make(note: Note) -> Picture:
+            values, state = pixels(source, level, box, note)
             if estimate and (small := estimate.read(image, level, box)) is not None:
                 values, state = filled_in(values, state, small)
             if word == "image":
                 return picture_of_image(values, state, box, quality)
             return picture_of_map(values, state, box, colors_of(entries_of(output, word)))
 
-        return self.answer(key, make)
+        return self.answer(watched, key, make)
 
     def legend(self, index: int, word: str, image: int) -> Answer:
         """The labels of a map with their colours and areas, counted in a coarse level: JSON.
@@ -101,13 +102,15 @@ class Viewer:
         Raises:
             NotThere, Gone: as ``tile``.
         """
+        if word == "image":
+            raise NotThere("image: maps alone have a legend")
         watched, output, source = self.source(index, word, image)
         level = next((n for n, size in enumerate(source.sizes) if max(size) <= COUNTED), len(source.sizes) - 1)
         box = Box(0, 0, *source.sizes[level])
         key = (index, word, image, "legend", output.finished, *stamps(source, level, box))
 
-        def make() -> Picture:
-            values, state = pixels(source, level, box, watched.note)
+        def make(note: Note) -> Picture:
+            values, state = pixels(source, level, box, note)
             entries = entries_of(output, word)
             shares = legend_of(shares_of(values[state == THERE], len(entries)), entries)
             nothing = entries[0][0] if entries else "background"  # value 0 is transparent
@@ -117,7 +120,7 @@ class Viewer:
             content = {"labels": labels, "counted": counted, "part": part}
             return "application/json", json.dumps(content).encode()
 
-        return self.answer(key, make)
+        return self.answer(watched, key, make)
 
     def source(self, index: int, word: str, image: int) -> tuple[Watched, Output, Source]:
         if index >= len(self.watched):
@@ -131,17 +134,27 @@ class Viewer:
             raise NotThere(f"image {image}: the output has none of that number")
         return watched, output, Source(output, name, image, self.kept)
 
-    def answer(self, key: tuple[Any, ...], make: Callable[[], Picture]) -> Answer:
-        """An answer that is made under the semaphore, once, and kept in the cache."""
+    def answer(self, watched: Watched, key: tuple[Any, ...], make: Callable[[Note], Picture]) -> Answer:
+        """An answer that is made under the semaphore, once, and kept in the cache.
 
-        def kept() -> Picture:
+        One that shows damage is made whenever it is asked for: nobody sees it while the damage is not listed.
+        """
+
+        def kept() -> tuple[Picture, bool]:
             if picture := self.cache.get(key):
-                return picture
+                return picture, True
+            damaged = []
+
+            def note(shard: DamagedShard) -> None:
+                damaged.append(shard)
+                watched.note(shard)
+
             with self.renders:
                 if picture := self.cache.get(key):  # another thread made it meanwhile
-                    return picture
-                picture = make()
-            self.cache.put(key, picture)
-            return picture
+                    return picture, True
+                picture = make(note)
+            if not damaged:
+                self.cache.put(key, picture)
+            return picture, not damaged
 
         return Answer(hashlib.sha256(repr((__version__, key)).encode()).hexdigest()[:24], kept)

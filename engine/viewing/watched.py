@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.command_line import as_flags
 from engine.messages import one_line
 from engine.planning.geometry import Box
 from engine.storage.files import Stamp, checksum, stamp_of
@@ -81,19 +83,19 @@ class Watched:
         """Remember a shard that cannot be shown; False: there are too many."""
         with self.lock:
             if len(self.damaged) < MOST_DAMAGED:
-                self.damaged.setdefault((shard.array, shard.box), one_line(shard.why))
+                self.damaged.setdefault((shard.array, shard.box), one_line(as_flags(shard.why)))
             return len(self.damaged) < MOST_DAMAGED
 
     # -- what the page is told --
 
     def facts(self, tile: int) -> dict[str, Any]:
         """What the page needs of the output, and its state: JSON values."""
-        name = one_line(self.path.resolve().name)
+        name = one_line(os.path.basename(os.path.realpath(self.path)))  # resolve() refuses a loop of links
         try:
             output = self.output()
             return {"name": name, **shape_of(output, tile), "state": self.state(output)}
         except (ValueError, OSError) as error:
-            return {"name": name, "state": {"is": "gone", "says": one_line(str(error)), "version": ""}}
+            return {"name": name, "state": {"is": "gone", "says": one_line(as_flags(str(error))), "version": ""}}
 
     def state(self, output: Output) -> dict[str, Any]:
         """Whether the output is finished, and how far.
