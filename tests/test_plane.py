@@ -155,8 +155,9 @@ def test_a_plane_evaluates_nothing_twice_and_reaches_far(small, tmp_path):
     there, said = ask(2, small, plane, beside, "--label", 1)
     assert "are known" in said
     assert np.array_equal(there[..., :-16], pixels[..., 16:])
-    content = json.loads((plane / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]["datasets"][0]
-    shift = content["coordinateTransformations"][1]["translation"]
+    multiscale = json.loads((plane / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    assert multiscale["name"] == "plane"
+    shift = multiscale["datasets"][0]["coordinateTransformations"][1]["translation"]
     assert shift[1:] == [far * 0.5, (-far - 128) * 0.5], "the arrays begin at a shard's corner"
 
 

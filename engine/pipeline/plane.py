@@ -294,7 +294,8 @@ def begin_next(request: PlaneRequest, building: Path) -> None:
         before = plane_layout(old)
     new = before.holding(request.region)
     regions = [] if old is None else old.provenance["regions"]
-    create(building, new, prepared.card.pixel_size_um, plane_provenance(request, regions))
+    name = request.path.name.removesuffix(".zarr")
+    create(building, new, prepared.card.pixel_size_um, plane_provenance(request, regions), name)
     if old is not None:
         link_shards(old, building, new, new.on_arrays(request.region))
 

@@ -16,12 +16,16 @@ from engine.storage.zarr_setup import PIXEL_CODECS, zarr
 PRIVATE = "the files in this folder are slidefield's own: the ledger, checkpoints, a copy of the metadata"
 
 
-def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping[str, Any]) -> None:
+def create(
+    path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping[str, Any], name: str | None = None
+) -> None:
     """Create an output's groups and arrays. Rank 0 calls this.
 
     They are made in a folder beside the path, which is then renamed: neither a kill nor a loss of power leaves half of
     an output.
 
+    Args:
+        name: Of the image, which viewers show; None: the path's.
     Raises:
         ValueError: another run made something at the path meanwhile.
     """
@@ -30,11 +34,12 @@ def create(path: Path, layout: Layout, pixel_size_um: float, provenance: Mapping
     building.chmod(0o755)
     group = zarr.open_group(building, mode="w", zarr_format=3)
     create_arrays(group, layout)
-    for name, metadata in layout.ome_groups(path.name.removesuffix(".zarr"), pixel_size_um).items():
+    shown = path.name.removesuffix(".zarr") if name is None else name
+    for part, metadata in layout.ome_groups(shown, pixel_size_um).items():
         described = {"ome": metadata}
         if "omero" in metadata:  # neuroglancer (2.41) looks for the colours of channels here, not in "ome"
             described["omero"] = metadata["omero"]
-        (group[name] if name else group).attrs.update(described)
+        (group[part] if part else group).attrs.update(described)
     known: dict[str, Any] = {"state": "unfinished", "layout": layout.attributes(), "metadata_copy": True}
     group.attrs["slidefield"] = {**provenance, **known}
     # An array without values: what lies in its folder is ours, and no program takes it for a broken part of the group.
