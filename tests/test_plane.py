@@ -109,11 +109,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("small"), patch=4)
 
 
+JOB = ("--steps", 3, "--seed", 5, "--shard", 128, "--chunk", 64, "--guidance", 1)
+
+
 def ask(ranks: int, model: Path, plane: Path, region: Box, *options: object) -> tuple[np.ndarray, str]:
     """Ask for a region; what the plane then has there, and what the command said."""
     text = f"{region.y0}:{region.y1},{region.x0}:{region.x1}"
-    job = ("--model", model, "--steps", 3, "--seed", 5, "--shard", 128, "--chunk", 64, "--guidance", 1, *options)
-    done = launch(ranks, *job, "--plane", plane, f"--region={text}")
+    done = launch(ranks, "--model", model, *JOB, *options, "--plane", plane, f"--region={text}")
     assert done.returncode == 0, done.stderr
     return read_region(plane, region), done.stdout
 
@@ -167,24 +169,7 @@ def test_a_request_that_is_killed_goes_on_and_leaves_the_plane_as_it_was(small, 
     kept, _ = ask(1, small, plane, first, "--label", 1)
     alone, _ = ask(1, small, tmp_path / "alone.zarr", second, "--label", 1)
     before = verify(plane)
-    options = (
-        "--model",
-        small,
-        "--steps",
-        3,
-        "--seed",
-        5,
-        "--shard",
-        128,
-        "--chunk",
-        64,
-        "--guidance",
-        1,
-        "--label",
-        1,
-        "--checkpoint-every",
-        0,
-    )
+    options = ("--model", small, *JOB, "--label", 1, "--checkpoint-every", 0)
     request = (*options, "--plane", plane, "--region=-70:60,-40:90")
     mark = plane / "slidefield" / "request.zarr" / "slidefield" / "checkpoint.json"
     run = Running(2, *request)
@@ -203,24 +188,7 @@ def test_what_is_wrong_is_said_in_one_line_and_the_plane_stays(small, tmp_path):
     plane = tmp_path / "plane.zarr"
     kept, _ = ask(1, small, plane, Box(0, 0, 30, 30), "--label", 1)
     before = verify(plane)
-    job = (
-        "--model",
-        small,
-        "--steps",
-        3,
-        "--seed",
-        5,
-        "--shard",
-        128,
-        "--chunk",
-        64,
-        "--guidance",
-        1,
-        "--label",
-        1,
-        "--plane",
-        plane,
-    )
+    job = ("--model", small, *JOB, "--label", 1, "--plane", plane)
     for options, expected in [
         (("--region", "10:5,0:9"), "end after they begin"),
         (("--region", f"0:9,{2**52}:{2**52 + 1}"), "2^52"),

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.embedding.patches import without_maps
-from engine.exports.source import finished_output, read
+from engine.exports.source import finished_output
 from engine.planning.geometry import Box
 from engine.storage.output import Output
 from engine.storage.readers import read_integers
@@ -102,7 +102,7 @@ class OutputSource:
         if layout.labels is None:
             return None
         if not isinstance(layout, SetLayout):
-            return read(self.output, layout.labels, box)
+            return self.output.read(layout.labels, box)
         return np.asarray(self.output.array(layout.labels)[layout.index_in(image, box)])
 
     def named(self, image: int) -> str:

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 from engine.exports.pictures import write_one
-from engine.exports.source import read
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
@@ -31,8 +30,8 @@ def write_class_folders(output: Output, layout: SetLayout, folder: Path, suffix:
     names = folder_names([name for name, _ in entries])
     written: Counter[str] = Counter()
     for box in layout.boxes():
-        classes = read(output, "classes", box)[:, 0, 0].tolist()
-        for label, pixels in zip(classes, read(output, "images", box), strict=True):
+        classes = output.read("classes", box)[:, 0, 0].tolist()
+        for label, pixels in zip(classes, output.read("images", box), strict=True):
             name = names[label] if label < len(names) else f"class {label}"
             (folder / name).mkdir(exist_ok=True)
             write_one(folder / name, f"image_{written[name]}", pixels, suffix)

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.exports.asked import Asked
 from engine.exports.pictures import channels_last
-from engine.exports.source import finished_output, read, read_part
+from engine.exports.source import finished_output
 from engine.planning.geometry import Box
 from engine.storage.files import halved
 from engine.storage.layout import LabelArray
@@ -76,10 +76,10 @@ class Cutout:
     def _read(self, box: Box, halvings: int) -> np.ndarray:
         """Pixels as they are stored: of a level of the output, where its pixels are those of this pyramid."""
         if not halvings:
-            return self._stored(self.level, shifted(box, self.box.y0, self.box.x0))
+            return self._stored(self.level, box.moved(self.box.y0, self.box.x0))
         level, y, x = self.level + halvings, self.box.y0 >> halvings, self.box.x0 >> halvings
         if level < len(self.output.layout.sizes()) and (y << halvings, x << halvings) == (self.box.y0, self.box.x0):
-            return self._stored(level, shifted(box, y, x))
+            return self._stored(level, box.moved(y, x))
         pixels = np.empty((*((self.channels,) if not self.label else ()), *box.shape), self.dtype)
         for quarter in quarters(box):  # so that no more than a few boxes are in memory, however many are below
             below = self._read(quarter.scaled(2) & Box(0, 0, *self.size(halvings - 1)), halvings - 1)
@@ -88,8 +88,8 @@ class Cutout:
 
     def _stored(self, level: int, box: Box) -> np.ndarray:
         if isinstance(self.output.layout, SetLayout):
-            return read_part(self.output, self.name, self.image, box)
-        return read(self.output, self.output.layout.level(self.name, level), box)
+            return self.output.read_part(self.image, box, self.name)
+        return self.output.read(self.output.layout.level(self.name, level), box)
 
 
 def cutout_of(asked: Asked) -> Cutout:
@@ -128,11 +128,6 @@ def ceil_shift(length: int, halvings: int) -> int:
     (3, 2, 1)
     """
     return -(-length >> halvings)
-
-
-def shifted(box: Box, y: int, x: int) -> Box:
-    """A box further down and right."""
-    return Box(box.y0 + y, box.x0 + x, box.y1 + y, box.x1 + x)
 
 
 def quarters(box: Box) -> Iterator[Box]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from engine.exports.nuclei_set import NucleiSet, names_of
 from engine.exports.parts import parts_of_set
 from engine.exports.pictures import write_condition, write_one
-from engine.exports.source import read
 from engine.exports.target import with_bar
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
@@ -21,7 +20,7 @@ def write_set(output: Output, layout: SetLayout, folder: Path, suffix: str) -> N
         (folder / part.folder).mkdir()
     for box in with_bar(layout.boxes(), len(layout.boxes()), "shards"):
         for part in parts:
-            for index, pixels in enumerate(part.make(read(output, part.array, box)), box.y0):
+            for index, pixels in enumerate(part.make(output.read(part.array, box)), box.y0):
                 write_one(folder / part.folder, names[index], pixels, suffix)
     if layout.label and layout.label.name == "classes":
         write_classes(output, folder / "classes.csv", names)
@@ -45,13 +44,13 @@ def write_conditions(output: Output, layout: SetLayout, folder: Path, names: lis
     nuclei = NucleiSet(output)
     (folder / "cond").mkdir()
     for box in layout.boxes():
-        for index, condition in enumerate(nuclei.conditions(read(output, "nuclei", box), box.y0), box.y0):
+        for index, condition in enumerate(nuclei.conditions(output.read("nuclei", box), box.y0), box.y0):
             write_condition(folder / "cond", names[index], condition, nuclei.channels)
     nuclei.write_references(folder / "images", names)
 
 
 def write_classes(output: Output, path: Path, names: list[str]) -> None:
     """Write ``classes.csv``: every pixel of an image has its class, so the first is read."""
-    labels = (int(label) for box in output.layout.boxes() for label in read(output, "classes", box)[:, 0, 0])
+    labels = (int(label) for box in output.layout.boxes() for label in output.read("classes", box)[:, 0, 0])
     lines = [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
     path.write_text("\n".join(["name,class", *lines]) + "\n")

@@ -13,7 +13,6 @@ import numpy as np
 from engine.exports.parts import Part
 from engine.exports.pictures import channels_last, write_picture, write_tiff
 from engine.exports.single_image import LARGEST_PNG, whole_image
-from engine.exports.source import read
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 
@@ -37,7 +36,7 @@ def write_pairs(output: Output, folder: Path, suffix: str) -> None:
     if isinstance(layout, SetLayout):
         digits = max(4, len(str(layout.count - 1)))
         for box in layout.boxes():
-            images, labels = read(output, layout.image, box), read(output, layout.labels, box)
+            images, labels = output.read(layout.image, box), output.read(layout.labels, box)
             for index, (image, mask) in enumerate(zip(images, labels, strict=True), box.y0):
                 write_pair(folder / f"sample{index:0{digits}}", channels_last(image), mask, suffix)
         return

@@ -9,7 +9,6 @@ import numpy as np
 
 from engine.exports.parts import Part, parts_of_image
 from engine.exports.pictures import channels_last, write_picture
-from engine.exports.source import read
 from engine.exports.target import with_bar
 from engine.planning.geometry import Box
 from engine.storage.files import bands
@@ -36,7 +35,7 @@ def whole_image(output: Output, part: Part) -> np.ndarray:
     channels = output.array(part.array).shape[:-2]
     image = np.empty((*output.layout.size, *(c for c in channels if c > 1)), np.uint8)
     for box in output.layout.boxes():
-        image[box.y0 : box.y1, box.x0 : box.x1] = channels_last(part.make(read(output, part.array, box)))
+        image[box.y0 : box.y1, box.x0 : box.x1] = channels_last(part.make(output.read(part.array, box)))
     return image
 
 
@@ -67,6 +66,6 @@ def tiles(output: Output, part: Part, side: int) -> Iterator[np.ndarray]:
     """Read the tiles of an image, row by row: one row of tiles is in memory at a time."""
     height, width = output.layout.size
     for y0, y1 in with_bar(bands(height, side), -(-height // side), "rows of tiles"):
-        band = channels_last(part.make(read(output, part.array, Box(y0, 0, y1, width))))
+        band = channels_last(part.make(output.read(part.array, Box(y0, 0, y1, width))))
         for x in range(0, width, side):
             yield band[:, x : x + side]

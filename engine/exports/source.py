@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from engine.planning.geometry import Box
 from engine.storage.output import Output, output_to_read, provenance_at
-from engine.storage.remote_shards import Unreachable
 from engine.storage.store_url import refuse_url
 
 
@@ -51,38 +47,6 @@ def check_shards(output: Output, levels: int | None = 1) -> None:
                         f"{output.path} lacks a shard of {name}, {box_text(box)}; "
                         f"python -m engine.verify {output.path} says what else is missing"
                     )
-
-
-def read(output: Output, name: str, box: Box) -> np.ndarray:
-    """Read a box of an array as ``Output.read`` does; errors point to engine.verify.
-
-    Raises:
-        ValueError: a shard of the box is damaged.
-    """
-    return reading(output, name, box, lambda: output.read(name, box))
-
-
-def read_part(output: Output, name: str, image: int, box: Box) -> np.ndarray:
-    """Read a box of an image of a set as ``Output.read_part`` does; errors point to engine.verify.
-
-    Raises:
-        ValueError: the shard of the image is damaged.
-    """
-    return reading(output, name, Box(image, 0, image + 1, 1), lambda: output.read_part(image, box, name))
-
-
-def reading(output: Output, name: str, box: Box, read: Callable[[], np.ndarray]) -> np.ndarray:
-    """What is read, or an error that names the box and points to engine.verify."""
-    try:
-        return read()
-    except (Unreachable, ValueError):  # which say what to do
-        raise
-    except Exception as error:  # codecs raise errors of many kinds
-        why = " ".join(str(error).split())
-        raise ValueError(
-            f"{output.path}: {name}, {box_text(box)}, cannot be read ({why}); "
-            f"python -m engine.verify {output.path} says what else is damaged"
-        ) from None
 
 
 def box_text(box: Box) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,13 @@ from engine.distributed.canvas import Canvas
 from engine.distributed.ranks import Ranks
 from engine.planning.ownership import Ownership
 from engine.planning.plane import Cone
-from engine.storage.plane_levels import KnownWindows, PlaneLevels, chunks_of
-from engine.storage.zarr_setup import zarr
+from engine.storage.plane_levels import KnownWindows, LevelArrays, chunks_of, plane_levels
 
 
 class KeptLevels:
     """The kept levels of a plane, as a request reads them and adds to them.
 
-    What a request makes known lies in files of its own, a chunk a shard, until ``commit`` adds it to the plane's.
+    What a request makes known lies in arrays of its own, a chunk a shard, until ``merge`` adds it to the plane's.
 
     Args:
         plane: The plane's private folder.
@@ -33,7 +33,8 @@ class KeptLevels:
         self, plane: Path, own: Path, cone: Cone, ownership: Ownership, channels: int, depths: Sequence[int]
     ) -> None:
         self.cone, self.ownership, self.channels, self.depths = cone, ownership, channels, depths
-        self.kept, self.own = PlaneLevels(plane / "levels"), own
+        self.kept = plane_levels(plane / "levels")
+        self.own = LevelArrays(own, ownership.shape, ownership.sides, cone.corner)
 
     @property
     def levels(self) -> range:
@@ -41,50 +42,35 @@ class KeptLevels:
 
     def make(self) -> None:
         """Make the arrays. Rank 0 calls this."""
-        counts = [1 + depth for depth in self.depths]
-        self.kept.make(self.levels, counts, self.channels)
-        for level, count in zip(self.levels, counts, strict=True):
-            if not (self.own / f"{level:05d}" / "zarr.json").exists():
-                zarr.create_array(
-                    str(self.own / f"{level:05d}"),
-                    shape=(count, self.channels, *self.ownership.shape),
-                    chunks=(count, self.channels, *self.ownership.sides),
-                    dtype="float32",
-                    compressors=[zarr.codecs.Crc32cCodec()],
-                )
+        for arrays in (self.kept, self.own):
+            arrays.make(self.levels, [1 + depth for depth in self.depths], self.channels)
 
     def exchange(self, canvas: Canvas, level: int) -> None:
         """Keep the canvas as it is before a level, and put in what was known before. Local."""
-        array = zarr.open_array(str(self.own / f"{level:05d}"), mode="r+")
+        kept_windows = self.cone.known[level - 1] if self.cone.known else ()
         for shard in canvas.x:
-            box = self.ownership.shard(shard)
-            values = np.stack([canvases[shard].cpu().numpy() for canvases in (canvas.x, *canvas.history)])
-            array[(slice(None), slice(None), slice(box.y0, box.y1), slice(box.x0, box.x1))] = values
-            for windows in self.cone.known[level - 1] if self.cone.known else ():
-                place = box.moved(*self.cone.corner)
-                known = windows.covers(place)
-                if known.any():
-                    earlier = self.kept.read(level, place)
-                    for canvases, kept in zip((canvas.x, *canvas.history), earlier, strict=True):
-                        here = torch.from_numpy(known).to(canvas.device)
-                        canvases[shard] = torch.where(here, torch.from_numpy(kept).to(canvas.device), canvases[shard])
+            place = self.ownership.shard(shard).moved(*self.cone.corner)
+            both = canvas.x, *canvas.history
+            self.own.write(level, place, np.stack([canvases[shard].cpu().numpy() for canvases in both]))
+            known = np.zeros(place.shape, bool)
+            for windows in kept_windows:
+                known |= windows.covers(place)
+            if known.any():
+                here = torch.from_numpy(known).to(canvas.device)
+                for canvases, kept in zip(both, self.kept.read(level, place), strict=True):
+                    canvases[shard] = torch.where(here, torch.from_numpy(kept).to(canvas.device), canvases[shard])
 
     def merge(self, ranks: Ranks) -> None:
         """Add what the request has made known to the plane's levels. Collective; once more does no harm."""
 
         def merge() -> None:
-            turn, (y, x) = 0, self.cone.corner
-            for level in self.levels:
-                windows = self.cone.needed[level - 1]
-                array = zarr.open_array(str(self.own / f"{level:05d}"), mode="r")
-                for box in chunks_of(windows.box):
-                    turn += 1
-                    known = windows.covers(box)
-                    if turn % ranks.size != ranks.rank or not known.any():
-                        continue
-                    own = box.moved(-y, -x)
-                    part = slice(own.y0, own.y1), slice(own.x0, own.x1)
-                    self.kept.merge(level, box, np.asarray(array[(slice(None), slice(None), *part)]), known)
+            parts = ((level, box) for level in self.levels for box in chunks_of(self.cone.needed[level - 1].box))
+            for level, box in islice(parts, ranks.rank, None, ranks.size):
+                known = self.cone.needed[level - 1].covers(box)
+                if known.any():
+                    values = self.own.read(level, box)
+                    kept = values if known.all() else self.kept.read(level, box)
+                    self.kept.write(level, box, np.where(known, values, kept))
 
         ranks.agree(merge)
 

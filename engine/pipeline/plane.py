@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -101,10 +102,7 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
         request = replace(request, known=KnownWindows(private / "known.json", len(first.timesteps), card.patch).read())
         if is_known(there, region):
             return PlaneRequest(plane, given, first, region, hold, known=True)
-    prepared = first if options.dry_run else prepare(job, own, rank_count, ranks_per_node, request)
-    if options.dry_run and request.known:
-        prepared = prepare(job, replace(own, dry_run=True), rank_count, ranks_per_node, request)
-    return PlaneRequest(plane, given, prepared, region, hold)
+    return PlaneRequest(plane, given, prepare(job, own, rank_count, ranks_per_node, request), region, hold)
 
 
 def place_of(options: RunOptions) -> tuple[Path, Box, int]:
@@ -409,7 +407,7 @@ def finish_next(request: PlaneRequest, output: Output, kept: KeptLevels) -> None
     output.annotate(state="finished")
     private, new = plane / "slidefield", building / "slidefield"
     if (private / "levels").is_dir():
-        link_tree(private / "levels", new / "levels")
+        shutil.copytree(private / "levels", new / "levels", copy_function=os.link)
     for name in ("known.json", "lock"):
         if (private / name).exists():
             os.link(private / name, new / name)
@@ -422,17 +420,6 @@ def finish_next(request: PlaneRequest, output: Output, kept: KeptLevels) -> None
     building.rename(plane)
     sync(plane.parent)
     discard(old)
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """The files of a folder once more, as links."""
-    for path in source.rglob("*"):
-        place = target / path.relative_to(source)
-        if path.is_dir():
-            place.mkdir(parents=True, exist_ok=True)
-        else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, place)
 
 
 def next_of(plane: Path) -> Path:

@@ -26,11 +26,19 @@ SIDE = 256  # latents; side of a chunk
 MIDDLE = 2**53  # beyond the farthest position, with its cone
 
 
-class PlaneLevels:
-    """The kept levels of a plane, in a folder."""
+class LevelArrays:
+    """Canvases that are kept, an array a level in a folder; boxes are of the plane, in latents.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.opened = folder, dict[int, zarr.Array]()
+    Args:
+        folder: Of the arrays.
+        shape: Height and width of an array.
+        sides: Rows and columns of a chunk.
+        corner: Position of the plane at which the arrays begin.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int], sides: tuple[int, int], corner: tuple[int, int]) -> None:
+        self.folder, self.shape, self.sides, self.corner = folder, shape, sides, corner
+        self.opened: dict[int, zarr.Array] = {}
 
     def make(self, levels: Sequence[int], arrays: Sequence[int], channels: int) -> None:
         """Make the arrays that are not there yet. Rank 0 calls this.
@@ -44,8 +52,8 @@ class PlaneLevels:
             if not (self.path(level) / "zarr.json").exists():
                 zarr.create_array(
                     str(self.path(level)),
-                    shape=(count, channels, 2 * MIDDLE, 2 * MIDDLE),
-                    chunks=(count, channels, SIDE, SIDE),
+                    shape=(count, channels, *self.shape),
+                    chunks=(count, channels, *self.sides),
                     dtype="float32",
                     compressors=[zarr.codecs.Crc32cCodec()],
                     fill_value=0,
@@ -59,32 +67,35 @@ class PlaneLevels:
             self.opened[level] = zarr.open_array(str(self.path(level)), mode="r+")
         return self.opened[level]
 
+    def index_of(self, box: Box) -> tuple[slice, ...]:
+        place = box.moved(-self.corner[0], -self.corner[1])
+        return slice(None), slice(None), slice(place.y0, place.y1), slice(place.x0, place.x1)
+
     def read(self, level: int, box: Box) -> np.ndarray:
-        """float32 (n, C, h, w): what is kept before a level in a box of the plane, in latents; 0 where nothing is.
+        """float32 (n, C, h, w): what is kept before a level in a box; 0 where nothing is.
 
         Raises:
             ValueError: it is damaged.
         """
         try:
-            return np.asarray(self.array(level)[index_of(box)])
+            return np.asarray(self.array(level)[self.index_of(box)])
         except Exception as error:  # zarr raises what its codecs and stores raise
             why = " ".join(str(error).split())
-            raise ValueError(f"{self.path(level)} cannot be read ({why}); engine.trim drops what is kept") from error
+            way = f"remove {self.folder} and known.json beside it: levels are then sampled anew"
+            raise ValueError(f"{self.path(level)} cannot be read ({why}); {way}") from error
 
-    def merge(self, level: int, box: Box, values: np.ndarray, known: np.ndarray) -> None:
-        """Put in what is known in a box, which lies in one chunk. Whoever calls this is alone in the chunk.
+    def write(self, level: int, box: Box, values: np.ndarray) -> None:
+        """Keep what is in a box. Whoever calls this is alone in its chunks.
 
         Args:
             values: float32 (n, C, h, w).
-            known: bool (h, w).
         """
-        kept = self.read(level, box) if not known.all() else values
-        self.array(level)[index_of(box)] = np.where(known, values, kept)
+        self.array(level)[self.index_of(box)] = values
 
 
-def index_of(box: Box) -> tuple[slice, ...]:
-    y0, x0, y1, x1 = (n + MIDDLE for n in (box.y0, box.x0, box.y1, box.x1))
-    return slice(None), slice(None), slice(y0, y1), slice(x0, x1)
+def plane_levels(folder: Path) -> LevelArrays:
+    """The kept levels of a plane, in a folder."""
+    return LevelArrays(folder, (2 * MIDDLE, 2 * MIDDLE), (SIDE, SIDE), (-MIDDLE, -MIDDLE))
 
 
 def chunks_of(box: Box) -> list[Box]:
@@ -118,10 +129,7 @@ class KnownWindows:
         Raises:
             ValueError: the file is damaged.
         """
-        try:
-            requests = read_signed(self.path)["requests"]
-        except FileNotFoundError:
-            requests = []
+        requests = self.requests()
         of_levels = (
             [windows_from_json(request[level], self.patch) for request in requests] for level in range(self.levels)
         )
@@ -129,8 +137,12 @@ class KnownWindows:
 
     def add(self, needed: Sequence[Windows]) -> None:
         """Enter what a request has made known. Rank 0 calls this."""
+        added = [windows_as_json(windows) for windows in needed]
+        write_signed(self.path, {"requests": [*self.requests(), added]})
+
+    def requests(self) -> list[Any]:
+        """What the file says of every request; nothing where there is none."""
         try:
-            requests = read_signed(self.path)["requests"]
+            return read_signed(self.path)["requests"]
         except FileNotFoundError:
-            requests = []
-        write_signed(self.path, {"requests": [*requests, [windows_as_json(windows) for windows in needed]]})
+            return []
