@@ -54,7 +54,7 @@ def test_a_damaged_unfinished_output_ends_in_the_same_bytes_or_is_refused(job, w
     damage_unfinished(whole, killed, tmp_path / "out.zarr", kind, way, 0, 3, job)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_ends_in_the_same_bytes(job, whole, tmp_path, seed):
     kill_and_resume(whole, tmp_path, seed, job)
 

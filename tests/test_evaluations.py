@@ -37,7 +37,7 @@ def region(tmp_path):
     return mask, ("--roi", tmp_path / "roi.npy")
 
 
-@pytest.mark.parametrize("cover", ["shifted", "random", "strided"])
+@pytest.mark.parametrize("cover", ["shifted", "random", pytest.param("strided", marks=pytest.mark.long)])
 def test_what_lies_outside_the_region_costs_nothing_and_is_white(tiny_model, tmp_path, region, cover):
     mask, option = region
     arguments = ("--model", tiny_model, *SIZE, "--cover", cover)

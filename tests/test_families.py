@@ -226,7 +226,7 @@ def nuclei_of(model, folder):
 
 
 @pytest.mark.parametrize("start", ["noised", "inverted"])
-@pytest.mark.parametrize("system", ["tiny", "sdm", "large-image-diffusion"])
+@pytest.mark.parametrize("system", ["tiny", "sdm", pytest.param("large-image-diffusion", marks=pytest.mark.long)])
 def test_a_variation_is_the_same_on_1_and_3_ranks(model, tiny_model, tmp_path, system, start):
     own = ("--model", tiny_model, "--label", 1)
     if system != "tiny":
@@ -262,7 +262,7 @@ def test_an_inverted_image_comes_back_the_nearer_the_more_levels(tmp_path):
     assert 1 > differences[0] > 4 * differences[1], differences
 
 
-@pytest.mark.parametrize("start", ["noised", "inverted"])
+@pytest.mark.parametrize("start", [pytest.param("noised", marks=pytest.mark.long), "inverted"])
 def test_a_killed_variation_resumes_to_the_same_bytes(tiny_model, tmp_path, start):
     options = ("--steps", 6, "--strength", 0.7, "--start", start, "--checkpoint-every", 0)
     arguments, _ = varied(tmp_path, ("--model", tiny_model, "--label", 1), *options)
@@ -300,7 +300,9 @@ def images_of(out):
     return zarr.open(out)["images"][:]
 
 
-@pytest.mark.parametrize("system", ["tiny", "sdm", "feature-aligned", "large-image-diffusion"])
+@pytest.mark.parametrize(
+    "system", ["tiny", "sdm", pytest.param("feature-aligned", marks=pytest.mark.long), "large-image-diffusion"]
+)
 def test_a_set_is_the_same_on_any_ranks_and_each_image_a_function_of_seed_and_index(
     model, tiny_model, tmp_path, system
 ):

@@ -164,7 +164,9 @@ def test_what_can_only_be_read_whole_gives_the_same_bytes_and_its_copy_does_not_
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("options", [("--roi",), ("--mask", "--image")], ids=["roi", "mask"])
+@pytest.mark.parametrize(
+    "options", [pytest.param(("--roi",), marks=pytest.mark.long), ("--mask", "--image")], ids=["roi", "mask"]
+)
 def test_files_that_can_only_be_read_whole_are_not_needed_after_the_start(tiny_model, tmp_path, options):
     """What the windows are asked for is read from what is stored beside the image, all else from copies."""
     rng = np.random.default_rng(0)

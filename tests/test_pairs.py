@@ -58,7 +58,7 @@ def maps_of(out):
 # ---- label maps that are sampled ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["published", "embedded"])
+@pytest.mark.parametrize("kind", [pytest.param("published", marks=pytest.mark.long), "embedded"])
 def test_each_pair_of_a_set_is_a_function_of_seed_and_index_on_any_ranks(published, tiny_model, tmp_path, kind):
     own = published if kind == "published" else ("--model", tiny_model, "--label-model", "embedded")
     arguments = (*own, *SMALL, "--prompt", "0,1")

@@ -125,7 +125,7 @@ def ask(ranks: int, model: Path, plane: Path, region: Box, *options: object) -> 
     "options",
     [
         ("--labels", "example", "--solver", "dpmpp2m"),
-        ("--label", 1, "--solver", "ddim", "--eta", 0.7, "--hold", 2),
+        pytest.param(("--label", 1, "--solver", "ddim", "--eta", 0.7, "--hold", 2), marks=pytest.mark.long),
     ],
     ids=["history", "ancestral noise"],
 )

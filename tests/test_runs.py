@@ -102,7 +102,12 @@ def whole_run(tiny_model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "moment",
-    [pytest.param("in a level", marks=LONG), "in a checkpoint", pytest.param("later", marks=LONG), "in decoding"],
+    [
+        pytest.param("in a level", marks=LONG),
+        "in a checkpoint",
+        pytest.param("later", marks=LONG),
+        pytest.param("in decoding", marks=LONG),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_bytes_on_another_number_of_ranks(tiny_model, tmp_path, whole_run, moment):
     out, log = tmp_path / "out.zarr", tmp_path / "log.jsonl"

@@ -288,7 +288,9 @@ def test_it_starts_from_a_checkpoint_of_latent_diffusion(published, first_stage,
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("what", ["large-image", "kl", pytest.param("vq", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "what", [pytest.param("large-image", marks=pytest.mark.long), "kl", pytest.param("vq", marks=pytest.mark.long)]
+)
 def test_the_same_weights_to_rounding_on_1_and_3_ranks(published, first_stage, tmp_path, what):
     options = ("--steps", 2, "--batch-size", 5)
     if what == "large-image":
