@@ -71,7 +71,7 @@ def check_pair(models: dict[object, Path], folder: Path, kind: str, number: int,
     drawn = random.Random(f"{kind} {number}")
     middle = tuple(drawn.randint(-900, 900) + far * drawn.choice((-1, 1)) for _ in range(2))
     pair = random_pair(drawn, most, middle)
-    options, ranks = [models.get(word, word) for word in KINDS[kind]], [drawn.choice((1, 1, 2, 3)) for _ in pair]
+    options, ranks = [models.get(word, word) for word in KINDS[kind]], drawn.sample((1, 2 + number % 2), 2)
     for box, count, name in zip(pair, ranks, "ab", strict=True):
         region = f"--region={box.y0}:{box.y1},{box.x0}:{box.x1}"
         done = launch(count, *options, *JOB, "--plane", folder / f"{name}.zarr", region)
