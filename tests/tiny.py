@@ -76,7 +76,7 @@ def make_tiny_label_model(folder: Path, patch: int = 8, scale: int = 4, grey: bo
     save_part(network, folder / "unet")
     facts = {"role": "labels", "condition": "class", "patch_size": patch, "label_scale": scale}
     facts |= {"label_count": len(LABELS), "labels": colored(LABELS), "pixel_size_um": 0.5 * scale}
-    facts["defaults"] = {"steps": 3, "solver": "ddpm", "guidance": 1.0, "batch_size": 2}
+    facts["defaults"] = {"steps": 3, "solver": "ddpm", "guidance": 1.0, "batch_size": 8}
     if grey:
         save_autoencoder(folder, 0.12)  # few specks in much of one label: some is left once they are cleaned
     else:

@@ -32,7 +32,7 @@ def function_named(text: str, option: str) -> Callable[..., Any]:
     Raises:
         ValueError: it cannot be imported, or is no function.
     """
-    return GIVEN.get(text) or imported(text, option, WANTED)
+    return GIVEN[text] if text in GIVEN else imported(text, option, WANTED)
 
 
 def function_hash(text: str, option: str) -> str:
