@@ -28,6 +28,7 @@ from engine.options import (
     Checked,
     choice,
     described,
+    names_function,
     number,
     option,
     options_of,
@@ -89,7 +90,10 @@ class SampleJob(Checked):
     )
 
     labels: str | None = condition_option(
-        None, FILE, "label map: PNG, TIFF, .npy or Zarr; 'example' draws one", models=LABEL_MAP + CLASS
+        None,
+        FILE,
+        "label map: PNG, TIFF, .npy or Zarr; 'example' draws one; or a function of position, module:function",
+        models=LABEL_MAP + CLASS,
     )
     label: int | str | tuple[int | str, ...] | None = condition_option(
         None,
@@ -606,8 +610,13 @@ def check_label(job: SampleJob, card: ModelCard) -> None:
     if len(given) > 1:
         raise ValueError(f"both {' and '.join(shown(job, name) for name in given)} are given; choose one")
     for name in ("labels_scale", "labels_table"):
-        if getattr(job, name) is not None and job.labels in (None, "example"):
+        if getattr(job, name) is not None and (job.labels in (None, "example") or names_function(job.labels)):
             raise ValueError(f"{shown(job, name)} is for a label map in a file; pass `labels` FILE, or leave it out")
+    if names_function(job.labels) and job.count is not None:
+        raise ValueError(
+            f"{shown(job, 'labels')} is a function of position, which the images of a set do not have; pass a label "
+            "map FILE, or leave out `count`"
+        )
     if job.labels_scale is not None and job.labels_table is not None:
         both = " and ".join(shown(job, name) for name in ("labels_scale", "labels_table"))
         raise ValueError(f"both {both} say what the values of `labels` mean; choose one")

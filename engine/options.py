@@ -19,6 +19,7 @@ from engine.messages import quoted, shortened
 MOST_SECTIONS = 1000
 LONGEST_PATH = 4095  # bytes; the longest that Linux opens
 MOST_IN_TURN = 64  # numbers that a set's images take in turn
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*(?<!\.h5)(?<!\.hdf5):[A-Za-z_<][\w.<>]*")  # and not FILE.h5:NAME
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,15 @@ def read_as(kind: Kind, value: Any, where: str) -> Any:
         return kind.read(value)
     except ValueError as problem:
         raise ValueError(f"{where} is {quoted(value)}: {problem}") from None
+
+
+def names_function(value: Any) -> bool:
+    """Whether a value names a function, ``module:function``, and no file.
+
+    >>> names_function("tissue:labels"), names_function("FILE.h5:/labels"), names_function("maps/labels.png")
+    (True, False, False)
+    """
+    return isinstance(value, str) and FUNCTION.fullmatch(value) is not None
 
 
 def option(

@@ -16,8 +16,9 @@ import numpy as np
 
 from engine.api.temporary import claim, make_folder, release
 from engine.distributed.ranks import AgreedError, Ranks
+from engine.inputs.position_function import name_of_given
 from engine.job import RunOptions, SampleJob
-from engine.options import FILE, PATH, ROWS
+from engine.options import FILE, PATH, ROWS, names_function
 from engine.parsing import JOB_OPTIONS, OPTIONS, nearest, split_job_and_options
 from engine.pipeline.collective_call import array_fact, array_text
 from engine.storage.store_url import handle_of, is_url, looks_like_url
@@ -84,7 +85,8 @@ class Arguments:
         arrays = {name: as_array(name, value) for name, value in options.items() if is_array(name, value)}
         values = {name: as_option(name, value) for name, value in options.items() if name not in arrays}
         moved = {name for name in values if name in JOB_OPTIONS and is_path(name) and values[name] != options[name]}
-        given = {name: os.fspath(options[name]) for name in moved} | dict.fromkeys(arrays, "array")
+        paths = {name for name in moved if not callable(options[name])}
+        given = {name: os.fspath(options[name]) for name in paths} | dict.fromkeys(arrays, "array")
         return cls(values, arrays, given)
 
     def overriding(self, other: Arguments) -> Arguments:
@@ -133,11 +135,11 @@ def is_array(name: str, value: Any) -> bool:
     """Whether an option is given an array in place of a file."""
     kind = OPTIONS[name].kind if name in OPTIONS else None
     no_array = (str, os.PathLike) if kind is FILE else (str, os.PathLike, numbers.Integral)
-    return kind in (FILE, ROWS) and value is not None and not isinstance(value, no_array)
+    return kind in (FILE, ROWS) and value is not None and not callable(value) and not isinstance(value, no_array)
 
 
 def as_option(name: str, value: Any) -> Any:
-    """A value as the option takes it: torch's dtypes and devices by their names, one side of a square, absolute paths.
+    """A value as the option takes it: names of functions and of torch's dtypes, one side of a square, absolute paths.
 
     Paths are made absolute because Python may change its folder, after a call and in the middle of one.
     """
@@ -145,10 +147,12 @@ def as_option(name: str, value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if name == "size" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return (int(value), int(value))
+    if name == "labels" and callable(value):
+        return name_of_given(value)
     if not is_path(name) or not isinstance(value, str | os.PathLike):
         return value
     text = os.fspath(value)
-    if not isinstance(text, str) or not text or text == NAMES.get(name):
+    if not isinstance(text, str) or not text or text == NAMES.get(name) or (name == "labels" and names_function(text)):
         return text
     if name == "out" and (is_url(text) or looks_like_url(Path(text))):
         return text

@@ -195,7 +195,7 @@ class Pipeline:
             path: The plane; it is made where it is not there.
             rows, columns: First, and the one after the last, px; they may be negative.
             hold: Levels that share windows; more make a region cheaper. A plane has one number.
-            comm, progress, options: As of a call.
+            comm, progress, options: As of a call; ``labels`` may be a function of a box of the plane.
         Returns:
             The plane, of which ``region(rows, columns)`` reads.
         Raises:

@@ -16,6 +16,7 @@ from engine.planning.geometry import Box
 
 REACH = 6  # side of the windows whose minimum is taken: a cleaned map is REACH - 1 smaller than its source
 NEIGHBOURS = 5  # side of the square that votes on the label at its middle
+MARGIN = REACH  # px around a box that either way of cleaning reads at most
 
 
 def clean_box(
@@ -58,12 +59,27 @@ def clean_labels(decoded: np.ndarray, target_shape: tuple[int, int], labels: int
     return clean_box(read, decoded.shape, target_shape, Box(0, 0, *target_shape), labels)  # type: ignore[arg-type]
 
 
-def majority_box(read: ReadBox, shape: tuple[int, int], box: Box, labels: int) -> np.ndarray:
+def cleaned_on_plane(read: ReadBox, box: Box, labels: int) -> np.ndarray:
+    """One box of DiffInfinite's clean-up on a plane: at the map's own size, each minimum taken over the middle. Local.
+
+    Args:
+        read: Reader of the decoded map, float (height, width) in [0, 1]; called once, for the box and its margin.
+        box: Box of the plane, not empty.
+        labels: Number of labels.
+
+    >>> cleaned_on_plane(lambda box: np.ones(box.shape), Box(-1, -1, 1, 2), 3).tolist()
+    [[2, 2, 2], [2, 2, 2]]
+    """
+    before = (REACH - 1) // 2
+    return _cleaned(read, None, box.moved(-before, -before), labels)
+
+
+def majority_box(read: ReadBox, shape: tuple[int, int] | None, box: Box, labels: int) -> np.ndarray:
     """One box of a label map after a vote of each label's neighbourhood: specks and holes go. Local.
 
     Args:
         read: Reader of the map's labels (height, width).
-        shape: Height and width of the map.
+        shape: Height and width of the map; None: it lies on a plane, and has no edges.
         box: Box inside the map.
         labels: Number of labels.
     Returns:
@@ -77,7 +93,7 @@ def majority_box(read: ReadBox, shape: tuple[int, int], box: Box, labels: int) -
     """
     reach = NEIGHBOURS // 2
     outer = Box(box.y0 - reach, box.x0 - reach, box.y1 + reach, box.x1 + reach)
-    held = outer & Box(0, 0, *shape)
+    held = outer if shape is None else outer & Box(0, 0, *shape)
     ends = [(held.y0 - outer.y0, outer.y1 - held.y1), (held.x0 - outer.x0, outer.x1 - held.x1)]
     around = np.pad(read(held), ends, mode="edge")
     votes = []
@@ -87,10 +103,12 @@ def majority_box(read: ReadBox, shape: tuple[int, int], box: Box, labels: int) -
     return np.stack(votes).argmax(0).astype(np.uint8)
 
 
-def _cleaned(read: ReadBox, source_shape: tuple[int, int], box: Box, labels: int) -> np.ndarray:
+def _cleaned(read: ReadBox, source_shape: tuple[int, int] | None, box: Box, labels: int) -> np.ndarray:
     """A box of the cleaned map before it is brought to size."""
     inner = Box(box.y0, box.x0, box.y1 + REACH - 1, box.x1 + REACH - 1)
-    outer = Box(inner.y0 - 1, inner.x0 - 1, inner.y1 + 1, inner.x1 + 1) & Box(0, 0, *source_shape)
+    outer = Box(inner.y0 - 1, inner.x0 - 1, inner.y1 + 1, inner.x1 + 1)
+    if source_shape is not None:
+        outer &= Box(0, 0, *source_shape)
     decoded = np.asarray(read(outer), np.float32)
     grey = (np.clip(decoded, 0, 1) * np.float32(255)).astype(np.uint8)
     grey[edges(grey)] = 0

@@ -1,4 +1,4 @@
-"""Label maps and classes: from a file, one label throughout, or the drawn example."""
+"""Label maps and classes: from a file, a function of position, one label throughout, or the drawn example."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from engine.inputs.example import example_labels
 from engine.inputs.input_file import label_file
 from engine.inputs.label_codes import recoded_file, spread_codes, table_codes
 from engine.inputs.maps import MapFile, check_size, digest_of
+from engine.inputs.position_function import LabelFunction, function_hash
 from engine.inputs.values import Inputs, LabelSource
 from engine.job import SampleJob
 from engine.models.card import ModelCard
 from engine.models.files import CLASSES
+from engine.options import names_function
 from engine.planning.geometry import Box, Frames, grid
 from engine.planning.names import LARGEST_LABEL
 from engine.storage.layout import LabelArray
 from engine.storage.readers import read_array
 
 READ_SIDE = 2048  # px; side of the boxes that a whole label map is read in
+TRIED_SIDE = 64  # px; side of the box that a function of position is tried with before work starts
 
 
 def read_labels(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
@@ -40,6 +43,9 @@ def read_labels(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
     if job.label_model:
         return Inputs({}, label_array)
     source = label_source(job, card, known, frames.corner)
+    if names_function(job.labels):
+        hashes["labels_function"] = source.identity
+        source.read(0, Box(0, 0, *job.size) & Box(0, 0, TRIED_SIDE, TRIED_SIDE), 1)  # what it returns is checked
     hashes["labels_hash"] = labels_digest(source, frames)
     return Inputs(hashes, label_array, LatentMap(frames, source.read), table=table)
 
@@ -50,7 +56,7 @@ def label_count(card: ModelCard, table: np.ndarray | None) -> int:
 
 
 def label_source(job: SampleJob, card: ModelCard, known: int, corner: tuple[int, int] = (0, 0)) -> LabelSource:
-    """Where the label map comes from: a file, one label throughout each image, or the drawn example.
+    """Where the label map comes from: a file, a function, one label throughout each image, or the drawn example.
 
     Args:
         known: Number of labels that the model knows; other values are refused where they are read.
@@ -71,6 +77,10 @@ def label_source(job: SampleJob, card: ModelCard, known: int, corner: tuple[int,
             )
         y, x = (n * card.factor for n in corner)
         return LabelSource(partial(example_of_image, job.size[0], (y, x)), "example")
+    if names_function(job.labels):
+        names = card.labels if known == len(card.labels) else ()
+        function = LabelFunction(str(job.labels), (corner[0] * card.factor, corner[1] * card.factor), known, names)
+        return LabelSource(function.read, function_hash(function.name, "labels"))
     entries = list(zip(card.labels, card.colors, strict=True))[:known]
     stack = job.count is not None
     if job.labels_scale is not None or job.labels_table is not None:

@@ -41,17 +41,30 @@ def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[S
     Raises:
         ValueError: no label model, one of other labels, or a prompt that it does not know.
     """
-    name, labels = label_model_of(job, card)
+    labels = label_model_of(job, card)[1]
     size = (-(-job.size[0] // labels.label_scale), -(-job.size[1] // labels.label_scale))
     if labels.factor > 1 and min(size) < REACH:
         raise ValueError(
             f"`size` {job.size[0]}x{job.size[1]} has a label map of {size[0]} x {size[1]} px, "
             f"too small for its clean-up; choose at least {REACH * labels.label_scale} px a side"
         )
+    out = str(Path(options.out) / "slidefield" / "labels.zarr")
+    quiet = replace(options, out=out, preview="none", report=False, live=None, json_log=None)
+    return replace(stage_job(job, card), size=size), replace(quiet, overwrite=False, mend=True)
+
+
+def stage_job(job: SampleJob, card: ModelCard) -> SampleJob:
+    """The job that samples the label map, without its size.
+
+    Args:
+        card: Card of the image model.
+    Raises:
+        ValueError: as of ``label_stage``.
+    """
+    name, labels = label_model_of(job, card)
     side = stage_shard(job, labels)
-    label_job = SampleJob(  # never compiled: a map has too few windows to pay for it
+    return SampleJob(  # never compiled: a map has too few windows to pay for it
         model=name,
-        size=size,
         count=job.count,
         shard=side,
         chunk=side,
@@ -63,9 +76,6 @@ def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[S
         device=job.device,
         threads=job.threads,
     )
-    out = str(Path(options.out) / "slidefield" / "labels.zarr")
-    quiet = replace(options, out=out, preview="none", report=False, live=None, json_log=None)
-    return label_job, replace(quiet, overwrite=False, mend=True)
 
 
 def label_model_of(job: SampleJob, card: ModelCard) -> tuple[str, ModelCard]:

@@ -87,8 +87,7 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
     if provenance is None:
         return "absent"
     theirs = provenance["identity"]
-    # a setting that an earlier version did not have is as good as left out
-    differ = [key for key in (*identity, *theirs) if identity.get(key) != theirs.get(key)]
+    differ = differing(path, identity)
     if differ and options.overwrite:
         return "replace"
     if differ:
@@ -100,6 +99,18 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
     if provenance["state"] == "finished":
         return "replace" if options.overwrite else "finished"
     return "unfinished" if options.resume == "auto" else "replace"
+
+
+def differing(path: Path, identity: dict[str, Any]) -> list[str]:
+    """The settings in which an output differs from a job; none where there is no output.
+
+    Raises:
+        Unrecognisable: something else is there.
+    """
+    provenance = provenance_at(path)
+    theirs = identity if provenance is None else provenance["identity"]
+    # a setting that an earlier version did not have is as good as left out
+    return [key for key in (*identity, *theirs) if identity.get(key) != theirs.get(key)]
 
 
 def check_log(options: RunOptions) -> None:

@@ -25,11 +25,14 @@ from engine.inputs.masks import roi_map
 from engine.inputs.nuclei import published_channels
 from engine.inputs.semantic import instance_source, style_map
 from engine.inputs.values import LabelSource
+from engine.models.card import ModelCard
+from engine.options import names_function
 from engine.pipeline.decode import to_label_levels, to_uint8
 from engine.pipeline.inpaint import Inpainting
 from engine.pipeline.label_stage import stage_source
 from engine.pipeline.mending import look_at, named
 from engine.pipeline.output_checks import what_is_there
+from engine.pipeline.plane_labels import plane_source
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.progress import Progress
 from engine.planning.geometry import Box
@@ -182,10 +185,15 @@ def provenance(prepared: Prepared, device: str) -> dict[str, Any]:
         **sources_of(prepared),
         **({"label_stage": prepared.label_stage.identity} if prepared.label_stage else {}),
         **({"in_turn": prepared.job.in_turn()} if prepared.job.in_turn() else {}),
-        **({"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}),
+        **facts_of_label_maps(card),
         "versions": present_versions(),
         **({"store": prepared.store, "store_id": uuid4().hex} if prepared.store else {}),
     }
+
+
+def facts_of_label_maps(card: ModelCard) -> dict[str, Any]:
+    """How a label model's maps are read: facts of the provenance; none of other models."""
+    return {"label_scale": card.label_scale, "one_hot": card.factor == 1} if card.role == "labels" else {}
 
 
 def sources_of(prepared: Prepared) -> dict[str, Any]:
@@ -243,7 +251,7 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
     """Store the labels, classes or nuclei beside the image: each rank its part, where all can read them. Collective.
 
     Returns:
-        The same job; a label map that was sampled, or is in a file, is from now on read from the output.
+        The same job; a label map that was sampled, or is a file's or a function's, is from now on read from the output.
     """
     layout = output.layout
     if layout.labels is None or layout.label is None:
@@ -263,7 +271,7 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
         return layout.assemble(box, lambda image, part: source.read(image, part, 1)).astype(dtype)
 
     ranks.agree(write)
-    if prepared.label_stage is None and prepared.job.labels in (None, "example"):
+    if prepared.job.label_model is None and prepared.job.labels in (None, "example"):
         return prepared
     read = label_array_reader(output)
     assert read is not None
@@ -334,7 +342,7 @@ def unfinished_shards(
 def every_rank_reads_labels(prepared: Prepared) -> bool:
     """Whether every rank can read its own part of the label or instance map; if not, rank 0 reads the file whole."""
     file = prepared.job.instances if prepared.inputs.nuclei is not None else prepared.job.labels
-    return file in (None, "example") or reads_in_boxes(Path(file))
+    return file in (None, "example") or names_function(file) or reads_in_boxes(Path(file))
 
 
 def label_array_source(prepared: Prepared, output: Output) -> LabelSource:
@@ -342,6 +350,9 @@ def label_array_source(prepared: Prepared, output: Output) -> LabelSource:
     job, card = prepared.job, prepared.card
     if prepared.label_stage is not None:
         return stage_source(Output(Path(prepared.label_stage.options.out).resolve()), card, job.size)
+    if job.label_model and prepared.plane is not None:
+        y, x = (n * card.factor for n in prepared.frames.corner)
+        return plane_source(prepared.plane, card, (y, x))
     if prepared.inputs.nuclei is not None:
         return instance_source(job, prepared.inputs.nuclei)
     return label_source(job, card, label_count(card, prepared.inputs.table), prepared.frames.corner)

@@ -20,11 +20,13 @@ import numpy as np
 from engine.distributed.ranks import Ranks
 from engine.job import RunOptions, SampleJob
 from engine.models.card import read_card
+from engine.options import names_function
 from engine.pipeline.kept_levels import KeptLevels, depths_of
-from engine.pipeline.outputs import present_versions
+from engine.pipeline.outputs import facts_of_label_maps, present_versions
+from engine.pipeline.plane_labels import label_plane, label_request
 from engine.pipeline.prepare import decoder_lattice, prepare
 from engine.pipeline.prepared import Prepared
-from engine.pipeline.run import Load, run
+from engine.pipeline.run import Load, check_models, run
 from engine.pipeline.sampling_round import steps_of_job
 from engine.pipeline.watch import Watch
 from engine.planning.geometry import Box
@@ -68,6 +70,7 @@ class PlaneRequest:
         region: In px of the plane.
         hold: Levels that share a lattice.
         known: Whether all of the region is in the plane already.
+        labels: The request to the plane of its label map; None: no label model makes that, or nothing is to be made.
     """
 
     path: Path
@@ -76,6 +79,7 @@ class PlaneRequest:
     region: Box
     hold: int
     known: bool = False
+    labels: PlaneRequest | None = None
 
 
 def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_per_node: int) -> PlaneRequest:
@@ -102,7 +106,10 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
         request = replace(request, known=KnownWindows(private / "known.json", len(first.timesteps), card.patch).read())
         if is_known(there, region):
             return PlaneRequest(plane, given, first, region, hold, known=True)
-    return PlaneRequest(plane, given, prepare(job, own, rank_count, ranks_per_node, request), region, hold)
+    prepared = prepare(job, own, rank_count, ranks_per_node, request)
+    asked = label_request(prepared, options)
+    labels = None if asked is None else prepare_request(*asked, rank_count, ranks_per_node)
+    return PlaneRequest(plane, given, prepared, region, hold, labels=labels)
 
 
 def place_of(options: RunOptions) -> tuple[Path, Box, int]:
@@ -126,11 +133,14 @@ def check_plane_job(job: SampleJob, options: RunOptions) -> None:
     if job.cover != "shifted" and job.cover is not None:
         why = "is drawn over a whole canvas" if job.cover == "random" else "lies on a lattice that begins at a corner"
         raise ValueError(f"`cover` {job.cover} {why}, and a plane has none; leave `cover` out")
-    for name in ("count", "image", "mask", "roi", "map", "instances", "label_model", "accept", "embeddings"):
+    for name in ("count", "image", "mask", "roi", "map", "instances", "accept", "embeddings"):
         if getattr(job, name) is not None:
             raise ValueError(f"`{name}` is of an image with edges; leave it out, or `plane`")
-    if job.labels not in (None, "example"):
-        raise ValueError(f"`labels` {job.labels} has edges; pass `labels` example or `label`, or leave out `plane`")
+    if job.labels not in (None, "example") and not names_function(job.labels):
+        raise ValueError(
+            f"`labels` {job.labels} has edges; pass `labels` module:function or example, `label` or `label_model`, or "
+            "leave out `plane`"
+        )
     for name in ("overwrite", "report", "scratch"):
         if getattr(options, name):
             raise ValueError(
@@ -209,6 +219,8 @@ def around(box: Box, hole: Box) -> list[Box]:
 
 def cost_text(request: PlaneRequest) -> str:
     """What a request costs: latents that are evaluated, over those of its region at every level."""
+    if request.labels is not None:
+        return f"{cost_text(request.labels)}\n{cost_text(replace(request, labels=None))}"
     region, cone = request.region, request.prepared.cone
     where = f"{request.path}: rows {region.y0}:{region.y1}, columns {region.x0}:{region.x1}"
     if request.known:
@@ -244,6 +256,10 @@ def sample_request(ranks: Ranks, request: PlaneRequest, load: Load | None = None
         return True
     held = ranks.agree(lambda: locked(request.path) if ranks.rank == 0 else None)
     try:
+        if request.labels is not None:
+            ranks.on_root(lambda: check_models(request.prepared))
+            if not sample_request(ranks, request.labels, load, watch):
+                return False
         if request.prepared.state != "finished" and not run(ranks, request.prepared, load, watch):
             return False
         add(ranks, request)
@@ -317,6 +333,7 @@ def plane_provenance(request: PlaneRequest, regions: list[Any]) -> dict[str, Any
         "model_hash": card.hash,
         "window": {"patch": card.patch, "factor": card.factor},
         "pixel_size_um": card.pixel_size_um,
+        **facts_of_label_maps(card),
         "versions": present_versions(),
     }
 
@@ -406,8 +423,9 @@ def finish_next(request: PlaneRequest, output: Output, kept: KeptLevels) -> None
     output.ledger.merge(check=True)
     output.annotate(state="finished")
     private, new = plane / "slidefield", building / "slidefield"
-    if (private / "levels").is_dir():
-        shutil.copytree(private / "levels", new / "levels", copy_function=os.link)
+    for name in ("levels", label_plane(plane).name):
+        if (private / name).is_dir():
+            shutil.copytree(private / name, new / name, copy_function=os.link)
     for name in ("known.json", "lock"):
         if (private / name).exists():
             os.link(private / name, new / name)

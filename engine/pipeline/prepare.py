@@ -18,11 +18,13 @@ from engine.pipeline.memory import check_memory, memory_bytes
 from engine.pipeline.output_checks import (
     check_log,
     check_place,
+    differing,
     least_disk_bytes,
     output_state,
     placed,
     store_state,
 )
+from engine.pipeline.plane_labels import label_plane_identity
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import check_preview
 from engine.pipeline.report_file import check_report
@@ -61,9 +63,12 @@ def prepare(
     inputs = read_inputs(job, card, Frames(job.size, card.factor, card.patch, job.count, corner))
     one_class_each = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
     check_accept(job.accept, label_count(card, inputs.table), one_class_each, job.size, card.pixel_size_um)
-    stage = prepare_label_stage(job, options, card, rank_count, ranks_per_node)
+    stage = None
+    if request is None:  # a plane has a plane of labels
+        stage = prepare_label_stage(job, options, card, rank_count, ranks_per_node)
     identity = job.identity(card, {**inputs.hashes, **model_hashes(job, cards, stage), **rule_hash(job.accept)})
     if request is not None and cone is not None:
+        identity |= label_plane_identity(job, card)
         identity |= {"corner": list(cone.corner), "region": list(corners_of(request.region)), "hold": request.hold}
     plane = None if request is None else request.plane
     prepared = Prepared(
@@ -152,7 +157,10 @@ def with_output_state(prepared: Prepared) -> Prepared:
 
     Where the image is begun anew, a label map that lies among its private files goes with them.
     """
-    prepared = store_state(replace(prepared, state=output_state(prepared.options, prepared.identity)))
+    options, identity = prepared.options, prepared.identity
+    if prepared.plane is not None and differing(Path(options.out), identity):
+        options = replace(options, overwrite=True)  # a request that never came to its end
+    prepared = store_state(replace(prepared, state=output_state(options, identity)))
     state, stage = prepared.state, prepared.label_stage
     if stage is not None and state == "unfinished":
         stage = replace(stage, state=label_stage_state(stage))
