@@ -1,8 +1,8 @@
 """``python -m engine.view OUT [OTHER]``: look at an output in the browser, at any size, or at two side by side in step.
 
 It serves a page on this machine alone, until Ctrl-C; nothing is fetched from elsewhere. An output that is unfinished,
-that changes or that is removed meanwhile is shown as it is; one that is not there yet is shown when a run begins it. With --host it is served to others too, behind a token in
-the address. Exit status: 0 ended by Ctrl-C, 1 refused.
+that changes or that is removed meanwhile is shown as it is; one that is not there yet is shown when a run begins it.
+With --host it is served to others too, behind a token in the address. Exit status: 0 ended by Ctrl-C, 1 refused.
 """
 
 from __future__ import annotations
