@@ -635,6 +635,12 @@ def test_a_link_leads_to_the_same_place(browser, viewed):
         page.keyboard.press("0")
         page.wait_for_timeout(600)
         assert page.evaluate(PLACE)[0][:2] == pytest.approx([350, 550], abs=0.5)
+        small = page.evaluate(PLACE)[0][2]
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        page.wait_for_function(f"() => slidefield.panes()[0].zoom() > {small} + 0.1")
+        settled(page)
+        (_, _, width), (_, _, needed) = page.evaluate(PLACE)[0], [0, 0, 1280 / 1100]
+        assert width == pytest.approx(needed, rel=0.01), "the whole image stays whole in a larger window"
 
 
 @pytest.mark.runs
@@ -652,6 +658,8 @@ def test_a_region_is_dragged_out_shown_and_copied(browser, viewed):
             page.wait_for_function("() => document.getElementById('said').textContent.includes('copied')")
             return page.locator("#region").inner_text()
 
+        inside = np.s_[int(y) - 15 : int(y) + 5, int(x) - 15 : int(x) + 5]
+        before = screenshot(page)[inside]
         page.keyboard.down("Shift")
         region = drag(19.5, 9.5)
         page.keyboard.up("Shift")
@@ -660,6 +668,7 @@ def test_a_region_is_dragged_out_shown_and_copied(browser, viewed):
         assert page.evaluate("navigator.clipboard.readText()") == region
         assert f"select={region}" in page.url
         assert page.locator(".region").count() == 1
+        np.testing.assert_array_equal(screenshot(page)[inside], before, "its colours are the image's")
         page.locator("#select").click()
         assert drag(900, 900) != region
         _, y1, _, x1 = map(int, re.split("[:,]", page.locator("#region").inner_text()))
@@ -688,6 +697,17 @@ def test_two_outputs_walk_in_step(browser, image, copy):
         page.wait_for_timeout(600)
         one, other = page.evaluate(PLACE)
         assert one == pytest.approx(other, abs=0.51), "but for whole pixels"
+        page.keyboard.press("l")
+        page.evaluate("document.getElementById('legend').open = true")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 800})
+            settled(page)
+            page.wait_for_function("() => document.querySelectorAll('#legend td').length > 4")
+            page.screenshot(path=ARTEFACTS / f"two-{width}.png")
+            legend = page.locator("#legend").bounding_box()
+            for pane in (page.locator(".pane").nth(n).bounding_box() for n in (0, 1)):
+                beside = pane["x"] + pane["width"] <= legend["x"] + 1 or pane["y"] + pane["height"] <= legend["y"] + 1
+                assert beside, "the legend covers neither"
 
 
 @pytest.mark.runs
@@ -857,8 +877,7 @@ def test_the_page_of_a_run_becomes_that_of_the_finished_output(browser, tmp_path
         page.wait_for_function("() => slidefield.panes()[0].output.state.is == 'finished'")
         settled(page)
         whole = output.read("0", Box(0, 0, 700, 1100)).transpose(1, 2, 0)
-        page.evaluate("() => slidefield.panes()[0].go({at: [300, 600], zoom: 1})")
-        settled(page)
+        assert page.evaluate(PLACE)[0] == pytest.approx([300, 600, 1], abs=1.01), "but for whole pixels"
         np.testing.assert_array_equal(*compared(page, whole))
         assert page.locator(".extent").count() == 0
         assert page.evaluate("window.same"), "it was not loaded again"
