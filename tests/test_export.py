@@ -340,6 +340,8 @@ def test_what_the_target_and_its_options_ask_for_is_one_kind_or_refused(tmp_path
     out = make_image(tmp_path / "image.zarr")
     said = refused(capsys, out, tmp_path / "slide.ndpi")
     assert "nothing is exported as .ndpi; TARGET is " in said
+    for name in ("slide.h5", "slide.parquet"):
+        assert f"nothing is exported as .{name[6:]}; " in refused(capsys, out, tmp_path / name)
     assert "DIR, folders of pictures" in said
     said = refused(capsys, out, tmp_path / "files", "--level", "1")
     assert "--level is not for DIR, folders of pictures, which takes --format, --layout" in said
