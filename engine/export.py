@@ -31,8 +31,8 @@ sample0000.jpg and sample0000_mask.png, whose values are the numbers of the labe
 folder for each class instead, as the feature-aligned system writes them: CLASS/image_0.png, image_1.png, ...
 
 A set is read one shard at a time. For folders a large image is read one row of tiles at a time for TIFF, and whole for
-PNG. The target appears under its name when it is whole; an error leaves what was there before. The exit status is 0
-(exported) or 1 (refused).
+PNG. The target appears under its name when it is whole; an error, or a signal that ends it,
+leaves what was there before and nothing else. The exit status is 0 (exported), 1 (refused) or 130 (ended by a signal).
 """
 
 from __future__ import annotations

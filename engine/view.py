@@ -1,8 +1,8 @@
 """``python -m engine.view OUT [OTHER]``: look at an output in the browser, at any size, or at two side by side in step.
 
 It serves a page on this machine alone, until Ctrl-C; nothing is fetched from elsewhere. An output that is unfinished,
-that changes or that is removed meanwhile is shown as it is. With --host it is served to others too, behind a token in
-the address. Exit status: 0 ended by Ctrl-C, 1 refused.
+that changes or that is removed meanwhile is shown as it is; one that is not there yet is shown when a run begins it.
+With --host it is served to others too, behind a token in the address. Exit status: 0 ended by Ctrl-C, 1 refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, print_error
-from engine.messages import one_line, quoted
+from engine.messages import did_you_mean, one_line, quoted
 
 if TYPE_CHECKING:
     from engine.viewing.server import Server
@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         print(f"{address} shows {names}; Ctrl-C ends it", flush=True)
+        for watched in viewer.watched:
+            if watched.awaited:
+                print(awaiting(watched.path), flush=True)
         if given.open:
             open_browser(address)
         server.serve_forever()
@@ -94,6 +97,12 @@ def listening(viewer: Viewer, host: str, port: int) -> Server:
         if error.errno == errno.EADDRNOTAVAIL:
             raise ValueError(f"`host` {host} is no address of this machine") from None
         raise
+
+
+def awaiting(path: Path) -> str:
+    """The line that says what is waited for, with a name in the same folder that may have been meant."""
+    near = did_you_mean(path.name, (one.name for one in path.absolute().parent.iterdir()))
+    return one_line(f"{path} is not there yet; it is shown when a run begins it" + (f" ({near})" if near else ""))
 
 
 def address_of(server: Server, host: str) -> str:

@@ -1,8 +1,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from launching import ROOT, environment
+from launching import ROOT, command, environment
 from PIL import Image
 
 import engine.exports.single_image
@@ -338,6 +340,8 @@ def test_what_the_target_and_its_options_ask_for_is_one_kind_or_refused(tmp_path
     out = make_image(tmp_path / "image.zarr")
     said = refused(capsys, out, tmp_path / "slide.ndpi")
     assert "nothing is exported as .ndpi; TARGET is " in said
+    for name in ("slide.h5", "slide.parquet"):
+        assert f"nothing is exported as .{name[6:]}; " in refused(capsys, out, tmp_path / name)
     assert "DIR, folders of pictures" in said
     said = refused(capsys, out, tmp_path / "files", "--level", "1")
     assert "--level is not for DIR, folders of pictures, which takes --format, --layout" in said
@@ -388,6 +392,24 @@ def test_an_export_that_fails_between_two_renames_puts_the_earlier_one_back(tmp_
         pass  # nothing was made: what is there has been moved away by then
     assert (folder / "earlier.txt").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_an_export_that_is_ended_by_a_signal_leaves_nothing(tmp_path, ranks, number):
+    layout = ImageLayout((1000, 1000), 3, 1024, 1024, coarsest=1024)
+    out, target = make(tmp_path / "image.zarr", layout, draw(3, 1000, 1000)), tmp_path / "tiles"
+    words = command(ranks, out, target, "--tiles", 8, module="engine.export")[0 if ranks > 1 else 3 :]
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".tiles.*.exporting/new/tiles/all/*.png")):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert said.splitlines()[0] == "interrupted"
+    assert len(said.splitlines()) == 1 or ranks > 1, said  # mpiexec says something of its own
+    assert [path.name for path in tmp_path.iterdir()] == ["image.zarr"]
 
 
 def test_targets_that_are_no_files_and_names_as_long_as_there_are(tmp_path):

@@ -303,7 +303,7 @@ def test_an_unfinished_output_is_shown_as_far_as_it_is(tmp_path):
     with served(output.path, quality=90) as server:
         state = facts(server)["state"]
         assert (state["is"], state["level"], state["levels"], state["damaged_count"]) == ("unfinished", None, 4, 0)
-        assert state["shards"] == 17
+        assert (state["shards"], state["of"]) == (5, 6), "of the image at full size, not of the map or the pyramid"
         tile = get(server, "/0/image/0/1_1.jpg")
         assert tile.headers["Content-Type"] == "image/png", "for JPEG knows no transparency"
         assert not picture(server, "/0/image/0/1_1.jpg", "RGBA").any()
@@ -483,7 +483,7 @@ def test_bad_input_is_refused_in_one_line(image, image_set, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for arguments, expected in [
-            ((tmp_path / "none.zarr",), r"none.zarr is not there"),
+            ((tmp_path / "no" / "none.zarr",), r"none.zarr is not there"),
             ((tmp_path / "empty",), "empty is no output of engine.sample"),
             ((image, image, image), "3 outputs are named; one is shown, or two side by side"),
             ((image, image_set), "an image and a set of images cannot be shown side by side"),
@@ -521,6 +521,20 @@ def test_control_c_ends_it_quietly(image):
     assert process.communicate(timeout=10) == ("", "")
     assert process.returncode == 0
     keeps.close()
+
+
+def test_an_output_that_is_not_there_yet_is_awaited_and_the_line_says_so(image):
+    out = image.with_name("an imagé.zarr")
+    words = [sys.executable, "-m", "engine.view", str(out), "--port", "0"]
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        server = SimpleNamespace(server_port=int(re.search(r":(\d+)/", process.stdout.readline())[1]))
+        said = process.stdout.readline()
+        assert said == f"{out} is not there yet; it is shown when a run begins it (did you mean 'an image ü.zarr'?)\n"
+        assert facts(server)["state"]["is"] == "awaited"
+        out.symlink_to(image)
+        assert facts(server)["state"]["is"] == "finished"
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -621,6 +635,12 @@ def test_a_link_leads_to_the_same_place(browser, viewed):
         page.keyboard.press("0")
         page.wait_for_timeout(600)
         assert page.evaluate(PLACE)[0][:2] == pytest.approx([350, 550], abs=0.5)
+        small = page.evaluate(PLACE)[0][2]
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        page.wait_for_function(f"() => slidefield.panes()[0].zoom() > {small} + 0.1")
+        settled(page)
+        (_, _, width), (_, _, needed) = page.evaluate(PLACE)[0], [0, 0, 1280 / 1100]
+        assert width == pytest.approx(needed, rel=0.01), "the whole image stays whole in a larger window"
 
 
 @pytest.mark.runs
@@ -638,6 +658,8 @@ def test_a_region_is_dragged_out_shown_and_copied(browser, viewed):
             page.wait_for_function("() => document.getElementById('said').textContent.includes('copied')")
             return page.locator("#region").inner_text()
 
+        inside = np.s_[int(y) - 15 : int(y) + 5, int(x) - 15 : int(x) + 5]
+        before = screenshot(page)[inside]
         page.keyboard.down("Shift")
         region = drag(19.5, 9.5)
         page.keyboard.up("Shift")
@@ -646,6 +668,7 @@ def test_a_region_is_dragged_out_shown_and_copied(browser, viewed):
         assert page.evaluate("navigator.clipboard.readText()") == region
         assert f"select={region}" in page.url
         assert page.locator(".region").count() == 1
+        np.testing.assert_array_equal(screenshot(page)[inside], before, "its colours are the image's")
         page.locator("#select").click()
         assert drag(900, 900) != region
         _, y1, _, x1 = map(int, re.split("[:,]", page.locator("#region").inner_text()))
@@ -674,6 +697,17 @@ def test_two_outputs_walk_in_step(browser, image, copy):
         page.wait_for_timeout(600)
         one, other = page.evaluate(PLACE)
         assert one == pytest.approx(other, abs=0.51), "but for whole pixels"
+        page.keyboard.press("l")
+        page.evaluate("document.getElementById('legend').open = true")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 800})
+            settled(page)
+            page.wait_for_function("() => document.querySelectorAll('#legend td').length > 4")
+            page.screenshot(path=ARTEFACTS / f"two-{width}.png")
+            legend = page.locator("#legend").bounding_box()
+            for pane in (page.locator(".pane").nth(n).bounding_box() for n in (0, 1)):
+                beside = pane["x"] + pane["width"] <= legend["x"] + 1 or pane["y"] + pane["height"] <= legend["y"] + 1
+                assert beside, "the legend covers neither"
 
 
 @pytest.mark.runs
@@ -721,14 +755,27 @@ def test_the_page_says_what_happened_to_the_output(browser, copy):
 
 
 @pytest.mark.runs
+def test_the_page_waits_for_an_output_that_a_run_is_about_to_begin(browser, tmp_path):
+    out = tmp_path / "o.zarr"
+    said = "() => document.getElementById('notice').textContent"
+    with served(out) as server, shown(browser, server, waits=f"() => ({said})().includes('not there')") as (page, _):
+        assert page.evaluate(said) == f"{out} is not there yet; it is shown when a run begins it."
+        page.screenshot(path=ARTEFACTS / "awaited.png")
+        made(tmp_path / "made.zarr", IMAGE).path.rename(out)
+        page.wait_for_function("() => window.slidefield")
+        settled(page)
+        assert page.locator("#notice").is_hidden()
+
+
+@pytest.mark.runs
 def test_the_page_of_an_unfinished_output_shows_what_is_new(browser, tmp_path):
     output = made(tmp_path / "o.zarr", IMAGE, finished=False, without=(0,))
     with served(output.path) as server, shown(browser, server, "#at=300,600&zoom=1") as (page, _):
-        assert "o.zarr is unfinished: 17 of 27 shards are there." in page.locator("#notice").inner_text()
+        assert "o.zarr is unfinished: 5 of 6 shards of the image are there." in page.locator("#notice").inner_text()
         before = compared(page, output.read("0", Box(0, 0, 700, 1100)).transpose(1, 2, 0))[0]
         assert (before[20:60, 150:190] == before[20, 150]).all(), "nothing is there yet"
         output.write("0", output.layout.boxes()[0], np.full((3, 512, 512), 77))
-        page.wait_for_function("() => document.getElementById('notice').textContent.includes('18 of 27')")
+        page.wait_for_function("() => document.getElementById('notice').textContent.includes('6 of 6')")
         settled(page)
         here, expected = compared(page, output.read("0", Box(0, 0, 700, 1100)).transpose(1, 2, 0))
         np.testing.assert_array_equal(here[20:60, 150:190], expected[20:60, 150:190])
@@ -757,7 +804,7 @@ def test_an_estimate_stands_where_there_are_no_pixels_yet(tmp_path):
     says(output)
     with served(output.path) as server:
         state = facts(server)["state"]
-        assert (state["estimated"], state["live"]["level"], state["shards"]) == (True, 2, 17)
+        assert (state["estimated"], state["live"]["level"], state["shards"]) == (True, 2, 5)
         assert [(rank["busy"], rank["speed"]) for rank in state["live"]["ranks"]] == [(0.9, 15.5), (0.5, 15.5)]
         first = picture(server, "/0/image/0/0_0.png", "RGBA")
         assert (first[..., 3] == 255).all()
@@ -805,7 +852,9 @@ def test_the_page_of_a_run_becomes_that_of_the_finished_output(browser, tmp_path
         told = page.evaluate(run)
         for words in ("level 3/4", "50 % · 1:02:05 to go · 1:01 gone · 31.4 evaluations/s · 1.00 GiB a rank at most"):
             assert words in told
-        assert "17 of 27 shards are there; what is not decoded yet is an estimate after level 2 of 4." in told
+        assert (
+            "5 of 6 shards of the image are there; what is not decoded yet is an estimate after level 2 of 4." in told
+        )
         assert "2 ranks, busy 50 % to 90 %" in told
         page.locator("#live summary").click()
         page.wait_for_function("() => document.querySelectorAll('#live meter').length == 2")
@@ -814,7 +863,7 @@ def test_the_page_of_a_run_becomes_that_of_the_finished_output(browser, tmp_path
         assert len(np.unique(here[20:60, 150:190, 0])) > 4, "the estimate is there"
         output.write("0", output.layout.boxes()[0], np.full((3, 512, 512), 77))
         says(output, level=4, text="decoding", ended=True)
-        page.wait_for_function(f"() => ({run})().includes('18 of 27')")
+        page.wait_for_function(f"() => ({run})().includes('6 of 6')")
         assert "The run was ended here: the same command begins again." in page.evaluate(run)
         assert page.locator("#live details").evaluate("one => one.open"), "what is open stays open"
         for level in range(1, len(output.layout.sizes())):
@@ -828,8 +877,7 @@ def test_the_page_of_a_run_becomes_that_of_the_finished_output(browser, tmp_path
         page.wait_for_function("() => slidefield.panes()[0].output.state.is == 'finished'")
         settled(page)
         whole = output.read("0", Box(0, 0, 700, 1100)).transpose(1, 2, 0)
-        page.evaluate("() => slidefield.panes()[0].go({at: [300, 600], zoom: 1})")
-        settled(page)
+        assert page.evaluate(PLACE)[0] == pytest.approx([300, 600, 1], abs=1.01), "but for whole pixels"
         np.testing.assert_array_equal(*compared(page, whole))
         assert page.locator(".extent").count() == 0
         assert page.evaluate("window.same"), "it was not loaded again"

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 from engine.command_line import print_error
 from engine.distributed.ranks import AgreedError, Ranks
 
-INTERRUPTED = 130  # exit status after a second Ctrl-C, as shells have it
+INTERRUPTED = 130  # exit status of what a signal ended at once, as shells have it after Ctrl-C
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONGEST_CLEANING = 10.0  # seconds that rank 0 has, after a signal, before the others end it
 
 
 def world() -> Ranks:
@@ -65,7 +71,8 @@ def run_main(main: Callable[[Ranks], int], goes_on: bool = False) -> int:
     """Run a program on all ranks. Rank 0 prints an agreed error once; any other error of one rank ends all of them.
 
     Args:
-        goes_on: Whether the program goes on from a checkpoint when it is started again.
+        goes_on: Whether the program goes on from a checkpoint when it is started again: it catches signals itself.
+            Any other cleans up when it is asked to end, and ends.
     Returns:
         The exit status: what ``main`` returns, or 1 after an agreed error. ``sys.exit`` inside ``main`` counts as an
         error of that rank, if there are others.
@@ -76,9 +83,10 @@ def run_main(main: Callable[[Ranks], int], goes_on: bool = False) -> int:
         print_error(error)
         return 1
     try:
-        status = main(ranks)
-        ranks.flush()
-        return status
+        with nullcontext() if goes_on else interruptible():
+            status = main(ranks)
+            ranks.flush()
+            return status
     except AgreedError as error:
         if ranks.rank == 0:
             print_error(error)
@@ -91,6 +99,8 @@ def run_main(main: Callable[[Ranks], int], goes_on: bool = False) -> int:
         if ranks.size == 1:
             print(text, file=sys.stderr, flush=True)
             return INTERRUPTED
+        if ranks.rank:
+            time.sleep(LONGEST_CLEANING)  # rank 0 has what is to be cleaned up, and ends all
         ranks.abort(text)
         raise
     except BaseException as error:
@@ -101,3 +111,27 @@ def run_main(main: Callable[[Ranks], int], goes_on: bool = False) -> int:
             text = f"out of GPU memory: {str(error).splitlines()[0]}; use a smaller --batch-size"
         ranks.abort(f"rank {ranks.rank} of {ranks.size} failed, ending all:\n{text}")
         raise
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While this lasts, Ctrl-C, TERM and HUP raise ``KeyboardInterrupt``, once: what comes next is cleaning up. Local.
+
+    Signals that are ignored stay so, as ``nohup`` has it. Only the main thread can catch signals; elsewhere nothing
+    is changed.
+    """
+    caught = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        caught = []
+
+    def interrupt(number: int, frame: object) -> None:
+        for one in caught:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

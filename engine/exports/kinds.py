@@ -82,7 +82,7 @@ def kind_of(asked: Asked) -> Kind:
         ValueError: there is none of this name, or it has no use for an option.
     """
     kind = next(kind for kind in KINDS if kind.wanted(asked))
-    ending = re.search(r"\.[a-z][a-z0-9]{2,4}$", asked.target.name.lower())
+    ending = re.search(r"\.[a-z][a-z0-9]*$", asked.target.name.lower())
     if not kind.suffixes and ending and not asked.target.exists():
         raise ValueError(
             f"{asked.target}: nothing is exported as {ending[0]}; TARGET is {listed()}; "

@@ -48,7 +48,7 @@ def run_options(sub: argparse.ArgumentParser, network: str, by_epochs: bool, com
     add("--data", type=Path, required=True, help=data)
     add("--out", type=Path, required=True, help="model folder")
     add("--steps", type=positive(int), help="optimiser steps in all")
-    minutes = "end after this long in all, from the command on (0: no limit)"
+    minutes = "end after this long in all, from the command on, at the end of a step (0: no limit)"
     add("--minutes", type=not_negative, default=0.0, help=minutes)
     add("--batch-size", type=positive(int), help="patches a step, over all ranks")
     add("--lr", type=positive(float), help="peak learning rate")

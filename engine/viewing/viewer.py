@@ -45,7 +45,7 @@ class Viewer:
         paths: Folders of one output, or of two that are shown side by side.
         quality: Of JPEG tiles; None: PNG, without loss.
     Raises:
-        ValueError: there is no output, or the two cannot be shown side by side.
+        ValueError: there is no output and none can be awaited, or the two cannot be shown side by side.
     """
 
     def __init__(self, paths: Sequence[Path], quality: int | None = QUALITY, cache: int = CACHE) -> None:
@@ -54,8 +54,7 @@ class Viewer:
         self.cache: Cache[Picture] = Cache(cache, lambda picture: len(picture[1]))
         self.kept: Kept = Cache(cache, lambda pair: pair[0].nbytes + pair[1].nbytes)
         self.renders = threading.BoundedSemaphore(max(os.cpu_count() or 1, 2))
-        kinds = {watched.facts(TILE)["kind"] for watched in self.watched}
-        if len(kinds) > 1:
+        if len({facts["kind"] for facts in self.facts() if "kind" in facts}) > 1:
             raise ValueError("an image and a set of images cannot be shown side by side; show each by itself")
 
     def facts(self) -> list[dict[str, Any]]:

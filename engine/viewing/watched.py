@@ -38,9 +38,9 @@ class Watched:
     """An output under watch. Threads share it.
 
     Args:
-        path: The output's folder.
+        path: The output's folder. Where nothing is yet, in a folder that is there, a run may be about to make it.
     Raises:
-        Gone: there is none.
+        Gone: there is none, and none can be awaited.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,9 +49,16 @@ class Watched:
         self.opened: Output | None = None
         self.stamp: Stamp | None = None
         self.damaged: dict[tuple[str, Box], str] = {}
-        self.counted: tuple[float, int] = (-LEDGER_AGE, 0)
+        self.counted: tuple[float, dict[str, int]] = (-LEDGER_AGE, {})
         self.live = LiveWatch()
-        self.output()
+        if not self.awaited:
+            self.output()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it never was there, and may come."""
+        nothing = not self.path.exists() and not self.path.is_symlink()
+        return self.opened is None and nothing and self.path.absolute().parent.is_dir()
 
     def output(self) -> Output:
         """The output as it is now: opened anew where its metadata changed.
@@ -95,13 +102,14 @@ class Watched:
             output = self.output()
             return {"name": name, **shape_of(output, tile), "state": self.state(output)}
         except (ValueError, OSError) as error:
-            return {"name": name, "state": {"is": "gone", "says": one_line(as_flags(str(error))), "version": ""}}
+            why = {"is": "awaited" if self.awaited else "gone", "says": one_line(as_flags(str(error))), "version": ""}
+            return {"name": name, "state": why}
 
     def state(self, output: Output) -> dict[str, Any]:
         """Whether the output is finished, and how far.
 
-        Its ``version`` changes when there is more to see, ``stored`` when shards are written. ``live`` is what a run
-        says of itself.
+        Its ``version`` changes when there is more to see, ``stored`` when shards are written. ``shards`` are those of
+        the image at full size. ``live`` is what a run says of itself.
         """
         with self.lock:
             damaged = [str(DamagedShard(*key, why)) for key, why in list(self.damaged.items())[:MOST_SHOWN]]
@@ -116,14 +124,14 @@ class Watched:
             ValueError, OSError
         ):  # a run writes it meanwhile, or it is damaged, which is no reason not to look
             mark = output.checkpoints.mark()
-        done = self.finished_shards(output)
-        of = sum(len(boxes) for boxes in output.ledger.shards.values())
+        done, image = self.finished_shards(output), output.layout.image
         progress = {"level": mark.level if mark else None, "levels": output.provenance.get("levels", 0)}
-        estimate, stored = self.estimate(output), f"{self.stamp} {done}"
+        estimate, stored = self.estimate(output), f"{self.stamp} {sum(done.values())}"
         shown = checksum({"stamp": estimate.stamp}) if estimate else ""
         versions = {"stored": stored, "version": f"{stored} {shown}"}
-        told = {"shards": done, "of": of, "live": self.live.facts, "estimated": estimate is not None}
-        return {**state, **progress, **versions, **told, "is": "unfinished"}
+        shards = {"shards": done.get(image, 0), "of": len(output.ledger.shards[image])}
+        told = {"live": self.live.facts, "estimated": estimate is not None}
+        return {**state, **progress, **versions, **shards, **told, "is": "unfinished"}
 
     def estimate(self, output: Output) -> Estimate | None:
         """The picture of what is not written yet; None: no run has left one."""
@@ -133,14 +141,14 @@ class Watched:
             self.live.look(output.live)
         return self.live.picture
 
-    def finished_shards(self, output: Output) -> int:
-        """Number of shards that the ledger names; it is read once a second at most."""
-        when, count = self.counted
+    def finished_shards(self, output: Output) -> dict[str, int]:
+        """Number of shards that the ledger names, by array; it is read once a second at most."""
+        when, counts = self.counted
         if time.monotonic() - when >= LEDGER_AGE:
             with suppress(OSError):  # it is merged at this moment
-                count = sum(int((rounds >= 0).sum()) for rounds in output.ledger.latest().values())
-            self.counted = time.monotonic(), count
-        return count
+                counts = {name: int((rounds >= 0).sum()) for name, rounds in output.ledger.latest().items()}
+            self.counted = time.monotonic(), counts
+        return counts
 
 
 def shape_of(output: Output, tile: int) -> dict[str, Any]:

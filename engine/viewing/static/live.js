@@ -1,5 +1,5 @@
 // What a run under way says of itself, above the image: how far it is, how fast, what its ranks do.
-import { clockText, grouped, memoryText } from "./units.js";
+import { clockText, memoryText, shardsOf } from "./units.js";
 
 const make = (tag, className = "", text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
 const percent = (share) => `${Math.round(100 * share)} %`;
@@ -26,7 +26,7 @@ function factsOf(live) {
 }
 
 function noteOf(state, live) {
-  const shards = `${grouped(state.shards)} of ${grouped(state.of)} shards are there`;
+  const shards = shardsOf(state);
   const estimate = state.estimated ? `; what is not decoded yet is an estimate${live.level === null ? "" : ` after level ${live.level} of ${state.levels}`}` : "";
   return `${shards}${estimate}.`;
 }

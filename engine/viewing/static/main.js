@@ -4,8 +4,7 @@ import { onKeys } from "./keys.js";
 import { showLegend } from "./legend.js";
 import { Pane } from "./pane.js";
 import * as address from "./place.js";
-import { fetched } from "./source.js";
-import { watch } from "./state.js";
+import { allThere, watch } from "./state.js";
 import { inStep } from "./step.js";
 import { caption, grouped, lengthText, regionText } from "./units.js";
 
@@ -225,10 +224,9 @@ function wire() {
 
 async function start() {
   byId("made").textContent = `Drawn by OpenSeadragon ${OpenSeadragon.version.versionStr}.`;
-  const given = await fetched("outputs.json");
+  const given = await allThere();
   outputs = given.outputs.map((output, index) => ({ ...output, index, lossless: given.lossless }));
-  const gone = outputs.find((output) => output.state.is === "gone");
-  if (gone) throw new Error(gone.state.says);
+  if (new Set(outputs.map((output) => output.kind)).size > 1) throw new Error("an image and a set of images cannot be shown side by side");
   const names = [...new Set(outputs.flatMap((output) => output.maps))];
   byId("maps").hidden = !names.length;
   map.name = names[0] || null;

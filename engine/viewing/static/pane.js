@@ -18,6 +18,8 @@ export class Pane {
     this.fetching = 0; // TiledImages that are fetched anew
     this.again = null; // the output, where it changed meanwhile
     this.stored = output.state.stored; // shards that the map was drawn with
+    this.whole = false; // whether all of the image is shown, as `home` does
+    this.seen = null; // the size of the pane at that time
     this.extent = null; // the element of the frame around an unfinished image
     this.element = document.createElement("section");
     this.element.className = "pane";
@@ -58,10 +60,24 @@ export class Pane {
     // OpenSeadragon draws every tile a pixel larger, against seams; where pixels fall on pixels there are none.
     viewer.drawer.minimumOverlapRequired = () => !this.exact;
     viewer.addHandler("animation-finish", () => { if (this.ready) this.align(); });
-    viewer.addHandler("viewport-change", () => this.follow());
+    viewer.addHandler("viewport-change", () => { this.stayWhole(); this.follow(); });
     viewer.addHandler("open", () => { this.follow(); this.outline(); });
     viewer.addHandler("resize", () => this.follow());
     return viewer;
+  }
+
+  // Where the whole image is shown and the pane becomes larger or smaller, the whole image is shown again.
+  stayWhole() {
+    if (!this.ready) return;
+    const { viewport } = this.viewer;
+    const size = viewport.getContainerSize();
+    const resized = this.seen !== null && !this.seen.equals(size);
+    this.seen = size;
+    if (!resized) {
+      const off = viewport.getCenter().minus(viewport.getHomeBounds().getCenter());
+      const near = Math.max(Math.abs(off.x), Math.abs(off.y)) * size.x * viewport.getZoom() < 1; // screen pixel
+      this.whole = near && Math.abs(viewport.getZoom() / viewport.getHomeZoom() - 1) < 1e-3;
+    } else if (this.whole) viewport.goHome(true);
   }
 
   // After every move: pixels are squares where they are large, and smooth where they are small.
@@ -89,11 +105,12 @@ export class Pane {
   get item() { return this.viewer.world.getItemAt(0); }
   size() { return this.output.size; }
 
-  // Whether everything is drawn that is to be drawn here.
+  // Whether everything is drawn that is to be drawn here, and in the minimap.
   settled() {
-    const { world } = this.viewer;
-    const items = Array.from({ length: world.getItemCount() }, (_, n) => world.getItemAt(n));
-    return items.length === (this.map ? 2 : 1) && items.every((item) => item.getFullyLoaded()) && !world.needsDraw();
+    return [this.viewer.world, this.viewer.navigator.world].every((world) => {
+      const items = Array.from({ length: world.getItemCount() }, (_, n) => world.getItemAt(n));
+      return items.length === (this.map ? 2 : 1) && items.every((item) => item.getFullyLoaded()) && !world.needsDraw();
+    });
   }
 
   whenReady(call) {

@@ -1,13 +1,25 @@
 // What becomes of the outputs meanwhile: more shards, finished, damaged, removed; and of the viewer itself.
 import { showLive } from "./live.js";
 import { fetched } from "./source.js";
-import { grouped } from "./units.js";
+import { grouped, shardsOf } from "./units.js";
 
 const RUNNING = 1000; // ms between two looks while a run says how far it is
 const OFTEN = 2000; // while an output is unfinished
 const SELDOM = 5000;
 
 const shape = (outputs) => JSON.stringify(outputs.map(({ name, kind, size, count, maps }) => [name, kind, size, count, maps]));
+
+const isThere = ({ state }) => state.is !== "gone" && state.is !== "awaited";
+
+// What the server says of the outputs, once all of them are there; what is lacking is said meanwhile.
+export async function allThere() {
+  for (;;) {
+    const given = await fetched("outputs.json");
+    if (given.outputs.every(isThere)) return given;
+    say(given.outputs);
+    await new Promise((resolve) => { setTimeout(resolve, OFTEN); });
+  }
+}
 
 // Look again and again: `changed(output)` is called for each that has more to show.
 export function watch(outputs, changed) {
@@ -20,10 +32,10 @@ export function watch(outputs, changed) {
       now = (await fetched("outputs.json")).outputs;
       missed = 0;
       say(now);
-      const there = now.every((output) => output.state.is !== "gone");
+      const there = now.every(isThere);
       if (there && shape(now) !== shape(outputs)) location.reload();
       now.forEach((output, index) => {
-        if (output.state.is !== "gone" && output.state.version !== versions[index]) changed({ ...output, index });
+        if (isThere(output) && output.state.version !== versions[index]) changed({ ...output, index });
       });
       versions = now.map((output, index) => output.state.version || versions[index]);
     } catch {
@@ -53,10 +65,10 @@ function say(outputs) {
   const lines = [];
   for (const { name, state } of outputs) {
     if (state.is === "gone") lines.push(line(`${name}: ${state.says}`, "bad"));
+    if (state.is === "awaited") lines.push(line(`${state.says} yet; it is shown when a run begins it.`));
     if (state.is === "unfinished" && !state.live) {
-      const shards = `${grouped(state.shards)} of ${grouped(state.of)} shards are there`;
       const level = state.level === null ? "" : `; its last checkpoint is level ${state.level} of ${state.levels}`;
-      lines.push(line(`${name} is unfinished: ${shards}${level}.`));
+      lines.push(line(`${name} is unfinished: ${shardsOf(state)}${level}.`));
     }
     if (state.damaged_count) lines.push(damagedList(name, state));
   }

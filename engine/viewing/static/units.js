@@ -26,6 +26,8 @@ export function clockText(seconds) {
 
 export const memoryText = (bytes) => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
 
+export const shardsOf = ({ shards, of }) => `${grouped(shards)} of ${grouped(of)} shards of the image are there`;
+
 export const regionText = ([y0, y1, x0, x1]) => `${y0}:${y1},${x0}:${x1}`;
 
 // What an image of a set was asked for, of the settings that its images take in turn.
