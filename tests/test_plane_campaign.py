@@ -84,12 +84,19 @@ def check_pair(models: dict[object, Path], folder: Path, kind: str, number: int,
     assert of_a[0].std() > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def unless(kind: str, *kinds: str) -> object:
+    """A kind, in ``make test-long`` alone unless it is one of some."""
+    return pytest.param(kind, marks=() if kind in kinds else pytest.mark.long)
+
+
+@pytest.mark.parametrize(
+    "kind", [unless(kind, "dpmpp2m", "label model dpmpp2m held", "pixels ancestral label model") for kind in KINDS]
+)
 def test_a_pair_of_regions_agrees_where_it_overlaps(models, tmp_path, kind):
     check_pair(models, tmp_path, kind, -1, most=100)
 
 
-@pytest.mark.parametrize("kind", ["label model", "pixels ancestral label model"])
+@pytest.mark.parametrize("kind", ["pixels ancestral label model"])
 def test_a_pair_far_away_agrees_where_it_overlaps(models, tmp_path, kind):
     check_pair(models, tmp_path, kind, -2, most=100, far=FAR)
 

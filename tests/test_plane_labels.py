@@ -154,6 +154,7 @@ def test_labels_are_what_the_label_models_plane_has_there_cleaned_and_enlarged(s
 
 
 @pytest.mark.runs
+@pytest.mark.long
 def test_a_request_that_is_killed_while_its_labels_are_made_goes_on_or_gives_way(small, tmp_path):
     maps, plane = make_tiny_label_model(tmp_path / "maps"), tmp_path / "plane.zarr"
     options = ("--label-model", maps, "--label-steps", 5)
