@@ -26,7 +26,7 @@ from engine.pipeline.output_checks import (
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import check_preview
 from engine.pipeline.report_file import check_report
-from engine.planning.decode_cover import decoder_windows
+from engine.planning.decode_cover import unbounded_decoder
 from engine.planning.geometry import Frames
 from engine.planning.plane import Cone, Request, cone_of, corners_of, offsets
 
@@ -87,11 +87,7 @@ def cone_of_request(job: SampleJob, card: ModelCard, request: Request) -> Cone:
 
 def decoder_lattice(job: SampleJob, card: ModelCard) -> tuple[int, int]:
     """Side and stride of the decoder's windows on a plane, in latents."""
-    if card.factor == 1:
-        return 1, 1
-    room = (4 * card.patch, 4 * card.patch)  # more than a window, as there always is on a plane
-    axis = decoder_windows(room, card.patch, job.decode_weights, job.decode_overlap, job.stride).rows
-    return axis.patch, axis.stride
+    return unbounded_decoder(card.factor, card.patch, job.decode_weights, job.decode_overlap, job.stride)
 
 
 def check_ranks(options: RunOptions) -> None:

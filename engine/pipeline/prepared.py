@@ -18,9 +18,10 @@ from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Frames
 from engine.planning.ownership import Ownership
-from engine.planning.plane import Cone
+from engine.planning.plane import Cone, corners_of
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import Layout
+from engine.storage.plane_layout import RequestLayout
 from engine.storage.set_layout import SetLayout
 
 
@@ -83,13 +84,23 @@ class Prepared:
         job = self.job
         channels = 1 if self.card.role == "labels" else self.card.image_channels
         shared = (job.size, channels, job.shard, job.chunk, self.inputs.label_array)
+        if self.cone is not None:
+            return RequestLayout(*shared, asked=corners_of(self.cone.pixels(self.card.factor)))
         if job.count is None:
             return ImageLayout(*shared, region=job.roi is not None)
         return SetLayout(*shared, count=job.count, group=self.frames.group(job.shard))
 
     @cached_property
     def wanted(self) -> range | np.ndarray:
-        """The shards of the canvas that hold pixels of the image, in order: all, unless whole shards are padding."""
+        """The shards of the canvas that hold pixels that are wanted, in order: all, unless whole shards are padding.
+
+        Of a request to a plane they are those that its region meets.
+        """
+        if self.cone is not None:
+            region, factor = self.cone.pixels(self.card.factor), self.card.factor
+            return np.flatnonzero(
+                [bool(self.ownership.shard(n).scaled(factor) & region) for n in range(self.ownership.count)]
+            )
         count, (rows, columns) = self.ownership.count, self.layout.boxes().counts
         if count == len(self.layout.boxes()):
             return range(count)

@@ -278,7 +278,7 @@ class Round:
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""
         ranks = self.ranks
-        if self.prepared.inputs.roi is None and self.prepared.cone is None:
+        if self.prepared.inputs.roi is None:
             return remaining
         mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
         empty = {shard for shard in mine if outside_region(self.prepared, shard)}

@@ -59,3 +59,20 @@ class PlaneLayout(ImageLayout):
         y0, x0 = (min(a, b) // side * side for a, b in ((now.y0, box.y0), (now.x0, box.x0)))
         y1, x1 = (-(-max(a, b) // side) * side for a, b in ((now.y1, box.y1), (now.x1, box.x1)))
         return replace(self, size=(y1 - y0, x1 - x0), corner=(y0, x0))
+
+
+@dataclass(frozen=True)
+class RequestLayout(ImageLayout):
+    """What a request to a plane is sampled to: without a pyramid, and with the shards alone that its region meets.
+
+    Args:
+        asked: The region, px of the arrays.
+    """
+
+    asked: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def expects(self, box: Box) -> bool:
+        return bool(box & Box(*self.asked))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [self.size]
