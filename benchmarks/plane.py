@@ -40,7 +40,8 @@ from engine.evaluation.seams import (
     frames_of,
     lines_of,
     measures_of,
-    scores_of_boxes,
+    ratios_by_line,
+    sums_over,
     window_lines,
 )
 from engine.models.card import ModelCard, read_card
@@ -178,36 +179,52 @@ class Held(Prepared):
 
 
 def seams(ranks: Ranks, card: ModelCard, args: argparse.Namespace, folder: Path) -> list[Row]:
-    """The seam score by ``hold``, all seeds together."""
-    sums: dict[tuple[int, str], list[np.ndarray]] = {}
-    for seed in range(args.seeds):
-        for hold in args.holds:
-            for kind, score in kept(
-                ranks, folder / f"seams-{hold}-{seed}.json", partial(seams_of, ranks, args, folder, hold, seed)
-            ):
-                sums.setdefault((hold, kind), []).append(np.array(score))
+    """The seam score by ``hold``, all seeds together; and a difference line by line at the last lattice that was held.
+
+    The image whose lattices are not held has that lattice too, in one level.
+    """
+    seen = {
+        (hold, seed): kept(
+            ranks, folder / f"seams-{hold}-{seed}.json", partial(seams_of, ranks, args, folder, hold, seed)
+        )
+        for seed in range(args.seeds)
+        for hold in args.holds
+    }
     rows = []
-    for (hold, kind), scores in sums.items():
-        for measure in measures_of(kind, *np.sum(scores, 0)):
-            lines = sum(score[0] for score in scores)
-            rows.append(
-                {"hold": hold, "lines": kind, "number": int(lines), "ratio": measure.value, "error": measure.error}
-            )
-    return sorted(rows, key=lambda row: (row["lines"], row["hold"]))
+    for kind in next(iter(seen.values()))["scores"]:
+        for hold in args.holds:
+            scores = [seen[hold, seed]["scores"][kind] for seed in range(args.seeds)]
+            for measure in measures_of(kind, *np.sum(scores, 0)):
+                lines = int(sum(score[0] for score in scores))
+                rows.append(
+                    {"lines": kind, "hold": hold, "number": lines, "ratio": measure.value, "error": measure.error}
+                )
+    for hold in args.holds:
+        held, alone = (
+            np.concatenate([seen[which, seed]["held"][str(hold)] for seed in range(args.seeds)])
+            for which in (hold, args.holds[0])
+        )
+        apart = held - alone
+        error = float(apart.std(ddof=1) / len(apart) ** 0.5)
+        name = f"of the held lattice, less those at hold {args.holds[0]}"
+        rows.append({"lines": name, "hold": hold, "number": len(apart), "ratio": float(apart.mean()), "error": error})
+    return rows
 
 
-def seams_of(
-    ranks: Ranks, args: argparse.Namespace, folder: Path, hold: int, seed: int
-) -> list[tuple[str, list[float]]]:
-    """Sums over the lines of one image by kind. Collective."""
+def seams_of(ranks: Ranks, args: argparse.Namespace, folder: Path, hold: int, seed: int) -> dict[str, Any]:
+    """Of one image sums over the lines by kind, and the ratios at the lines of the last lattice that each ``hold``
+    keeps for all of its levels. Collective.
+    """
     out = folder / f"seams-{hold}-{seed}.zarr"
     job, options = parse(common(args, *args.options, "--size", args.size, "--seed", seed, "--out", out))
     prepared = ranks.on_root(lambda: prepare(job, options, ranks.size, ranks.local_size))
     if prepared.state != "finished":
         run(ranks, Held(**{field.name: getattr(prepared, field.name) for field in fields(Prepared)}, hold=hold))
     output = ranks.agree(lambda: Output(out))
-    frames, last = frames_of(output), output.provenance["levels"] - 1
-    drawn = [held_lines(output, frames, level, hold) for level in range(last, max(last - LAST_LEVELS, -1), -1)]
+    frames, count = frames_of(output), output.provenance["levels"]
+    drawn = [
+        held_lines(output, frames, level, hold) for level in range(count - 1, max(count - 1 - LAST_LEVELS, -1), -1)
+    ]
     rows, columns = (np.unique(np.concatenate(axis)) for axis in zip(*drawn, strict=True))
     lines = {
         **lines_of(output.provenance, frames, levels=0),
@@ -215,9 +232,14 @@ def seams_of(
         "windows of the last level": drawn[0],
     }
     layout = output.layout
-    scores = scores_of_boxes(ranks, partial(output.read_part, 0), boxes_of(layout), layout.channels, lines)
+    ratios = ratios_by_line(ranks, partial(output.read_part, 0), boxes_of(layout), layout.channels)
     ranks.barrier()
-    return [(kind, score.tolist()) for kind, score in scores.items()]
+    held = {}
+    for other in args.holds:
+        at = held_lines(output, frames, max(count // other - 1, 0) * other, other)
+        values = np.concatenate([ratio[np.unique(where)] for ratio, where in zip(ratios, at, strict=True)])
+        held[str(other)] = values[~np.isnan(values)].tolist()
+    return {"scores": {kind: sums_over(ratios, where).tolist() for kind, where in lines.items()}, "held": held}
 
 
 def held_lines(output: Output, frames: Frames, level: int, hold: int) -> tuple[np.ndarray, np.ndarray]:

@@ -73,7 +73,8 @@ def measures_of(kind: str, count: float, on: float, others: float, mean: float, 
 def scores_of_image(ranks: Ranks, output: Output, frames: Frames) -> dict[str, np.ndarray]:
     """Sums over the lines of one image by kind of line, see ``sums_over``; each rank reads its rows. Collective."""
     lines = ranks.on_root(lambda: lines_of(output.provenance, frames))
-    return scores_of_boxes(ranks, partial(output.read_part, 0), boxes_of(output.layout), output.layout.channels, lines)
+    ratios = ratios_by_line(ranks, partial(output.read_part, 0), boxes_of(output.layout), output.layout.channels)
+    return {kind: sums_over(ratios, at) for kind, at in lines.items()}
 
 
 def scores_of_plane(ranks: Ranks, output: Output, layout: PlaneLayout) -> dict[str, np.ndarray]:
@@ -86,19 +87,17 @@ def scores_of_plane(ranks: Ranks, output: Output, layout: PlaneLayout) -> dict[s
     def read(box: Box) -> np.ndarray:
         return output.read_part(0, box.moved(there.y0, there.x0))
 
-    return scores_of_boxes(ranks, read, boxes, layout.channels, lines)
+    ratios = ratios_by_line(ranks, read, boxes, layout.channels)
+    return {kind: sums_over(ratios, at) for kind, at in lines.items()}
 
 
-def scores_of_boxes(
-    ranks: Ranks, read: Callable[[Box], np.ndarray], boxes: Grid, channels: int, lines: Lines
-) -> dict[str, np.ndarray]:
-    """Sums over lines by kind, of an image that is read by box; each rank reads its rows. Collective."""
+def ratios_by_line(ranks: Ranks, read: Callable[[Box], np.ndarray], boxes: Grid, channels: int) -> list[np.ndarray]:
+    """The ratios of every line of an image, see ``ratios_of``; each rank reads its rows. Collective."""
     mine = share(boxes.counts[0], ranks.rank, ranks.size)
     sums = ranks.agree(lambda: differences(read, boxes, mine))
     for one in sums:
         ranks.allreduce_array(one)
-    ratios = ratios_of(sums, boxes.shape, channels)
-    return {kind: sums_over(ratios, at) for kind, at in lines.items()}
+    return ratios_of(sums, boxes.shape, channels)
 
 
 def scores_of_set(ranks: Ranks, output: Output, frames: Frames) -> dict[str, np.ndarray]:

@@ -121,7 +121,7 @@ class Round:
     def make_writer(self) -> ImageWriter:
         """Make the writer of the image; in-painting also sets ``canvas.known``. Collective."""
         ranks, prepared, shared = self.ranks, self.prepared, self.shared
-        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.mask else None
+        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.paints else None
         if inpainting:
             self.canvas.known = inpainting.known(self.canvas, shared.models[0].encode)
         return ranks.agree(lambda: ImageWriter(prepared, shared.output, self.sampling_round, inpainting))

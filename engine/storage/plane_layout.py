@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.planning.geometry import Box
-from engine.storage.image_layout import ImageLayout
+from engine.storage.image_layout import ImageLayout, moved
 from engine.storage.layout import ArraySpec
 
 BACKGROUND = 255  # of the image, where nothing was asked for
@@ -38,14 +38,7 @@ class PlaneLayout(ImageLayout):
         ]
 
     def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
-        groups = super().ome_groups(name, pixel_size_um)
-        for metadata in groups.values():
-            for multiscale in metadata.get("multiscales", ()):
-                for dataset in multiscale["datasets"]:
-                    translation = dataset["coordinateTransformations"][1]["translation"]
-                    for axis, start in zip((-2, -1), self.corner, strict=True):
-                        translation[axis] += start * pixel_size_um
-        return groups
+        return moved(super().ome_groups(name, pixel_size_um), self.corner, pixel_size_um)
 
     def on_arrays(self, box: Box) -> Box:
         """A box of the plane, in the arrays' own positions."""
