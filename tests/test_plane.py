@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from launching import Running, execute, launch, verify
+from PIL import Image
 from tiny import make_tiny_model
 
+from engine.export import main as export
 from engine.pipeline.plane import missing, read_region
 from engine.planning.geometry import Box
 from engine.planning.plane import Windows, area_ratio, cone_of, needed_windows, offsets, touching
@@ -159,6 +161,9 @@ def test_a_plane_evaluates_nothing_twice_and_reaches_far(small, tmp_path):
     there, said = ask(2, small, plane, beside, "--label", 1)
     assert "are known" in said
     assert np.array_equal(there[..., :-16], pixels[..., 16:])
+    text = f"--region={beside.y0}:{beside.y1},{beside.x0}:{beside.x1}"
+    assert export([str(plane), str(tmp_path / "beside.png"), text]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "beside.png")), there.transpose(1, 2, 0))
     multiscale = json.loads((plane / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
     assert multiscale["name"] == "plane"
     shift = multiscale["datasets"][0]["coordinateTransformations"][1]["translation"]
