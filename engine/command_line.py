@@ -140,8 +140,10 @@ def flag_of(name: str) -> str:
 
     >>> flag_of("label_model")
     '--label-model'
+    >>> flag_of("continue_")  # which Python keeps for itself without
+    '--continue'
     """
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def as_flags(message: str) -> str:

@@ -73,6 +73,13 @@ class SampleJob(Checked):
     seed: int = image_option(0, whole(0), "seed of all noise and of the covers")
     image: str | None = image_option(None, FILE, "the known image of in-painting (`mask`) or a variation (`strength`)")
     mask: str | None = image_option(None, FILE, "in-painting: mask whose pixels that are not 0 are sampled anew")
+    continue_: str | None = image_option(
+        None,
+        PATH,
+        "finished image that is continued past its edge: `region`, in pixels of it, is painted around what is there",
+        metavar="OUT",
+        unset="none",
+    )
     strength: float | None = image_option(
         None,
         number(0, 1),
@@ -375,6 +382,16 @@ class SampleJob(Checked):
         return job
 
     @property
+    def known_image(self) -> str | None:
+        """What of the image is known before: the file of it, or the output that is continued; None: nothing is."""
+        return self.image or self.continue_
+
+    @property
+    def paints(self) -> bool:
+        """Whether a known image is painted on, where a mask says."""
+        return self.mask is not None or self.continue_ is not None
+
+    @property
     def label_numbers(self) -> tuple[int, ...]:
         """The numbers of the labels that ``label`` names; of a job whose names are numbers already."""
         several = self.label if isinstance(self.label, tuple) else (self.label,)
@@ -468,9 +485,11 @@ class RunOptions(Checked):
         None, PATH, "sample a `region` of an unbounded plane, and add it to this OME-Zarr, in place of `out` and `size`"
     )
     region: tuple[int, int, int, int] | None = output_option(
-        None, REGION, "with `plane`: the rows and columns to know, in pixels, which may be negative"
+        None,
+        REGION,
+        "with `plane` or `continue_`: the rows and columns that are wanted, in pixels, which may be negative",
     )
-    hold: int = output_option(1, whole(1, 1000), "with `plane`: levels that share windows; more make a region cheaper")
+    hold: int = output_option(3, whole(1, 1000), "with `plane`: levels that share windows; more make a region cheaper")
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
     verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")
@@ -565,6 +584,9 @@ def check_known_image(job: SampleJob) -> None:
     Raises:
         ValueError: naming the options.
     """
+    for name in ("image", "mask", "strength", "start", "count", "roi"):
+        if job.continue_ is not None and getattr(job, name) is not None:
+            raise ValueError(f"{shown(job, name)} does not go with `continue_` {job.continue_}; leave one out")
     if job.image is None and job.mask is not None:
         raise ValueError("in-painting takes a known image and a mask; pass both `image` and `mask`")
     for name in ("strength", "start"):

@@ -100,6 +100,20 @@ def test_evaluations_runs_and_ours_are_few(tmp_path):
     assert all(row["windows / (area / patch area)"] <= (1 + 64 * 8 / 1024) ** 2 for row in rows)
 
 
+def test_plane_runs_and_as_many_windows_are_asked_as_planned(tiny_model, tmp_path):
+    small = ("--levels", 2, "--holds", "1,2", "--sides", "64,512", "--beside", 512, "--counted", 64, "--seeds", 1)
+    small = (*small, "--size", "256x256", "--region", 64, "--repeats", 1, "--milliseconds", 0, "--access", 64)
+    bench("plane", "--model", tiny_model, *small, "--json", tmp_path / "r.json", "--", "--label", 1, "--guidance", 1)
+    measured = json.loads((tmp_path / "r.json").read_text())["measured"]
+    assert [row["region px"] for row in measured["cones"]] == [64, 512]
+    assert all(row["planned"] == row["asked"] for row in measured["counted"])
+    assert all(row["planned"] for row in measured["counted"] if row["what"] == "cold")
+    assert {row["hold"] for row in measured["seams"]} == {1, 2}
+    assert [row["what"] for row in measured["time"]] == ["region", "image"]
+    cold, beside = measured["access"]
+    assert cold["evaluations"] == cold["windows"] > beside["windows"] == beside["evaluations"]
+
+
 def test_viewing_runs_and_every_request_is_answered(tmp_path):
     small = ("--side", 1500, "--shard", 512, "--chunk", 256, "--tiles", 9, "--pages", 0, "--requests", 60)
     bench("viewing", *small, "--work", tmp_path, "--json", tmp_path / "r.json")

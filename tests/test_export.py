@@ -345,9 +345,11 @@ def test_what_the_target_and_its_options_ask_for_is_one_kind_or_refused(tmp_path
     assert "DIR, folders of pictures" in said
     said = refused(capsys, out, tmp_path / "files", "--level", "1")
     assert "--level is not for DIR, folders of pictures, which takes --format, --layout" in said
-    for region, why in (("0:9", "it is no region"), ("5:5,0:9", "it is empty"), ("-1:5,0:9", "it is no region")):
+    for region, why in (("0:9", "it is no region"), ("5:5,0:9", "it is empty"), ("-:5,0:9", "it is no region")):
         said = refused(capsys, out, tmp_path / "files", f"--region={region}")
         assert f"--region: '{region}': {why}" in said
+    said = refused(capsys, out, tmp_path / "o.png", "--region=-1:5,0:9")
+    assert "--region -1:5,0:9 passes the image's edge" in said
     assert "invalid int value: 'x'" in refused(capsys, out, tmp_path / "files", "--level", "x")
     assert "--format 'bmp' is not for folders" in refused(capsys, out, tmp_path / "files", "--format", "bmp")
     assert [p.name for p in tmp_path.iterdir()] == ["image.zarr"]

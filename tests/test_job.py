@@ -32,7 +32,7 @@ EVERY = """
 --decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
 --appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
 --accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --scratch work --preview none --report --overwrite
---plane p.zarr --region=-8:16,0:9 --hold 3
+--plane p.zarr --region=-8:16,0:9 --hold 4 --continue c.zarr
 --resume never --verify --mend --checkpoint-every 0 --live 0.5 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
@@ -74,6 +74,7 @@ PLAIN: dict = {
     "style": "a,b",
     "style_map": "s.png",
     "image": "k.png",
+    "continue_": "c.zarr",
     "mask": "w.png",
     "strength": 0.4,
     "start": "inverted",
@@ -120,7 +121,7 @@ DEFAULTS = {
     "threads": 1,
 }
 FILES = {"model", "labels", "label_model", "embeddings", "region_embeddings", "map", "instances", "colors", "style"}
-FILES |= {"appearance", "appearance_mask", "style_map", "image", "mask", "roi", "labels_table"}
+FILES |= {"continue_", "appearance", "appearance_mask", "style_map", "image", "mask", "roi", "labels_table"}
 UNNEEDED = {"resize_labels", "labels_scale", "prompt", "device", "rows", "region_rows", "grid_order"}
 
 
@@ -149,7 +150,7 @@ def test_the_values_of_a_run_are_what_they_were():
             "report": False,
             "plane": None,
             "region": None,
-            "hold": 1,
+            "hold": 3,
             "overwrite": False,
             "resume": "auto",
             "verify": False,
@@ -171,7 +172,7 @@ def test_the_values_of_a_run_are_what_they_were():
             "report": True,
             "plane": "p.zarr",
             "region": (-8, 0, 16, 9),
-            "hold": 3,
+            "hold": 4,
             "overwrite": True,
             "resume": "never",
             "verify": True,

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import Running, launch, verify
+from launching import Running, execute, launch, verify
+from PIL import Image
 from tiny import make_tiny_model
 
+from engine.export import main as export
 from engine.pipeline.plane import missing, read_region
 from engine.planning.geometry import Box
 from engine.planning.plane import Windows, area_ratio, cone_of, needed_windows, offsets, touching
+from engine.storage.output import Output
 
 boxes = st.builds(lambda y, x, h, w: Box(y, x, y + h, x + w), *[st.integers(-90, 90)] * 2, *[st.integers(1, 60)] * 2)
 lattices = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=4)
@@ -109,7 +113,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("small"), patch=4)
 
 
-JOB = ("--steps", 3, "--seed", 5, "--shard", 128, "--chunk", 64, "--guidance", 1)
+JOB = ("--steps", 3, "--seed", 5, "--shard", 128, "--chunk", 64, "--guidance", 1, "--hold", 1)
 
 
 def ask(ranks: int, model: Path, plane: Path, region: Box, *options: object) -> tuple[np.ndarray, str]:
@@ -157,6 +161,9 @@ def test_a_plane_evaluates_nothing_twice_and_reaches_far(small, tmp_path):
     there, said = ask(2, small, plane, beside, "--label", 1)
     assert "are known" in said
     assert np.array_equal(there[..., :-16], pixels[..., 16:])
+    text = f"--region={beside.y0}:{beside.y1},{beside.x0}:{beside.x1}"
+    assert export([str(plane), str(tmp_path / "beside.png"), text]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "beside.png")), there.transpose(1, 2, 0))
     multiscale = json.loads((plane / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
     assert multiscale["name"] == "plane"
     shift = multiscale["datasets"][0]["coordinateTransformations"][1]["translation"]
@@ -178,6 +185,36 @@ def test_a_request_that_is_killed_goes_on_and_leaves_the_plane_as_it_was(small, 
     assert verify(plane) == before
     assert np.array_equal(read_region(plane, first), kept)
     pixels, _ = ask(3, small, plane, second, "--label", 1)
+    assert np.array_equal(pixels, alone)
+    assert np.array_equal(read_region(plane, first), kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.zarr", "plane.zarr"]
+
+
+@pytest.mark.runs
+def test_a_full_disk_leaves_the_plane_as_it_was_and_keeps_what_was_finished(small, tmp_path):
+    """A limit on the size of files stands in for a full disk, at first of the request, then of what is kept of it."""
+    plane, first, second = tmp_path / "plane.zarr", Box(0, 0, 50, 50), Box(-70, -40, 60, 90)
+    kept, _ = ask(1, small, plane, first, "--label", 1)
+    alone, _ = ask(1, small, tmp_path / "alone.zarr", second, "--label", 1)
+    before = verify(plane)
+    words = ("--model", small, *JOB, "--label", 1, "--checkpoint-every", 0, "--plane", plane, "--region=-70:60,-40:90")
+    request = plane / "slidefield" / "request.zarr"
+    for limit, state in ((16_000, "unfinished"), (200_000, "finished")):
+        code = (
+            "import resource, sys, engine.sample\n"
+            "from mpi4py import MPI\n"  # which makes large files of its own as it starts
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+            "sys.exit(engine.sample.main(sys.argv[1:]))\n"
+        )
+        done = execute(sys.executable, "-c", code, *words)
+        assert done.returncode == 1, done.stdout
+        assert "File too large" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert verify(plane) == before
+        assert np.array_equal(read_region(plane, first), kept)
+        assert Output(request).provenance["state"] == state
+    pixels, said = ask(2, small, plane, second, "--label", 1)
+    assert "level 1/" not in said, "what was finished is sampled again"
     assert np.array_equal(pixels, alone)
     assert np.array_equal(read_region(plane, first), kept)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.zarr", "plane.zarr"]

@@ -35,6 +35,7 @@ NOT_OF_A_PLAN = PLANNED
 NOT_OF_A_PLANE = {**PLANNED, "out": "a plane is written to its own path"}
 NOT_OF_A_CALL = {
     **PLANNED,
+    "continue_": "python -m engine.sample --continue OUT --region=... continues an image",
     **dict.fromkeys(("plane", "region", "hold"), "pipe.plane(path, rows, columns) samples a region of a plane"),
     "ranks": "pipe.plan(ranks=N) plans for N; a call runs on those of `comm`, as mpiexec -n N started them",
 }

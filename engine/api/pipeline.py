@@ -184,7 +184,7 @@ class Pipeline:
         rows: tuple[int, int],
         columns: tuple[int, int],
         *,
-        hold: int = 1,
+        hold: int = 3,
         comm: Any = None,
         progress: bool | None = None,
         **options: Any,

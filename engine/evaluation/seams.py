@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 from engine.distributed.ranks import Ranks
 from engine.evaluation.crops import share
 from engine.evaluation.measures import Measure
+from engine.evaluation.plane_seams import lines_of_plane, region_of_plane
 from engine.exports.source import finished_output
 from engine.models.card import read_card
 from engine.planning.cover import Lattice, RandomCover, cover_of
 from engine.planning.decode_cover import decoder_windows
 from engine.planning.geometry import Box, Frames, Grid
+from engine.storage.layout import Layout
 from engine.storage.output import Output
+from engine.storage.plane_layout import PlaneLayout
 from engine.storage.set_layout import SetLayout
 
 LAST_LEVELS = 5
@@ -32,6 +36,7 @@ def seam_measures(ranks: Ranks, path: Path) -> list[Measure]:
     latents' lattice) the mean absolute difference of the pixels across a line, over the same two to six pixels to
     either side of it: 1 where nothing shows. Neighbours, not the whole image, because one line's tissue differs from
     another's by more than a seam does. Kinds without a line are left out. A rank holds a row of chunks of a shard.
+    Of a plane it is the largest region that was asked for at once.
 
     Raises:
         AgreedError: there is no finished output, or its windows are not known any more.
@@ -40,6 +45,8 @@ def seam_measures(ranks: Ranks, path: Path) -> list[Measure]:
     frames = ranks.on_root(lambda: frames_of(output))
     if isinstance(output.layout, SetLayout):
         scores = scores_of_set(ranks, output, frames)
+    elif isinstance(output.layout, PlaneLayout):
+        scores = scores_of_plane(ranks, output, output.layout)
     else:
         scores = scores_of_image(ranks, output, frames)
     return [measure for kind, sums in scores.items() for measure in measures_of(kind, *sums)]
@@ -65,19 +72,37 @@ def measures_of(kind: str, count: float, on: float, others: float, mean: float, 
 
 def scores_of_image(ranks: Ranks, output: Output, frames: Frames) -> dict[str, np.ndarray]:
     """Sums over the lines of one image by kind of line, see ``sums_over``; each rank reads its rows. Collective."""
-    size, boxes = output.layout.size, boxes_of(output)
     lines = ranks.on_root(lambda: lines_of(output.provenance, frames))
+    ratios = ratios_by_line(ranks, partial(output.read_part, 0), boxes_of(output.layout), output.layout.channels)
+    return {kind: sums_over(ratios, at) for kind, at in lines.items()}
+
+
+def scores_of_plane(ranks: Ranks, output: Output, layout: PlaneLayout) -> dict[str, np.ndarray]:
+    """The same of a region of a plane. Collective."""
+    region = region_of_plane(output.provenance)
+    there = layout.on_arrays(region)
+    lines = lines_of_plane(output.provenance, layout.shard, region, LAST_LEVELS)
+    boxes = boxes_of(replace(layout, size=region.shape))
+
+    def read(box: Box) -> np.ndarray:
+        return output.read_part(0, box.moved(there.y0, there.x0))
+
+    ratios = ratios_by_line(ranks, read, boxes, layout.channels)
+    return {kind: sums_over(ratios, at) for kind, at in lines.items()}
+
+
+def ratios_by_line(ranks: Ranks, read: Callable[[Box], np.ndarray], boxes: Grid, channels: int) -> list[np.ndarray]:
+    """The ratios of every line of an image, see ``ratios_of``; each rank reads its rows. Collective."""
     mine = share(boxes.counts[0], ranks.rank, ranks.size)
-    sums = ranks.agree(lambda: differences(partial(output.read_part, 0), boxes, mine))
+    sums = ranks.agree(lambda: differences(read, boxes, mine))
     for one in sums:
         ranks.allreduce_array(one)
-    ratios = ratios_of(sums, size, output.layout.channels)
-    return {kind: sums_over(ratios, at) for kind, at in lines.items()}
+    return ratios_of(sums, boxes.shape, channels)
 
 
 def scores_of_set(ranks: Ranks, output: Output, frames: Frames) -> dict[str, np.ndarray]:
     """The same of all images of a set, each with its own windows; each rank reads its images. Collective."""
-    size, boxes, job = output.layout.size, boxes_of(output), output.provenance["job"]
+    size, boxes, job = output.layout.size, boxes_of(output.layout), output.provenance["job"]
 
     def own() -> list[dict[str, np.ndarray]]:
         scores = []
@@ -95,9 +120,9 @@ def scores_of_set(ranks: Ranks, output: Output, frames: Frames) -> dict[str, np.
 # ---- differences, read by box -------------------------------------------------------------------
 
 
-def boxes_of(output: Output) -> Grid:
+def boxes_of(layout: Layout) -> Grid:
     """The boxes that an image is read in: as high as a chunk and as wide as a shard."""
-    return Grid(output.layout.size, (output.layout.chunk, max(output.layout.shard, output.layout.chunk)))
+    return Grid(layout.size, (layout.chunk, max(layout.shard, layout.chunk)))
 
 
 def differences(read: Callable[[Box], np.ndarray], boxes: Grid, rows: range) -> tuple[np.ndarray, np.ndarray]:

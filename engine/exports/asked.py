@@ -33,7 +33,7 @@ class Asked:
     Args:
         out: Path of a finished output of engine.sample.
         target: File or folder to be made; its name says what kind of export it is.
-        region: Part of the image, in pixels of level 0.
+        region: Part of the image, in pixels of level 0; of a plane in its own positions, which may be negative.
         level: Level of the pyramid that pixels are taken from, 0 at full size.
         image: Number of the image of a set.
         labels: Whether the label map is wanted in place of the image.
@@ -109,7 +109,7 @@ def region_of(text: str) -> Box:
     >>> region_of("0:512,1024:2048")
     Box(y0=0, x0=1024, y1=512, x1=2048)
     """
-    match = re.fullmatch(r"(\d{1,12}):(\d{1,12}),(\d{1,12}):(\d{1,12})", text.replace(" ", ""), re.ASCII)
+    match = re.fullmatch(r"(-?\d{1,16}):(-?\d{1,16}),(-?\d{1,16}):(-?\d{1,16})", text.replace(" ", ""), re.ASCII)
     if match is None:
         raise ValueError("it is no region; give rows and columns, Y0:Y1,X0:X1")
     y0, y1, x0, x1 = map(int, match.groups())

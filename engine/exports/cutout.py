@@ -12,8 +12,9 @@ from engine.exports.pictures import channels_last
 from engine.exports.source import finished_output
 from engine.planning.geometry import Box
 from engine.storage.files import halved
-from engine.storage.layout import LabelArray
+from engine.storage.layout import LabelArray, Layout
 from engine.storage.output import Output
+from engine.storage.plane_layout import PlaneLayout
 from engine.storage.set_layout import SetLayout
 
 
@@ -111,14 +112,26 @@ def cutout_of(asked: Asked) -> Cutout:
     sizes, level = layout.sizes(), asked.level or 0
     if level >= len(sizes):
         raise ValueError(f"`level` is {level} and {asked.out} has {len(sizes)}; choose 0 to {len(sizes) - 1}")
-    region = asked.region or Box(0, 0, *layout.size)
-    if region & Box(0, 0, *layout.size) != region:
-        raise ValueError(
-            f"`region` {region.y0}:{region.y1},{region.x0}:{region.x1} passes the image's edge, "
-            f"which is {layout.size[0]} x {layout.size[1]} px"
-        )
+    region = region_on_arrays(asked, layout)
     box = Box(region.y0 >> level, region.x0 >> level, ceil_shift(region.y1, level), ceil_shift(region.x1, level))
     return Cutout(output, name, asked.image or 0, level, box)
+
+
+def region_on_arrays(asked: Asked, layout: Layout) -> Box:
+    """The region that is asked for in the arrays' positions, which those of a plane are not; without one all there is.
+
+    Raises:
+        ValueError: it passes the edge.
+    """
+    corner = layout.corner if isinstance(layout, PlaneLayout) else (0, 0)
+    there = Box(0, 0, *layout.size).moved(*corner)
+    region = asked.region or there
+    if region & there != region:
+        edge = f"which is {layout.size[0]} x {layout.size[1]} px"
+        if isinstance(layout, PlaneLayout):
+            edge = f"which has rows {there.y0}:{there.y1} and columns {there.x0}:{there.x1}"
+        raise ValueError(f"`region` {region.y0}:{region.y1},{region.x0}:{region.x1} passes the image's edge, {edge}")
+    return region.moved(-corner[0], -corner[1])
 
 
 def ceil_shift(length: int, halvings: int) -> int:

@@ -19,7 +19,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import numpy as np
 
 from engine.exports.asked import Asked
-from engine.exports.cutout import Cutout, cutout_of
+from engine.exports.cutout import Cutout, cutout_of, region_on_arrays
 from engine.exports.folder import check_export_folder, write_facts
 from engine.exports.nuclei_set import names_of
 from engine.exports.regions import Polygon, polygons
@@ -92,7 +92,7 @@ def write_features(cutout: Cutout, asked: Asked, path: Path, bar: bool = True) -
         batches = whole_instances(polygons(strips, tolerance), last)
     else:
         batches = ([[region] for region in ended] for ended in polygons(strips, tolerance))
-    region = asked.region or Box(0, 0, *cutout.output.layout.size)
+    region = region_on_arrays(asked, cutout.output.layout)
     facts = {"of": cutout.output.provenance.get("identity"), "map": cutout.name, "image": cutout.image}
     namespace, count = uuid5(NAMESPACE_URL, json.dumps(facts, sort_keys=True)), 0
     properties = properties_of(cutout)

@@ -64,7 +64,7 @@ def label_source(job: SampleJob, card: ModelCard, known: int, corner: tuple[int,
     Raises:
         ValueError: a file that is no label map of this size.
     """
-    drawn = card.condition == "label-map" and known >= 5 and job.image is None
+    drawn = card.condition == "label-map" and known >= 5 and job.known_image is None
     if job.label is not None or (job.labels is None and not drawn):
         labels = job.label_numbers or (0,)
         if max(labels) >= known:

@@ -51,7 +51,8 @@ class KeptLevels:
         for shard in canvas.x:
             place = self.ownership.shard(shard).moved(*self.cone.corner)
             both = canvas.x, *canvas.history
-            self.own.write(level, place, np.stack([canvases[shard].cpu().numpy() for canvases in both]))
+            if self.cone.needed[level - 1].covers(place).any():  # what ``merge`` reads
+                self.own.write(level, place, np.stack([canvases[shard].cpu().numpy() for canvases in both]))
             known = np.zeros(place.shape, bool)
             for windows in kept_windows:
                 known |= windows.covers(place)

@@ -25,7 +25,7 @@ from engine.storage.output import Output
 
 def with_default_labels(job: SampleJob, card: ModelCard) -> SampleJob:
     """The embedded model samples its label map with the embedded label model, where no labels are named."""
-    named = (job.labels, job.label, job.label_model, job.image)
+    named = (job.labels, job.label, job.label_model, job.known_image)
     if card.folder != EMBEDDED.resolve() or any(value is not None for value in named):
         return job
     return replace(job, label_model="embedded")

@@ -120,10 +120,8 @@ def windows_touching(region: LatentMap, cover: Cover, ids: np.ndarray) -> np.nda
 
 
 def outside_region(prepared: Prepared, shard: int) -> bool:
-    """Whether a shard lies wholly outside the region of interest, or a plane's request: nothing of it is decoded."""
-    roi, w, cone = prepared.inputs.roi, prepared.ownership.shard(shard), prepared.cone
-    if cone is not None:
-        return not w.scaled(prepared.card.factor) & cone.pixels(prepared.card.factor)
+    """Whether a shard lies wholly outside the region of interest: nothing of it is decoded."""
+    roi, w = prepared.inputs.roi, prepared.ownership.shard(shard)
     return roi is not None and not roi[w.y0 : w.y1, w.x0 : w.x1].any()
 
 
@@ -147,6 +145,6 @@ def decode_counts(prepared: Prepared) -> list[LevelCounts]:
     """What every round of decoding the whole image takes, over all ranks."""
     cover, _ = decode_covers(prepared)
     shards = prepared.wanted
-    if prepared.inputs.roi is not None or prepared.cone is not None:
+    if prepared.inputs.roi is not None:
         shards = np.array([shard for shard in shards if not outside_region(prepared, int(shard))])
     return list(count_decode(cover, prepared.ownership, DecodeRounds(shards, prepared.rank_count)))

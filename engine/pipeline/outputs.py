@@ -260,6 +260,10 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
     by_all = every_rank_reads_labels(prepared)
     turn, turns = (ranks.rank, ranks.size) if by_all else (0, 1)
     mine = unfinished_shards(output, [name], 0, turn, turns) if by_all or ranks.rank == 0 else iter(())
+    job = prepared.job
+    drawn = prepared.label_stage is None and job.label_model is None and job.labels in (None, "example")
+    if drawn:  # of the others the run reads what its region does not need
+        mine = ((array, box) for array, box in mine if layout.expects(box))
 
     def write() -> None:
         source = None  # opened by ranks that have something to write, and by no others
@@ -271,7 +275,7 @@ def write_label_array(ranks: Ranks, prepared: Prepared, output: Output) -> Prepa
         return layout.assemble(box, lambda image, part: source.read(image, part, 1)).astype(dtype)
 
     ranks.agree(write)
-    if prepared.job.label_model is None and prepared.job.labels in (None, "example"):
+    if drawn:
         return prepared
     read = label_array_reader(output)
     assert read is not None
@@ -402,7 +406,9 @@ class ImageWriter:
         done = self.output.earlier.get(layout.image)
         if done is None and images is None:
             return wanted
-        # The wanted shards of the canvas are the shards of the output, in the same order.
+        if done is not None and self.prepared.cone is not None:
+            done = done[wanted]
+        # Else the wanted shards of the canvas are the shards of the output, in the same order.
         left = np.ones(len(wanted), bool) if done is None else done < self.sampling_round.index
         if images is not None:
             left &= np.isin(np.arange(len(wanted)), layout.shards_with(images))

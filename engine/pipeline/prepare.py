@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from engine.inputs.continued import add_continued, continued_region
 from engine.inputs.labels import label_count
 from engine.inputs.read import read as read_inputs
 from engine.inputs.semantic import styles_of
@@ -28,7 +29,7 @@ from engine.pipeline.plane_labels import label_plane_identity
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import check_preview
 from engine.pipeline.report_file import check_report
-from engine.planning.decode_cover import decoder_windows
+from engine.planning.decode_cover import unbounded_decoder
 from engine.planning.geometry import Frames
 from engine.planning.plane import Cone, Request, cone_of, corners_of, offsets
 
@@ -59,8 +60,17 @@ def prepare(
     cone = None if request is None else cone_of_request(job, card, request)
     job = job if cone is None else replace(job, size=cone.canvas.scaled(card.factor).shape)
 
-    corner = (0, 0) if cone is None else cone.corner
+    if cone is None and options.region is not None and job.continue_ is None:
+        raise ValueError(
+            "`region` is of a `plane`, or of an image that is continued: add `plane` or `continue_`, or `size`"
+        )
+    corner, region = (0, 0) if cone is None else cone.corner, None
+    if job.continue_ is not None:
+        region = continued_region(job, options, card)
+        job = replace(job, size=region.shape)
+        corner = (region.y0 // card.factor, region.x0 // card.factor)
     inputs = read_inputs(job, card, Frames(job.size, card.factor, card.patch, job.count, corner))
+    inputs = inputs if region is None else add_continued(inputs, job, region)
     one_class_each = card.condition in ("class", "label-map") and job.labels is None and job.label is not None
     check_accept(job.accept, label_count(card, inputs.table), one_class_each, job.size, card.pixel_size_um)
     stage = None
@@ -92,11 +102,7 @@ def cone_of_request(job: SampleJob, card: ModelCard, request: Request) -> Cone:
 
 def decoder_lattice(job: SampleJob, card: ModelCard) -> tuple[int, int]:
     """Side and stride of the decoder's windows on a plane, in latents."""
-    if card.factor == 1:
-        return 1, 1
-    room = (4 * card.patch, 4 * card.patch)  # more than a window, as there always is on a plane
-    axis = decoder_windows(room, card.patch, job.decode_weights, job.decode_overlap, job.stride).rows
-    return axis.patch, axis.stride
+    return unbounded_decoder(card.factor, card.patch, job.decode_weights, job.decode_overlap, job.stride)
 
 
 def check_ranks(options: RunOptions) -> None:

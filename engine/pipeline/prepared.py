@@ -18,9 +18,10 @@ from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Frames
 from engine.planning.ownership import Ownership
-from engine.planning.plane import Cone
-from engine.storage.image_layout import ImageLayout
+from engine.planning.plane import Cone, corners_of
+from engine.storage.image_layout import ImageLayout, PlacedLayout
 from engine.storage.layout import Layout
+from engine.storage.plane_layout import RequestLayout
 from engine.storage.set_layout import SetLayout
 
 
@@ -66,10 +67,17 @@ class Prepared:
         """The job as JSON values, as it was given."""
         return {**self.job.plain(), **self.given}
 
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Where the image begins beside the one that it continues, (y, x) in px; (0, 0) where it continues none."""
+        region = self.options.region
+        return (0, 0) if self.job.continue_ is None or region is None else region[:2]
+
     @cached_property
     def frames(self) -> Frames:
         """The images on the canvas of latents."""
-        corner = (0, 0) if self.cone is None else self.cone.corner
+        y, x = self.origin
+        corner = (y // self.card.factor, x // self.card.factor) if self.cone is None else self.cone.corner
         return Frames(self.job.size, self.card.factor, self.card.patch, self.job.count, corner)
 
     @cached_property
@@ -83,13 +91,25 @@ class Prepared:
         job = self.job
         channels = 1 if self.card.role == "labels" else self.card.image_channels
         shared = (job.size, channels, job.shard, job.chunk, self.inputs.label_array)
+        if self.cone is not None:
+            return RequestLayout(*shared, asked=corners_of(self.cone.pixels(self.card.factor)))
+        if job.continue_ is not None:
+            return PlacedLayout(*shared, origin=self.origin)
         if job.count is None:
             return ImageLayout(*shared, region=job.roi is not None)
         return SetLayout(*shared, count=job.count, group=self.frames.group(job.shard))
 
     @cached_property
     def wanted(self) -> range | np.ndarray:
-        """The shards of the canvas that hold pixels of the image, in order: all, unless whole shards are padding."""
+        """The shards of the canvas that hold pixels that are wanted, in order: all, unless whole shards are padding.
+
+        Of a request to a plane they are those that its region meets.
+        """
+        if self.cone is not None:
+            region, factor = self.cone.pixels(self.card.factor), self.card.factor
+            return np.flatnonzero(
+                [bool(self.ownership.shard(n).scaled(factor) & region) for n in range(self.ownership.count)]
+            )
         count, (rows, columns) = self.ownership.count, self.layout.boxes().counts
         if count == len(self.layout.boxes()):
             return range(count)

@@ -121,7 +121,7 @@ class Round:
     def make_writer(self) -> ImageWriter:
         """Make the writer of the image; in-painting also sets ``canvas.known``. Collective."""
         ranks, prepared, shared = self.ranks, self.prepared, self.shared
-        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.mask else None
+        inpainting = ranks.agree(lambda: Inpainting(prepared)) if prepared.job.paints else None
         if inpainting:
             self.canvas.known = inpainting.known(self.canvas, shared.models[0].encode)
         return ranks.agree(lambda: ImageWriter(prepared, shared.output, self.sampling_round, inpainting))
@@ -278,7 +278,7 @@ class Round:
     def leave_empty(self, writer: ImageWriter, remaining: range | np.ndarray) -> range | np.ndarray:
         """Write the remaining shards that lie outside the region of interest; returns the others. Collective."""
         ranks = self.ranks
-        if self.prepared.inputs.roi is None and self.prepared.cone is None:
+        if self.prepared.inputs.roi is None:
             return remaining
         mine = [int(remaining[i]) for i in partition_evenly(len(remaining), ranks.size, ranks.rank)]
         empty = {shard for shard in mine if outside_region(self.prepared, shard)}

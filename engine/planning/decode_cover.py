@@ -24,6 +24,17 @@ def decoder_windows(
     return decode_cover(shape, patch, int(overlap or 0))
 
 
+def unbounded_decoder(
+    factor: int, patch: int, weights: str, overlap: int | None, stride: int | None
+) -> tuple[int, int]:
+    """Side and stride of the decoder's windows on a plane, in latents; without a decoder those of single pixels."""
+    if factor == 1:
+        return 1, 1
+    room = (4 * patch, 4 * patch)  # more than a window, as there always is on a plane
+    axis = decoder_windows(room, patch, weights, overlap, stride).rows
+    return axis.patch, axis.stride
+
+
 def decode_cover(shape: tuple[int, int], patch: int, overlap: int) -> Lattice:
     """The decoder's windows, in latents: a lattice that depends on the canvas alone.
 

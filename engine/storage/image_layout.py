@@ -109,3 +109,28 @@ class ImageLayout(Layout):
 
     def attributes(self) -> dict[str, Any]:
         return {**asdict(self), "count": None, "group": 1}  # a set's fields are said too: version 0.1 reads them
+
+
+@dataclass(frozen=True)
+class PlacedLayout(ImageLayout):
+    """An image that lies beside another: the metadata says where.
+
+    Args:
+        origin: Where it begins, (y, x) in px of the other.
+    """
+
+    origin: tuple[int, int] = (0, 0)
+
+    def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
+        return moved(super().ome_groups(name, pixel_size_um), self.origin, pixel_size_um)
+
+
+def moved(groups: dict[str, dict[str, Any]], start: tuple[int, int], pixel_size_um: float) -> dict[str, dict[str, Any]]:
+    """OME-Zarr metadata of an image that begins elsewhere, (y, x) in px."""
+    for metadata in groups.values():
+        for multiscale in metadata.get("multiscales", ()):
+            for dataset in multiscale["datasets"]:
+                translation = dataset["coordinateTransformations"][1]["translation"]
+                for axis, at in zip((-2, -1), start, strict=True):
+                    translation[axis] += at * pixel_size_um
+    return groups

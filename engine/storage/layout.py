@@ -89,6 +89,10 @@ class Layout(ABC):
         """Whether a finished output has all of its shards; a plane has those that were asked for."""
         return True
 
+    def expects(self, box: Box) -> bool:
+        """Whether a finished output that is complete has the shard of a box at full size."""
+        return True
+
     @property
     def roi(self) -> str | None:
         """Name the array that holds the region of interest at full size; None: there is none."""

@@ -138,8 +138,7 @@ class Ledger:
         """
         for array, boxes in self.shards.items() if self.layout.complete else ():
             rounds = latest.get(array, self.none_finished(array))
-            for index in np.flatnonzero(rounds < 0).tolist():
-                yield array, boxes[index]
+            yield from ((array, boxes[i]) for i in np.flatnonzero(rounds < 0).tolist() if self.layout.expects(boxes[i]))
 
     def remember(self, shards: Collection[tuple[str, Box]]) -> None:
         """Keep the lines about shards that are made anew, for ``made_otherwise``. Rank 0 calls this."""

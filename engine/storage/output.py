@@ -14,12 +14,12 @@ import numpy as np
 from engine.planning.geometry import Box
 from engine.storage.checkpoint import Checkpoints, SamplingRound
 from engine.storage.files import discard, halved
-from engine.storage.image_layout import ImageLayout
+from engine.storage.image_layout import ImageLayout, PlacedLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
 from engine.storage.live_files import LiveFiles
 from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
-from engine.storage.plane_layout import PlaneLayout
+from engine.storage.plane_layout import PlaneLayout, RequestLayout
 from engine.storage.remote_output import publish
 from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.set_layout import SetLayout
@@ -287,6 +287,11 @@ def layout_of(attributes: Mapping[str, Any]) -> Layout:
         if "corner" in attributes:
             y, x = attributes["corner"]
             return PlaneLayout(*shared, coarsest, attributes.get("region", False), (y, x))
+        if "origin" in attributes:
+            y, x = attributes["origin"]
+            return PlacedLayout(*shared, coarsest, attributes.get("region", False), (y, x))
+        if "asked" in attributes:
+            return RequestLayout(*shared, coarsest, attributes.get("region", False), tuple(attributes["asked"]))
         return ImageLayout(*shared, coarsest, attributes.get("region", False))
     return SetLayout(*shared, count=attributes["count"], group=attributes["group"])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.planning.geometry import Box
-from engine.storage.image_layout import ImageLayout
+from engine.storage.image_layout import ImageLayout, moved
 from engine.storage.layout import ArraySpec
 
 BACKGROUND = 255  # of the image, where nothing was asked for
@@ -38,14 +38,7 @@ class PlaneLayout(ImageLayout):
         ]
 
     def ome_groups(self, name: str, pixel_size_um: float) -> dict[str, dict[str, Any]]:
-        groups = super().ome_groups(name, pixel_size_um)
-        for metadata in groups.values():
-            for multiscale in metadata.get("multiscales", ()):
-                for dataset in multiscale["datasets"]:
-                    translation = dataset["coordinateTransformations"][1]["translation"]
-                    for axis, start in zip((-2, -1), self.corner, strict=True):
-                        translation[axis] += start * pixel_size_um
-        return groups
+        return moved(super().ome_groups(name, pixel_size_um), self.corner, pixel_size_um)
 
     def on_arrays(self, box: Box) -> Box:
         """A box of the plane, in the arrays' own positions."""
@@ -59,3 +52,20 @@ class PlaneLayout(ImageLayout):
         y0, x0 = (min(a, b) // side * side for a, b in ((now.y0, box.y0), (now.x0, box.x0)))
         y1, x1 = (-(-max(a, b) // side) * side for a, b in ((now.y1, box.y1), (now.x1, box.x1)))
         return replace(self, size=(y1 - y0, x1 - x0), corner=(y0, x0))
+
+
+@dataclass(frozen=True)
+class RequestLayout(ImageLayout):
+    """What a request to a plane is sampled to: without a pyramid, and with the shards alone that its region meets.
+
+    Args:
+        asked: The region, px of the arrays.
+    """
+
+    asked: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def expects(self, box: Box) -> bool:
+        return bool(box & Box(*self.asked))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [self.size]
