@@ -15,14 +15,13 @@ import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, print_error
 from engine.messages import one_line, quoted
 
 if TYPE_CHECKING:
-    from engine.viewing.server import Server
-    from engine.viewing.viewer import Viewer
+    from engine.viewing.server import Handler, Server
 
 HOST, PORT = "127.0.0.1", 8470
 EVERYWHERE = ("0.0.0.0", "::")
@@ -69,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def listening(viewer: Viewer, host: str, port: int) -> Server:
+def listening(viewer: Any, host: str, port: int, handler: type[Handler] | None = None) -> Server:
     """The server, behind a token where others than this machine reach it.
 
+    Args:
+        viewer, handler: As of ``Server``.
     Raises:
         ValueError: it cannot listen there.
     """
@@ -81,7 +82,7 @@ def listening(viewer: Viewer, host: str, port: int) -> Server:
         way = f"leave it out for this machine alone, or pass `host` {EVERYWHERE[0]} for all"
         raise ValueError(f"`host` is empty; {way}")
     try:
-        return Server(viewer, host, port, "" if host in LOOPBACK else secrets.token_urlsafe(16))
+        return Server(viewer, host, port, "" if host in LOOPBACK else secrets.token_urlsafe(16), handler)
     except (UnicodeError, TypeError):  # dots in a row, or a NUL
         raise ValueError(f"`host` {quoted(host)} is no name of a machine") from None
     except socket.gaierror as error:
