@@ -124,7 +124,8 @@ function follow() {
   canvas.style.backgroundPosition = `${offset(x)} ${offset(y)}`;
   const at = middle();
   const percent = `${Number((100 * now).toPrecision(now < 0.1 ? 2 : 3))} %`;
-  byId("where").textContent = `row ${grouped(at[0])}, column ${grouped(at[1])} · ${percent}`;
+  const place = (n) => grouped(Math.floor(n + 1e-3));
+  byId("where").textContent = `row ${place(at[0])}, column ${place(at[1])} · ${percent}`;
 }
 
 function settled() {
@@ -289,7 +290,7 @@ async function start() {
     defaultZoomLevel: (place.zoom * SIDE) / canvas.clientWidth, minZoomLevel: (SMALLEST * SIDE) / canvas.clientWidth,
     maxZoomLevel: (LARGEST * SIDE) / canvas.clientWidth, animationTime: still ? 0 : 0.35, blendTime: 0, visibilityRatio: 1,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, zoomPerScroll: 1.3, maxImageCacheCount: 300,
-    imageLoaderLimit: 6, tileRetryMax: 2, tileRetryDelay: 2000, preserveImageSizeOnResize: true, tabIndex: -1,
+    imageLoaderLimit: 6, tileRetryMax: 2, tileRetryDelay: 2000, preserveImageSizeOnResize: true, tabIndex: -1, immediateRender: true,
   });
   viewer.addHandler("animation-finish", settled);
   viewer.addHandler("viewport-change", follow);
