@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.command_line import Parser, gives_help
 from engine.messages import one_line
-from engine.view import HOST, PORT, address_of, listening, open_browser, path_of, port_number, quality_number
+from engine.viewing.address import HOST, PORT, address_of, listening, open_browser, path_of, port_number, quality_number
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks

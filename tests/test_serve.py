@@ -54,16 +54,16 @@ def test_what_is_in_the_middle_comes_first_and_each_block_comes_once(y, x, block
 
 def test_what_left_every_screen_is_not_wanted():
     now = [0.0]
-    wanted = Wanted(BLOCK, 4, lambda: now[0])
-    wanted.look("one", Box(0, 0, 100, 100))
-    wanted.look("other", Box(900, 900, 940, 1000))
+    wanted = Wanted(BLOCK, 1, lambda: now[0])
+    wanted.look("one", Box(0, 0, 192, 192))
+    wanted.look("other", Box(960, 960, 970, 970))
     region = wanted.next(0)[0]
-    assert region == Box(0, 0, 128, 128), "the four blocks of a page whose middle is nearest"
+    assert region == Box(64, 64, 128, 128), "the block in the middle of a page"
     assert wanted.in_sight(region)
-    wanted.look("one", Box(640, 0, 700, 100))
+    wanted.look("one", Box(640, 0, 650, 10))
     assert not wanted.in_sight(region)
-    wanted.fail(Box(640, 0, 704, 128), 30)
-    assert wanted.next(0)[0] == Box(896, 896, 960, 1024), "what was refused is not tried again at once"
+    wanted.fail(Box(640, 0, 704, 64), 30)
+    assert wanted.next(0)[0] == Box(960, 960, 1024, 1024), "what was refused is not tried again at once"
     now[0] += AWAY
     assert wanted.next(0) is None, "pages that say nothing are closed"
     assert wanted.look("far", Box(0, 0, 10**6, 10**6)) == 0, "a page that shows too much is not sampled for"
