@@ -167,13 +167,13 @@ def test_what_is_looked_at_appears_with_the_bytes_of_engine_sample(small, tmp_pa
 
 @pytest.mark.runs
 def test_what_left_the_screen_is_cancelled_and_the_plane_stays_whole(small, tmp_path):
-    plane, long = tmp_path / "plane.zarr", ("--steps", 400)
-    job = ("--model", small, *JOB, *long)
+    plane = tmp_path / "plane.zarr"
+    job = ("--model", small, *JOB, "--steps", 60)  # whose first levels take long: the cone is wide there
     with served(2, plane, *job) as (_, address):
         page = Page(address)
-        page.wait(Box(0, 0, 60, 60), lambda told: told["now"] and told["now"]["level"] > 1)
+        page.wait(Box(0, 0, 60, 60), lambda told: told["now"] and told["now"]["level"])
         told = page.wait(Box(10**9, 0, 10**9 + 60, 60), lambda told: told["total"]["cancelled"] == 1)
-        page.wait(Box(10**9, 0, 10**9 + 60, 60), lambda told: told["now"] and told["now"]["level"] > 1)
+        page.wait(Box(10**9, 0, 10**9 + 60, 60), lambda told: told["now"] and told["now"]["level"])
         assert told["total"]["blocks"] == 0
     assert not (plane / "slidefield" / "request.zarr").exists(), "the end cancels what is under way"
     done = launch(1, *job[:-2], "--steps", 2, "--plane", plane, "--region", "0:30,0:30")
@@ -219,6 +219,14 @@ def test_a_plane_has_its_own_settings_takes_turns_and_refuses_in_one_line(small,
 # ---- the page -----------------------------------------------------------------------------------
 
 
+def until(page, true: str, seconds: float = 300) -> None:
+    """Wait until JavaScript is true; playwright's own way needs eval, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(true):
+        assert time.monotonic() < end, (true, page.inner_text("footer"), page.inner_text("#notice"))
+        time.sleep(0.1)
+
+
 @pytest.mark.runs
 def test_the_page_shows_what_it_asked_for_and_keeps_its_place_while_the_plane_grows(small, tmp_path):
     plane, artefacts = tmp_path / "plane.zarr", Path(os.environ.get("SLIDEFIELD_ARTEFACTS", tmp_path))
@@ -227,27 +235,24 @@ def test_the_page_shows_what_it_asked_for_and_keeps_its_place_while_the_plane_gr
         page = browser.new_page(viewport={"width": 390, "height": 420})
         seen = listened_to(page)
         page.goto(f"{address}#at=20,{far}&zoom=2")
-        there = "slidefield.plane().regions && !slidefield.plane().waiting && slidefield.settled()"
-        page.wait_for_function(f"window.slidefield && slidefield.plane() && {there}", timeout=300_000)
+        there = "slidefield.plane().regions > 0 && !slidefield.plane().waiting && slidefield.settled()"
+        until(page, f"Boolean(window.slidefield && slidefield.plane()) && {there}")
         middle = page.evaluate("slidefield.middle()")
-        assert np.allclose(middle, [20, far], atol=0.5)
+        assert np.allclose(middle, [20, far], atol=2), "but for what the foot of the page took of it"
         measured(page, seen)
         page.evaluate(f"slidefield.go({{at: [-300, {far}]}})")  # grows to a side that moves the arrays' corner
-        page.wait_for_function(f"slidefield.plane().bounds[0] <= -300 && {there}", timeout=300_000)
+        until(page, f"slidefield.plane().bounds[0] <= -300 && {there}")
         page.evaluate(f"slidefield.go({{at: [20, {far}]}})")
-        page.wait_for_function(there, timeout=300_000)
+        until(page, there)
+        middle = page.evaluate("slidefield.middle()")
         shot = np.asarray(Image.open(io.BytesIO(page.locator(".osd").screenshot())).convert("RGB"))
         page.screenshot(path=artefacts / "plane-390.png")
         page.close()
-        y, x = shot.shape[0] // 2, shot.shape[1] // 2
-        pixels = read_region(plane, Box(15, far - 5, 25, far + 5)).transpose(1, 2, 0).astype(int)
-        large = pixels.repeat(2, 0).repeat(2, 1)
-        near = [
-            np.abs(shot[y - 10 + i : y + 10 + i, x - 10 + j : x + 10 + j] - large).max()
-            for i in (-1, 0, 1)
-            for j in (-1, 0, 1)
-        ]
-        assert min(near) == 0, "pixels of the plane stand where they are"
+        corner = Box(10, far - 10, 30, far + 10)
+        ends = zip(shot.shape[:2], (corner.y0, corner.x0), middle, strict=False)
+        y, x = (round(length / 2 + 2 * (start - at)) for length, start, at in ends)
+        pixels = read_region(plane, corner).transpose(1, 2, 0)
+        np.testing.assert_array_equal(shot[y : y + 40, x : x + 40], pixels.repeat(2, 0).repeat(2, 1))
     assert not seen.messages
     assert not [url for url in seen.requests if not url.startswith(address)]
     assert seen.overflow <= 0

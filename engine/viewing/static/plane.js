@@ -3,7 +3,7 @@
 // OpenSeadragon wants an image with edges: it gets a square of 2^32 px around a base, a position of the plane, and another
 // one when one comes near its edge. Tiles are named by their places on the plane, which never change.
 import { onKeys } from "./keys.js";
-import { alignTo, isWhole, snap } from "./pixels.js";
+import { alignTo, isWhole, offset as distance, snap } from "./pixels.js";
 import * as address from "./place.js";
 import { makeScale } from "./scale.js";
 import { fetched } from "./source.js";
@@ -30,6 +30,7 @@ let samples = true;
 let drawn = ""; // the version of the plane that is drawn
 let renewing = false;
 let working = null; // the element around the region that is sampled
+let exact = false; // whether pixels fall on pixels of the screen
 let drawScale = () => {};
 
 // -- the square of the plane that OpenSeadragon has --
@@ -114,6 +115,7 @@ function align() {
 function follow() {
   if (!ready()) return;
   const now = zoom();
+  exact = isWhole(now) && distance(viewer.viewport, item()).every((n) => Math.abs(n) < 1e-3);
   viewer.drawer.setImageSmoothingEnabled(now < 1 - 1e-6);
   drawScale(now, pane.clientWidth);
   let side = plane.block;
@@ -292,6 +294,8 @@ async function start() {
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, zoomPerScroll: 1.3, maxImageCacheCount: 300,
     imageLoaderLimit: 6, tileRetryMax: 2, tileRetryDelay: 2000, preserveImageSizeOnResize: true, tabIndex: -1, immediateRender: true,
   });
+  // OpenSeadragon draws every tile a pixel larger, against seams; where pixels fall on pixels there are none.
+  viewer.drawer.minimumOverlapRequired = () => !exact;
   viewer.addHandler("animation-finish", settled);
   viewer.addHandler("viewport-change", follow);
   viewer.addHandler("resize", () => { if (ready()) { limits(); follow(); } });
