@@ -23,6 +23,7 @@ FLOORS = (
     ("engine.evaluation",),
     ("engine.reporting",),
     ("engine.viewing",),
+    ("engine.serving",),
     (
         "engine.__main__",
         "engine.api",
@@ -31,6 +32,8 @@ FLOORS = (
         "engine.verify",
         "engine.evaluate",
         "engine.view",
+        "engine.serve",
+        "engine.trim",
         "engine.report",
         "engine.export",
         "engine.embed",

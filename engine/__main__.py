@@ -16,6 +16,8 @@ COMMANDS = {
     "verify": ("engine.verify", "read every shard of an output and print the sha256 of its pixels"),
     "evaluate": ("engine.evaluate", "measure an output beside other images; also under mpiexec"),
     "view": ("engine.view", "look at an output in the browser, or at two side by side"),
+    "serve": ("engine.serve", "pan over a plane in the browser; what is missing is sampled; also under mpiexec"),
+    "trim": ("engine.trim", "drop the levels that a plane keeps"),
     "report": ("engine.report", "write a page to look at: pictures, measures, times, how to make it again"),
     "export": ("engine.export", "write an output as PNG or TIFF files"),
     "embed": ("engine.embed", "make embeddings of a slide or a folder of patches; also under mpiexec"),

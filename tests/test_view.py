@@ -471,8 +471,11 @@ def test_what_the_page_is_made_of_is_ours_or_named(viewed):
     page = get(viewed, "/").content.decode()
     named = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert all(get(viewed, f"/{name}").status == 200 for name in named)
-    modules = {file.name for file in serving.STATIC.glob("*.js")} - {"openseadragon.min.js"}
+    modules = {file.name for file in serving.STATIC.glob("*.js")} - {"openseadragon.min.js", "plane.js"}
     assert {name.removeprefix("static/") for name in named if name.endswith(".js")} >= modules, "fetched at once"
+    of_planes = set(re.findall(r'from "\./([^"]+)"', (serving.STATIC / "plane.js").read_text())) | {"plane.js"}
+    named = re.findall(r'(?:src|href)="static/([^"]+)"', (serving.STATIC / "plane.html").read_text())
+    assert set(named) >= of_planes, "fetched at once"
 
 
 # ---- the command --------------------------------------------------------------------------------

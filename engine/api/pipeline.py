@@ -44,7 +44,7 @@ from engine.pipeline.plane import prepare_request, sample_request
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import write_preview
-from engine.pipeline.run import load_models, run  # torch now: an interrupt while it is imported would leave half of it
+from engine.pipeline.run import kept_models, run  # torch now: an interrupt while it is imported would leave half of it
 from engine.pipeline.watch import Bar, OnLevel, Silent, View, Watch
 from engine.reporting.page import write_report
 
@@ -244,11 +244,7 @@ class Pipeline:
 
     def _load(self, prepared: Prepared, device: str) -> list[Model]:
         """The networks of a job, loaded once for as long as this pipeline lives."""
-        job = prepared.job
-        key = (tuple(card.hash for card in prepared.cards), job.dtype, job.compile, device)
-        if key not in self._models:
-            self._models[key] = load_models(prepared, device)
-        return self._models[key]
+        return kept_models(self._models, prepared, device)
 
 
 def read_speed(speed: Any) -> float:

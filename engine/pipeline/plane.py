@@ -96,7 +96,7 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
     if there is not None and there["kind"] != "plane":
         raise ValueError(f"`plane` {plane} is an {there['kind']}, which has edges; choose another `plane`")
     private, card = plane / "slidefield", read_card(job.model)
-    own = replace(options, out=str(private / "request.zarr"), preview="none", report=False, plane=None, region=None)
+    own = replace(options, out=str(request_of(plane)), preview="none", report=False, plane=None, region=None)
     given, job = job, replace(job, shard=min(job.shard, SHARD), chunk=min(job.chunk, SHARD))
     request = Request(region, hold, (), plane)
     first = prepare(job, replace(own, dry_run=True), rank_count, ranks_per_node, request)
@@ -256,17 +256,27 @@ def sample_request(ranks: Ranks, request: PlaneRequest, load: Load | None = None
         return True
     held = ranks.agree(lambda: locked(request.path) if ranks.rank == 0 else None)
     try:
-        if request.labels is not None:
-            ranks.on_root(lambda: check_models(request.prepared))
-            if not sample_request(ranks, request.labels, load, watch):
-                return False
-        if request.prepared.state != "finished" and not run(ranks, request.prepared, load, watch):
-            return False
-        add(ranks, request)
+        return sample_locked(ranks, request, load, watch)
     finally:
         if held is not None:
             held.close()
+
+
+def sample_locked(ranks: Ranks, request: PlaneRequest, load: Load | None, watch: Watch | None) -> bool:
+    """``sample_request`` of those who have locked the plane. Collective."""
+    if request.labels is not None:
+        ranks.on_root(lambda: check_models(request.prepared))
+        if not sample_request(ranks, request.labels, load, watch):
+            return False
+    if request.prepared.state != "finished" and not run(ranks, request.prepared, load, watch):
+        return False
+    add(ranks, request)
     return True
+
+
+def request_of(plane: Path) -> Path:
+    """Where the request under way is an output of its own."""
+    return plane / "slidefield" / "request.zarr"
 
 
 def locked(plane: Path) -> Any:

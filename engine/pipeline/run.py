@@ -175,6 +175,15 @@ def load_models(prepared: Prepared, device: str) -> list[Model]:
     return [load_model(card.folder, getattr(torch, job.dtype), device, job.compile) for card in prepared.cards]
 
 
+def kept_models(kept: dict[Any, list[Model]], prepared: Prepared, device: str) -> list[Model]:
+    """``load_models``, of which those that were loaded before are among ``kept``."""
+    job = prepared.job
+    key = (tuple(card.hash for card in prepared.cards), job.dtype, job.compile, device)
+    if key not in kept:
+        kept[key] = load_models(prepared, device)
+    return kept[key]
+
+
 def common_device(ranks: Ranks, name: str) -> str:
     """This rank's device. Collective.
 

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from hmac import compare_digest
@@ -31,7 +31,7 @@ from typing import Any
 from engine.command_line import as_flags
 from engine.messages import one_line
 from engine.viewing.pictures import Picture
-from engine.viewing.viewer import Answer, NotThere, Viewer
+from engine.viewing.viewer import Answer, NotThere
 from engine.viewing.watched import Gone
 
 STATIC = Path(__file__).parent / "static"
@@ -74,8 +74,10 @@ class Server(ThreadingHTTPServer):
     """The server of a viewer, listening.
 
     Args:
+        viewer: What the handler answers from: a ``Viewer``, where that is ``Handler``.
         host, port: Where it listens; port 0: a free one.
         token: First part of every address; empty: there is none, and the address has to be the loopback's.
+        handler: Of a connection; None: the viewer's.
     Raises:
         OSError: it cannot listen there.
     """
@@ -84,13 +86,15 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 1024
 
-    def __init__(self, viewer: Viewer, host: str, port: int, token: str = "") -> None:
+    def __init__(
+        self, viewer: Any, host: str, port: int, token: str = "", handler: type[Handler] | None = None
+    ) -> None:
         self.viewer, self.token = viewer, token
         self.lock = threading.Lock()
         self.threads = 0
         self.waiting: deque[tuple[Any, Any]] = deque()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), Handler)
+        super().__init__((host, port), handler or Handler)
 
     def server_bind(self) -> None:
         """Bind without asking the network for this machine's name."""
@@ -151,10 +155,17 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # an answer leaves in one piece,
     disable_nagle_algorithm = True  # and at once: not when the browser has acknowledged its head, 40 ms later
     server_version, sys_version = "slidefield", ""
+    page_name, command_name = "index.html", "engine.view"
 
     def do_GET(self) -> None:
+        self.answering(self.respond)
+
+    do_HEAD = do_GET
+
+    def answering(self, respond: Callable[[], None]) -> None:
+        """Answer a request, if only by saying why there is no answer."""
         try:
-            self.respond()
+            respond()
         except NotThere as error:
             self.refuse(HTTPStatus.NOT_FOUND, str(error))
         except Gone as error:
@@ -164,37 +175,55 @@ class Handler(BaseHTTPRequestHandler):
                 raise
             self.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
-    do_HEAD = do_GET
-
     def respond(self) -> None:
         """Answer a request.
 
         Raises:
             NotThere, Gone, ValueError: there is nothing to answer it with.
         """
+        path = self.admitted()
+        if path is not None:
+            self.send(self.answer(path))
+
+    def admitted(self) -> str | None:
+        """The address that is asked for, without the token; None: the request was refused."""
         if not self.server.token and hostname(self.headers.get_all("Host", [])) not in LOOPBACK:
             # A page from elsewhere whose name leads here must not read what is on this machine.
-            return self.refuse(HTTPStatus.FORBIDDEN, "this address is not the one that engine.view printed")
+            self.refuse(HTTPStatus.FORBIDDEN, f"this address is not the one that {self.command_name} printed")
+            return None
         path = self.path.partition("?")[0].removeprefix("/")
         if self.server.token:
             given, _, path = path.partition("/")
             if not compare_digest(given.encode(), self.server.token.encode()):
-                return self.refuse(HTTPStatus.FORBIDDEN, "the address lacks the token that engine.view printed")
+                self.refuse(HTTPStatus.FORBIDDEN, f"the address lacks the token that {self.command_name} printed")
+                return None
+        return path
+
+    def answer(self, path: str) -> Answer:
+        """What there is at an address.
+
+        Raises:
+            NotThere, Gone, ValueError: nothing.
+        """
         viewer = self.server.viewer
         if match := TILE.fullmatch(path):
             index, word, image, level, row, column, kind = match.groups()
             place = (int(index), word, int(image or 0), int(level), int(row), int(column))
-            return self.send(viewer.tile(*place, kind == "png"))
+            return viewer.tile(*place, kind == "png")
         if match := LEGEND.fullmatch(path):
             index, word, image = match.groups()
-            return self.send(viewer.legend(int(index), word, int(image or 0)))
+            return viewer.legend(int(index), word, int(image or 0))
         if path == "outputs.json":
             content = {"outputs": viewer.facts(), "lossless": viewer.quality is None}
-            return self.send(answer_of(("application/json", as_json(content))))
-        file = static_files().get("index.html" if path == "" else path.removeprefix("static/"))
+            return answer_of(("application/json", as_json(content)))
+        return self.page(path)
+
+    def page(self, path: str) -> Answer:
+        """The page, or a file that it is made of."""
+        file = static_files().get(self.page_name if path == "" else path.removeprefix("static/"))
         if file is None or not (path == "" or path.startswith("static/")):
             raise NotThere("there is nothing at this address")
-        self.send(file)
+        return file
 
     def send(self, answer: Answer) -> None:
         """Send an answer, or that it is the one that the browser has."""

@@ -1,0 +1,233 @@
+"""Tiles of a plane by their places on it, while it grows: what is not known is transparent.
+
+A request puts another folder in the plane's place, whose arrays may begin elsewhere. So what was read counts only if
+the plane is still the one that was opened; else it is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from engine import __version__
+from engine.pipeline.plane import is_there
+from engine.planning.geometry import Box
+from engine.storage.files import halved
+from engine.storage.output import Output
+from engine.storage.plane_layout import PlaneLayout
+from engine.viewing.cache import Cache
+from engine.viewing.pictures import Picture, picture_of_image
+from engine.viewing.pixels import ABSENT, THERE, Source
+from engine.viewing.viewer import CACHE, TILE, Answer
+
+LEVELS = 13  # of tiles: one of the coarsest has 2^21 px of the plane a side
+TRIES, PAUSE = 200, 0.02  # how often, and after how many seconds, a plane is opened again that changes meanwhile
+T = TypeVar("T")
+Pixels = tuple[np.ndarray, np.ndarray]  # values, and the state of each
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A plane as it is at one moment; without an output nothing is known."""
+
+    output: Output | None
+    stamp: tuple[int, ...]
+
+    @cached_property
+    def regions(self) -> list[Box]:
+        return [] if self.output is None else [Box(*box) for box in self.output.provenance["regions"]]
+
+    @cached_property
+    def bounds(self) -> Box | None:
+        """The smallest box that holds all that is known, px of the plane."""
+        if not self.regions:
+            return None
+        y0, x0 = min(box.y0 for box in self.regions), min(box.x0 for box in self.regions)
+        return Box(y0, x0, max(box.y1 for box in self.regions), max(box.x1 for box in self.regions))
+
+
+class PlaneTiles:
+    """Tiles of a plane. Threads share it.
+
+    Args:
+        quality: Of JPEG; None: PNG, without loss.
+    """
+
+    def __init__(self, plane: Path, quality: int | None) -> None:
+        self.plane, self.quality = plane, quality
+        self.cache: Cache[Picture] = Cache(CACHE, lambda picture: len(picture[1]))
+        self.kept: Cache[Pixels] = Cache(CACHE, lambda pair: pair[0].nbytes + pair[1].nbytes)
+        self.lock = threading.Lock()
+        self.opened = Snapshot(None, ())
+        self.renders = threading.BoundedSemaphore(max(os.cpu_count() or 1, 2))
+
+    def snapshot(self) -> Snapshot:
+        """The plane as it is now.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        with self.lock:
+            for left in range(TRIES - 1, -1, -1):
+                stamp = self.stamp()
+                if stamp == self.opened.stamp:
+                    return self.opened
+                try:
+                    output = Output(self.plane) if stamp else None
+                    if self.stamp() == stamp:
+                        self.opened = Snapshot(output, stamp)
+                        return self.opened
+                except ValueError:
+                    if not left:
+                        raise
+                time.sleep(PAUSE)
+            raise ValueError(f"{self.plane} changes all the time")
+
+    def stamp(self) -> tuple[int, ...]:
+        """What changes when the plane does; empty: it is not there."""
+        for _ in range(TRIES):
+            try:
+                facts = (self.plane / "zarr.json").stat()
+                return facts.st_ino, facts.st_mtime_ns, facts.st_size
+            except OSError:
+                if not self.opened.stamp or not self.between():
+                    return ()
+            time.sleep(PAUSE)
+        return ()
+
+    def between(self) -> bool:
+        """Whether another folder is about to take the plane's place."""
+        return not is_there(self.plane) and any(self.plane.parent.glob(f".{self.plane.name}.*"))
+
+    def consistent(self, read: Callable[[Snapshot], T]) -> T:
+        """What is read of a plane that does not change meanwhile.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        for left in range(TRIES - 1, -1, -1):
+            snapshot = self.snapshot()
+            try:
+                value = read(snapshot)
+                if self.stamp() == snapshot.stamp:
+                    return value
+            except (ValueError, OSError):
+                if not left or self.stamp() == snapshot.stamp:
+                    raise
+        raise ValueError(f"{self.plane} changes all the time")
+
+    def tile(self, level: int, row: int, column: int, lossless: bool) -> Answer:
+        """A tile: ``TILE`` px a side of a level, whose first pixel is (row TILE, column TILE) of it."""
+        quality = None if lossless else self.quality
+        box = Box(row, column, row + 1, column + 1).scaled(TILE)
+        key = (quality, self.consistent(lambda snapshot: facts_of(snapshot, level, box)))
+
+        def make() -> tuple[Picture, bool]:
+            if picture := self.cache.get(key):
+                return picture, True
+            with self.renders:
+                values, state = self.consistent(lambda snapshot: self.pixels(snapshot, level, box))
+                picture = picture_of_image(values, state, box, quality)
+            if self.consistent(lambda snapshot: facts_of(snapshot, level, box)) == key[1]:
+                self.cache.put(key, picture)
+                return picture, True
+            return picture, False
+
+        return Answer(hashlib.sha256(repr((__version__, level, row, column, key)).encode()).hexdigest()[:24], make)
+
+    def pixels(self, snapshot: Snapshot, level: int, box: Box) -> Pixels:
+        """The pixels of a box of a level, in the plane's positions over 2^level.
+
+        Returns:
+            uint8 (c, h, w), and uint8 (h, w): ``ABSENT`` or ``THERE``.
+        """
+        output = snapshot.output
+        channels = 3 if output is None else output.layout.channels
+        values, state = np.zeros((channels, *box.shape), np.uint8), np.full(box.shape, ABSENT, np.uint8)
+        known = known_in(snapshot.regions, level, box)
+        if output is None or not known:
+            return values, state
+        if stored(output, level):
+            here = on_level(output, level, box) & Box(0, 0, *output.layout.sizes()[level])
+            if here:
+                y, x = corner_of(output, level)
+                place = here.moved(y, x).within(box)
+                values[(slice(None), *place)] = output.read(output.layout.level(output.layout.image, level), here)
+            for part in known:
+                state[part.within(box)] = THERE
+            return values, state
+        for quarter in quarters(box):
+            if known_in(snapshot.regions, level - 1, quarter):
+                place = Box(quarter.y0 // 2, quarter.x0 // 2, quarter.y1 // 2, quarter.x1 // 2).within(box)
+                below, its_state = self.kept_pixels(snapshot, level - 1, quarter)
+                values[(slice(None), *place)] = halved(below)
+                state[place] = its_state.reshape(quarter.height // 2, 2, quarter.width // 2, 2).max(axis=(1, 3))
+        return values, state
+
+    def kept_pixels(self, snapshot: Snapshot, level: int, box: Box) -> Pixels:
+        """``pixels``, which are kept for levels above."""
+        key = (level, box, facts_of(snapshot, level, box))
+        made = self.kept.get(key)
+        if made is None:
+            made = self.pixels(snapshot, level, box)
+            self.kept.put(key, made)
+        return made
+
+
+def facts_of(snapshot: Snapshot, level: int, box: Box) -> tuple[Any, ...]:
+    """What changes when the pixels in a box of a level do: what is known there, and the stamps of its shards."""
+    output, known = snapshot.output, known_in(snapshot.regions, level, box)
+    if output is None or not known:
+        return ()
+    if not stored(output, level):
+        return tuple(facts_of(snapshot, level - 1, quarter) for quarter in quarters(box))
+    here = on_level(output, level, box) & Box(0, 0, *output.layout.sizes()[level])
+    source = Source(output, output.layout.image, 0, Cache(0, lambda pair: 0))
+    shards = [output.shards.stamp(shard) for shard, _ in source.shards(level, here)] if here else []
+    return tuple(known), tuple(shards)
+
+
+def corner_of(output: Output, level: int) -> tuple[int, int]:
+    """Where a level's arrays begin, in its px."""
+    assert isinstance(output.layout, PlaneLayout)
+    return output.layout.corner[0] >> level, output.layout.corner[1] >> level
+
+
+def on_level(output: Output, level: int, box: Box) -> Box:
+    """A box of a level, in its arrays' own positions."""
+    y, x = corner_of(output, level)
+    return box.moved(-y, -x)
+
+
+def stored(output: Output, level: int) -> bool:
+    """Whether a level is in the pyramid, its pixels where those of the plane's levels are."""
+    assert isinstance(output.layout, PlaneLayout)
+    aligned = all(start % 2**level == 0 for start in output.layout.corner)
+    return level == 0 or (aligned and level < len(output.layout.sizes()))
+
+
+def known_in(regions: Sequence[Box], level: int, box: Box) -> list[Box]:
+    """The parts of a box of a level of which any pixel at full size is known."""
+    side = 2**level
+    parts = []
+    for known in regions:
+        part = box & Box(known.y0 // side, known.x0 // side, -(-known.y1 // side), -(-known.x1 // side))
+        if part:
+            parts.append(part)
+    return parts
+
+
+def quarters(box: Box) -> list[Box]:
+    """The four boxes of the level below that make a box of a level, whose sides are even."""
+    y, x = (box.y0 + box.y1) // 2, (box.x0 + box.x1) // 2
+    corners = [(box.y0, box.x0, y, x), (box.y0, x, y, box.x1), (y, box.x0, box.y1, x), (y, x, box.y1, box.x1)]
+    return [Box(*corner).scaled(2) for corner in corners]
