@@ -20,7 +20,9 @@ from engine.export import main as export
 from engine.pipeline.plane import missing, read_region
 from engine.planning.geometry import Box
 from engine.planning.plane import Windows, area_ratio, cone_of, needed_windows, offsets, touching
-from engine.storage.output import Output
+from engine.storage.output import Output, output_to_read
+from engine.viewing.cache import Cache
+from engine.viewing.pixels import ABSENT, DAMAGED, THERE, Source, pixels
 
 boxes = st.builds(lambda y, x, h, w: Box(y, x, y + h, x + w), *[st.integers(-90, 90)] * 2, *[st.integers(1, 60)] * 2)
 lattices = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=4)
@@ -122,6 +124,21 @@ def ask(ranks: int, model: Path, plane: Path, region: Box, *options: object) -> 
     done = launch(ranks, "--model", model, *JOB, *options, "--plane", plane, f"--region={text}")
     assert done.returncode == 0, done.stderr
     return read_region(plane, region), done.stdout
+
+
+@pytest.mark.runs
+def test_what_was_never_asked_for_is_absent_to_the_viewer_and_not_damaged(small, tmp_path):
+    plane, damaged = tmp_path / "plane.zarr", []
+    for x in (0, 300):
+        ask(1, small, plane, Box(0, x, 40, x + 40), "--label", 1)
+    output = output_to_read(plane)
+    source = Source(output, output.layout.image, 0, Cache(2**20, lambda pair: pair[0].nbytes))
+    for level, (height, width) in enumerate(output.layout.sizes()):
+        _, state = pixels(source, level, Box(0, 0, height, width), damaged.append)
+        assert state[0, 0] == state[0, -1] == THERE
+        assert level or (state[:, 128:256] == ABSENT).all()
+        assert (state != DAMAGED).all()
+    assert not damaged
 
 
 @pytest.mark.runs

@@ -138,7 +138,7 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None =
             except ValueError as error:
                 note(source.damage(level, part, f"cannot be read ({error.__cause__ or error})"))
                 state[here] = DAMAGED
-        elif output.finished:
+        elif output.finished and output.layout.complete:
             note(source.damage(level, part, "is missing"))
             state[here] = DAMAGED
         elif level and depth:
