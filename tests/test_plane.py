@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import make_tiny_model
 
 from engine.export import main as export
-from engine.pipeline.plane import missing, read_region
+from engine.pipeline.plane import locked, missing, old_of, read_region, recover
 from engine.planning.geometry import Box
 from engine.planning.plane import Windows, area_ratio, cone_of, needed_windows, offsets, touching
 from engine.storage.output import Output, output_to_read
@@ -266,3 +266,15 @@ def test_what_is_wrong_is_said_in_one_line_and_the_plane_stays(small, tmp_path):
     done = launch(1, *job[:-1], image, "--region", "0:9,0:9")
     assert "has edges" in done.stderr, done.stderr
     shutil.rmtree(image)
+
+
+def test_a_plane_between_its_two_renamings_waits_for_who_renames_it(tmp_path):
+    plane = tmp_path / "plane.zarr"
+    renaming = locked(plane)
+    plane.rename(old_of(plane))
+    with pytest.raises(ValueError, match="is being written by another run"):
+        recover(plane)
+    assert not plane.exists()
+    renaming.close()
+    recover(plane)
+    assert plane.exists()

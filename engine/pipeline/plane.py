@@ -459,9 +459,15 @@ def old_of(plane: Path) -> Path:
 
 
 def recover(plane: Path) -> None:
-    """Finish what a kill has interrupted between the two renamings."""
-    if not plane.exists() and old_of(plane).exists():
-        old_of(plane).rename(plane)
+    """Finish what a kill has interrupted between the two renamings.
+
+    Raises:
+        ValueError: another process is between them.
+    """
+    old = old_of(plane)
+    if not plane.exists() and old.exists():
+        with locked(old):
+            old.rename(plane)
 
 
 # ---- reading ------------------------------------------------------------------------------------
