@@ -83,6 +83,26 @@ def test_realism_runs(out, tmp_path):
     assert np.load(tmp_path / "map.npy").shape == (1024, 1024)
 
 
+def test_evaluation_runs(tmp_path):
+    tiles = write_pictures(tmp_path / "tiles", 3, 64)
+    small = (
+        "--crop",
+        32,
+        "--repeats",
+        1,
+        "--neighbours",
+        40,
+        "--dimensions",
+        8,
+        "--features",
+        "evaluation_sets:moments",
+    )
+    assert "of the bare extractor's time" in bench("evaluation", tiles, *small, "--json", tmp_path / "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["features"]["what"] == "features of 12 crops"
+    assert all(row["seconds"] > 0 for row in report["rows"])
+
+
 def test_picture_runs(out, tmp_path):
     bench("picture", out, tmp_path / "p.jpg")
     assert Image.open(tmp_path / "p.jpg").size == (1024 + 512, 1024)
