@@ -348,11 +348,12 @@ def test_what_the_target_and_its_options_ask_for_is_one_kind_or_refused(tmp_path
     for region, why in (("0:9", "it is no region"), ("5:5,0:9", "it is empty"), ("-:5,0:9", "it is no region")):
         said = refused(capsys, out, tmp_path / "files", f"--region={region}")
         assert f"--region: '{region}': {why}" in said
-    said = refused(capsys, out, tmp_path / "o.png", "--region=-1:5,0:9")
+    whole = make(tmp_path / "whole.zarr", ImageLayout((100, 150), 3, 256, 64, coarsest=1024), draw(3, 100, 150))
+    said = refused(capsys, whole, tmp_path / "o.png", "--region=-1:5,0:9")
     assert "--region -1:5,0:9 passes the image's edge" in said
     assert "invalid int value: 'x'" in refused(capsys, out, tmp_path / "files", "--level", "x")
     assert "--format 'bmp' is not for folders" in refused(capsys, out, tmp_path / "files", "--format", "bmp")
-    assert [p.name for p in tmp_path.iterdir()] == ["image.zarr"]
+    assert {p.name for p in tmp_path.iterdir()} == {"image.zarr", "whole.zarr"}
     (tmp_path / "run.final").mkdir()
     assert main([str(out), str(tmp_path / "run.final")]) == 0
     assert (tmp_path / "run.final" / "samples").is_dir()
@@ -402,7 +403,9 @@ def test_an_export_that_is_ended_by_a_signal_leaves_nothing(tmp_path, ranks, num
     layout = ImageLayout((1000, 1000), 3, 1024, 1024, coarsest=1024)
     out, target = make(tmp_path / "image.zarr", layout, draw(3, 1000, 1000)), tmp_path / "tiles"
     words = command(ranks, out, target, "--tiles", 8, module="engine.export")[0 if ranks > 1 else 3 :]
-    with subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+    as_in_a_terminal = partial(signal.signal, number, signal.SIG_DFL)  # a test in the background ignores Ctrl-C
+    options = {"cwd": ROOT, "env": environment(), "stderr": subprocess.PIPE, "preexec_fn": as_in_a_terminal}
+    with subprocess.Popen(words, text=True, **options) as process:
         while not list(tmp_path.glob(".tiles.*.exporting/new/tiles/all/*.png")):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)

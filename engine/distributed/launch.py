@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -97,6 +98,7 @@ def run_main(main: Callable[[Ranks], int], goes_on: bool = False) -> int:
             "; the same command goes on from the last checkpoint, if there is one" if goes_on else ""
         )
         if ranks.size == 1:
+            logging.getLogger("asyncio").disabled = True  # of zarr's, that its tasks were interrupted too
             print(text, file=sys.stderr, flush=True)
             return INTERRUPTED
         if ranks.rank:
