@@ -1,5 +1,5 @@
 # make sample      set up, then sample 1024 x 1024 px of tissue into sample.zarr and sample.png
-# make test        set up, then lint, type-check and run every test, on 1 to 4 MPI ranks (20 minutes on 2 cores)
+# make test        set up, then lint, type-check and run every test, on 1 to 4 MPI ranks (13 minutes on 2 cores)
 # make check       of these what a developer runs all the time (2 minutes)
 # make test-long   what is too long for every change: more ranks, many random kills, large images
 # make gpu         on a machine with a GPU, without a network: CUDA tests and benchmarks into benchmarks/notes (10 minutes)
