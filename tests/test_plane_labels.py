@@ -19,6 +19,7 @@ from engine.pipeline.plane import plane_layout, read_region
 from engine.pipeline.plane_labels import label_plane, read_for
 from engine.planning.geometry import Box
 from engine.storage.output import Output
+from engine.storage.plane_trim import trim
 
 JOB = {"steps": 2, "seed": 5, "shard": 128, "chunk": 64, "guidance": 1, "decode_overlap": 2}
 OPTIONS = [text for name, value in JOB.items() for text in (f"--{name.replace('_', '-')}", value)]
@@ -151,6 +152,11 @@ def test_labels_are_what_the_label_models_plane_has_there_cleaned_and_enlarged(s
     assert verify(plane)[0] == 0
     said = refusal(2, *asking(small, plane, first, "--label-model", maps, "--prompt", "carcinoma"))
     assert "its prompt is necrosis, yours is carcinoma" in said
+    levels = label_plane(plane) / "slidefield" / "levels"
+    assert levels.exists()
+    assert trim(plane)[1] == 0
+    assert not levels.exists()
+    assert verify(plane)[0] == verify(label_plane(plane))[0] == 0
 
 
 @pytest.mark.runs

@@ -49,6 +49,9 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
         else:
             discard(levels)
         left = size_of(levels)
+        labels = private / "labels.zarr"
+        if region is None and (labels / "zarr.json").exists():  # a plane of a label model, with levels of its own
+            before += trim(labels)[0]
     return before - left, left
 
 
