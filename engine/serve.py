@@ -136,8 +136,9 @@ def settings_of(plane: Path) -> dict[str, Any]:
     """
     from engine.parsing import JOB_OPTIONS
     from engine.storage.output import provenance_of
+    from engine.storage.plane_layout import is_there
 
-    if not plane.exists() or not any(child.name != "slidefield" for child in plane.iterdir()):
+    if not is_there(plane):
         return {}
     provenance = provenance_of(plane)
     job = {name: value for name, value in provenance["job"].items() if name in JOB_OPTIONS and value is not None}

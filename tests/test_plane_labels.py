@@ -16,9 +16,10 @@ from engine import Pipeline
 from engine.inputs.label_cleanup import MARGIN, clean_labels, cleaned_on_plane, majority_box
 from engine.inputs.position_function import function_hash, name_of_given
 from engine.pipeline.plane import plane_layout, read_region
-from engine.pipeline.plane_labels import label_plane, read_for
+from engine.pipeline.plane_labels import read_for
 from engine.planning.geometry import Box
 from engine.storage.output import Output
+from engine.storage.plane_layout import label_plane
 from engine.storage.plane_trim import trim
 
 JOB = {"steps": 2, "seed": 5, "shard": 128, "chunk": 64, "guidance": 1, "decode_overlap": 2}

@@ -23,7 +23,7 @@ from engine.models.card import read_card
 from engine.options import names_function
 from engine.pipeline.kept_levels import KeptLevels, depths_of
 from engine.pipeline.outputs import facts_of_label_maps, present_versions
-from engine.pipeline.plane_labels import label_plane, label_request
+from engine.pipeline.plane_labels import label_request
 from engine.pipeline.prepare import decoder_lattice, prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import Load, check_models, run
@@ -45,7 +45,7 @@ from engine.storage.files import discard, lock, sync, sync_tree
 from engine.storage.ledger import FinishedShard
 from engine.storage.metadata import keep_metadata
 from engine.storage.output import Output, output_to_read, provenance_of
-from engine.storage.plane_layout import PlaneLayout
+from engine.storage.plane_layout import PlaneLayout, is_there, label_plane, request_of
 from engine.storage.plane_levels import KnownWindows
 
 SHARD = 512  # px; most of a request's own shards: what it decodes of them beyond its region is lost
@@ -146,11 +146,6 @@ def check_plane_job(job: SampleJob, options: RunOptions) -> None:
             raise ValueError(
                 f"`{name}` does not go with `plane`, a local output to which requests are added; leave it out"
             )
-
-
-def is_there(plane: Path) -> bool:
-    """Whether a plane, or another output, lies at a path, and not a first request alone, or nothing."""
-    return plane.exists() and any(child.name != "slidefield" for child in plane.iterdir())
 
 
 def check_region(region: Box) -> None:
@@ -272,11 +267,6 @@ def sample_locked(ranks: Ranks, request: PlaneRequest, load: Load | None, watch:
         return False
     add(ranks, request)
     return True
-
-
-def request_of(plane: Path) -> Path:
-    """Where the request under way is an output of its own."""
-    return plane / "slidefield" / "request.zarr"
 
 
 def locked(plane: Path) -> Any:

@@ -22,14 +22,9 @@ from engine.models.card import ModelCard
 from engine.pipeline.label_stage import label_model_of, stage_job
 from engine.pipeline.prepared import Prepared
 from engine.planning.geometry import Box
-from engine.planning.plane import latents_of
+from engine.planning.plane import corners_of, latents_of
 from engine.storage.output import Output
-from engine.storage.plane_layout import PlaneLayout
-
-
-def label_plane(plane: Path) -> Path:
-    """Where the label map's plane lies."""
-    return plane / "slidefield" / "labels.zarr"
+from engine.storage.plane_layout import PlaneLayout, label_plane
 
 
 def label_plane_identity(job: SampleJob, card: ModelCard) -> dict[str, Any]:
@@ -65,9 +60,8 @@ def label_request(prepared: Prepared, options: RunOptions) -> tuple[SampleJob, R
     assert prepared.plane is not None
     labels = label_model_of(job, card)[1]
     wanted = read_for(cone.canvas.scaled(card.factor), labels.label_scale)
-    region = wanted.y0, wanted.x0, wanted.y1, wanted.x1
     quiet = replace(options, json_log=None, live=None)
-    return stage_job(job, card), replace(quiet, plane=str(label_plane(prepared.plane)), region=region)
+    return stage_job(job, card), replace(quiet, plane=str(label_plane(prepared.plane)), region=corners_of(wanted))
 
 
 def read_for(box: Box, scale: int) -> Box:

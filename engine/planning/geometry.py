@@ -87,6 +87,16 @@ class Grid(Sequence[Box]):
         return box.y0 // self.sides[0] * self.counts[1] + box.x0 // self.sides[1]
 
 
+def enclosing(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds some boxes, of which there is one at least.
+
+    >>> enclosing([Box(0, 0, 1, 1), Box(-2, 5, 0, 6)])
+    Box(y0=-2, x0=0, y1=1, x1=6)
+    """
+    y0, x0 = min(box.y0 for box in boxes), min(box.x0 for box in boxes)
+    return Box(y0, x0, max(box.y1 for box in boxes), max(box.x1 for box in boxes))
+
+
 def grid(shape: tuple[int, int], side: int | tuple[int, int]) -> Grid:
     """The grid of boxes with these sides; one number is the side of squares.
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.planning.cover import Axis, Lattice
-from engine.planning.geometry import Box
+from engine.planning.geometry import Box, enclosing
 from engine.planning.streams import Stream
 
 FARTHEST = 2**52  # px from the origin: positions are 64-bit integers, and exact in float64
@@ -229,8 +229,7 @@ def cone_of(
     final = whole_windows(latents_of(region, factor), *decoder)
     needed = needed_windows(final, lattices, patch, known)
     boxes = [final, *(windows.box for windows in needed if len(windows))]
-    around = Box(*(f(b[n] for b in map(corners_of, boxes)) for n, f in enumerate((min, min, max, max))))
-    return Cone(region, whole_windows(around, *decoder), tuple(needed), tuple(map(tuple, known)))
+    return Cone(region, whole_windows(enclosing(boxes), *decoder), tuple(needed), tuple(map(tuple, known)))
 
 
 def corners_of(box: Box) -> tuple[int, int, int, int]:

@@ -19,11 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine import __version__
-from engine.pipeline.plane import is_there
-from engine.planning.geometry import Box
+from engine.planning.geometry import Box, enclosing
 from engine.storage.files import halved
 from engine.storage.output import Output
-from engine.storage.plane_layout import PlaneLayout
+from engine.storage.plane_layout import PlaneLayout, is_there
 from engine.viewing.cache import Cache
 from engine.viewing.pictures import Picture, picture_of_image
 from engine.viewing.pixels import ABSENT, THERE, Source
@@ -49,10 +48,7 @@ class Snapshot:
     @cached_property
     def bounds(self) -> Box | None:
         """The smallest box that holds all that is known, px of the plane."""
-        if not self.regions:
-            return None
-        y0, x0 = min(box.y0 for box in self.regions), min(box.x0 for box in self.regions)
-        return Box(y0, x0, max(box.y1 for box in self.regions), max(box.x1 for box in self.regions))
+        return enclosing(self.regions) if self.regions else None
 
 
 class PlaneTiles:

@@ -19,7 +19,6 @@ from engine.pipeline.plane import (
     old_of,
     prepare_request,
     recover,
-    request_of,
     sample_locked,
 )
 from engine.pipeline.prepared import Prepared
@@ -30,6 +29,7 @@ from engine.planning.plane import area_ratio, corners_of, latents_of
 from engine.serving.service import Cost, Service
 from engine.storage.files import discard
 from engine.storage.metadata import kept_provenance
+from engine.storage.plane_layout import request_of
 
 PAUSE = 0.1  # seconds that ranks wait for work before they look whether they are to end
 BUSY = 0.5  # seconds between two looks whether another process has done with the plane

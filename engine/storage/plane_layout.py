@@ -8,6 +8,7 @@ PLANE/slidefield/           ledger, lock, levels that are kept, and the request 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from engine.planning.geometry import Box
@@ -69,3 +70,18 @@ class RequestLayout(ImageLayout):
 
     def sizes(self) -> list[tuple[int, int]]:
         return [self.size]
+
+
+def is_there(plane: Path) -> bool:
+    """Whether a plane, or another output, lies at a path, and not a first request alone, or nothing."""
+    return plane.exists() and any(child.name != "slidefield" for child in plane.iterdir())
+
+
+def request_of(plane: Path) -> Path:
+    """Where the request under way is an output of its own."""
+    return plane / "slidefield" / "request.zarr"
+
+
+def label_plane(plane: Path) -> Path:
+    """Where the label map's plane lies."""
+    return plane / "slidefield" / "labels.zarr"

@@ -15,6 +15,7 @@ from engine.planning.geometry import Box
 from engine.planning.plane import Windows, latents_of, needed_windows
 from engine.storage.files import discard, file_size, lock, sync, write_signed
 from engine.storage.output import provenance_of
+from engine.storage.plane_layout import is_there, label_plane, request_of
 from engine.storage.plane_levels import MIDDLE, SIDE, KnownWindows, windows_as_json
 
 
@@ -32,7 +33,7 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
     if provenance.get("kind") != "plane":
         raise ValueError(f"{plane} is no plane: it keeps no levels")
     private = plane / "slidefield"
-    levels, request = private / "levels", private / "request.zarr"
+    levels, request = private / "levels", request_of(plane)
     with lock(plane):
         before = size_of(levels) + size_of(request)
         kept = [] if region is None else kept_windows(private / "known.json", provenance, region)
@@ -49,8 +50,8 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
         else:
             discard(levels)
         left = size_of(levels)
-        labels = private / "labels.zarr"
-        if region is None and (labels / "zarr.json").exists():  # a plane of a label model, with levels of its own
+        labels = label_plane(plane)
+        if region is None and is_there(labels):  # a plane of a label model, with levels of its own
             before += trim(labels)[0]
     return before - left, left
 
