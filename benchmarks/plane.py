@@ -47,7 +47,8 @@ from engine.evaluation.seams import (
 from engine.models.card import ModelCard, read_card
 from engine.models.folder import Model
 from engine.parsing import parse
-from engine.pipeline.plane import PlaneRequest, prepare_request, sample_request
+from engine.pipeline.plane import sample_request
+from engine.pipeline.plane_request import PlaneRequest, prepare_request
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import run

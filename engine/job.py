@@ -490,6 +490,9 @@ class RunOptions(Checked):
         "with `plane` or `continue_`: the rows and columns that are wanted, in pixels, which may be negative",
     )
     hold: int = output_option(3, whole(1, 1000), "with `plane`: levels that share windows; more make a region cheaper")
+    keep_levels: bool = output_option(
+        True, FLAG, "with `plane`: keep every level of what is sampled, so that regions beside it cost less"
+    )
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
     verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")

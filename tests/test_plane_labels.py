@@ -15,7 +15,8 @@ from tiny import make_tiny_label_model, make_tiny_model
 from engine import Pipeline
 from engine.inputs.label_cleanup import MARGIN, clean_labels, cleaned_on_plane, majority_box
 from engine.inputs.position_function import function_hash, name_of_given
-from engine.pipeline.plane import plane_layout, read_region
+from engine.pipeline.plane import read_region
+from engine.pipeline.plane_growth import plane_layout
 from engine.pipeline.plane_labels import read_for
 from engine.planning.geometry import Box
 from engine.storage.output import Output
