@@ -122,9 +122,21 @@ def touching(region: Box, patch: int, offset: tuple[int, int]) -> Windows:
     return Windows(patch, offset, (first[0], first[1]), np.ones(shape, bool))
 
 
+def lattice_level(level: int, levels: int, hold: int) -> int:
+    """The level whose lattice a level has. They are held from the end on, where a cone is narrowest: fewest to the end.
+
+    >>> [lattice_level(level, 5, hold=3) for level in range(5)]
+    [1, 1, 4, 4, 4]
+    """
+    return levels - 1 - (levels - 1 - level) // hold * hold
+
+
 def offsets(seed: int, levels: int, patch: int, hold: int = 1) -> list[tuple[int, int]]:
     """Where the lattice of every level lies: drawn as those of the shifted cover, anew every ``hold`` levels."""
-    drawn = [Stream(seed, level - level % hold).cover_generator().integers(0, patch, 2) for level in range(levels)]
+    drawn = [
+        Stream(seed, lattice_level(level, levels, hold)).cover_generator().integers(0, patch, 2)
+        for level in range(levels)
+    ]
     return [(int(y), int(x)) for y, x in drawn]
 
 
