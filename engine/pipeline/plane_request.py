@@ -135,7 +135,7 @@ def check_plane_job(job: SampleJob, options: RunOptions) -> None:
     if job.cover != "shifted" and job.cover is not None:
         why = "is drawn over a whole canvas" if job.cover == "random" else "lies on a lattice that begins at a corner"
         raise ValueError(f"`cover` {job.cover} {why}, and a plane has none; leave `cover` out")
-    for name in ("count", "continue_", "image", "mask", "roi", "map", "instances", "accept", "embeddings"):
+    for name in ("count", "continue_", "image", "mask", "roi", "map", "instances", "accept"):
         if getattr(job, name) is not None:
             raise ValueError(f"`{name}` is of an image with edges; leave it out, or `plane`")
     if job.labels not in (None, "example") and not names_function(job.labels):
@@ -143,6 +143,9 @@ def check_plane_job(job: SampleJob, options: RunOptions) -> None:
             f"`labels` {job.labels} has edges; pass `labels` module:function or example, `label` or `label_model`, or "
             "leave out `plane`"
         )
+    for name in ("embeddings", "region_embeddings"):
+        if (given := getattr(job, name)) is not None and not names_function(given):
+            raise ValueError(f"`{name}` {given} has edges; pass `{name}` module:function, or leave out `plane`")
     for name in ("overwrite", "report", "scratch"):
         if getattr(options, name):
             raise ValueError(

@@ -124,6 +124,7 @@ class Round:
     def check(self) -> None:
         """Raise what is wrong with this rank's canvas, or with the kept levels of a plane. Local."""
         self.canvas.check()
+        self.denoiser.condition.check()
         if self.kept is not None:
             self.kept.check()
 
