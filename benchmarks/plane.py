@@ -47,13 +47,14 @@ from engine.evaluation.seams import (
 from engine.models.card import ModelCard, read_card
 from engine.models.folder import Model
 from engine.parsing import parse
-from engine.pipeline.plane import PlaneRequest, prepare_request, sample_request
+from engine.pipeline.plane import sample_request
+from engine.pipeline.plane_request import PlaneRequest, prepare_request
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import run
 from engine.planning.cover import shifted
 from engine.planning.geometry import Box, Frames
-from engine.planning.plane import area_ratio, latents_of, needed_windows, offsets
+from engine.planning.plane import area_ratio, latents_of, lattice_level, needed_windows, offsets
 from engine.storage.files import discard
 from engine.storage.output import Output
 
@@ -175,7 +176,7 @@ class Held(Prepared):
     hold: int = 1
 
     def cover_level(self, level: int) -> int:
-        return level - level % self.hold
+        return lattice_level(level, len(self.timesteps), self.hold)
 
 
 def seams(ranks: Ranks, card: ModelCard, args: argparse.Namespace, folder: Path) -> list[Row]:
@@ -236,7 +237,7 @@ def seams_of(ranks: Ranks, args: argparse.Namespace, folder: Path, hold: int, se
     ranks.barrier()
     held = {}
     for other in args.holds:
-        at = held_lines(output, frames, max(count // other - 1, 0) * other, other)
+        at = held_lines(output, frames, count - 1, other)
         values = np.concatenate([ratio[np.unique(where)] for ratio, where in zip(ratios, at, strict=True)])
         held[str(other)] = values[~np.isnan(values)].tolist()
     return {"scores": {kind: sums_over(ratios, where).tolist() for kind, where in lines.items()}, "held": held}
@@ -244,7 +245,8 @@ def seams_of(ranks: Ranks, args: argparse.Namespace, folder: Path, hold: int, se
 
 def held_lines(output: Output, frames: Frames, level: int, hold: int) -> tuple[np.ndarray, np.ndarray]:
     """The edges of the windows of a level, whose lattice is held."""
-    return window_lines({**output.provenance, "levels": level - level % hold + 1}, frames, 0, 1)
+    drawn = lattice_level(level, output.provenance["levels"], hold)
+    return window_lines({**output.provenance, "levels": drawn + 1}, frames, 0, 1)
 
 
 def compared_times(ranks: Ranks, card: ModelCard, args: argparse.Namespace, folder: Path) -> list[Row]:

@@ -152,7 +152,8 @@ class SampleJob(Checked):
     embeddings: str | None = condition_option(
         None,
         FILE,
-        "embeddings on a grid (.npy, FILE.h5:/dataset, or a file of engine.embed), or one a class",
+        "embeddings on a grid (.npy, FILE.h5:/dataset, or a file of engine.embed), or one a class; or a function of "
+        "position, module:function",
         models=CLASS + EMBEDDING,
     )
     region_embeddings: str | None = condition_option(
@@ -490,6 +491,9 @@ class RunOptions(Checked):
         "with `plane` or `continue_`: the rows and columns that are wanted, in pixels, which may be negative",
     )
     hold: int = output_option(3, whole(1, 1000), "with `plane`: levels that share windows; more make a region cheaper")
+    keep_levels: bool = output_option(
+        True, FLAG, "with `plane`: keep every level of what is sampled, so that regions beside it cost less"
+    )
     overwrite: bool = output_option(False, FLAG, "replace the output of another job")
     resume: str = run_option("auto", choice("auto", "never"), "go on from the last checkpoint, if there is one")
     verify: bool = run_option(False, FLAG, "of a finished output read every shard, not the sizes of files alone")
@@ -551,6 +555,7 @@ def check_condition(job: SampleJob, card: ModelCard) -> None:
                 f"{shown(job, name)} is given but the model {card.folder.name} "
                 f"is conditioned by {card.condition}: it takes {known}"
             )
+    check_embedding_functions(job, card)
     if card.condition == "embedding" and job.embeddings is None:
         raise ValueError("the model asks for embeddings; pass `embeddings` FILE.npy or FILE.h5:/dataset")
     if card.condition == "semantic" and job.map is None and job.instances is None:
@@ -654,6 +659,21 @@ def check_label(job: SampleJob, card: ModelCard) -> None:
     chosen = job.label_numbers
     if chosen and max(chosen) >= len(card.labels) and not (card.condition == "class" and job.embeddings):
         raise ValueError(f"`label` is {max(chosen)} but the model knows {listed(card)}; choose one of these")
+
+
+def check_embedding_functions(job: SampleJob, card: ModelCard) -> None:
+    both = [name for name in ("embeddings", "region_embeddings") if getattr(job, name) is not None]
+    by_function = [name for name in both if names_function(getattr(job, name))]
+    if not by_function:
+        return
+    what = f"{shown(job, by_function[0])} is a function of position"
+    if card.condition == "class":
+        raise ValueError(f"{what}, and the model takes an embedding a class; pass `embeddings` FILE.npy")
+    if len(by_function) < len(both):
+        raise ValueError(f"{what}, and the other embeddings are a file; pass functions for both, or files")
+    for name in ("count", "grid", "rows", "region_rows", "pitch"):
+        if getattr(job, name) is not None:
+            raise ValueError(f"{what}, and {shown(job, name)} is for embeddings in a file; leave out one of them")
 
 
 def listed(card: ModelCard) -> str:

@@ -43,9 +43,8 @@ def parser() -> argparse.ArgumentParser:
         for option in in_group(group):
             help_ = f"{as_flags(option.help)} (default: {as_flags(option.default_text)})".replace("%", "%%")
             if option.kind is FLAG:
-                headed.add_argument(
-                    flag_of(option.name), dest=option.name, action="store_true", default=None, help=help_
-                )
+                action = argparse.BooleanOptionalAction if option.default else "store_true"
+                headed.add_argument(flag_of(option.name), dest=option.name, action=action, default=None, help=help_)
             elif (alone := option.kind.alone) is not None:
                 headed.add_argument(
                     flag_of(option.name), dest=option.name, metavar=option.metavar, nargs="?", const=alone, help=help_

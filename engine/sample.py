@@ -78,7 +78,8 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
 def sample_plane(ranks: Ranks, job: SampleJob, options: RunOptions) -> int:
     """A request to a plane; the exit status. Collective."""
     from engine.command_line import STOPPED
-    from engine.pipeline.plane import cost_text, prepare_request, sample_request
+    from engine.pipeline.plane import sample_request
+    from engine.pipeline.plane_request import cost_text, prepare_request
 
     request = ranks.on_root(lambda: prepare_request(job, options, ranks.size, ranks.local_size))
     say(ranks, lambda: cost_text(request))

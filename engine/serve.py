@@ -87,7 +87,7 @@ def begin(given: argparse.Namespace, job: SampleJob, options: RunOptions, ranks:
         ValueError: it would be, or the server cannot listen.
     """
     from engine.pipeline.output_checks import check_place
-    from engine.pipeline.plane import prepare_request
+    from engine.pipeline.plane_request import prepare_request
     from engine.planning.geometry import Box
     from engine.planning.plane import corners_of
     from engine.serving.service import PlaneHandler, Service

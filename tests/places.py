@@ -1,4 +1,4 @@
-"""Label maps as functions of position, as ``--labels places:NAME`` names them: runs of the tests find them."""
+"""Labels and embeddings as functions of position, as ``places:NAME`` names them: runs of the tests find them."""
 
 from __future__ import annotations
 
@@ -34,3 +34,24 @@ def failing_on_the_right(box: Any) -> np.ndarray:
     if box.x1 > 100:
         raise RuntimeError("nothing is known there")
     return np.ones(box.shape, np.int8)
+
+
+def embedded(box: Any) -> np.ndarray:
+    """An embedding of 12 numbers that turns as one goes down or to the right."""
+    return np.sin(np.arange(12) + (box.y0 + 3 * box.x0) / 100)
+
+
+def around(box: Any) -> np.ndarray:
+    """The embedding of what is around, 7 numbers."""
+    return np.full(7, box.y0 / 1000, np.float32)
+
+
+def embedded_on_the_left(box: Any) -> np.ndarray:
+    """The same, left of 100 px alone; the window that is tried first lies there."""
+    if box.x1 > 100:
+        raise RuntimeError("nothing is known there")
+    return embedded(box)
+
+
+def not_finite(box: Any) -> np.ndarray:
+    return np.full(12, np.nan)

@@ -32,7 +32,7 @@ EVERY = """
 --decode-weights gaussian --map-ids ade20k --least-area 30 --torn-nuclei split --appearance a.png
 --appearance-order preserved --appearance-mask am.png --pairing matched --pairing-seed 42
 --accept 0.6,0.5 --accept-rounds 9 --threads 2 --out o.zarr --scratch work --preview none --report --overwrite
---plane p.zarr --region=-8:16,0:9 --hold 4 --continue c.zarr
+--plane p.zarr --region=-8:16,0:9 --hold 4 --no-keep-levels --continue c.zarr
 --resume never --verify --mend --checkpoint-every 0 --live 0.5 --json-log l.jsonl --dry-run --json --measure --ranks 64
 """
 # What these were when every option was said three times: an unfinished output of then goes on only if they stay.
@@ -151,6 +151,7 @@ def test_the_values_of_a_run_are_what_they_were():
             "plane": None,
             "region": None,
             "hold": 3,
+            "keep_levels": True,
             "overwrite": False,
             "resume": "auto",
             "verify": False,
@@ -173,6 +174,7 @@ def test_the_values_of_a_run_are_what_they_were():
             "plane": "p.zarr",
             "region": (-8, 0, 16, 9),
             "hold": 4,
+            "keep_levels": False,
             "overwrite": True,
             "resume": "never",
             "verify": True,
@@ -351,7 +353,8 @@ def test_help_has_every_option_in_its_group_with_its_default():
     groups = {group.title: group for group in parser()._action_groups}
     for option in OPTIONS.values():
         action = next(a for a in groups[option.group]._group_actions if a.dest == option.name)
-        assert action.option_strings == [command_line.flag_of(option.name)]
+        flag = command_line.flag_of(option.name)
+        assert action.option_strings == ([flag, f"--no-{flag[2:]}"] if option.default is True else [flag])
         assert action.help.endswith(f"(default: {command_line.as_flags(option.default_text)})")
     words = " ".join(parser().format_help().split())
     for said in ("(default: 1024x1024)", "(default: 122,84,156)", "(default: the model's, or 50)", "(default: no)"):

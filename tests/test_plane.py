@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,10 +18,14 @@ from PIL import Image
 from tiny import make_tiny_model
 
 from engine.export import main as export
-from engine.pipeline.plane import locked, missing, old_of, read_region, recover
-from engine.planning.geometry import Box
+from engine.parsing import parse
+from engine.pipeline.plane import read_region
+from engine.pipeline.plane_request import check_unchanged, prepare_request
+from engine.planning.geometry import Box, missing
 from engine.planning.plane import Windows, area_ratio, cone_of, needed_windows, offsets, touching
 from engine.storage.output import Output, output_to_read
+from engine.storage.plane_layout import levels_of
+from engine.storage.plane_swap import locked, old_of, recover
 from engine.viewing.cache import Cache
 from engine.viewing.pixels import ABSENT, DAMAGED, THERE, Source, pixels
 
@@ -209,14 +214,15 @@ def test_a_request_that_is_killed_goes_on_and_leaves_the_plane_as_it_was(small, 
 
 @pytest.mark.runs
 def test_a_full_disk_leaves_the_plane_as_it_was_and_keeps_what_was_finished(small, tmp_path):
-    """A limit on the size of files stands in for a full disk, at first of the request, then of what is kept of it."""
-    plane, first, second = tmp_path / "plane.zarr", Box(0, 0, 50, 50), Box(-70, -40, 60, 90)
-    kept, _ = ask(1, small, plane, first, "--label", 1)
-    alone, _ = ask(1, small, tmp_path / "alone.zarr", second, "--label", 1)
+    """A limit on the size of files stands in for a full disk: of the request's, then of the plane's larger ones."""
+    plane, first, second = tmp_path / "plane.zarr", Box(0, 0, 50, 50), Box(-250, -40, 60, 250)
+    kept, _ = ask(1, small, plane, first, "--label", 1, "--shard", 256)
+    options = ("--label", 1)
+    alone, _ = ask(1, small, tmp_path / "alone.zarr", second, *options)
     before = verify(plane)
-    words = ("--model", small, *JOB, "--label", 1, "--checkpoint-every", 0, "--plane", plane, "--region=-70:60,-40:90")
+    words = ("--model", small, *JOB, *options, "--checkpoint-every", 0, "--plane", plane, "--region=-250:60,-40:250")
     request = plane / "slidefield" / "request.zarr"
-    for limit, state in ((16_000, "unfinished"), (200_000, "finished")):
+    for limit, state in ((16_000, "unfinished"), (60_000, "finished")):
         code = (
             "import resource, sys, engine.sample\n"
             "from mpi4py import MPI\n"  # which makes large files of its own as it starts
@@ -230,11 +236,68 @@ def test_a_full_disk_leaves_the_plane_as_it_was_and_keeps_what_was_finished(smal
         assert verify(plane) == before
         assert np.array_equal(read_region(plane, first), kept)
         assert Output(request).provenance["state"] == state
-    pixels, said = ask(2, small, plane, second, "--label", 1)
+    pixels, said = ask(2, small, plane, second, *options)
     assert "level 1/" not in said, "what was finished is sampled again"
     assert np.array_equal(pixels, alone)
     assert np.array_equal(read_region(plane, first), kept)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.zarr", "plane.zarr"]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("place", ["plane_growth.swap", "plane_swap.carry"])
+def test_a_kill_while_a_request_is_added_loses_nothing_that_is_kept(small, tmp_path, place):
+    """At the two places where the kept levels are not where the ledger says."""
+    plane, first, second = tmp_path / "plane.zarr", Box(0, 0, 50, 50), Box(0, 20, 50, 80)
+    kept, _ = ask(1, small, plane, first, "--label", 1)
+    module, name = place.split(".")
+    code = (
+        "import os, sys, engine.sample\n"
+        f"import engine.{'pipeline' if module == 'plane_growth' else 'storage'}.{module} as module\n"
+        f"module.{name} = lambda *folders: os._exit(9)\n"
+        "sys.exit(engine.sample.main(sys.argv[1:]))\n"
+    )
+    words = ("--model", small, *JOB, "--label", 1, "--plane", plane, "--region=0:50,20:80")
+    assert execute(sys.executable, "-c", code, *words).returncode == 9
+    pixels, said = ask(2, small, plane, second, "--label", 1)
+    assert "level 1/" not in said, "what was finished is sampled again"
+    assert "none is known" not in said, "what was kept is lost"
+    alone, _ = ask(1, small, tmp_path / "alone.zarr", second, "--label", 1)
+    assert np.array_equal(pixels, alone)
+    assert np.array_equal(read_region(plane, first), kept)
+    beside, said = ask(1, small, plane, Box(0, 70, 50, 120), "--label", 1)
+    assert "are known" in said
+    assert np.array_equal(beside[..., :10], pixels[..., -10:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.zarr", "plane.zarr"]
+    assert sorted(path.name for path in levels_of(plane).iterdir()) == ["00001", "00002", "00003"]
+
+
+@pytest.mark.runs
+def test_kept_levels_that_are_damaged_are_refused_and_trimmed_and_need_not_be_kept(small, tmp_path):
+    plane, beside = tmp_path / "plane.zarr", ("--label", 1, "--plane", tmp_path / "plane.zarr", "--region=0:50,40:90")
+    kept, _ = ask(1, small, plane, Box(0, 0, 50, 50), "--label", 1)
+    for file in levels_of(plane).glob("*/00002/c/0/0/*/*"):
+        file.unlink()
+    for ranks in (1, 2):
+        done = launch(ranks, "--model", small, *JOB, *beside)
+        assert done.returncode == 1, done.stdout
+        assert re.fullmatch(r"error: .*levels/00001/00002 lacks .*engine\.trim .*plane\.zarr .*\n", done.stderr)
+    assert launch(1, plane, module="engine.trim").returncode == 0
+    pixels, said = ask(1, small, plane, Box(0, 40, 50, 90), "--label", 1, "--no-keep-levels")
+    assert "none is known" in said
+    assert np.array_equal(pixels[..., :10], kept[..., 40:])
+    assert not levels_of(plane).exists()
+    assert "none is known" in launch(1, "--model", small, *JOB, *beside[:-1], "--region=0:50,60:99", "--dry-run").stdout
+
+
+def test_a_request_is_refused_where_another_run_has_changed_the_plane_since_it_was_checked(small, tmp_path):
+    plane = tmp_path / "plane.zarr"
+    words = ["--model", small, *JOB, "--label", 1, "--plane", plane, "--region=0:40,0:40"]
+    job, options = parse(list(map(str, words)))
+    request = prepare_request(job, options, 1, 1)
+    check_unchanged(request)
+    ask(1, small, plane, Box(9, 9, 20, 20), "--label", 1)
+    with pytest.raises(ValueError, match="was changed by another run"):
+        check_unchanged(request)
 
 
 @pytest.mark.runs

@@ -67,21 +67,28 @@ def arrays_of(plane: Path, box: Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_pair(models: dict[object, Path], folder: Path, kind: str, number: int, most: int = 700, far: int = 0) -> None:
-    """Ask two planes for a region each, and compare what both have."""
+    """Ask two planes for a region each, compare what both have, and ask the one for the other's with what it keeps."""
     drawn = random.Random(f"{kind} {number}")
     middle = tuple(drawn.randint(-900, 900) + far * drawn.choice((-1, 1)) for _ in range(2))
     pair = random_pair(drawn, most, middle)
     options, ranks = [models.get(word, word) for word in KINDS[kind]], drawn.sample((1, 2 + number % 2), 2)
-    for box, count, name in zip(pair, ranks, "ab", strict=True):
+
+    def ask(count: int, name: str, box: Box) -> None:
         region = f"--region={box.y0}:{box.y1},{box.x0}:{box.x1}"
         done = launch(count, *options, *JOB, "--plane", folder / f"{name}.zarr", region)
         assert done.returncode == 0, done.stderr
+
+    for count, name, box in zip(ranks, "ab", pair, strict=True):
+        ask(count, name, box)
     overlap = pair[0] & pair[1]
     assert overlap
     of_a, of_b = (arrays_of(folder / f"{name}.zarr", overlap) for name in "ab")
     for a, b in zip(of_a, of_b, strict=True):
         assert np.array_equal(a, b), (kind, number, pair, ranks)
     assert of_a[0].std() > 0
+    ask(ranks[1], "a", pair[1])
+    for a, b in zip(*(arrays_of(folder / f"{name}.zarr", pair[1]) for name in "ab"), strict=True):
+        assert np.array_equal(a, b), (kind, number, pair, ranks, "with kept levels")
 
 
 def unless(kind: str, *kinds: str) -> object:

@@ -1,4 +1,4 @@
-"""Where a plane's labels come from: a function of position, or a label model on a plane of its own."""
+"""Where a plane's labels and embeddings come from: functions of position, or a label model on a plane of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import places
 import pytest
+from families import make_model
 from hypothesis import given
 from hypothesis import strategies as st
 from launching import Running, launch, verify
@@ -15,7 +16,8 @@ from tiny import make_tiny_label_model, make_tiny_model
 from engine import Pipeline
 from engine.inputs.label_cleanup import MARGIN, clean_labels, cleaned_on_plane, majority_box
 from engine.inputs.position_function import function_hash, name_of_given
-from engine.pipeline.plane import plane_layout, read_region
+from engine.pipeline.plane import read_region
+from engine.pipeline.plane_growth import plane_layout
 from engine.pipeline.plane_labels import read_for
 from engine.planning.geometry import Box
 from engine.storage.output import Output
@@ -119,6 +121,49 @@ def test_what_a_function_does_wrong_is_said_in_one_line_before_work_starts(small
     said = refusal(3, *asking(small, plane, region, "--labels", "places:failing_on_the_right"))
     assert said.endswith("failed: RuntimeError: nothing is known there\n")
     ask(2, small, plane, Box(0, 0, 20, 20), "--labels", "places:tilted")  # what was left is in nobody's way
+
+
+# ---- embeddings -------------------------------------------------------------------------------
+
+
+@pytest.mark.runs
+def test_embeddings_by_a_function_are_those_of_a_windows_place(tmp_path):
+    model = make_model("large-image-diffusion", tmp_path / "model")
+    by = ("--guidance", 2, "--embeddings", "places:embedded", "--region-embeddings", "places:around")
+    options = ("--model", model, "--steps", 2, "--seed", 5, *by)
+    pairs = [(Box(-30, 2**31 - 20, 40, 2**31 + 60), "a"), (Box(0, 2**31, 60, 2**31 + 90), "b")]
+    for ranks, (region, name) in enumerate(pairs, 1):
+        text = f"--region={region.y0}:{region.y1},{region.x0}:{region.x1}"
+        done = launch(ranks, *options, "--plane", tmp_path / f"{name}.zarr", text)
+        assert done.returncode == 0, done.stderr
+    overlap = pairs[0][0] & pairs[1][0]
+    one, other = (read_region(tmp_path / f"{name}.zarr", overlap) for _, name in pairs)
+    assert np.array_equal(one, other)
+    pipe, options = Pipeline(model, steps=2, seed=5, guidance=2), {"size": (64, 64), "progress": False}
+    same, elsewhere = (
+        pipe(**options, embeddings=function, region_embeddings="places:around", out=tmp_path / f"{name}.zarr")
+        for name, function in (("here", places.embedded), ("there", lambda box: places.embedded(box) + 1))
+    )
+    assert not np.array_equal(np.asarray(same), np.asarray(elsewhere)), "what the function says changes nothing"
+
+
+@pytest.mark.runs
+def test_what_a_function_of_embeddings_does_wrong_is_said_in_one_line(tmp_path):
+    model = make_model("large-image-diffusion", tmp_path / "model")
+    out = ("--out", tmp_path / "out.zarr", "--preview", "none")
+    base = ("--model", model, "--steps", 2, "--size", "64x160", *out)
+    for words, expected in [
+        (("places:around",), "returned float32 of shape (7,); return floating-point numbers of shape (12,)"),
+        (("places:tilted",), "returned int64"),
+        (("places:not_finite",), "not finite"),
+        (("places:embedded", "--pitch", 64), "is for embeddings in a file"),
+        (("places:embedded", "--region-embeddings", tmp_path / "r.npy"), "pass functions for both"),
+        ((tmp_path / "e.npy", "--plane", tmp_path / "p.zarr", "--region=0:9,0:9"), "has edges; pass --embeddings mod"),
+    ]:
+        said = refusal(1, *base, "--embeddings", *words)
+        assert expected in said, said
+    said = refusal(2, *base, "--embeddings", "places:embedded_on_the_left")
+    assert said.endswith("columns 64:128 failed: RuntimeError: nothing is known there (rank 1)\n"), said
 
 
 # ---- a label model ----------------------------------------------------------------------------

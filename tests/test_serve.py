@@ -272,7 +272,7 @@ def test_levels_are_dropped_and_the_plane_can_be_asked_for_as_before(small, tmp_
     levels = plane / "slidefield" / "levels"
 
     def chunks() -> int:
-        return len(list(levels.glob("*/c/0/0/*/*")))
+        return len(list(levels.glob("*/*/c/0/0/*/*")))
 
     def ask(region: str) -> str:
         done = launch(1, "--model", small, *JOB, "--plane", plane, f"--region={region}", "--dry-run")

@@ -30,13 +30,16 @@ PLANNED = {
     "measure": "pass `speed` to pipe.plan, evaluations a second of one rank",
     "model": "a pipeline has one model; make another with engine.Pipeline.from_pretrained(...)",
 }
+BY_POSITION = ("labels", "embeddings", "region_embeddings")  # which a function of position may give
 # Keywords that mean nothing in a place, and where they belong instead.
 NOT_OF_A_PLAN = PLANNED
 NOT_OF_A_PLANE = {**PLANNED, "out": "a plane is written to its own path"}
 NOT_OF_A_CALL = {
     **PLANNED,
     "continue_": "python -m engine.sample --continue OUT --region=... continues an image",
-    **dict.fromkeys(("plane", "region", "hold"), "pipe.plane(path, rows, columns) samples a region of a plane"),
+    **dict.fromkeys(
+        ("plane", "region", "hold", "keep_levels"), "pipe.plane(path, rows, columns) samples a region of a plane"
+    ),
     "ranks": "pipe.plan(ranks=N) plans for N; a call runs on those of `comm`, as mpiexec -n N started them",
 }
 NOT_OF_A_PIPELINE = {
@@ -148,12 +151,17 @@ def as_option(name: str, value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if name == "size" and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return (int(value), int(value))
-    if name == "labels" and callable(value):
+    if name in BY_POSITION and callable(value):
         return name_of_given(value)
     if not is_path(name) or not isinstance(value, str | os.PathLike):
         return value
     text = os.fspath(value)
-    if not isinstance(text, str) or not text or text == NAMES.get(name) or (name == "labels" and names_function(text)):
+    if (
+        not isinstance(text, str)
+        or not text
+        or text == NAMES.get(name)
+        or (name in BY_POSITION and names_function(text))
+    ):
         return text
     if name == "out" and (is_url(text) or looks_like_url(Path(text))):
         return text

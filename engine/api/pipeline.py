@@ -40,7 +40,8 @@ from engine.parsing import RUN_OPTIONS, split_job_and_options
 from engine.pipeline.collective_call import Facts, agreed, array_text, failing_together
 from engine.pipeline.dry_run import Plan, plan_facts
 from engine.pipeline.mending import examined
-from engine.pipeline.plane import prepare_request, sample_request
+from engine.pipeline.plane import sample_request
+from engine.pipeline.plane_request import prepare_request
 from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import write_preview

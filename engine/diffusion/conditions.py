@@ -82,6 +82,9 @@ class Condition:
         """Index of the network that evaluates a key."""
         return 0
 
+    def check(self) -> None:
+        """Raise what went wrong while inputs were made, where it is not raised at once."""
+
     def label_bits(self, cover: Cover, window_ids: np.ndarray) -> np.ndarray:
         """uint64 (n,): the labels of windows; bit k is set if label k occurs where the window's estimate is used."""
         if self.labels is None:
@@ -236,6 +239,42 @@ class EmbeddingGrid(Condition):
         x = (window.x0 + half * window.width) / self.pitch - half
         (y0, y1, fy), (x0, x1, fx) = _between(y, grid.shape[0]), _between(x, grid.shape[1])
         return slerp(slerp(grid[y0, x0], grid[y0, x1], fx), slerp(grid[y1, x0], grid[y1, x1], fx), fy)
+
+
+@dataclass(frozen=True)
+class EmbeddingField(Condition):
+    """Embeddings by functions of position: a window's is what they say of its box; the null is zero.
+
+    A function that fails while windows are evaluated fails on one rank: the window is then asked for the null, and
+    ``check`` raises it where all ranks can agree.
+
+    Args:
+        functions: From the name of a model's input to its function, which returns float32 (D,).
+        width: Numbers D of each.
+        problems: What went wrong.
+    """
+
+    functions: dict[str, Callable[[Box], np.ndarray]] = field(default_factory=dict)
+    width: dict[str, int] = field(default_factory=dict)
+    problems: list[Exception] = field(default_factory=list)
+
+    def keys(self, label: int) -> tuple[int | None, int | None]:
+        return 1, 0
+
+    def inputs(self, asked: Sequence[tuple[Box, int]]) -> ModelInputs:
+        return {name: np.stack([self.read(name, window, key) for window, key in asked]) for name in self.functions}
+
+    def read(self, name: str, window: Box, key: int) -> np.ndarray:
+        if key and not self.problems:
+            try:
+                return self.functions[name](window)
+            except ValueError as error:
+                self.problems.append(error)
+        return np.zeros(self.width[name], np.float32)
+
+    def check(self) -> None:
+        if self.problems:
+            raise self.problems[0]
 
 
 def _between(position: float, count: int) -> tuple[int, int, float]:

@@ -23,7 +23,7 @@ from engine.inputs.input_file import InputFile
 from engine.inputs.stored_grid import StoredGrid
 from engine.job import SampleJob
 from engine.models.card import ModelCard, read_card
-from engine.options import options_of
+from engine.options import names_function, options_of
 from engine.planning.geometry import Box
 from engine.storage.embedding_file import read_origin
 from engine.storage.readers import HDF5, read_rows, split_dataset
@@ -129,6 +129,8 @@ def asked_of(source: OutputSource, extractor: FeatureExtractor) -> Asked:
     job = SampleJob(**known)
     if job.embeddings is None or "embeddings_hash" not in facts.get("identity", {}):
         raise ValueError(f"{source.path} was not made from embeddings; this measure is for outputs that were")
+    if names_function(job.embeddings):
+        raise ValueError(f"{source.path} was made from {job.embeddings}, a function; this measure is for files")
     card = card_of(job, str(facts.get("model_hash")), source.path)
     file = InputFile(Path(job.embeddings), "`embeddings`", read_rows)
     check_extractor(file.path, int(np.prod(file.array.shape[:-1])), extractor)

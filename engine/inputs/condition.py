@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from engine.diffusion.boxes import ReadImageBox
-from engine.diffusion.conditions import ClassMap, Condition, EmbeddingGrid, GuidanceInTurn, LabelMap, SemanticMap
+from engine.diffusion.conditions import (
+    ClassMap,
+    Condition,
+    EmbeddingField,
+    EmbeddingGrid,
+    GuidanceInTurn,
+    LabelMap,
+    SemanticMap,
+)
+from engine.inputs.position_function import EmbeddingFunction
 from engine.inputs.semantic import read_condition, semantic_reader, styles_of
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
 from engine.models.card import ModelCard
-from engine.planning.geometry import Frames
+from engine.planning.geometry import Box, Frames
 
 
 def condition_of(
@@ -38,6 +50,16 @@ def condition_of_kind(
     if card.condition == "class":
         return ClassMap(weight, inputs.labels, card.has_null, inputs.table)
     if card.condition == "embedding":
+        functions: dict[str, Callable[[Box], np.ndarray]] = {
+            name: function.read
+            for name, function in (("embedding", inputs.grid), ("region", inputs.region))
+            if isinstance(function, EmbeddingFunction)
+        }
+        if functions:
+            width = {"embedding": card.embedding_width, "region": card.region_width}
+            return EmbeddingField(weight, None, functions, width)
+        assert not isinstance(inputs.grid, EmbeddingFunction)
+        assert not isinstance(inputs.region, EmbeddingFunction)
         pitch = (job.pitch or card.patch * card.factor) / card.factor
         rows = None if job.count is None else frames.frame[0]
         return EmbeddingGrid(weight, None, inputs.grid, inputs.region, pitch, str(job.interpolation), rows)

@@ -1,4 +1,4 @@
-"""Embeddings on a grid over the canvas, or one for every image of a set."""
+"""Embeddings on a grid over the canvas, by a function of position, or one for every image of a set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from engine.inputs.input_file import InputFile
+from engine.inputs.position_function import EmbeddingFunction, function_hash
 from engine.inputs.stored_grid import GridRows, StoredGrid
 from engine.inputs.values import Inputs
 from engine.job import SampleJob
 from engine.models.card import ModelCard
-from engine.planning.geometry import Frames
+from engine.options import names_function
+from engine.planning.geometry import Box, Frames
 from engine.storage.readers import read_array, read_rows
 
 READ_BYTES = 2**24  # bytes of embeddings that are checked at once
@@ -25,7 +27,8 @@ def read_embeddings(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
     Raises:
         ValueError: embeddings of another extractor or number, or such as the model has no token for.
     """
-    hashes, grids = {}, {}
+    hashes: dict[str, str] = {}
+    grids: dict[str, StoredGrid | EmbeddingFunction] = {}
     widths = {"embeddings": card.embedding_width, "region_embeddings": card.region_width}
     chosen = {"embeddings": "rows", "region_embeddings": "region_rows"}
     for option, width in widths.items():
@@ -38,10 +41,15 @@ def read_embeddings(job: SampleJob, card: ModelCard, frames: Frames) -> Inputs:
             continue
         if not width:
             raise ValueError(f"`{option}` {value} is given but the model has no such token; leave it out")
+        if names_function(value):
+            function = grids[option] = EmbeddingFunction(value, option, frames.corner, card.factor, width)
+            function.read(Box(0, 0, card.patch, card.patch))  # what it returns is checked
+            hashes[f"{option}_hash"] = function_hash(value, option)
+            continue
         file = InputFile(Path(value), f"`{option}`", read_rows)
         check_embeddings(file, width)
-        grids[option] = StoredGrid(file, rows_in_file(file, chosen[option], rows, job, card), width, bool(job.count))
-        hashes[f"{option}_hash"] = checked_hash(grids[option])
+        stored = StoredGrid(file, rows_in_file(file, chosen[option], rows, job, card), width, bool(job.count))
+        grids[option], hashes[f"{option}_hash"] = stored, checked_hash(stored)
     return Inputs(hashes, None, grid=grids["embeddings"], region=grids.get("region_embeddings"))
 
 

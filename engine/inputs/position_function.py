@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from engine.command_line import imported
 from engine.planning.geometry import Box
 
-WANTED = "one that takes a box and returns the labels in it"
+WANTED = "one that takes a box and returns what is there"
 GIVEN: dict[str, Callable[..., Any]] = {}  # functions that were given themselves, from Python
 
 
@@ -45,6 +44,58 @@ def function_hash(text: str, option: str) -> str:
     return f"{text} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
+def asked(name: str, option: str, place: Box) -> tuple[np.ndarray, str]:
+    """What a function says of a box of the plane, and words for where that is.
+
+    Raises:
+        ValueError: it failed.
+    """
+    where = f"`{option}` {name} at rows {place.y0}:{place.y1}, columns {place.x0}:{place.x1}"
+    try:
+        return np.asarray(function_named(name, option)(place)), where
+    except Exception as error:  # somebody else's code
+        raise ValueError(f"{where} failed: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class EmbeddingFunction:
+    """An embedding of every window that a function ``embedding(box)`` of somebody else's makes.
+
+    The function gets a window's box, px of the plane, as one of labels does, and returns finite numbers (width,). It is
+    called on every rank, once a level and window, and must depend on the positions alone.
+
+    Args:
+        name: ``module:function``.
+        option: The job's field that names it.
+        corner: Where the canvas begins on the plane, (y, x) in latents.
+        factor: Pixels per latent.
+        width: Numbers of an embedding.
+    """
+
+    name: str
+    option: str
+    corner: tuple[int, int]
+    factor: int
+    width: int
+    nbytes: int = 0
+
+    def read(self, window: Box) -> np.ndarray:
+        """float32 (width,): the embedding of a window of the canvas, in latents.
+
+        Raises:
+            ValueError: the function failed, or what it returned is no embedding.
+        """
+        vector, where = asked(self.name, self.option, window.moved(*self.corner).scaled(self.factor))
+        if vector.shape != (self.width,) or vector.dtype.kind != "f":
+            raise ValueError(
+                f"{where} returned {vector.dtype} of shape {vector.shape}; return floating-point numbers of shape "
+                f"({self.width},), the embedding of the box"
+            )
+        if not np.isfinite(vector).all():
+            raise ValueError(f"{where} returned values that are not finite")
+        return vector.astype(np.float32)
+
+
 @dataclass(frozen=True)
 class LabelFunction:
     """A label map that a function ``labels(box)`` of somebody else's makes.
@@ -65,10 +116,6 @@ class LabelFunction:
     known: int
     names: tuple[str, ...] = ()
 
-    @cached_property
-    def function(self) -> Callable[..., Any]:
-        return function_named(self.name, "labels")
-
     def read(self, image: int, box: Box, step: int) -> np.ndarray:
         """Every ``step``-th label of a box of the canvas, from the box's corner.
 
@@ -76,11 +123,7 @@ class LabelFunction:
             ValueError: the function failed, or what it returned is no label for each pixel.
         """
         place = box.moved(*self.corner)
-        where = f"`labels` {self.name} at rows {place.y0}:{place.y1}, columns {place.x0}:{place.x1}"
-        try:
-            labels = np.asarray(self.function(place))
-        except Exception as error:  # somebody else's code
-            raise ValueError(f"{where} failed: {type(error).__name__}: {error}") from error
+        labels, where = asked(self.name, "labels", place)
         if labels.shape != place.shape or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"{where} returned {labels.dtype} of shape {labels.shape}; return an array of integers of shape "
@@ -94,6 +137,3 @@ class LabelFunction:
                 f"the model knows {listed}"
             )
         return labels[::step, ::step].astype(np.uint8)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return LabelFunction, (self.name, self.corner, self.known, self.names)

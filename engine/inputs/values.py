@@ -12,6 +12,7 @@ from engine.diffusion.boxes import ReadSteps
 from engine.diffusion.latent_map import LatentMap
 from engine.inputs.input_file import InputFile
 from engine.inputs.nuclei import Nuclei
+from engine.inputs.position_function import EmbeddingFunction
 from engine.inputs.stored_grid import StoredGrid
 from engine.storage.layout import LabelArray
 
@@ -41,7 +42,8 @@ class Inputs:
         hashes: Hash of each file's contents, by a name that says what they are; together they tell two jobs apart.
         label_array: The array of labels, classes or nuclei that is stored beside the image; None: there is none.
         labels: The label, class or style of each latent; None: 0 throughout, or still to be sampled.
-        grid, region: Embeddings on a grid, and those of the larger region around; None: the model takes none.
+        grid, region: Embeddings on a grid or by a function of position, and those of the larger region around; None:
+            the model takes none.
         table: float32 (classes, D), the embedding of each class; None: the model takes its number.
         nuclei: The nuclei of the instance map.
         roi: 1 at the latents of the region of interest; None: everywhere.
@@ -53,8 +55,8 @@ class Inputs:
     hashes: dict[str, str] = field(default_factory=dict)
     label_array: LabelArray | None = None
     labels: LatentMap | None = None
-    grid: StoredGrid | None = None
-    region: StoredGrid | None = None
+    grid: StoredGrid | EmbeddingFunction | None = None
+    region: StoredGrid | EmbeddingFunction | None = None
     table: np.ndarray | None = None
     nuclei: Nuclei | None = None
     roi: LatentMap | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
 import torch
@@ -20,10 +22,20 @@ class CheckpointManager:
     Args:
         every: Seconds from one checkpoint to the next.
         depth: How much history the solver keeps at most, in canvases.
+        pending: Tells what else is being written that must be on the disk before a checkpoint counts.
     """
 
-    def __init__(self, ranks: Ranks, output: Output, canvas: Canvas, every: float, depth: int) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        output: Output,
+        canvas: Canvas,
+        every: float,
+        depth: int,
+        pending: Callable[[], Future[None] | None] = lambda: None,
+    ) -> None:
         self.ranks, self.output, self.canvas, self.every, self.depth = ranks, output, canvas, every, depth
+        self.pending = pending
         self.last = time.monotonic()
         self.task = BackgroundTask(ranks, "checkpoint")
         self.uncommitted: CommitMark | None = None
@@ -52,6 +64,7 @@ class CheckpointManager:
         ownership, mark = self.canvas.ownership, CommitMark(self.slot, level, len(kept))
         arrays = {"x": dict(self.canvas.x)}
         arrays |= {name: dict(shards) for name, shards in zip(array_names(len(kept))[1:], kept, strict=True)}
+        pending = self.pending()
 
         def write() -> None:
             self.fingerprints = 0
@@ -60,6 +73,8 @@ class CheckpointManager:
                     box, latents = ownership.shard(shard), values.cpu().numpy()
                     self.output.checkpoints.write(mark.slot, name, box, latents)
                     self.fingerprints += mark.fingerprint(name, box, latents)
+            if pending is not None:
+                pending.result()
 
         self.task.start(write)
         self.uncommitted = mark

@@ -136,8 +136,9 @@ def canvas_bytes(prepared: Prepared) -> int:
     history = 4 if prepared.job.solver == "plms" else 1  # of levels before: three, and the one that is made; or one
     forms = 3 + history  # x, the history, the fused estimate, and the x that the step makes of them
     in_checkpoint = 1 + history  # x and the history of the level before, while a checkpoint of them is still written
+    kept = (1 + history) * (prepared.plane is not None)  # of the level before, while a plane keeps it
     known = 2 * bool(prepared.job.known_image)  # known latents and the mask of an in-painting; of a variation no more
-    return ITEM * prepared.card.channels * (forms + in_checkpoint + known) * shards * rows * columns
+    return ITEM * prepared.card.channels * (forms + in_checkpoint + kept + known) * shards * rows * columns
 
 
 def estimate_bytes(prepared: Prepared) -> int:

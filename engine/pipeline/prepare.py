@@ -80,6 +80,7 @@ def prepare(
     if request is not None and cone is not None:
         identity |= label_plane_identity(job, card)
         identity |= {"corner": list(cone.corner), "region": list(corners_of(request.region)), "hold": request.hold}
+        identity |= {"keep_levels": options.keep_levels}
     plane = None if request is None else request.plane
     prepared = Prepared(
         job, options, cards, rank_count, inputs, identity, "absent", stage, store=store, cone=cone, plane=plane

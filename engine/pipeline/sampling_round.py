@@ -41,6 +41,7 @@ from engine.planning.plan import Plan, Planning
 from engine.planning.preview_grid import PreviewGrid
 from engine.storage.checkpoint import SamplingRound
 from engine.storage.output import Output
+from engine.storage.plane_layout import levels_of
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,16 @@ class Round:
         self.live, self.grid = shared.live, PreviewGrid.of(prepared.frames)
         self.canvas.keeps_estimate = shared.on_level is not None or self.live is not None
         self.steps = steps_of_job(prepared)
-        if prepared.plane is not None:
-            self.keep_levels(prepared.plane)
+        self.kept = None if prepared.plane is None else self.kept_levels(prepared.plane)
         depth, every = max(step.depth for step in self.steps), prepared.options.checkpoint_every
-        self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, every, depth)
+        pending = self.kept.pending if self.kept else lambda: None
+        self.checkpoints = CheckpointManager(ranks, shared.output, self.canvas, every, depth, pending)
 
         # The levels: how the ranks stand in each.
         self.balance = SpeedBalance(ranks)
         self.planner = Planner(ranks, self.level_plan, len(self.steps))
         picture_due = self.live.due if self.live else never
-        self.status = StatusReduction(ranks, self.checkpoints, self.canvas.check, self.balance, picture_due)
+        self.status = StatusReduction(ranks, self.checkpoints, self.check, self.balance, picture_due)
         self.measured = 0.0, 0  # seconds of evaluating, and evaluations, at the end of the level before
         self.evaluations = 0  # of a level, about
         self.denoiser: Denoiser  # made by ``run``
@@ -109,14 +110,23 @@ class Round:
             completed = self.sample_levels(first)
         return completed and self.decode(writer, remaining)
 
-    def keep_levels(self, plane: Path) -> None:
+    def kept_levels(self, plane: Path) -> KeptLevels:
         """Have the canvas take what is known from the kept levels of a plane, and leave its own there. Collective."""
-        prepared, canvas, own = self.prepared, self.canvas, self.shared.output.private / "levels"
+        prepared, canvas, private = self.prepared, self.canvas, self.shared.output.private
         assert prepared.cone is not None
+        own = private / "levels" if prepared.options.keep_levels else None
         depths = depths_of(self.steps)
-        kept = KeptLevels(plane / "slidefield", own, prepared.cone, canvas.ownership, canvas.channels, depths)
+        kept = KeptLevels(self.ranks, levels_of(plane), own, prepared.cone, canvas.ownership, canvas.channels, depths)
         self.ranks.on_root(kept.make)
         canvas.after_step = lambda level: kept.exchange(canvas, level)
+        return kept
+
+    def check(self) -> None:
+        """Raise what is wrong with this rank's canvas, or with the kept levels of a plane. Local."""
+        self.canvas.check()
+        self.denoiser.condition.check()
+        if self.kept is not None:
+            self.kept.check()
 
     def make_writer(self) -> ImageWriter:
         """Make the writer of the image; in-painting also sets ``canvas.known``. Collective."""
@@ -178,7 +188,7 @@ class Round:
         stop = self.call_on_level(level) or status.stop
         self.show(level, status.picture_due or stop or last)
         if stop or last:
-            self.ranks.agree(self.canvas.check)
+            self.ranks.agree(self.check)
         if stop or status.checkpoint_due or last:
             self.checkpoints.begin(level)
         if stop:

@@ -55,6 +55,31 @@ class Box:
         return slice(self.y0 - outer.y0, self.y1 - outer.y0), slice(self.x0 - outer.x0, self.x1 - outer.x0)
 
 
+def missing(region: Box, known: list[Box]) -> list[Box]:
+    """The parts of a box that none of others holds.
+
+    >>> missing(Box(0, 0, 4, 4), [Box(0, 0, 4, 2), Box(0, 1, 3, 4)])
+    [Box(y0=3, x0=2, y1=4, x1=4)]
+    """
+    parts = [region]
+    for box in known:
+        parts = [rest for part in parts for rest in around(part, part & box)]
+    return parts
+
+
+def around(box: Box, hole: Box) -> list[Box]:
+    """A box without a box in it, as up to four boxes."""
+    if not hole:
+        return [box]
+    rest = [
+        Box(box.y0, box.x0, hole.y0, box.x1),
+        Box(hole.y1, box.x0, box.y1, box.x1),
+        Box(hole.y0, box.x0, hole.y1, hole.x0),
+        Box(hole.y0, hole.x1, hole.y1, box.x1),
+    ]
+    return [part for part in rest if part]
+
+
 @dataclass(frozen=True)
 class Grid(Sequence[Box]):
     """Boxes of one size that tile a canvas from its top left corner, row by row; those at its edge are cut off.

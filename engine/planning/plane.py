@@ -122,9 +122,21 @@ def touching(region: Box, patch: int, offset: tuple[int, int]) -> Windows:
     return Windows(patch, offset, (first[0], first[1]), np.ones(shape, bool))
 
 
+def lattice_level(level: int, levels: int, hold: int) -> int:
+    """The level whose lattice a level has. They are held from the end on, where a cone is narrowest: fewest to the end.
+
+    >>> [lattice_level(level, 5, hold=3) for level in range(5)]
+    [1, 1, 4, 4, 4]
+    """
+    return levels - 1 - (levels - 1 - level) // hold * hold
+
+
 def offsets(seed: int, levels: int, patch: int, hold: int = 1) -> list[tuple[int, int]]:
     """Where the lattice of every level lies: drawn as those of the shifted cover, anew every ``hold`` levels."""
-    drawn = [Stream(seed, level - level % hold).cover_generator().integers(0, patch, 2) for level in range(levels)]
+    drawn = [
+        Stream(seed, lattice_level(level, levels, hold)).cover_generator().integers(0, patch, 2)
+        for level in range(levels)
+    ]
     return [(int(y), int(x)) for y, x in drawn]
 
 
@@ -153,19 +165,32 @@ def area_ratio(needed: Sequence[Windows], region: Box) -> float:
 
 
 @dataclass(frozen=True)
+class KnownWindows:
+    """What one request has made known of a plane.
+
+    Args:
+        folder: Name of the folder in which its levels are kept.
+        levels: Of each level the windows whose result is known.
+    """
+
+    folder: str
+    levels: tuple[Windows, ...]
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked of a plane.
 
     Args:
-        plane: Folder of the plane, where levels are kept; None: none are.
         region: In px of the plane.
         hold: Levels that share a lattice.
-        known: For each level, windows whose result is known from earlier requests; empty: none is.
+        known: What earlier requests have made known.
+        plane: Folder of the plane.
     """
 
     region: Box
     hold: int = 1
-    known: tuple[tuple[Windows, ...], ...] = ()
+    known: tuple[KnownWindows, ...] = ()
     plane: Path | None = None
 
 
@@ -177,13 +202,13 @@ class Cone:
         region: The region, px of the plane.
         canvas: The canvas, latents of the plane: whole windows of the decoder, and every window that is needed.
         needed: The windows to be evaluated at each level.
-        known: For each level, windows whose result is known from earlier requests.
+        known: What earlier requests have made known.
     """
 
     region: Box
     canvas: Box
     needed: tuple[Windows, ...]
-    known: tuple[tuple[Windows, ...], ...] = ()
+    known: tuple[KnownWindows, ...] = ()
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -215,7 +240,7 @@ def cone_of(
     decoder: tuple[int, int],
     lattices: Sequence[tuple[int, int]],
     patch: int,
-    known: Sequence[Sequence[Windows]] = (),
+    known: Sequence[KnownWindows] = (),
 ) -> Cone:
     """What it takes to know a region.
 
@@ -224,12 +249,12 @@ def cone_of(
         factor: Pixels per latent.
         decoder: Side and stride of the decoder's windows, in latents, which lie on a lattice through the origin.
         lattices: Offset of each level's lattice.
-        known: For each level, windows whose result is known.
+        known: What earlier requests have made known.
     """
     final = whole_windows(latents_of(region, factor), *decoder)
-    needed = needed_windows(final, lattices, patch, known)
+    needed = needed_windows(final, lattices, patch, list(zip(*(one.levels for one in known), strict=True)))
     boxes = [final, *(windows.box for windows in needed if len(windows))]
-    return Cone(region, whole_windows(enclosing(boxes), *decoder), tuple(needed), tuple(map(tuple, known)))
+    return Cone(region, whole_windows(enclosing(boxes), *decoder), tuple(needed), tuple(known))
 
 
 def corners_of(box: Box) -> tuple[int, int, int, int]:

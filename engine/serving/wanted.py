@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.pipeline.plane import missing
-from engine.planning.geometry import Box
+from engine.planning.geometry import Box, missing
 from engine.planning.plane import FARTHEST, corners_of
 
 AWAY = 10.0  # seconds without a word after which a page is taken to be closed

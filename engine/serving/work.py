@@ -12,15 +12,8 @@ from engine.command_line import print_error
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.job import RunOptions, SampleJob
 from engine.models.folder import Model
-from engine.pipeline.plane import (
-    PlaneRequest,
-    locked,
-    needed_windows_of,
-    old_of,
-    prepare_request,
-    recover,
-    sample_locked,
-)
+from engine.pipeline.plane import sample_locked
+from engine.pipeline.plane_request import PlaneRequest, needed_windows_of, prepare_request
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import kept_models
 from engine.pipeline.watch import Silent, Watch
@@ -30,6 +23,7 @@ from engine.serving.service import Cost, Service
 from engine.storage.files import discard
 from engine.storage.metadata import kept_provenance
 from engine.storage.plane_layout import request_of
+from engine.storage.plane_swap import locked, old_of, recover
 
 PAUSE = 0.1  # seconds that ranks wait for work before they look whether they are to end
 BUSY = 0.5  # seconds between two looks whether another process has done with the plane
@@ -90,7 +84,7 @@ class Work:
             service.learn()
             if service.wanted.next(PAUSE) is None or time.monotonic() < self.later:
                 return None
-            if old_of(self.plane).exists() and not self.plane.exists():
+            if old_of(self.plane).exists():
                 time.sleep(BUSY)  # another process may be between two renamings
                 recover(self.plane)
             return locked(self.plane)

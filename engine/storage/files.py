@@ -100,9 +100,11 @@ def sync_new(file: Path, top: Path, kept: set[Path]) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have the disk keep a folder and all that is in it."""
+    """Have the disk keep a folder and all that is in it; but files of other names too, which it has kept with those."""
     for path in folder.rglob("*"):
-        sync(path)
+        facts = path.stat()
+        if stat.S_ISDIR(facts.st_mode) or facts.st_nlink == 1:
+            sync(path)
     sync(folder)
 
 

@@ -82,6 +82,16 @@ def request_of(plane: Path) -> Path:
     return plane / "slidefield" / "request.zarr"
 
 
+def levels_of(plane: Path) -> Path:
+    """Where the levels are kept."""
+    return plane / "slidefield" / "levels"
+
+
+def known_of(plane: Path) -> Path:
+    """The ledger of what is known."""
+    return plane / "slidefield" / "known.json"
+
+
 def label_plane(plane: Path) -> Path:
     """Where the label map's plane lies."""
     return plane / "slidefield" / "labels.zarr"

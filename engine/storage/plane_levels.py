@@ -1,11 +1,13 @@
-"""The levels of a plane that are kept: what the canvas was before each level, where it is known, for later requests.
+"""The levels of a plane that are kept: what the canvas was before each, where a request made it known, for later ones.
 
-    PLANE/slidefield/levels/00001/     the latents before level 1, and what the solver kept of the levels before:
-                                       Zarr, float32 (1 + kept, C, y, x), raw with a CRC-32C a chunk, sparse
+    PLANE/slidefield/levels/00001/00001/   of one request the latents before level 1, and what the solver kept of the
+                                           levels before: Zarr, float32 (1 + kept, C, y, x), the request's canvas, raw
+                                           with a CRC-32C a chunk; chunks without anything of use to others are absent
     ...
-    PLANE/slidefield/known.json        the windows whose result is known, level by level, and a checksum
+    PLANE/slidefield/known.json            of each request its folder and the windows whose result it has made known,
+                                           level by level, and a checksum
 
-The arrays are as large as positions go, 2^52 px either way; position (0, 0) of the plane is in their middle.
+Every request's arrays stay as they were written, in a folder of their own: nothing is written twice.
 """
 
 from __future__ import annotations
@@ -18,91 +20,133 @@ from typing import Any
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.planning.plane import Windows
-from engine.storage.files import read_signed, write_signed
+from engine.planning.plane import KnownWindows, Windows
+from engine.storage.files import read_signed, sync_new, write_signed
 from engine.storage.zarr_setup import zarr
-
-SIDE = 256  # latents; side of a chunk
-MIDDLE = 2**53  # beyond the farthest position, with its cone
 
 
 class LevelArrays:
-    """Canvases that are kept, an array a level in a folder; boxes are of the plane, in latents.
+    """Canvases that one request keeps, an array a level in a folder; boxes are of the plane, in latents."""
 
-    Args:
-        folder: Of the arrays.
-        shape: Height and width of an array.
-        sides: Rows and columns of a chunk.
-        corner: Position of the plane at which the arrays begin.
-    """
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.opened: dict[int, tuple[zarr.Array, Box]] = {}
+        self.synced: set[Path] = set()
 
-    def __init__(self, folder: Path, shape: tuple[int, int], sides: tuple[int, int], corner: tuple[int, int]) -> None:
-        self.folder, self.shape, self.sides, self.corner = folder, shape, sides, corner
-        self.opened: dict[int, zarr.Array] = {}
-
-    def make(self, levels: Sequence[int], arrays: Sequence[int], channels: int) -> None:
+    def make(
+        self, levels: Sequence[int], arrays: Sequence[int], channels: int, canvas: Box, sides: tuple[int, int]
+    ) -> None:
         """Make the arrays that are not there yet. Rank 0 calls this.
 
         Args:
             levels: The levels before which the canvas is kept.
             arrays: How many canvases are kept before each: the latents, and what the solver keeps.
             channels: Channels of the canvas.
+            canvas: Where the canvas lies on the plane.
+            sides: Rows and columns of a chunk: a shard of the canvas.
         """
         for level, count in zip(levels, arrays, strict=True):
             if not (self.path(level) / "zarr.json").exists():
                 zarr.create_array(
                     str(self.path(level)),
-                    shape=(count, channels, *self.shape),
-                    chunks=(count, channels, *self.sides),
+                    shape=(count, channels, *canvas.shape),
+                    chunks=(count, channels, *(min(pair) for pair in zip(sides, canvas.shape, strict=True))),
                     dtype="float32",
                     compressors=[zarr.codecs.Crc32cCodec()],
-                    fill_value=0,
+                    fill_value=float("nan"),
+                    attributes={"corner": [canvas.y0, canvas.x0]},
                 )
+                sync_new(self.path(level) / "zarr.json", self.folder.parent, self.synced)
 
     def path(self, level: int) -> Path:
         return self.folder / f"{level:05d}"
 
-    def array(self, level: int) -> zarr.Array:
+    def open(self, level: int) -> tuple[zarr.Array, Box]:
+        """An array, and where it lies on the plane."""
         if level not in self.opened:
-            self.opened[level] = zarr.open_array(str(self.path(level)), mode="r+")
+            array = zarr.open_array(str(self.path(level)), mode="r+")
+            corner: Any = array.attrs["corner"]
+            (y, x), (height, width) = corner, array.shape[2:]
+            self.opened[level] = array, Box(y, x, y + height, x + width)
         return self.opened[level]
 
-    def index_of(self, box: Box) -> tuple[slice, ...]:
-        place = box.moved(-self.corner[0], -self.corner[1])
-        return slice(None), slice(None), slice(place.y0, place.y1), slice(place.x0, place.x1)
-
     def read(self, level: int, box: Box) -> np.ndarray:
-        """float32 (n, C, h, w): what is kept before a level in a box; 0 where nothing is.
+        """float32 (n, C, h, w): what is kept before a level in a box; not a number where nothing is.
 
         Raises:
             ValueError: it is damaged.
         """
         try:
-            return np.asarray(self.array(level)[self.index_of(box)])
+            array, canvas = self.open(level)
+            here = box & canvas
+            values = np.full((*array.shape[:2], *box.shape), np.nan, np.float32)
+            if here:
+                values[(..., *here.within(box))] = array[(..., *here.within(canvas))]
+            return values
         except Exception as error:  # zarr raises what its codecs and stores raise
             why = " ".join(str(error).split())
-            way = f"remove {self.folder} and known.json beside it: levels are then sampled anew"
-            raise ValueError(f"{self.path(level)} cannot be read ({why}); {way}") from error
+            raise ValueError(f"{self.path(level)} cannot be read ({why}); {self.way}") from error
+
+    @property
+    def way(self) -> str:
+        """What helps where kept levels are damaged."""
+        return f"python -m engine.trim {self.folder.parents[2]} drops what the plane keeps, which is then sampled anew"
 
     def write(self, level: int, box: Box, values: np.ndarray) -> None:
-        """Keep what is in a box. Whoever calls this is alone in its chunks.
+        """Keep what is in a box, and have the disk keep it. The shard's owner calls this.
 
         Args:
+            box: A chunk.
             values: float32 (n, C, h, w).
         """
-        self.array(level)[self.index_of(box)] = values
+        array, canvas = self.open(level)
+        place = box.within(canvas)
+        array[(..., *place)] = values
+        names = (str(part.start // side) for part, side in zip(place, array.chunks[2:], strict=True))
+        sync_new(self.path(level).joinpath("c", "0", "0", *names), self.folder.parent, self.synced)
+
+    def chunks(self, level: int) -> dict[Path, Box]:
+        """The files of an array's chunks, and what each holds."""
+        array, canvas = self.open(level)
+        rows, columns = array.chunks[2:]
+        boxes = {}
+        for file in self.path(level).glob("c/0/0/*/*"):
+            y, x = canvas.y0 + int(file.parent.name) * rows, canvas.x0 + int(file.name) * columns
+            boxes[file] = Box(y, x, y + rows, x + columns)
+        return boxes
 
 
-def plane_levels(folder: Path) -> LevelArrays:
-    """The kept levels of a plane, in a folder."""
-    return LevelArrays(folder, (2 * MIDDLE, 2 * MIDDLE), (SIDE, SIDE), (-MIDDLE, -MIDDLE))
+class KnownLedger:
+    """The ledger of a plane: the windows whose result is known, of each level, request by request."""
 
+    def __init__(self, path: Path, patch: int) -> None:
+        self.path, self.patch = path, patch
 
-def chunks_of(box: Box) -> list[Box]:
-    """The parts of a box in each of the chunks that it meets."""
-    rows = range(box.y0 // SIDE, -(-box.y1 // SIDE))
-    columns = range(box.x0 // SIDE, -(-box.x1 // SIDE))
-    return [box & Box(y * SIDE, x * SIDE, (y + 1) * SIDE, (x + 1) * SIDE) for y in rows for x in columns]
+    def read(self) -> tuple[KnownWindows, ...]:
+        """What each request has made known.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            requests = read_signed(self.path)["requests"]
+            return tuple(
+                KnownWindows(one["folder"], tuple(windows_from_json(level, self.patch) for level in one["levels"]))
+                for one in requests
+            )
+        except FileNotFoundError:
+            return ()
+        except (LookupError, TypeError):
+            raise ValueError(f"{self.path} is of another version; remove it: levels are then sampled anew") from None
+
+    def write(self, known: Sequence[KnownWindows]) -> None:
+        """Say what is known, in place of what the file said. Rank 0 calls this."""
+        requests = [{"folder": one.folder, "levels": [windows_as_json(level) for level in one.levels]} for one in known]
+        write_signed(self.path, {"requests": requests})
+
+    def next_folder(self) -> str:
+        """A name for the folder of the request that comes next."""
+        return f"{1 + max((int(one.folder) for one in self.read()), default=0):05d}"
 
 
 def windows_as_json(windows: Windows) -> dict[str, Any]:
@@ -115,34 +159,3 @@ def windows_from_json(values: dict[str, Any], patch: int) -> Windows:
     bits = np.frombuffer(base64.b64decode(values["mask"]), np.uint8)
     mask = np.unpackbits(bits, count=rows * columns).astype(bool).reshape(rows, columns)
     return Windows(patch, (y, x), (i, j), mask)
-
-
-class KnownWindows:
-    """The ledger of a plane: the windows whose result is known, of each level, request by request."""
-
-    def __init__(self, path: Path, levels: int, patch: int) -> None:
-        self.path, self.levels, self.patch = path, levels, patch
-
-    def read(self) -> tuple[tuple[Windows, ...], ...]:
-        """For each level the windows that are known.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        requests = self.requests()
-        of_levels = (
-            [windows_from_json(request[level], self.patch) for request in requests] for level in range(self.levels)
-        )
-        return tuple(tuple(windows for windows in level if len(windows)) for level in of_levels)
-
-    def add(self, needed: Sequence[Windows]) -> None:
-        """Enter what a request has made known. Rank 0 calls this."""
-        added = [windows_as_json(windows) for windows in needed]
-        write_signed(self.path, {"requests": [*self.requests(), added]})
-
-    def requests(self) -> list[Any]:
-        """What the file says of every request; nothing where there is none."""
-        try:
-            return read_signed(self.path)["requests"]
-        except FileNotFoundError:
-            return []

@@ -6,17 +6,17 @@ any moment leaves a plane whose ledger names only what is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from engine.planning.geometry import Box
-from engine.planning.plane import Windows, latents_of, needed_windows
-from engine.storage.files import discard, file_size, lock, sync, write_signed
+from engine.planning.plane import KnownWindows, Windows, latents_of, needed_windows
+from engine.storage.files import discard, file_size, lock, sync
 from engine.storage.output import provenance_of
-from engine.storage.plane_layout import is_there, label_plane, request_of
-from engine.storage.plane_levels import MIDDLE, SIDE, KnownWindows, windows_as_json
+from engine.storage.plane_layout import is_there, known_of, label_plane, levels_of, request_of
+from engine.storage.plane_levels import KnownLedger, LevelArrays
+from engine.storage.plane_swap import recover
 
 
 def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
@@ -29,26 +29,23 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
     Raises:
         ValueError: it is no plane, its ledger is damaged, or another process writes it.
     """
+    recover(plane)
     provenance = provenance_of(plane)
     if provenance.get("kind") != "plane":
         raise ValueError(f"{plane} is no plane: it keeps no levels")
-    private = plane / "slidefield"
-    levels, request = private / "levels", request_of(plane)
+    levels, request, ledger = levels_of(plane), request_of(plane), known_of(plane)
     with lock(plane):
         before = size_of(levels) + size_of(request)
-        kept = [] if region is None else kept_windows(private / "known.json", provenance, region)
+        patch, factor = provenance["window"]["patch"], provenance["window"]["factor"]
+        known = KnownLedger(ledger, patch)
+        kept = [] if region is None else kept_windows(known.read(), latents_of(region, factor))
         if kept:
-            write_signed(private / "known.json", {"requests": [[windows_as_json(one) for one in kept]]})
+            known.write(kept)
         else:
-            discard(private / "known.json")
-        sync(private)
+            discard(ledger)
+        sync(ledger.parent)
         discard(request)  # it was begun with what was known then
-        if kept:
-            for level, windows in enumerate(kept, 1):
-                for file in chunks_without(levels / f"{level:05d}", windows):
-                    discard(file)
-        else:
-            discard(levels)
+        discard_levels(levels, kept)
         left = size_of(levels)
         labels = label_plane(plane)
         if region is None and is_there(labels):  # a plane of a label model, with levels of its own
@@ -56,28 +53,37 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
     return before - left, left
 
 
-def kept_windows(ledger: Path, provenance: dict[str, Any], region: Box) -> list[Windows]:
-    """For each level the known windows that a region, a window larger on all sides, takes; empty: there is none."""
-    patch, factor = provenance["window"]["patch"], provenance["window"]["factor"]
-    known = KnownWindows(ledger, provenance["levels"], patch).read()
-    if not all(known):
+def kept_windows(known: Sequence[KnownWindows], region: Box) -> list[KnownWindows]:
+    """The known windows that a region of latents, a window larger on all sides, takes."""
+    if not known:
         return []
-    here = latents_of(region, factor)
-    near = Box(here.y0 - patch, here.x0 - patch, here.y1 + patch, here.x1 + patch)  # the decoder's windows reach there
-    wanted = needed_windows(near, [windows[0].offset for windows in known], patch)
-    kept = []
-    for windows, of_level in zip(wanted, known, strict=True):
-        missing = windows.without(of_level)
-        kept.append(replace(windows, mask=windows.mask & ~missing.mask))
-    return kept if any(map(len, kept)) else []
+    levels = known[0].levels
+    patch = levels[0].patch
+    near = Box(region.y0 - patch, region.x0 - patch, region.y1 + patch, region.x1 + patch)  # where the decoder reaches
+    wanted = needed_windows(near, [windows.offset for windows in levels], patch)
+    kept = [replace(one, levels=tuple(map(both, one.levels, wanted))) for one in known]
+    return [one for one in kept if any(map(len, one.levels))]
 
 
-def chunks_without(array: Path, windows: Windows) -> Iterator[Path]:
-    """The files of an array's chunks that hold nothing of any of some windows."""
-    for file in array.glob("c/0/0/*/*"):
-        y, x = int(file.parent.name) * SIDE - MIDDLE, int(file.name) * SIDE - MIDDLE
-        if not windows.covers(Box(y, x, y + SIDE, x + SIDE)).any():
-            yield file
+def both(windows: Windows, others: Windows) -> Windows:
+    """The windows of a lattice that are among others, too."""
+    return replace(windows, mask=windows.mask & ~windows.without([others]).mask)
+
+
+def discard_levels(levels: Path, kept: Sequence[KnownWindows]) -> None:
+    """Remove the chunks that hold nothing of any of the windows that are kept."""
+    folders = {one.folder for one in kept}
+    for folder in levels.glob("*"):
+        if folder.name not in folders:
+            discard(folder)
+    if not kept:
+        discard(levels)
+    for one in kept:
+        arrays = LevelArrays(levels / one.folder)
+        for level, windows in enumerate(one.levels, 1):
+            for file, box in arrays.chunks(level).items():
+                if not windows.covers(box).any():
+                    discard(file)
 
 
 def size_of(folder: Path) -> int:

@@ -1,0 +1,69 @@
+"""The next state of a plane takes the place of the one before: two renamings, which a kill may come between.
+
+What is kept for later requests is not copied: those folders move from the one to the other, which is one more renaming
+each. ``recover`` goes on wherever a kill has come between.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from engine.storage.files import discard, lock, sync
+from engine.storage.plane_layout import label_plane, levels_of
+
+CARRIED = (levels_of, label_plane)  # folders among a plane's private files that move from one state to the next
+
+
+def next_of(plane: Path) -> Path:
+    """Where the next state of a plane is made."""
+    return plane.with_name(f".{plane.name}.next")
+
+
+def old_of(plane: Path) -> Path:
+    """Where the state before is, while the next takes its place."""
+    return plane.with_name(f".{plane.name}.old")
+
+
+def locked(plane: Path) -> IO[str]:
+    """Lock a plane, whether or not it is there yet, for as long as the returned file is open. Rank 0 calls this.
+
+    Raises:
+        ValueError: another run has locked it.
+    """
+    (plane / "slidefield").mkdir(parents=True, exist_ok=True)
+    return lock(plane)
+
+
+def swap(plane: Path) -> None:
+    """Let the next state of a plane, whole and on the disk, take the place of the one before. Rank 0 calls this."""
+    old = old_of(plane)
+    discard(old)
+    plane.rename(old)
+    next_of(plane).rename(plane)
+    carry(old, plane)
+    discard(old)
+
+
+def carry(old: Path, plane: Path) -> None:
+    """Move what is kept for later requests."""
+    for where in CARRIED:
+        if where(old).is_dir():
+            where(old).rename(where(plane))
+    sync(plane / "slidefield")
+    sync(plane.parent)
+
+
+def recover(plane: Path) -> None:
+    """Finish what a kill has interrupted between renamings; who has locked the plane does not call it.
+
+    Raises:
+        ValueError: another process is between them.
+    """
+    old = old_of(plane)
+    if not plane.exists() and old.exists():
+        with locked(old):
+            old.rename(plane)
+    elif any(where(old).is_dir() for where in CARRIED):
+        with locked(plane):
+            carry(old, plane)
