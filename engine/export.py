@@ -83,6 +83,8 @@ def parser() -> Parser:
     text = "of train and val, or of train, val and test: no pixel lies in two (default: all tiles in one folder)"
     add("--split", metavar="SHARE,SHARE[,SHARE]", help=text)
     add("--seed", type=int, metavar="N", help="of the split (default: 0)")
+    text = "between tiles of two parts, pixels of the level: train's that are nearer are left out (default: 0)"
+    add("--split-margin", type=int, metavar="PX", help=text)
     text = "leave out tiles with more of label 0 than this share (default: none)"
     add("--most-unknown", type=float, metavar="SHARE", help=text)
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")

@@ -20,6 +20,7 @@ NUMBERS = (
     ("tiles", 1, 65536),
     ("overlap", 0, None),
     ("seed", 0, None),
+    ("split_margin", 0, None),
 )
 
 
@@ -46,6 +47,7 @@ class Asked:
         overlap: Of neighbouring tiles, px.
         split: Shares of train and val, or of train, val and test.
         seed: Of the split.
+        split_margin: Pixels of the level that lie between tiles of two parts at least.
         most_unknown: Share of label 0 beyond which a tile is left out.
         overwrite: Whether an earlier export is replaced.
     Raises:
@@ -67,6 +69,7 @@ class Asked:
     overlap: int | None = None
     split: tuple[float, ...] | None = None
     seed: int | None = None
+    split_margin: int | None = None
     most_unknown: float | None = None
     overwrite: bool = False
 

@@ -50,7 +50,7 @@ class Kind:
 
 
 PART = ("region", "level", "image", "labels")
-TILES = ("tiles", "overlap", "split", "seed", "most_unknown", "format", "region", "level", "image")
+TILES = ("tiles", "overlap", "split", "seed", "split_margin", "most_unknown", "format", "region", "level", "image")
 KINDS = (  # the first that is wanted is made
     Kind("NAME.ome.tiff, a slide", (*PART, "compression", "quality"), export_slide, (".ome.tiff", ".ome.tif")),
     Kind("NAME.tiff, one picture in tiles", (*PART, "compression", "quality"), export_tiff, (".tiff", ".tif")),
