@@ -46,8 +46,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, converted, gives_help
-from engine.exports.asked import LAYOUTS, Asked, region_of
+from engine.exports.asked import LAYOUTS, Asked
 from engine.messages import one_line
+from engine.options import REGION
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -60,7 +61,7 @@ def parser() -> Parser:
     top.add_argument("out", type=Path, help="a finished output of engine.sample")
     top.add_argument("target", type=Path, help="the file or folder to make; its name says what is wanted")
     text = "part of the image, rows and columns in pixels at full size, as engine.view copies it (default: all)"
-    top.add_argument("--region", type=partial(converted, region_of), metavar="Y0:Y1,X0:X1", help=text)
+    top.add_argument("--region", type=partial(converted, REGION.read), metavar="Y0:Y1,X0:X1", help=text)
     text = "level of the pyramid that pixels are taken from; each is half the one before (default: 0, full size)"
     top.add_argument("--level", type=int, metavar="N", help=text)
     top.add_argument("--image", type=int, metavar="N", help="of a set: the number of the image")

@@ -272,7 +272,7 @@ def test_polygons_of_what_has_no_labels_are_refused_and_a_failure_leaves_the_ear
     assert main([str(single), str(tmp_path / "l.geojson")]) == 0
     text = (tmp_path / "l.geojson").read_text()
     capsys.readouterr()
-    assert "is there; pass --overwrite" in refused(capsys, single, tmp_path / "l.geojson")
+    assert "is there already; pass --overwrite" in refused(capsys, single, tmp_path / "l.geojson")
     shard = next(p for p in sorted((single / "labels/tissue/0/c").rglob("*")) if p.is_file())
     shard.write_bytes(shard.read_bytes()[:50])
     assert "cannot be read" in refused(capsys, single, tmp_path / "l.geojson", "--overwrite")

@@ -260,7 +260,7 @@ def test_python_writes_the_tiles_and_polygons_that_the_command_does(tmp_path, ca
     assert image.export(tmp_path / "p", tiles=16, split=(0.7, 0.3)) == tmp_path / "p"
     assert content(tmp_path / "p") == content(tmp_path / "t")
     image.export(tmp_path / "l.geojson", tolerance=0)
-    with pytest.raises(ValueError, match="is there; pass"):
+    with pytest.raises(ValueError, match="is there already; pass"):
         image.export(tmp_path / "l.geojson")
     with pytest.raises(ValueError, match=r"`split` is 0\.7: expected"):
         image.export(tmp_path / "q", tiles=16, split=0.7)

@@ -17,7 +17,6 @@ from engine.api.call import OutputLocation, absolute
 from engine.command_line import comma_separated
 from engine.distributed.launch import ranks_of
 from engine.job import SampleJob
-from engine.messages import quoted
 from engine.pipeline.collective_call import failing_together
 from engine.pipeline.preview import thumbnail
 from engine.planning.geometry import Box
@@ -258,15 +257,12 @@ class Image(Array):
             ValueError: the output is unfinished or damaged; the target is there, or of no kind; an option has no use.
             TypeError: there is no such option.
         """
-        from engine.exports.asked import Asked, region_of
+        from engine.exports.asked import Asked
         from engine.exports.kinds import export
 
         place = Path(absolute(os.fspath(target)))
-        try:
-            box = region_of(region) if isinstance(region, str) else region
-        except ValueError as problem:
-            raise ValueError(f"`region` {quoted(region)}: {problem}") from None
-        asked, ranks = Asked(self.path, place, region=box, **options), ranks_of(comm)
+        wanted: dict[str, Any] = {"region": region, **options}  # which Asked checks and converts
+        asked, ranks = Asked(self.path, place, **wanted), ranks_of(comm)
         with failing_together(ranks):
             export(ranks, asked)
         return place

@@ -19,12 +19,13 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import numpy as np
 
 from engine.exports.asked import Asked
+from engine.exports.bar import with_bar
 from engine.exports.cutout import Cutout, cutout_of, region_on_arrays
 from engine.exports.folder import check_export_folder, write_facts
 from engine.exports.nuclei_set import names_of
 from engine.exports.regions import Polygon, polygons
 from engine.exports.source import finished_output
-from engine.exports.target import check_file, resolved, whole_target, with_bar
+from engine.exports.target import check_export_file, resolved, whole_target
 from engine.models.card import color
 from engine.planning.geometry import Box
 from engine.storage.set_layout import SetLayout
@@ -42,7 +43,7 @@ def export_geojson(asked: Asked) -> str:
         ValueError: there is no such map, or the target is there.
     """
     cutout = cutout_of(replace(asked, labels=True))
-    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
     check()
     with whole_target(asked.target, check) as new:
         count = write_features(cutout, asked, new)

@@ -25,9 +25,10 @@ from typing import Any
 
 from engine.distributed.ranks import Ranks
 from engine.exports.asked import Asked
+from engine.exports.bar import with_bar
 from engine.exports.cutout import cutout_of
 from engine.exports.folder import check_export_folder, write_facts
-from engine.exports.target import resolved, whole_target, with_bar
+from engine.exports.target import resolved, whole_target
 from engine.exports.tile_pairs import TilePairs
 from engine.exports.tiling import PARTS, Tile, Tiling
 from engine.inputs.dataset_folder import MASK_ENDING
