@@ -15,6 +15,7 @@ import zarr
 from launching import ROOT, command, environment
 from PIL import Image
 
+import engine
 import engine.exports.single_image
 from engine.export import main
 from engine.exports.asked import Asked
@@ -461,3 +462,24 @@ def test_a_box_of_several_shards_names_the_damaged_one(tmp_path):
     shard.write_bytes(b"x" * shard.stat().st_size)
     with pytest.raises(ValueError, match=f"{shard} cannot be read"):
         output.read("0", Box(10, 10, 90, 140))
+
+
+def test_a_folder_or_an_empty_file_in_a_shards_place_is_not_read_as_zeros(tmp_path):
+    layout = ImageLayout((100, 150), 3, 64, 32, TISSUE)
+    out = make(tmp_path / "o.zarr", layout, draw(3, 100, 150), draw(100, 150), state="unfinished")
+    folder, empty, absent = (out / "0/c/0/0/0", out / "0/c/0/0/1", out / "0/c/0/1/0")
+    for file in (folder, empty, absent):
+        file.unlink()
+    folder.mkdir()
+    empty.touch()
+    output, image = Output(out), engine.open(out)
+    for file, box in ((folder, Box(0, 0, 9, 9)), (empty, Box(60, 100, 70, 110))):
+        why = rf"{file} cannot be read \(it is empty, or no file\); remove it"
+        with pytest.raises(ValueError, match=why):
+            output.read("0", box)
+        with pytest.raises(ValueError, match=why):
+            output.read_part(0, box)
+        with pytest.raises(engine.Damaged, match=why):
+            image[:, box.y0 : box.y1, box.x0 : box.x1]
+    assert not image[:, 64:, :64].any(), "what an unfinished output has not got yet"
+    assert (image[:, 64:, 64:] == draw(3, 100, 150)[:, 64:, 64:]).all()

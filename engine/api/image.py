@@ -72,15 +72,21 @@ class Array:
         """The pixels of an index.
 
         Raises:
-            Damaged: a shard of a finished output is gone or cannot be read; it names the file.
+            Damaged: a shard cannot be read, or of a finished output is gone; it names the file.
         """
         array, name, shards = self._output.array(self._name), self._name, self._output.shards
         if not self._output.path.is_dir():
             raise Damaged(f"{self._output.path} is gone")
-        if self._output.finished and self._output.layout.complete:
-            for index in shards_of(key, self._spec):
-                if not shards.size(shard_file(name, index)):
-                    raise Damaged(f"{shards.where(shard_file(name, index))} is gone; {self._output.way_out()}")
+        whole = self._output.finished and self._output.layout.complete
+        for index in shards_of(key, self._spec):
+            try:
+                there = self._output.check_file(shard_file(name, index))
+            except Unreachable:
+                raise
+            except ValueError as error:
+                raise Damaged(str(error)) from None
+            if there is None and whole:
+                raise Damaged(f"{shards.where(shard_file(name, index))} is gone; {self._output.way_out()}")
         try:
             return np.asarray(array[key])
         except (IndexError, Unreachable):

@@ -13,7 +13,7 @@ from pathlib import PurePath
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.files import NO_FILE, Stamp, halved
+from engine.storage.files import IS_NO_FILE, NO_FILE, Stamp, halved
 from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
 from engine.storage.remote_shards import Unreachable
@@ -127,7 +127,7 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None =
         here = part.within(box)
         stamp = output.shards.stamp(shard)
         if stamp == NO_FILE:  # zarr takes it for a shard that was not written: zeros
-            note(source.damage(level, part, "is empty, or no file"))
+            note(source.damage(level, part, IS_NO_FILE))
             state[here] = DAMAGED
         elif stamp is not None:
             try:
