@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from engine.planning.geometry import Box
 from engine.storage.output import Output
 from engine.viewing.cache import Cache
-from engine.viewing.estimate import estimate_of
+from engine.viewing.live_picture import live_picture_of
 from engine.viewing.pixels import Source, filled_in, pixels
 from engine.viewing.watched import Watched
 
@@ -40,7 +40,7 @@ def frame(watched: Watched) -> tuple[np.ndarray, str] | None:
     values, state = pixels(source, LEVEL, box, lambda shard: None)
     text = "finished"
     if not output.finished:
-        estimate, status = estimate_of(output.live.parts(), ()), output.live.status()
+        estimate, status = live_picture_of(output.live.parts(), ()), output.live.status()
         if estimate is None or status is None:
             return None
         text = f"level {estimate.level} of {output.provenance['levels']}"

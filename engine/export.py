@@ -46,8 +46,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, converted, gives_help
-from engine.exports.asked import LAYOUTS, Asked, region_of
+from engine.exports.asked import LAYOUTS, Asked
 from engine.messages import one_line
+from engine.options import REGION
 
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
@@ -60,7 +61,7 @@ def parser() -> Parser:
     top.add_argument("out", type=Path, help="a finished output of engine.sample")
     top.add_argument("target", type=Path, help="the file or folder to make; its name says what is wanted")
     text = "part of the image, rows and columns in pixels at full size, as engine.view copies it (default: all)"
-    top.add_argument("--region", type=partial(converted, region_of), metavar="Y0:Y1,X0:X1", help=text)
+    top.add_argument("--region", type=partial(converted, REGION.read), metavar="Y0:Y1,X0:X1", help=text)
     text = "level of the pyramid that pixels are taken from; each is half the one before (default: 0, full size)"
     top.add_argument("--level", type=int, metavar="N", help=text)
     top.add_argument("--image", type=int, metavar="N", help="of a set: the number of the image")
@@ -83,6 +84,8 @@ def parser() -> Parser:
     text = "of train and val, or of train, val and test: no pixel lies in two (default: all tiles in one folder)"
     add("--split", metavar="SHARE,SHARE[,SHARE]", help=text)
     add("--seed", type=int, metavar="N", help="of the split (default: 0)")
+    text = "between tiles of two parts, pixels of the level: train's that are nearer are left out (default: 0)"
+    add("--split-margin", type=int, metavar="PX", help=text)
     text = "leave out tiles with more of label 0 than this share (default: none)"
     add("--most-unknown", type=float, metavar="SHARE", help=text)
     top.add_argument("--overwrite", action="store_true", help="replace an earlier export")

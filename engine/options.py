@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from engine.messages import quoted, shortened
+from engine.planning.geometry import Box
 
 MOST_SECTIONS = 1000
 LONGEST_PATH = 4095  # bytes; the longest that Linux opens
@@ -389,25 +390,27 @@ def _size(value: Any) -> tuple[int, int]:
 
 
 def _region(value: Any) -> tuple[int, int, int, int]:
-    """``Y0:Y1,X0:X1`` of signed pixels -> (y0, x0, y1, x1); those four as a list.
+    """``Y0:Y1,X0:X1`` of signed pixels, half-open -> (y0, x0, y1, x1); those four as a list, or a box.
 
     >>> REGION.read("-200:200,-300:100")
     (-200, -300, 200, 100)
     """
-    way = "rows and columns Y0:Y1,X0:X1 in whole pixels, such as -200:200,0:1024"
+    way = "give rows and columns, Y0:Y1,X0:X1"
     if isinstance(value, str):
-        match = re.fullmatch(rf"\s*(-?{DIGITS}):(-?{DIGITS}),\s*(-?{DIGITS}):(-?{DIGITS})\s*", value)
+        match = re.fullmatch(rf"({DIGITS}):({DIGITS}),({DIGITS}):({DIGITS})", value.replace(" ", ""), re.ASCII)
         if not match:
-            raise ValueError(f"expected {way}")
+            raise ValueError(f"it is no region; {way}")
         y0, y1, x0, x1 = map(int, match.groups())
         value = [y0, x0, y1, x1]
+    elif isinstance(value, Box):
+        value = [value.y0, value.x0, value.y1, value.x1]
     if not isinstance(value, list | tuple) or len(value) != 4:
-        raise ValueError(f"expected {way}")
+        raise ValueError(f"it is no region; {way}")
     if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value):
-        raise ValueError(f"expected {way}")
+        raise ValueError(f"it is no region; {way}, in whole pixels")
     y0, x0, y1, x1 = map(int, value)
     if y0 >= y1 or x0 >= x1:
-        raise ValueError("expected rows and columns that end after they begin")
+        raise ValueError(f"it is empty; {way}, that end after they begin")
     return y0, x0, y1, x1
 
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, converted, print_error
-
-if TYPE_CHECKING:
-    from engine.planning.geometry import Box
+from engine.options import REGION
+from engine.planning.geometry import Box
 
 
 def parser() -> Parser:
     top = Parser(prog="python -m engine.trim", description=__doc__, allow_abbrev=False)
     top.add_argument("plane", type=Path, help="the plane")
     text = "rows and columns, in pixels of the plane, whose levels are kept (default: none; negative: --region=-9:...)"
-    top.add_argument("--region", type=partial(converted, region_of), metavar="Y0:Y1,X0:X1", help=text)
+    top.add_argument("--region", type=partial(converted, REGION.read), metavar="Y0:Y1,X0:X1", help=text)
     return top
 
 
@@ -30,21 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = parser().parse_args(arguments)
         from engine.storage.plane_trim import trim  # zarr
 
-        dropped, left = trim(given.plane, given.region)
+        dropped, left = trim(given.plane, given.region and Box(*given.region))
     except (ValueError, OSError, MemoryError) as error:
         print_error(error)
         return 1
     rest = f"{left / 2**20:,.1f} MiB are left" if left else "none is left"
     print(f"{given.plane}: {dropped:,} bytes of kept levels dropped ({dropped / 2**20:,.1f} MiB); {rest}", flush=True)
     return 0
-
-
-def region_of(text: str) -> Box:
-    """A region, for argparse."""
-    from engine.parsing import RUN_OPTIONS
-    from engine.planning.geometry import Box
-
-    return Box(*RUN_OPTIONS["region"].read(text))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from launching import launch, refused, sha
 from PIL import Image
 from test_convert import nuclei as nuclei_checkpoint
+from test_export import export
 
-from engine.exports.folder import export
 from engine.inputs.appearance import Appearance, reference_of
 from engine.inputs.condition import condition_of
 from engine.inputs.pairing import paired

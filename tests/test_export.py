@@ -15,11 +15,12 @@ import zarr
 from launching import ROOT, command, environment
 from PIL import Image
 
+import engine
 import engine.exports.single_image
 from engine.export import main
 from engine.exports.asked import Asked
-from engine.exports.folder import export
-from engine.exports.target import check_file, whole_target
+from engine.exports.folder import export_folders
+from engine.exports.target import check_export_file, whole_target
 from engine.inputs.nuclei_scan import scan_nuclei
 from engine.planning.geometry import Box
 from engine.storage.create import create
@@ -30,6 +31,12 @@ from engine.storage.set_layout import SetLayout
 
 TISSUE = LabelArray("tissue", "uint8", (("unknown", (0, 0, 0)), ("tissue", (255, 0, 0))))
 NUCLEI = LabelArray("nuclei", "uint32")
+
+
+def export(out, folder, format=None):
+    """The names of what folders of pictures hold."""
+    export_folders(Asked(out, folder, format=format))
+    return sorted(path.name for path in folder.iterdir())
 
 
 def draw(*shape):
@@ -374,14 +381,14 @@ def test_what_was_put_in_a_target_meanwhile_stays(tmp_path):
             (folder / "precious.txt").write_text("mine")
 
     def late_file():
-        with whole_target(file, partial(check_file, tmp_path / "out.zarr", file, False)) as new:
+        with whole_target(file, partial(check_export_file, tmp_path / "out.zarr", file, False)) as new:
             new.write_text("late")
             file.write_text("first")  # of another export
 
     with pytest.raises(ValueError, match="not empty"):
         late_folder()
     assert (folder / "precious.txt").read_text() == "mine"
-    with pytest.raises(ValueError, match="pass --overwrite"):
+    with pytest.raises(ValueError, match="pass `overwrite`"):
         late_file()
     assert file.read_text() == "first"
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "a.png"}
@@ -423,7 +430,7 @@ def test_targets_that_are_no_files_and_names_as_long_as_there_are(tmp_path):
     (plain := tmp_path / "plain").write_text("")
     for target, expected in ((loop, "leads to itself"), (pipe, "is a pipe"), (plain / "x.png", "is not a folder")):
         with pytest.raises(ValueError, match=expected):
-            check_file(tmp_path / "out.zarr", target, overwrite=True)
+            check_export_file(tmp_path / "out.zarr", target, overwrite=True)
     longest = tmp_path / ("x" * 251 + ".png")
     with whole_target(longest, lambda: None) as new:
         new.write_text("made")
@@ -455,3 +462,24 @@ def test_a_box_of_several_shards_names_the_damaged_one(tmp_path):
     shard.write_bytes(b"x" * shard.stat().st_size)
     with pytest.raises(ValueError, match=f"{shard} cannot be read"):
         output.read("0", Box(10, 10, 90, 140))
+
+
+def test_a_folder_or_an_empty_file_in_a_shards_place_is_not_read_as_zeros(tmp_path):
+    layout = ImageLayout((100, 150), 3, 64, 32, TISSUE)
+    out = make(tmp_path / "o.zarr", layout, draw(3, 100, 150), draw(100, 150), state="unfinished")
+    folder, empty, absent = (out / "0/c/0/0/0", out / "0/c/0/0/1", out / "0/c/0/1/0")
+    for file in (folder, empty, absent):
+        file.unlink()
+    folder.mkdir()
+    empty.touch()
+    output, image = Output(out), engine.open(out)
+    for file, box in ((folder, Box(0, 0, 9, 9)), (empty, Box(60, 100, 70, 110))):
+        why = rf"{file} cannot be read \(it is empty, or no file\); remove it"
+        with pytest.raises(ValueError, match=why):
+            output.read("0", box)
+        with pytest.raises(ValueError, match=why):
+            output.read_part(0, box)
+        with pytest.raises(engine.Damaged, match=why):
+            image[:, box.y0 : box.y1, box.x0 : box.x1]
+    assert not image[:, 64:, :64].any(), "what an unfinished output has not got yet"
+    assert (image[:, 64:, 64:] == draw(3, 100, 150)[:, 64:, 64:]).all()

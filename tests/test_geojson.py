@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_export import draw, make, make_image, make_set, nuclei, refused
 
 from engine.export import main
@@ -17,6 +18,7 @@ from engine.exports.regions import Polygon, area_of, polygons
 from engine.storage.image_layout import ImageLayout
 from engine.storage.layout import LabelArray
 from engine.storage.output import Output
+from engine.storage.plane_layout import PlaneLayout
 
 TISSUE = LabelArray("tissue", "uint8", (("unknown", (9, 9, 9)), ("stroma", (1, 2, 3)), ("necrosis", (250, 0, 7))))
 
@@ -201,17 +203,33 @@ def test_labels_become_annotations_with_their_names_and_colours(tmp_path, capsys
     assert len(exported(capsys, out, tmp_path / "simple.geojson")) == len(features)
 
 
-def test_a_region_at_a_level_lies_where_it_is_at_full_size(tmp_path, capsys):
+def test_polygons_of_a_region_lie_on_a_slide_of_the_same_region_at_full_size(tmp_path, capsys):
     out, labels = make_tissue(tmp_path / "o.zarr")
     names = ["unknown", "stroma", "necrosis"]
     part = exported(capsys, out, tmp_path / "part.geojson", "--tolerance", 0, "--region", "10:77,31:150")
-    expected = np.zeros_like(labels)
-    expected[10:77, 31:150] = labels[10:77, 31:150]
-    assert (labels_of(part, labels.shape, names) == expected).all()
+    assert (labels_of(part, (67, 119), names) == labels[10:77, 31:150]).all()
     coarse = exported(capsys, out, tmp_path / "c.geojson", "--tolerance", 0, "--level", 1, "--region", "11:77,31:150")
-    enlarged = np.zeros_like(labels)
-    enlarged[11:77, 31:150] = np.kron(labels[::2, ::2], np.ones((2, 2), int))[11:77, 31:150]
-    assert (labels_of(coarse, labels.shape, names) == enlarged).all()
+    enlarged = np.kron(labels[::2, ::2], np.ones((2, 2), int))[11:77, 31:150]
+    assert (labels_of(coarse, (66, 119), names) == enlarged).all()
+
+
+def test_polygons_of_a_plane_lie_on_its_slide_whatever_its_positions(tmp_path, capsys):
+    labels, names = blobs(128, 192), ["unknown", "stroma", "necrosis"]
+    layout = PlaneLayout((128, 192), 3, 64, 32, TISSUE, coarsest=256, corner=(-64, -192))
+    out = make(tmp_path / "plane.zarr", layout, draw(3, 128, 192), labels)
+    whole = exported(capsys, out, tmp_path / "whole.geojson", "--tolerance", 0)
+    assert (labels_of(whole, labels.shape, names) == labels).all()
+    place = "--region=-30:50,-100:-9"
+    part = exported(capsys, out, tmp_path / "part.geojson", "--tolerance", 0, place)
+    assert main([str(out), str(tmp_path / "part.png"), "--labels", place]) == 0
+    slide = np.asarray(Image.open(tmp_path / "part.png"))
+    assert (slide == labels[34:114, 92:183]).all()
+    assert (labels_of(part, slide.shape, names) == slide).all()
+    beside = exported(capsys, out, tmp_path / "beside.geojson", "--tolerance", 0, "--region=-30:50,-99:-9")
+    assert not {f["id"] for f in part} & {f["id"] for f in beside}, "another place, other objects"
+    assert main([str(out), str(tmp_path / "t"), "--tiles", "16", place]) == 0
+    lines = (tmp_path / "t" / "tiles.csv").read_text().splitlines()
+    assert lines[1].startswith("y-00030_x-00100,all,0,-30,-100,")
 
 
 def test_of_classes_the_first_is_a_class_too_and_what_has_no_name_has_a_colour(tmp_path, capsys):
@@ -272,7 +290,7 @@ def test_polygons_of_what_has_no_labels_are_refused_and_a_failure_leaves_the_ear
     assert main([str(single), str(tmp_path / "l.geojson")]) == 0
     text = (tmp_path / "l.geojson").read_text()
     capsys.readouterr()
-    assert "is there; pass --overwrite" in refused(capsys, single, tmp_path / "l.geojson")
+    assert "is there already; pass --overwrite" in refused(capsys, single, tmp_path / "l.geojson")
     shard = next(p for p in sorted((single / "labels/tissue/0/c").rglob("*")) if p.is_file())
     shard.write_bytes(shard.read_bytes()[:50])
     assert "cannot be read" in refused(capsys, single, tmp_path / "l.geojson", "--overwrite")

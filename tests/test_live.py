@@ -25,7 +25,7 @@ from engine.planning.ownership import Ownership
 from engine.planning.preview_grid import LONGEST_SIDE, PreviewGrid
 from engine.storage.live_files import LiveFiles, PicturePart, read_part
 from engine.storage.output import Output
-from engine.viewing.estimate import estimate_of
+from engine.viewing.live_picture import live_picture_of
 from engine.viewing.watched import Watched
 
 JOB = ("--size", "300x420", "--shard", 128, "--chunk", 64, "--labels", "example", "--preview", "none", "--steps", 4)
@@ -80,7 +80,7 @@ def test_a_run_that_stops_says_so_and_leaves_the_estimate_of_its_last_level(tiny
     assert status["ended"]
     assert status["text"] == "level 3/4"
     assert 0 < status["share"] < 1
-    picture = estimate_of(output.live.parts(), ())
+    picture = live_picture_of(output.live.parts(), ())
     assert (picture.level, picture.factor, picture.grid) == (2, 8, PreviewGrid((38, 53), 1, 1))
     assert (picture.pixels[..., 3] == 255).all()
     (work,) = output.live.ranks(9)
@@ -101,7 +101,7 @@ def test_the_picture_is_near_the_image(tmp_path):
 
     with pytest.raises(Stopped):
         pipe(out=tmp_path / "o.zarr", live=0, progress=False, on_level=look)
-    small = estimate_of(Output(tmp_path / "o.zarr").live.parts(), ()).pixels[..., :3].astype(float)
+    small = live_picture_of(Output(tmp_path / "o.zarr").live.parts(), ()).pixels[..., :3].astype(float)
     decoded = np.asarray(Image.fromarray(pictures[-1]).reduce(8)).astype(float)
     assert np.abs(small - decoded).mean() < 12  # grey levels; an unfitted map is off by more than 40
     assert np.corrcoef(small.ravel(), decoded.ravel())[0, 1] > 0.8
@@ -125,7 +125,7 @@ def test_a_set_shows_its_first_images(tiny_model, tmp_path):
     pipe = engine.Pipeline(tiny_model, size=(120, 128), count=60, shard=256, chunk=64, label=1, steps=2)
     with pytest.raises(Stopped):
         pipe(out=tmp_path / "o.zarr", live=0, progress=False, on_level=lambda level, *_: True)
-    picture = estimate_of(Output(tmp_path / "o.zarr").live.parts(), ())
+    picture = live_picture_of(Output(tmp_path / "o.zarr").live.parts(), ())
     assert picture.grid == PreviewGrid((16, 16), 48, 1)  # padded to a window
     assert (picture.pixels[..., 3] == 255).all()
     assert picture.read(0, 0, Box(0, 0, 120, 128)).shape == (120, 128, 4)
@@ -170,7 +170,7 @@ def test_parts_are_put_together_and_damaged_ones_are_left_out(tmp_path):
     files.write_part(3, PicturePart(grid, 8, 2, 7, lower))  # beyond the end
     files.write_part(4, PicturePart(PreviewGrid((4, 4), 1, 1), 8, 1, 0, lower))  # of another job
     (tmp_path / "live/status.json").write_text('["no status"]')
-    picture = estimate_of(files.parts(), ())
+    picture = live_picture_of(files.parts(), ())
     assert picture.level == 2
     assert (picture.pixels[:4] == 255).all()
     assert picture.pixels[4, :, 0].tolist() == [255, 255, 9, 9]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,16 @@ def test_the_memory_of_a_process_is_for_one_rank(pipe, local, tmp_path):
     assert pipe(**OPTIONS, **place, progress=False).verify() == local.verify()
     with pytest.raises(ValueError, match=r"`out` memory://x.zarr is the memory of one process and 2 ranks write"):
         pipe.plan(**OPTIONS, **place, ranks=2)
+
+
+@pytest.mark.parametrize(("package", "url"), [("gcsfs", "gs://bucket/x.zarr"), ("adlfs", "az://bucket/x.zarr")])
+def test_another_store_without_its_library_is_one_line_before_sampling(package, url, tiny_model, tmp_path):
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    done = launch_alone(1, "--model", tiny_model, *FLAGS, "--out", url, "--scratch", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {url}: {url[:5]} needs {package}: pip install {package}\n"
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_library_that_is_not_there_is_named(pipe, store, tmp_path, monkeypatch):

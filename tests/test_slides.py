@@ -297,7 +297,7 @@ def test_where_wsidicomizer_is_not_installed_one_line_says_how_to_get_it(tmp_pat
 def test_an_earlier_file_stays_whole_unless_it_is_replaced(tmp_path, capsys, target):
     out = with_pyramid(tmp_path / "o.zarr")
     (tmp_path / target).write_text("years of work")
-    assert "is there; pass --overwrite" in refused(capsys, out, tmp_path / target)
+    assert "is there already; pass --overwrite" in refused(capsys, out, tmp_path / target)
     output = Output(out)
     shard = output.shard_file("0", output.layout.boxes()[-1])
     whole = shard.read_bytes()
@@ -343,7 +343,7 @@ def test_an_image_exports_itself_from_python(tmp_path, image):
     assert Image.open(tmp_path / "p.png").size == (20, 10)
     opened.export(tmp_path / "folders")
     assert (tmp_path / "folders" / "samples" / "000000.png").is_file()
-    with pytest.raises(ValueError, match="`region` '5': it is no region"):
+    with pytest.raises(ValueError, match="`region` is '5': it is no region"):
         opened.export(tmp_path / "q.png", region="5")
     with pytest.raises(ValueError, match="`level` is '1'; give a whole number"):
         opened.export(tmp_path / "q.png", level="1")

@@ -76,6 +76,21 @@ def test_a_split_is_in_blocks_has_its_shares_and_changes_with_the_seed_alone():
     assert len(tiles) > 0.85 * one.counts[0] * one.counts[1], "few lie on the lines between parts"
 
 
+@given(tilings(), st.integers(1, 12))
+def test_tiles_of_two_parts_are_a_margin_apart_and_train_gives_way_where_it_must_alone(tiling, margin):
+    every, order = list(tiling.tiles()), ["train", "val", "test"]
+    near = tiling.too_near(every, margin)
+    stay = [tile for tile in every if tile not in near]
+
+    def close(one, other):
+        return all(abs(a - b) - tiling.side < margin for a, b in ((one.y, other.y), (one.x, other.x)))
+
+    assert not [(a, b) for a in stay for b in stay if a.part != b.part and close(a, b)]
+    for tile in near:
+        later = order[order.index(tile.part) + 1 :]
+        assert any(other.part in later and close(tile, other) for other in stay), "it had not to go"
+
+
 # ---- what they hold ------------------------------------------------------------------------------
 
 
@@ -139,6 +154,29 @@ def test_an_image_of_a_set_is_in_one_part_whole(tmp_path, capsys):
     assert (pixels(tmp_path / "one/all/y000008_x000016.png") == images[1, :, 8:16, 16:].transpose(1, 2, 0)).all()
 
 
+def test_a_margin_between_train_and_val_is_kept_and_what_it_costs_is_said(tmp_path, capsys):
+    out, _ = make_tissue(tmp_path / "o.zarr")
+    options = ("--tiles", 10, "--overlap", 2, "--split", "0.7,0.3", "--level", 1)  # a margin is px of the level too
+    every = exported(capsys, out, tmp_path / "every", *options)
+    capsys.readouterr()
+    rows = exported(capsys, out, tmp_path / "t", *options, "--split-margin", 8)
+    said = capsys.readouterr().out
+    assert f"; {len(every) - len(rows)} left out, nearer than 8 px to a tile of another part" in said
+    assert {row["name"] for row in rows} < {row["name"] for row in every}
+    held = {part: np.zeros((50, 75), bool) for part in ("train", "val")}
+    grown = np.zeros((50, 75), bool)
+    for row in rows:
+        y, x = int(row["y"]) // 2, int(row["x"]) // 2
+        held[row["part"]][y : y + 10, x : x + 10] = True
+        if row["part"] == "val":
+            grown[max(y - 8, 0) : y + 18, max(x - 8, 0) : x + 18] = True
+    assert held["train"].any()
+    assert [row for row in rows if row["part"] == "val"] == [row for row in every if row["part"] == "val"]
+    assert not (grown & held["train"]).any()
+    facts = json.loads((tmp_path / "t" / "export.json").read_text())["tiles"]
+    assert (facts["split_margin"], facts["left_out_near"]) == (8, len(every) - len(rows))
+
+
 def test_images_without_a_map_and_grey_ones_are_tiles_too(tmp_path, capsys):
     out = make_image(tmp_path / "o.zarr", channels=1, label=None, shard=256)
     rows = exported(capsys, out, tmp_path / "t", "--tiles", 50)
@@ -187,6 +225,7 @@ def test_shards_hold_what_the_pictures_do_and_are_read_by_webdataset(tmp_path, c
 def test_any_number_of_ranks_writes_the_same_files(tmp_path, kind):
     out, _ = make_tissue(tmp_path / "o.zarr", size=(120, 190))
     options = ("--tiles", 16, "--overlap", 4, "--split", "0.7,0.2,0.1", "--format", kind, "--most-unknown", 0.5)
+    options += ("--split-margin", 2)
     for ranks in (1, 3):
         done = launch(ranks, out, tmp_path / str(ranks), *options, module="engine.export")
         assert done.returncode == 0, done.stderr
@@ -221,7 +260,7 @@ def test_python_writes_the_tiles_and_polygons_that_the_command_does(tmp_path, ca
     assert image.export(tmp_path / "p", tiles=16, split=(0.7, 0.3)) == tmp_path / "p"
     assert content(tmp_path / "p") == content(tmp_path / "t")
     image.export(tmp_path / "l.geojson", tolerance=0)
-    with pytest.raises(ValueError, match="is there; pass"):
+    with pytest.raises(ValueError, match="is there already; pass"):
         image.export(tmp_path / "l.geojson")
     with pytest.raises(ValueError, match=r"`split` is 0\.7: expected"):
         image.export(tmp_path / "q", tiles=16, split=0.7)
@@ -238,6 +277,9 @@ def test_options_that_make_no_sense_are_refused(tmp_path, capsys):
         (("--tiles", 16, "--split", "a"), "--split is 'a': expected the shares"),
         (("--tiles", 64, "--split", "0.9,0.1"), "no tile is left for val; choose smaller --tiles"),
         (("--tiles", 16, "--seed", 1), "--seed is for a split; pass --split too"),
+        (("--tiles", 16, "--split-margin", 1), "--split-margin is for a split; pass --split too"),
+        (("--tiles", 16, "--split", "0.8,0.2", "--split-margin", -1), "--split-margin is -1; give a whole number, 0"),
+        (("--tiles", 16, "--split", "0.5,0.5", "--split-margin", 99), "no tile is left for train; choose smaller"),
         (("--tiles", 16, "--most-unknown", 2), "--most-unknown is 2.0: expected a number from 0 to 1"),
         (("--tiles", 16, "--format", "jpeg"), "--format jpeg is not for tiles; choose png or webdataset"),
         (("--overlap", 3), "--overlap is not for DIR, folders of pictures"),
@@ -249,6 +291,9 @@ def test_options_that_make_no_sense_are_refused(tmp_path, capsys):
     assert "no tile is left; choose a larger --most-unknown" in refused(
         capsys, out, target, "--tiles", 64, "--most-unknown", 0.01
     )
+    many = make_set(tmp_path / "set.zarr", count=3)
+    line = (many, target, "--tiles", 8, "--split", "0.6,0.4", "--split-margin", 4)
+    assert "--split-margin is for one image; of a set every image is in one part" in refused(capsys, *line)
     target.mkdir()
     (target / "mine").touch()
     assert "is not empty" in refused(capsys, out, target, "--tiles", 16)

@@ -17,7 +17,6 @@ from engine.api.call import OutputLocation, absolute
 from engine.command_line import comma_separated
 from engine.distributed.launch import ranks_of
 from engine.job import SampleJob
-from engine.messages import quoted
 from engine.pipeline.collective_call import failing_together
 from engine.pipeline.preview import thumbnail
 from engine.planning.geometry import Box
@@ -73,15 +72,21 @@ class Array:
         """The pixels of an index.
 
         Raises:
-            Damaged: a shard of a finished output is gone or cannot be read; it names the file.
+            Damaged: a shard cannot be read, or of a finished output is gone; it names the file.
         """
         array, name, shards = self._output.array(self._name), self._name, self._output.shards
         if not self._output.path.is_dir():
             raise Damaged(f"{self._output.path} is gone")
-        if self._output.finished and self._output.layout.complete:
-            for index in shards_of(key, self._spec):
-                if not shards.size(shard_file(name, index)):
-                    raise Damaged(f"{shards.where(shard_file(name, index))} is gone; {self._output.way_out()}")
+        whole = self._output.finished and self._output.layout.complete
+        for index in shards_of(key, self._spec):
+            try:
+                there = self._output.check_file(shard_file(name, index))
+            except Unreachable:
+                raise
+            except ValueError as error:
+                raise Damaged(str(error)) from None
+            if there is None and whole:
+                raise Damaged(f"{shards.where(shard_file(name, index))} is gone; {self._output.way_out()}")
         try:
             return np.asarray(array[key])
         except (IndexError, Unreachable):
@@ -258,15 +263,12 @@ class Image(Array):
             ValueError: the output is unfinished or damaged; the target is there, or of no kind; an option has no use.
             TypeError: there is no such option.
         """
-        from engine.exports.asked import Asked, region_of
+        from engine.exports.asked import Asked
         from engine.exports.kinds import export
 
         place = Path(absolute(os.fspath(target)))
-        try:
-            box = region_of(region) if isinstance(region, str) else region
-        except ValueError as problem:
-            raise ValueError(f"`region` {quoted(region)}: {problem}") from None
-        asked, ranks = Asked(self.path, place, region=box, **options), ranks_of(comm)
+        wanted: dict[str, Any] = {"region": region, **options}  # which Asked checks and converts
+        asked, ranks = Asked(self.path, place, **wanted), ranks_of(comm)
         with failing_together(ranks):
             export(ranks, asked)
         return place

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numbers
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from engine.messages import quoted
-from engine.options import Kind, number, read_as
+from engine.options import REGION, Kind, number, read_as
 from engine.planning.geometry import Box
 
 # Whole numbers, the least of each and the most.
@@ -20,6 +19,7 @@ NUMBERS = (
     ("tiles", 1, 65536),
     ("overlap", 0, None),
     ("seed", 0, None),
+    ("split_margin", 0, None),
 )
 
 
@@ -33,7 +33,8 @@ class Asked:
     Args:
         out: Path of a finished output of engine.sample.
         target: File or folder to be made; its name says what kind of export it is.
-        region: Part of the image, in pixels of level 0; of a plane in its own positions, which may be negative.
+        region: Part of the image, in pixels of level 0; of a plane in its own positions, which may be negative. A box,
+            or ``Y0:Y1,X0:X1``.
         level: Level of the pyramid that pixels are taken from, 0 at full size.
         image: Number of the image of a set.
         labels: Whether the label map is wanted in place of the image.
@@ -46,6 +47,7 @@ class Asked:
         overlap: Of neighbouring tiles, px.
         split: Shares of train and val, or of train, val and test.
         seed: Of the split.
+        split_margin: Pixels of the level that lie between tiles of two parts at least.
         most_unknown: Share of label 0 beyond which a tile is left out.
         overwrite: Whether an earlier export is replaced.
     Raises:
@@ -67,6 +69,7 @@ class Asked:
     overlap: int | None = None
     split: tuple[float, ...] | None = None
     seed: int | None = None
+    split_margin: int | None = None
     most_unknown: float | None = None
     overwrite: bool = False
 
@@ -86,8 +89,8 @@ class Asked:
                 raise ValueError(f"`{name}` is {quoted(getattr(self, name))}; give True or False")
         if self.layout not in (None, *LAYOUTS):
             raise ValueError(f"`layout` is {quoted(self.layout)}; known: {', '.join(LAYOUTS)}")
-        if self.region is not None and not (isinstance(self.region, Box) and self.region):
-            raise ValueError(f"`region` is {quoted(self.region)}; give rows and columns, Y0:Y1,X0:X1")
+        if self.region is not None:
+            object.__setattr__(self, "region", Box(*read_as(REGION, self.region, "`region`")))
         for name, kind in (("tolerance", number(0)), ("most_unknown", number(0, 1)), ("split", SPLIT)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, read_as(kind, getattr(self, name), f"`{name}`"))
@@ -98,24 +101,6 @@ class Asked:
         others = ("out", "target", "overwrite")
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         return [name for name, value in values.items() if value is not None and value is not False]
-
-
-def region_of(text: str) -> Box:
-    """A region as engine.view copies it: rows before columns, half-open, in pixels of level 0.
-
-    Raises:
-        ValueError: it is none.
-
-    >>> region_of("0:512,1024:2048")
-    Box(y0=0, x0=1024, y1=512, x1=2048)
-    """
-    match = re.fullmatch(r"(-?\d{1,16}):(-?\d{1,16}),(-?\d{1,16}):(-?\d{1,16})", text.replace(" ", ""), re.ASCII)
-    if match is None:
-        raise ValueError("it is no region; give rows and columns, Y0:Y1,X0:X1")
-    y0, y1, x0, x1 = map(int, match.groups())
-    if y0 >= y1 or x0 >= x1:
-        raise ValueError("it is empty; give rows and columns, Y0:Y1,X0:X1, that end after they begin")
-    return Box(y0, x0, y1, x1)
 
 
 def shares_of(value: Any) -> tuple[float, ...]:

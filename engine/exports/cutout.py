@@ -123,7 +123,7 @@ def region_on_arrays(asked: Asked, layout: Layout) -> Box:
     Raises:
         ValueError: it passes the edge.
     """
-    corner = layout.corner if isinstance(layout, PlaneLayout) else (0, 0)
+    corner = corner_of(layout)
     there = Box(0, 0, *layout.size).moved(*corner)
     region = asked.region or there
     if region & there != region:
@@ -132,6 +132,11 @@ def region_on_arrays(asked: Asked, layout: Layout) -> Box:
             edge = f"which has rows {there.y0}:{there.y1} and columns {there.x0}:{there.x1}"
         raise ValueError(f"`region` {region.y0}:{region.y1},{region.x0}:{region.x1} passes the image's edge, {edge}")
     return region.moved(-corner[0], -corner[1])
+
+
+def corner_of(layout: Layout) -> tuple[int, int]:
+    """Where the arrays of an output begin, (y, x) in px of level 0: of a plane somewhere on it."""
+    return layout.corner if isinstance(layout, PlaneLayout) else (0, 0)
 
 
 def ceil_shift(length: int, halvings: int) -> int:

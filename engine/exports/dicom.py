@@ -17,7 +17,7 @@ from engine.exports.encoders import QUALITY, encoder_of
 from engine.exports.folder import check_export_folder, write_facts
 from engine.exports.ome_xml import described
 from engine.exports.slide import COARSEST, write_slide
-from engine.exports.target import check_file, resolved, whole_target
+from engine.exports.target import check_export_file, resolved, whole_target
 
 TILE = 512  # px a side
 
@@ -39,7 +39,7 @@ def export_dicom_file(asked: Asked) -> str:
     """Write one DICOM file of one level, and say what it holds."""
     converter = converter_of()
     cutout = cutout_of(asked)
-    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
     check()
     with whole_target(asked.target, check) as path:
         (file,) = convert(converter, cutout, path.with_name("files"), asked.quality, levels=1)

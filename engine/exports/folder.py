@@ -14,65 +14,55 @@ from engine.exports.image_set import write_set, write_settings
 from engine.exports.pairs import write_pairs
 from engine.exports.single_image import write_image
 from engine.exports.source import finished_output
-from engine.exports.target import check_place, resolved, whole_target
+from engine.exports.target import resolved, whole_target
 from engine.messages import quoted
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
+from engine.storage.target_file import check_folder
 
 FORMATS = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
 
 
 def export_folders(asked: Asked) -> str:
-    """Export an output to folders of pictures, and name what they hold."""
-    kind, layout = asked.format, asked.layout or "folders"
-    if kind is not None and kind not in FORMATS:
-        raise ValueError(f"`format` {quoted(kind)} is not for folders of pictures; choose {', '.join(FORMATS)}")
-    return in_words(export(asked.out, asked.target, kind, layout=layout, overwrite=asked.overwrite))
+    """Export an output to folders of pictures, and name what they hold.
 
+    An image larger than ``LARGEST_PNG`` and labels of more than 8 bits are TIFF in place of PNG.
 
-def export(
-    out: Path, folder: Path, kind: str | None = None, *, layout: str = "folders", overwrite: bool = False
-) -> list[str]:
-    """Export an output to a folder, which appears at once when it is complete.
-
-    Args:
-        out: Path of a finished output of engine.sample.
-        folder: Folder to be made; it may be there if it is empty.
-        kind: "png" or "tiff": the format of samples and labels. An image larger than ``LARGEST_PNG`` and labels of
-            more than 8 bits become TIFF anyway. Of pairs also "jpeg". None: PNG, and JPEG of pairs.
-        layout: "folders" of samples, labels, ...; "pairs" of images and label maps in one folder; or "classes": the
-            images of a set in a folder a class, and nothing else.
-        overwrite: Whether to replace an earlier export.
-    Returns:
-        The names of the files and folders in it.
     Raises:
-        ValueError: the output is unfinished, damaged or none, or the folder holds something.
+        ValueError: the output is unfinished, damaged or none, the folder holds something, the format is for others.
     """
-    folder = resolved(folder)
-    if kind == "jpeg" and layout != "pairs":
+    layout = asked.layout or "folders"
+    name = asked.format or ("jpeg" if layout == "pairs" else "png")
+    if name not in FORMATS:
+        raise ValueError(f"`format` {quoted(name)} is not for folders of pictures; choose {', '.join(FORMATS)}")
+    if name == "jpeg" and layout != "pairs":
         raise ValueError(
             "`format` jpeg is for pairs of images and label maps; pass `layout` pairs too, or `format` png"
         )
-    kind = kind or ("jpeg" if layout == "pairs" else "png")
-    output = finished_output(out)
+    folder = resolved(asked.target)
+    output = finished_output(asked.out)
     if layout == "classes":
         check_classes(output)
-    check = partial(check_export_folder, out, folder, overwrite)
+    check = partial(check_export_folder, asked.out, folder, asked.overwrite)
     check()
     with whole_target(folder, check) as new:
         new.mkdir()
-        if layout == "pairs":
-            write_pairs(output, new, FORMATS[kind])
-        elif layout == "classes" and isinstance(output.layout, SetLayout):
-            write_class_folders(output, output.layout, new, FORMATS[kind])
-        elif isinstance(output.layout, SetLayout):
-            write_set(output, output.layout, new, FORMATS[kind])
-        else:
-            write_image(output, new, FORMATS[kind])
+        write_pictures(output, layout, new, FORMATS[name])
         write_settings(output, new / "settings.csv")
         write_facts(output, new)
-        written = sorted(path.name for path in new.iterdir())
-    return written
+        return in_words(sorted(path.name for path in new.iterdir()))
+
+
+def write_pictures(output: Output, layout: str, folder: Path, ending: str) -> None:
+    """Write the pictures of an output, laid out as one of ``LAYOUTS``."""
+    if layout == "pairs":
+        write_pairs(output, folder, ending)
+    elif not isinstance(output.layout, SetLayout):
+        write_image(output, folder, ending)
+    elif layout == "classes":
+        write_class_folders(output, output.layout, folder, ending)
+    else:
+        write_set(output, output.layout, folder, ending)
 
 
 def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
@@ -83,7 +73,7 @@ def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
     """
     if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve()):
         raise ValueError(f"{folder} and {out} lie in one another; choose another DIR")
-    check_place(folder)
+    check_folder(folder.parent, str(folder), "choose another DIR")
     if not folder.exists():
         return
     if not folder.is_dir():

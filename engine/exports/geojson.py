@@ -1,9 +1,10 @@
 """Labels and nuclei as polygons in GeoJSON, as QuPath reads and writes it.
 
 A region of a label map is an annotation with the name and the colour of its label, an instance of nuclei a detection.
-Coordinates are pixels of the image at full size, x before y, from the upper left corner of the first pixel. Regions
-that share an edge share its points (``simplify.py``). What value 0 of a label map or an instance map covers is left
-out, as viewers leave it transparent; of classes, whose every number is a class, nothing is.
+Coordinates are pixels at full size, x before y, from the upper left corner of what is exported: the image's, or that of
+the region, so that polygons lie where they belong on a slide of the same region. Regions that share an edge share its
+points (``simplify.py``). What value 0 of a label map or an instance map covers is left out, as viewers leave it
+transparent; of classes, whose every number is a class, nothing is.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import numpy as np
 
 from engine.exports.asked import Asked
-from engine.exports.cutout import Cutout, cutout_of, region_on_arrays
+from engine.exports.bar import with_bar
+from engine.exports.cutout import Cutout, corner_of, cutout_of, region_on_arrays
 from engine.exports.folder import check_export_folder, write_facts
 from engine.exports.nuclei_set import names_of
 from engine.exports.regions import Polygon, polygons
 from engine.exports.source import finished_output
-from engine.exports.target import check_file, resolved, whole_target, with_bar
+from engine.exports.target import check_export_file, resolved, whole_target
 from engine.models.card import color
 from engine.planning.geometry import Box
 from engine.storage.set_layout import SetLayout
@@ -42,7 +44,7 @@ def export_geojson(asked: Asked) -> str:
         ValueError: there is no such map, or the target is there.
     """
     cutout = cutout_of(replace(asked, labels=True))
-    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
     check()
     with whole_target(asked.target, check) as new:
         count = write_features(cutout, asked, new)
@@ -93,7 +95,9 @@ def write_features(cutout: Cutout, asked: Asked, path: Path, bar: bool = True) -
     else:
         batches = ([[region] for region in ended] for ended in polygons(strips, tolerance))
     region = region_on_arrays(asked, cutout.output.layout)
+    y, x = corner_of(cutout.output.layout)
     facts = {"of": cutout.output.provenance.get("identity"), "map": cutout.name, "image": cutout.image}
+    facts |= {"corner": (region.y0 + y, region.x0 + x)}
     namespace, count = uuid5(NAMESPACE_URL, json.dumps(facts, sort_keys=True)), 0
     properties = properties_of(cutout)
     with path.open("w", encoding="utf-8") as file:
@@ -144,9 +148,9 @@ def properties_of(cutout: Cutout) -> Properties:
 
 
 def placed(ring: np.ndarray, cutout: Cutout, region: Box) -> np.ndarray:
-    """Put points of a cutout's level, (n, 2) of (x, y), where they lie at full size; none passes the region's edge."""
+    """Put points of a cutout's level, (n, 2) of (x, y), where they lie in the region at full size, within its edge."""
     at_full_size = (ring + [cutout.box.x0, cutout.box.y0]) * 2**cutout.level
-    return np.clip(at_full_size, [region.x0, region.y0], [region.x1, region.y1])
+    return np.clip(at_full_size - [region.x0, region.y0], 0, [region.width, region.height])
 
 
 def feature(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from engine.exports.bar import with_bar
 from engine.exports.nuclei_set import NucleiSet, names_of
 from engine.exports.parts import parts_of_set
 from engine.exports.pictures import write_condition, write_one
-from engine.exports.target import with_bar
 from engine.storage.output import Output
 from engine.storage.set_layout import SetLayout
 

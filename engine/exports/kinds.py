@@ -20,7 +20,7 @@ from engine.exports.tiles import export_tiles
 
 
 @dataclass(frozen=True)
-class Kind:
+class ExportKind:
     """One kind of export.
 
     Args:
@@ -50,32 +50,32 @@ class Kind:
 
 
 PART = ("region", "level", "image", "labels")
-TILES = ("tiles", "overlap", "split", "seed", "most_unknown", "format", "region", "level", "image")
+TILES = ("tiles", "overlap", "split", "seed", "split_margin", "most_unknown", "format", "region", "level", "image")
 KINDS = (  # the first that is wanted is made
-    Kind("NAME.ome.tiff, a slide", (*PART, "compression", "quality"), export_slide, (".ome.tiff", ".ome.tif")),
-    Kind("NAME.tiff, one picture in tiles", (*PART, "compression", "quality"), export_tiff, (".tiff", ".tif")),
-    Kind("NAME.png, one picture", PART, export_png, (".png",)),
-    Kind("NAME.jpg, one picture", ("region", "level", "image", "quality"), export_jpeg, (".jpg", ".jpeg")),
-    Kind("NAME.geojson, polygons of labels or nuclei", (*PART, "tolerance"), export_geojson, (".geojson",)),
-    Kind("DIR with `tiles`, pairs for training", TILES, export_tiles, option=("tiles", None), together=True),
-    Kind(
+    ExportKind("NAME.ome.tiff, a slide", (*PART, "compression", "quality"), export_slide, (".ome.tiff", ".ome.tif")),
+    ExportKind("NAME.tiff, one picture in tiles", (*PART, "compression", "quality"), export_tiff, (".tiff", ".tif")),
+    ExportKind("NAME.png, one picture", PART, export_png, (".png",)),
+    ExportKind("NAME.jpg, one picture", ("region", "level", "image", "quality"), export_jpeg, (".jpg", ".jpeg")),
+    ExportKind("NAME.geojson, polygons of labels or nuclei", (*PART, "tolerance"), export_geojson, (".geojson",)),
+    ExportKind("DIR with `tiles`, pairs for training", TILES, export_tiles, option=("tiles", None), together=True),
+    ExportKind(
         "DIR with `format` geojson, polygons of a set",
         ("region", "format", "tolerance"),
         export_geojson_folder,
         option=("format", "geojson"),
     ),
-    Kind("NAME.dcm, one level as DICOM", ("region", "level", "image", "quality"), export_dicom_file, (".dcm",)),
-    Kind(
+    ExportKind("NAME.dcm, one level as DICOM", ("region", "level", "image", "quality"), export_dicom_file, (".dcm",)),
+    ExportKind(
         "DIR with `format` dicom, a slide as DICOM",
         ("format", "region", "level", "image", "quality"),
         export_dicom,
         option=("format", "dicom"),
     ),
-    Kind("DIR, folders of pictures", ("format", "layout"), export_folders),
+    ExportKind("DIR, folders of pictures", ("format", "layout"), export_folders),
 )
 
 
-def kind_of(asked: Asked) -> Kind:
+def kind_of(asked: Asked) -> ExportKind:
     """The kind of an export.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from engine import __version__
-from engine.exports.cutout import Cutout
+from engine.exports.cutout import Cutout, corner_of
 from engine.messages import one_line
 
 OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -63,7 +63,8 @@ def add_map(notes: ElementTree.Element, ID: str, namespace: str, values: dict[st
 def described(cutout: Cutout) -> str:
     """What is shown, for people: a synthetic image must not pass for a patient's."""
     what = f"Map of {cutout.label.name} of a synthetic image" if cutout.label else "Synthetic image"
-    box = cutout.box
+    y, x = corner_of(cutout.output.layout)
+    box = cutout.box.moved(y >> cutout.level, x >> cutout.level)
     where = f"rows {box.y0}:{box.y1}, columns {box.x0}:{box.x1} of level {cutout.level}"
     return f"{what}, sampled by slidefield {__version__}; {where}"
 

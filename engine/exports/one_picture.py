@@ -11,9 +11,10 @@ from typing import IO
 import numpy as np
 
 from engine.exports.asked import Asked
+from engine.exports.bar import with_bar
 from engine.exports.cutout import Cutout, cutout_of
 from engine.exports.encoders import QUALITY
-from engine.exports.target import check_file, whole_target, with_bar
+from engine.exports.target import check_export_file, whole_target
 from engine.planning.geometry import Box
 from engine.storage.files import bands
 
@@ -28,7 +29,7 @@ def export_png(asked: Asked) -> str:
     cutout = cutout_of(asked)
     if cutout.dtype != np.uint8:
         raise ValueError(f"labels of {asked.out} are numbers of {cutout.dtype}; choose .tiff or .ome.tiff as TARGET")
-    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
     check()
     height, width = cutout.size()
     rows = max(STRIP // (width * cutout.channels), 1)
@@ -52,7 +53,7 @@ def export_jpeg(asked: Asked) -> str:
             f"a JPEG has at most {LARGEST_JPEG} px a side, and this would have {height} x {width}; choose .png or "
             ".ome.tiff as TARGET, or a coarser `level`, or a `region`"
         )
-    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
     check()
     pixels = cutout.read(Box(0, 0, height, width))
     with whole_target(asked.target, check) as path:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.exports.bar import with_bar
 from engine.exports.parts import Part, parts_of_image
 from engine.exports.pictures import channels_last, write_picture
-from engine.exports.target import with_bar
 from engine.planning.geometry import Box
 from engine.storage.files import bands
 from engine.storage.output import Output

@@ -13,11 +13,12 @@ import numpy as np
 
 from engine import __version__
 from engine.exports.asked import Asked
+from engine.exports.bar import with_bar
 from engine.exports.bigtiff import ASCII, LONG, RATIONAL, SHORT, Tags, rational, write_bigtiff
 from engine.exports.cutout import Cutout, cutout_of
 from engine.exports.encoders import PALETTE, PHOTOMETRIC, Encoder, encoder_of
 from engine.exports.ome_xml import ome_xml
-from engine.exports.target import check_file, whole_target, with_bar
+from engine.exports.target import check_export_file, whole_target
 from engine.planning.geometry import Box, Grid, grid
 from engine.storage.shard_file import threads
 
@@ -44,7 +45,7 @@ def write_tiff(asked: Asked, pyramid: bool) -> str:
     """Write a TIFF, and say what it holds.
 
     Raises:
-        ValueError: what ``cutout_of``, ``encoder_of`` and ``check_file`` refuse.
+        ValueError: what ``cutout_of``, ``encoder_of`` and ``check_export_file`` refuse.
     """
     cutout = cutout_of(asked)
     name = asked.compression or ("jpeg" if pyramid and not cutout.label and asked.quality is None else "deflate")
@@ -54,7 +55,7 @@ def write_tiff(asked: Asked, pyramid: bool) -> str:
             "JPEG would change the numbers of labels; leave out `quality`, or choose `compression` deflate"
         )
     encoder = encoder_of(name, cutout.channels == 3, asked.quality)
-    check = partial(check_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
     check()
     levels = cutout.halvings(COARSEST) + 1 if pyramid else 1
     with whole_target(asked.target, check) as path:

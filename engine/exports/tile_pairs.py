@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.exports.cutout import Cutout
+from engine.exports.cutout import Cutout, corner_of
 from engine.exports.one_picture import palette_of, write_png
 from engine.exports.tiling import Tile, Tiling
 from engine.planning.geometry import Box
@@ -59,9 +59,9 @@ class TilePairs:
         return f"{tile.image:06d}_" * self.tiling.apart + f"y{y:06d}_x{x:06d}"
 
     def place(self, tile: Tile) -> tuple[int, int]:
-        """The corner of a tile in px of level 0."""
-        box, level = self.image.box, self.image.level
-        return (box.y0 + tile.y) << level, (box.x0 + tile.x) << level
+        """The corner of a tile in px of level 0; of a plane its position there, which may be negative."""
+        box, level, (y, x) = self.image.box, self.image.level, corner_of(self.image.output.layout)
+        return ((box.y0 + tile.y) << level) + y, ((box.x0 + tile.x) << level) + x
 
     def pictures(self, tile: Tile) -> tuple[bytes, bytes | None]:
         """A tile as PNG, and its mask; None: there is no map."""

@@ -25,9 +25,10 @@ from typing import Any
 
 from engine.distributed.ranks import Ranks
 from engine.exports.asked import Asked
+from engine.exports.bar import with_bar
 from engine.exports.cutout import cutout_of
 from engine.exports.folder import check_export_folder, write_facts
-from engine.exports.target import resolved, whole_target, with_bar
+from engine.exports.target import resolved, whole_target
 from engine.exports.tile_pairs import TilePairs
 from engine.exports.tiling import PARTS, Tile, Tiling
 from engine.inputs.dataset_folder import MASK_ENDING
@@ -49,16 +50,20 @@ def export_tiles(ranks: Ranks, asked: Asked) -> str:
     check = partial(check_export_folder, asked.out, target, asked.overwrite)
     ranks.on_root(check)
     tiles = kept_tiles(ranks, pairs, asked.most_unknown)
-    ranks.agree(lambda: check_parts(pairs, tiles))
+    near = pairs.tiling.too_near([tile for tile, _ in tiles], asked.split_margin) if asked.split_margin else set()
+    tiles = [shared for shared in tiles if shared[0] not in near]
+    ranks.agree(lambda: check_parts(pairs, tiles, asked.split_margin))
     with ExitStack() as stack:
         new: Path = ranks.on_root(lambda: stack.enter_context(whole_target(target, check)))
         ranks.on_root(new.mkdir)
         files = files_of(pairs, tiles, asked.format == "webdataset")
         write_files(ranks, pairs, files, new)
-        ranks.on_root(lambda: write_index(pairs, asked, tiles, files, new))
+        ranks.on_root(lambda: write_index(pairs, asked, tiles, len(near), files, new))
         ranks.on_root(stack.close)
     counts = {part: sum(tile.part == part for tile, _ in tiles) for part in PARTS[len(pairs.tiling.shares)]}
-    return f"{len(tiles)} tiles of {asked.tiles} px: {', '.join(f'{n} in {part}' for part, n in counts.items())}"
+    held = f"{len(tiles)} tiles of {asked.tiles} px: {', '.join(f'{n} in {part}' for part, n in counts.items())}"
+    left_out = f"; {len(near)} left out, nearer than {asked.split_margin} px to a tile of another part"
+    return held + (left_out if asked.split_margin else "")
 
 
 def pairs_of(asked: Asked) -> TilePairs:
@@ -75,11 +80,15 @@ def pairs_of(asked: Asked) -> TilePairs:
         raise ValueError(f"`overlap` is {overlap} and tiles have {asked.tiles} px; choose less")
     if asked.seed is not None and asked.split is None:
         raise ValueError("`seed` is for a split; pass `split` too, such as 0.8,0.2, or leave it out")
+    if asked.split_margin is not None and asked.split is None:
+        raise ValueError("`split_margin` is for a split; pass `split` too, such as 0.8,0.2, or leave it out")
     alone = asked.image if asked.image is not None else 0
     image = cutout_of(replace(asked, image=alone))
     layout = image.output.layout
     labels = None if layout.labels is None else cutout_of(replace(asked, image=alone, labels=True))
     apart = isinstance(layout, SetLayout) and asked.image is None
+    if apart and asked.split_margin is not None:
+        raise ValueError("`split_margin` is for one image; of a set every image is in one part: leave it out")
     count = layout.count if isinstance(layout, SetLayout) and apart else 1
     tiling = Tiling(image.size(), count, apart, asked.tiles, overlap, asked.split or (1.0,), asked.seed or 0)
     if not all(tiling.counts):
@@ -106,9 +115,11 @@ def kept_tiles(ranks: Ranks, pairs: TilePairs, most_unknown: float | None) -> li
     return [(tile, of) for tile, of in tiles if most_unknown is None or of[0] <= most_unknown]
 
 
-def check_parts(pairs: TilePairs, tiles: Sequence[Shared]) -> None:
+def check_parts(pairs: TilePairs, tiles: Sequence[Shared], margin: int | None) -> None:
     """Refuse a split one part of which has no tile.
 
+    Args:
+        margin: Between tiles of two parts, px; None: none was asked for.
     Raises:
         ValueError: naming it.
     """
@@ -117,7 +128,8 @@ def check_parts(pairs: TilePairs, tiles: Sequence[Shared]) -> None:
     if lacking is not None and len(parts) == 1:
         raise ValueError("no tile is left; choose a larger `most_unknown`")
     if lacking is not None:
-        raise ValueError(f"no tile is left for {lacking}; choose smaller `tiles`, less `overlap`, or another `split`")
+        less = "less `overlap`" if not margin else "less `overlap` or `split_margin`"
+        raise ValueError(f"no tile is left for {lacking}; choose smaller `tiles`, {less}, or another `split`")
 
 
 def files_of(pairs: TilePairs, tiles: Sequence[Shared], webdataset: bool) -> dict[str, list[Shared]]:
@@ -177,8 +189,14 @@ def facts_of(pairs: TilePairs, tile: Tile, shares: Sequence[float]) -> dict[str,
     return {**facts, "shares": {name: round(of, 6) for name, of in zip(pairs.names, shares, strict=True) if of}}
 
 
-def write_index(pairs: TilePairs, asked: Asked, tiles: Sequence[Shared], files: Iterable[str], new: Path) -> None:
-    """Write ``tiles.csv``, and ``export.json`` with the options."""
+def write_index(
+    pairs: TilePairs, asked: Asked, tiles: Sequence[Shared], near: int, files: Iterable[str], new: Path
+) -> None:
+    """Write ``tiles.csv``, and ``export.json`` with the options.
+
+    Args:
+        near: How many tiles were left out for the margin between parts.
+    """
     with (new / "tiles.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["name", "part", "image", "y", "x", *pairs.names])
@@ -188,6 +206,7 @@ def write_index(pairs: TilePairs, asked: Asked, tiles: Sequence[Shared], files: 
     tiling, image = pairs.tiling, pairs.image
     facts: dict[str, Any] = {"side": tiling.side, "overlap": tiling.overlap, "level": image.level}
     facts |= {"pixel_size_um": image.pixel_size_um, "shares": tiling.shares, "seed": tiling.seed}
+    facts |= {"split_margin": asked.split_margin or 0, "left_out_near": near}
     facts |= {"most_unknown": asked.most_unknown, "labels": pairs.names}
     names = ["tiles.csv", *files]
     if pairs.map is not None and asked.format != "webdataset":

@@ -1,13 +1,13 @@
 """Where tiles lie, and which part of a split each belongs to: a function of the place and a seed.
 
 The image is divided into squares of tiles, *blocks*, and every block belongs to one part, such as train or val. A tile
-that reaches into blocks of two parts (only tiles that overlap do) is left out, so that no pixel lies in two parts. Of a
-set every image is a block.
+that reaches into blocks of two parts (only tiles that overlap do) is left out, so that no pixel lies in two parts; with
+a margin those too that lie near a tile of another part. Of a set every image is a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,6 +98,31 @@ class Tiling:
                     own = {int(parts[image, block]) for block in within}
                     if len(own) == 1:
                         yield Tile(image, y, x, names[own.pop()])
+
+    def too_near(self, tiles: Sequence[Tile], margin: int) -> set[Tile]:
+        """Those of one image's tiles that have to go, so that tiles of two parts are a margin apart.
+
+        Train gives way to val and to test, and val to test: what is held out stays whole.
+
+        Args:
+            margin: Pixels that lie between two such tiles at least, in rows or in columns.
+
+        >>> tiling = Tiling((4, 16), 1, False, side=4, overlap=0, shares=(0.5, 0.5))
+        >>> tiles = [Tile(0, 0, 0, "train"), Tile(0, 0, 4, "train"), Tile(0, 0, 8, "val")]
+        >>> [sorted(tile.x for tile in tiling.too_near(tiles, margin)) for margin in (0, 1, 4, 5)]
+        [[], [4], [4], [0, 4]]
+        """
+        held, near = np.zeros(self.counts, bool), set[Tile]()
+        steps = -(-(self.side + margin) // self.step)  # between tiles that far apart
+        for part in reversed(PARTS[len(self.shares)]):
+            those = [tile for tile in tiles if tile.part == part]
+            places = [(tile.y // self.step, tile.x // self.step) for tile in those]
+            around = [np.s_[max(y - steps + 1, 0) : y + steps, max(x - steps + 1, 0) : x + steps] for y, x in places]
+            there = [not held[window].any() for window in around]
+            near |= {tile for tile, stays in zip(those, there, strict=True) if not stays}
+            for place, stays in zip(places, there, strict=True):
+                held[place] |= stays
+        return near
 
 
 def meets(blocks: Grid, box: Box) -> Iterator[int]:

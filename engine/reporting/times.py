@@ -19,7 +19,7 @@ MOST_RANKS = 32  # that are drawn; of more the fastest, the slowest and some bet
 
 
 @dataclass(frozen=True)
-class Kind:
+class KindOfWork:
     """A kind of work.
 
     Args:
@@ -87,7 +87,7 @@ class Times:
 
     ranks: int
     runs: int
-    kinds: Sequence[Kind]
+    kinds: Sequence[KindOfWork]
     seconds: float
     by_level: Sequence[LevelChart] = ()
     by_rank: Sequence[RankBar] = ()
@@ -136,10 +136,10 @@ def is_run(run: Any) -> bool:
         return False
 
 
-def kinds_of(names: Sequence[str], seconds: Sequence[float]) -> list[Kind]:
+def kinds_of(names: Sequence[str], seconds: Sequence[float]) -> list[KindOfWork]:
     """Kinds of work, the longest first."""
     total = sum(seconds) or 1.0
-    each = [Kind(name, color_of(name), s, 100 * s / total) for name, s in zip(names, seconds, strict=True)]
+    each = [KindOfWork(name, color_of(name), s, 100 * s / total) for name, s in zip(names, seconds, strict=True)]
     return sorted(each, key=lambda kind: -kind.seconds)
 
 

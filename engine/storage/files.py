@@ -19,6 +19,7 @@ import numpy as np
 
 Stamp = tuple[int | str, ...]
 NO_FILE: Stamp = ("no file",)  # the stamp of a folder, and of what is empty
+IS_NO_FILE = "is empty, or no file"
 
 
 def write_json(path: Path, value: Any) -> None:

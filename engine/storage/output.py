@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import numpy as np
 
 from engine.planning.geometry import Box
 from engine.storage.checkpoint import Checkpoints, SamplingRound
-from engine.storage.files import discard, halved
+from engine.storage.files import IS_NO_FILE, NO_FILE, Stamp, discard, halved
 from engine.storage.image_layout import ImageLayout, PlacedLayout
 from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
@@ -135,6 +135,8 @@ class Output:
             box: The same as a box of the layout, for the message.
         """
         array = self.array(name)
+        for shard in self.shards_met(name, box):
+            self.check_file(self.layout.shard_file(name, shard))
         try:
             return np.asarray(array[index])
         except Unreachable:
@@ -145,16 +147,32 @@ class Output:
 
     def unreadable(self, name: str, box: Box) -> Box:
         """The first shard that a box meets and that cannot be read; the box itself, where each by itself can."""
-        array, boxes = self.array(name), self.ledger.shards[name]
+        array = self.array(name)
+        for shard in self.shards_met(name, box):
+            try:
+                array[self.layout.index(shard)]
+            except Exception:
+                return shard
+        return box
+
+    def shards_met(self, name: str, box: Box) -> Iterator[Box]:
+        """The shards of an array that a box meets."""
+        boxes = self.ledger.shards[name]
         rows, columns = boxes.sides
         for y in range(box.y0 // rows * rows, box.y1, rows):
             for x in range(box.x0 // columns * columns, box.x1, columns):
-                shard = boxes[boxes.index_of(Box(y, x, y + rows, x + columns))]
-                try:
-                    array[self.layout.index(shard)]
-                except Exception:
-                    return shard
-        return box
+                yield boxes[boxes.index_of(Box(y, x, y + rows, x + columns))]
+
+    def check_file(self, name: PurePath) -> Stamp | None:
+        """The stamp of a shard; None: there is none.
+
+        Raises:
+            ValueError: what lies in its place is empty or no file, which zarr would read as a shard that is absent.
+        """
+        stamp = self.shards.stamp(name)
+        if stamp == NO_FILE:
+            raise ValueError(f"{self.shards.where(name)} cannot be read (it {IS_NO_FILE}); {self.way_out()}")
+        return stamp
 
     def way_out(self) -> str:
         """What to do about a shard that is missing or cannot be read."""

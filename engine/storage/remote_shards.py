@@ -6,6 +6,7 @@ reads (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_MAX_ATTEMPTS, ...),
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -63,6 +64,8 @@ class RemoteShards:
         """
         protocol = self.url.partition("://")[0]
         package = PACKAGES.get(protocol, "fsspec")
+        for name in (package, "azure"):  # whose tracebacks would stand before our one line; a program's handlers stay
+            logging.getLogger(name).addHandler(logging.NullHandler())
         try:
             import fsspec
 

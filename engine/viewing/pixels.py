@@ -13,7 +13,7 @@ from pathlib import PurePath
 import numpy as np
 
 from engine.planning.geometry import Box
-from engine.storage.files import NO_FILE, Stamp, halved
+from engine.storage.files import IS_NO_FILE, NO_FILE, Stamp, halved
 from engine.storage.integrity import DamagedShard
 from engine.storage.output import Output
 from engine.storage.remote_shards import Unreachable
@@ -127,7 +127,7 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None =
         here = part.within(box)
         stamp = output.shards.stamp(shard)
         if stamp == NO_FILE:  # zarr takes it for a shard that was not written: zeros
-            note(source.damage(level, part, "is empty, or no file"))
+            note(source.damage(level, part, IS_NO_FILE))
             state[here] = DAMAGED
         elif stamp is not None:
             try:
@@ -146,17 +146,17 @@ def pixels(source: Source, level: int, box: Box, note: Note, depth: int | None =
     return values, state
 
 
-def filled_in(values: np.ndarray, state: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels with the estimate where they are absent.
+def filled_in(values: np.ndarray, state: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels with the live picture where they are absent.
 
     Args:
         values: uint8 (c, h, w).
         state: Of every pixel.
-        estimate: uint8 (h, w, 4).
+        live: uint8 (h, w, 4).
     """
-    place = (state == ABSENT) & (estimate[..., 3] > 127)
+    place = (state == ABSENT) & (live[..., 3] > 127)
     values, state = values.copy(), np.where(place, np.uint8(THERE), state)
-    colors = estimate[..., :3].transpose(2, 0, 1)
+    colors = live[..., :3].transpose(2, 0, 1)
     shown = colors if len(values) >= 3 else colors[1:2]  # of fewer channels the first is shown; then colours are grey
     values[: len(shown), place] = shown[:, place]
     return values, state

@@ -3,10 +3,10 @@
     .                                             the page
     static/NAME                                   what it is made of
     outputs.json                                  facts and state of every output; the page asks again and again
-    OUTPUT/ARRAY[/IMAGE]/legend.json              labels, colours, areas
-    OUTPUT/ARRAY[/IMAGE]/LEVEL/ROW_COLUMN.jpg     a tile; .png: without loss
+    OUTPUT/LAYER[/IMAGE]/legend.json              labels, colours, areas
+    OUTPUT/LAYER[/IMAGE]/LEVEL/ROW_COLUMN.jpg     a tile; .png: without loss
 
-OUTPUT is 0 or 1, ARRAY "image" or a map's name, IMAGE the number of an image of a set. Before all stands the token,
+OUTPUT is 0 or 1, LAYER "image" or a map's name, IMAGE the number of an image of a set. Before all stands the token,
 where there is one.
 """
 
@@ -207,12 +207,12 @@ class Handler(BaseHTTPRequestHandler):
         """
         viewer = self.server.viewer
         if match := TILE.fullmatch(path):
-            index, word, image, level, row, column, kind = match.groups()
-            place = (int(index), word, int(image or 0), int(level), int(row), int(column))
+            index, layer, image, level, row, column, kind = match.groups()
+            place = (int(index), layer, int(image or 0), int(level), int(row), int(column))
             return viewer.tile(*place, kind == "png")
         if match := LEGEND.fullmatch(path):
-            index, word, image = match.groups()
-            return viewer.legend(int(index), word, int(image or 0))
+            index, layer, image = match.groups()
+            return viewer.legend(int(index), layer, int(image or 0))
         if path == "outputs.json":
             content = {"outputs": viewer.facts(), "lossless": viewer.quality is None}
             return answer_of(("application/json", as_json(content)))

@@ -19,7 +19,7 @@ from engine.storage.output import Output
 from engine.viewing.cache import Cache
 from engine.viewing.pictures import Picture, picture_of_image, picture_of_map
 from engine.viewing.pixels import THERE, Kept, Note, Source, filled_in, pixels, stamps
-from engine.viewing.watched import Watched, arrays_of, entries_of
+from engine.viewing.watched import Watched, entries_of, layers_of
 
 TILE = 512  # px, side of a tile
 COUNTED = 1024  # px, longest side of the level that areas are counted in
@@ -61,11 +61,11 @@ class Viewer:
         """What the page is told of every output: JSON values."""
         return [watched.facts(TILE) for watched in self.watched]
 
-    def tile(self, index: int, word: str, image: int, level: int, row: int, column: int, lossless: bool) -> Answer:
+    def tile(self, index: int, layer: str, image: int, level: int, row: int, column: int, lossless: bool) -> Answer:
         """A tile of an output.
 
         Args:
-            word: "image", or the name of a map.
+            layer: "image", or the name of a map.
             image: Number of the image of a set.
             level: Level of the pyramid, 0 at full size.
             lossless: PNG; else JPEG, unless ``quality`` is None.
@@ -73,44 +73,44 @@ class Viewer:
             NotThere: the output has no such tile.
             Gone: the output was removed.
         """
-        watched, output, source = self.source(index, word, image)
+        watched, output, source = self.source(index, layer, image)
         if level >= len(source.sizes):
             raise NotThere(f"level {level}: there are {len(source.sizes)}")
         y, x = row * TILE, column * TILE
         box = Box(y, x, y + TILE, x + TILE) & Box(0, 0, *source.sizes[level])
         if not box:
             raise NotThere(f"row {row}, column {column}: the image ends before")
-        quality = None if lossless or word != "image" else self.quality
-        estimate = watched.estimate(output) if word == "image" else None
-        stamp = estimate.stamp if estimate else ()
-        key = (index, word, image, level, row, column, quality, output.finished, stamp, *stamps(source, level, box))
+        quality = None if lossless or layer != "image" else self.quality
+        live = watched.live_picture(output) if layer == "image" else None
+        stamp = live.stamp if live else ()
+        key = (index, layer, image, level, row, column, quality, output.finished, stamp, *stamps(source, level, box))
 
         def make(note: Note) -> Picture:
             values, state = pixels(source, level, box, note)
-            if estimate and (small := estimate.read(image, level, box)) is not None:
+            if live and (small := live.read(image, level, box)) is not None:
                 values, state = filled_in(values, state, small)
-            if word == "image":
+            if layer == "image":
                 return picture_of_image(values, state, box, quality)
-            return picture_of_map(values, state, box, colors_of(entries_of(output, word)))
+            return picture_of_map(values, state, box, colors_of(entries_of(output, layer)))
 
         return self.answer(watched, key, make)
 
-    def legend(self, index: int, word: str, image: int) -> Answer:
+    def legend(self, index: int, layer: str, image: int) -> Answer:
         """The labels of a map with their colours and areas, counted in a coarse level: JSON.
 
         Raises:
             NotThere, Gone: as ``tile``.
         """
-        if word == "image":
+        if layer == "image":
             raise NotThere("image: maps alone have a legend")
-        watched, output, source = self.source(index, word, image)
+        watched, output, source = self.source(index, layer, image)
         level = next((n for n, size in enumerate(source.sizes) if max(size) <= COUNTED), len(source.sizes) - 1)
         box = Box(0, 0, *source.sizes[level])
-        key = (index, word, image, "legend", output.finished, *stamps(source, level, box))
+        key = (index, layer, image, "legend", output.finished, *stamps(source, level, box))
 
         def make(note: Note) -> Picture:
             values, state = pixels(source, level, box, note)
-            entries = entries_of(output, word)
+            entries = entries_of(output, layer)
             shares = legend_of(shares_of(values[state == THERE], len(entries)), entries)
             nothing = entries[0][0] if entries else "background"  # value 0 is transparent
             labels = [{**asdict(share), "drawn": share.name != nothing} for share in shares]
@@ -121,14 +121,14 @@ class Viewer:
 
         return self.answer(watched, key, make)
 
-    def source(self, index: int, word: str, image: int) -> tuple[Watched, Output, Source]:
+    def source(self, index: int, layer: str, image: int) -> tuple[Watched, Output, Source]:
         if index >= len(self.watched):
             raise NotThere(f"output {index}: there are {len(self.watched)}")
         watched = self.watched[index]
         output = watched.output()
-        name = arrays_of(output).get(word)
+        name = layers_of(output).get(layer)
         if name is None:
-            raise NotThere(f"{word}: the output has {', '.join(arrays_of(output))}")
+            raise NotThere(f"{layer}: the output has {', '.join(layers_of(output))}")
         if image >= getattr(output.layout, "count", 1):
             raise NotThere(f"image {image}: the output has none of that number")
         return watched, output, Source(output, name, image, self.kept)

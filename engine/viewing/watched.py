@@ -21,7 +21,7 @@ from engine.storage.integrity import DamagedShard, damaged_shards
 from engine.storage.metadata import ROOT
 from engine.storage.output import Output, output_to_read
 from engine.storage.set_layout import SetLayout
-from engine.viewing.estimate import Estimate, LiveWatch
+from engine.viewing.live_picture import LivePicture, LiveWatch
 
 MOST_DAMAGED = 1000  # shards that are remembered
 MOST_SHOWN = 20  # of them that the page lists
@@ -126,14 +126,14 @@ class Watched:
             mark = output.checkpoints.mark()
         done, image = self.finished_shards(output), output.layout.image
         progress = {"level": mark.level if mark else None, "levels": output.provenance.get("levels", 0)}
-        estimate, stored = self.estimate(output), f"{self.stamp} {sum(done.values())}"
-        shown = checksum({"stamp": estimate.stamp}) if estimate else ""
+        live, stored = self.live_picture(output), f"{self.stamp} {sum(done.values())}"
+        shown = checksum({"stamp": live.stamp}) if live else ""
         versions = {"stored": stored, "version": f"{stored} {shown}"}
         shards = {"shards": done.get(image, 0), "of": len(output.ledger.shards[image])}
-        told = {"live": self.live.facts, "estimated": estimate is not None}
+        told = {"live": self.live.facts, "estimated": live is not None}
         return {**state, **progress, **versions, **shards, **told, "is": "unfinished"}
 
-    def estimate(self, output: Output) -> Estimate | None:
+    def live_picture(self, output: Output) -> LivePicture | None:
         """The picture of what is not written yet; None: no run has left one."""
         if output.finished:
             self.live.forget()
@@ -161,7 +161,7 @@ def shape_of(output: Output, tile: int) -> dict[str, Any]:
         "um": output.provenance.get("pixel_size_um"),
         "sizes": level_sizes(output),
         "tile": tile,
-        "maps": list(arrays_of(output))[1:],
+        "maps": list(layers_of(output))[1:],
         "in_turn": output.provenance.get("in_turn") or [],
     }
 
@@ -175,13 +175,13 @@ def level_sizes(output: Output) -> list[tuple[int, int]]:
     return sizes
 
 
-def arrays_of(output: Output) -> dict[str, str]:
-    """What addresses call the arrays at full size, and their names: the image first, then the maps beside it."""
+def layers_of(output: Output) -> dict[str, str]:
+    """The layers, as addresses call them, and their arrays at full size: the image first, then the maps over it."""
     layout = output.layout
-    return dict(zip(words_of(output), layout.finest, strict=True))
+    return dict(zip(layer_names(output), layout.finest, strict=True))
 
 
-def words_of(output: Output) -> Iterator[str]:
+def layer_names(output: Output) -> Iterator[str]:
     layout = output.layout
     yield "image"
     if layout.label is not None:
@@ -190,9 +190,9 @@ def words_of(output: Output) -> Iterator[str]:
         yield ROI.name
 
 
-def entries_of(output: Output, word: str) -> Entries:
+def entries_of(output: Output, layer: str) -> Entries:
     """Names and colours of the values of a map; empty: they have none."""
-    if word == ROI.name and output.layout.roi is not None:
+    if layer == ROI.name and output.layout.roi is not None:
         return ROI.entries
     return output.layout.label.entries if output.layout.label is not None else ()
 

@@ -7,7 +7,7 @@ from mpi4py import MPI
 import engine
 from engine.api.call import Stopped
 from engine.storage.output import Output
-from engine.viewing.estimate import estimate_of
+from engine.viewing.live_picture import live_picture_of
 
 
 def test_the_picture_is_the_same_from_any_number_of_ranks(ranks, tmp_path_factory):
@@ -19,7 +19,7 @@ def test_the_picture_is_the_same_from_any_number_of_ranks(ranks, tmp_path_factor
             pipe(out=folder / f"{name}.zarr", live=0, progress=False, comm=comm, on_level=lambda level, *_: True)
         ranks.barrier()
         live = Output(folder / f"{name}.zarr").live
-        picture = estimate_of(live.parts(), ())
+        picture = live_picture_of(live.parts(), ())
         assert picture.level == 1
         assert len(live.ranks(9)) <= comm.size
         pictures.append(picture.pixels)

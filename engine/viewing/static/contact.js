@@ -51,7 +51,7 @@ export class Contact {
   pageOf(image) { return Math.floor(image / PAGE) + 1; }
 
   cell(number) {
-    const link = Object.assign(document.createElement("a"), { href: `#image=${number}${this.map ? `&map=${this.map.name}&opacity=${this.map.opacity}` : ""}` });
+    const link = Object.assign(document.createElement("a"), { href: `#image=${number}${this.map ? `&map=${this.map.layer}&opacity=${this.map.opacity}` : ""}` });
     const pictures = document.createElement("span");
     pictures.className = "pictures";
     for (const output of this.outputs) pictures.append(this.picture(output, number));
@@ -62,15 +62,15 @@ export class Contact {
 
   picture(output, number) {
     const holder = document.createElement("span");
-    const layers = ["image", ...(this.map && output.maps.includes(this.map.name) ? [this.map.name] : [])];
-    for (const array of layers) {
+    const layers = ["image", ...(this.map && output.maps.includes(this.map.layer) ? [this.map.layer] : [])];
+    for (const layer of layers) {
       const image = new Image();
       image.loading = "lazy";
-      image.alt = array === "image" ? `Image ${number} of ${output.name}` : "";
+      image.alt = layer === "image" ? `Image ${number} of ${output.name}` : "";
       [image.height, image.width] = output.size;
-      image.fetches = () => thumbnail(output, array, number);
+      image.fetches = () => thumbnail(output, layer, number);
       image.src = image.fetches();
-      if (array !== "image") image.style.opacity = this.map.opacity;
+      if (layer !== "image") image.style.opacity = this.map.opacity;
       holder.append(image);
     }
     return holder;

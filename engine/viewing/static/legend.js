@@ -4,9 +4,9 @@ import { caption } from "./units.js";
 
 const make = (tag, text = "", className = "") => Object.assign(document.createElement(tag), { textContent: text, className });
 
-async function fill(part, pane, name) {
+async function fill(part, pane, layer) {
   try {
-    const { labels, counted, part: share } = await legendOf(pane.output.index, name, pane.image);
+    const { labels, counted, part: share } = await legendOf(pane.output.index, layer, pane.image);
     const rows = labels.map((label) => {
       const row = make("tr");
       const head = make("th");
@@ -20,7 +20,7 @@ async function fill(part, pane, name) {
     });
     const table = make("table");
     const title = make("tr");
-    title.append(make("th", name), make("td", "area, %"));
+    title.append(make("th", layer), make("td", "area, %"));
     table.append(title, ...rows);
     const missing = share < 1 ? ` of the ${(100 * share).toFixed(0)} % of the map that is there` : "";
     part.replaceChildren(table, make("p", `Counted in ${counted}${missing}.`, "small"));
@@ -30,13 +30,13 @@ async function fill(part, pane, name) {
 }
 
 // Fill the legend for every pane that has the map; call it again when the map or the image changes.
-export function showLegend(element, list, panes, name) {
-  const with_map = panes.filter((pane) => pane.output.maps.includes(name));
+export function showLegend(element, list, panes, layer) {
+  const with_map = panes.filter((pane) => pane.output.maps.includes(layer));
   element.hidden = !with_map.length;
   list.replaceChildren();
   for (const pane of with_map) {
     const title = pane.image === null ? pane.output.name : `${pane.output.name}, image ${caption(pane.output, pane.image)}`;
     if (panes.length > 1) list.append(make("h2", title));
-    fill(list.appendChild(make("div")), pane, name);
+    fill(list.appendChild(make("div")), pane, layer);
   }
 }

@@ -14,7 +14,7 @@ let outputs = [];
 let panes = [];
 let step = null;
 let contact = null;
-let map = { name: null, opacity: 0.5, shown: false };
+let map = { layer: null, opacity: 0.5, shown: false };
 let region = null;
 let selecting = false;
 let image = null; // number of the image of a set that is shown; null: an image, or the sheet
@@ -44,7 +44,7 @@ async function copy(text, what) {
 
 function remember() {
   if (!outputs.length) return;
-  const over = { map: map.shown ? map.name : null, opacity: map.opacity };
+  const over = { map: map.shown ? map.layer : null, opacity: map.opacity };
   if (contact && image === null) return address.write({ image: null, page: contact.page, ...over });
   const pane = step.leader();
   if (pane.ready) address.write({ image, ...pane.place(), ...over, select: region });
@@ -54,7 +54,7 @@ function restore() {
   const place = address.read();
   if (place.opacity) map.opacity = Math.min(Math.max(place.opacity, 0.05), 1);
   const known = outputs.some((output) => output.maps.includes(place.map));
-  setMap({ name: known ? place.map : map.name, shown: known });
+  setMap({ layer: known ? place.map : map.layer, shown: known });
   if (contact) {
     const asked = place.image !== null && place.image >= 0 && place.image < contact.count && Number.isInteger(place.image);
     if (asked) open(place.image);
@@ -85,10 +85,10 @@ function makePanes() {
 
 function setMap(change) {
   map = { ...map, ...change };
-  const over = map.shown ? { name: map.name, opacity: map.opacity } : null;
+  const over = map.shown ? { layer: map.layer, opacity: map.opacity } : null;
   byId("map").setAttribute("aria-pressed", String(map.shown));
   byId("opacity").value = Math.round(100 * map.opacity);
-  byId("which").value = map.name;
+  byId("which").value = map.layer;
   panes.forEach((pane) => pane.whenReady(() => pane.setMap(over)));
   if (contact && image === null && !contact.element.hidden) contact.show(contact.page, over);
   else if (contact) contact.map = over;
@@ -98,10 +98,10 @@ function setMap(change) {
 let listed = "";
 function legend() {
   const on_sheet = contact && image === null;
-  const key = map.shown && !on_sheet ? `${map.name} ${image} ${outputs.map((output) => output.state.stored)}` : "";
+  const key = map.shown && !on_sheet ? `${map.layer} ${image} ${outputs.map((output) => output.state.stored)}` : "";
   if (key === listed) return;
   listed = key;
-  if (key) showLegend(byId("legend"), byId("legends"), panes, map.name);
+  if (key) showLegend(byId("legend"), byId("legends"), panes, map.layer);
   else byId("legend").hidden = true;
 }
 
@@ -195,8 +195,8 @@ function setSelecting(on) {
 const each = (call) => () => { call(step.leader()); };
 const viewing = (call) => (shift) => (contact && image === null ? false : call(shift));
 const link = () => { remember(); copy(location.href, "address"); };
-const toggleMap = () => { if (map.name) { setMap({ shown: !map.shown }); remember(); } };
-const fade = (by) => { if (map.name) { setMap({ shown: true, opacity: Math.min(Math.max(Number((map.opacity + by).toFixed(2)), 0.05), 1) }); remember(); } };
+const toggleMap = () => { if (map.layer) { setMap({ shown: !map.shown }); remember(); } };
+const fade = (by) => { if (map.layer) { setMap({ shown: true, opacity: Math.min(Math.max(Number((map.opacity + by).toFixed(2)), 0.05), 1) }); remember(); } };
 const back = () => { if (!contact || image === null) return false; showSheet(contact.pageOf(image)); return remember(); };
 const move = (y, x) => viewing((shift) => step.leader().moveBy(y * (shift ? 1 : MOVE), x * (shift ? 1 : MOVE)));
 
@@ -210,7 +210,7 @@ function wire() {
   for (const [id, call] of Object.entries(tools)) byId(id).addEventListener("click", call);
   byId("opacity").addEventListener("input", () => setMap({ shown: true, opacity: byId("opacity").value / 100 }));
   byId("opacity").addEventListener("change", remember);
-  byId("which").addEventListener("change", () => { setMap({ shown: true, name: byId("which").value }); remember(); });
+  byId("which").addEventListener("change", () => { setMap({ shown: true, layer: byId("which").value }); remember(); });
   onKeys({
     ArrowUp: move(-1, 0), ArrowDown: move(1, 0), ArrowLeft: move(0, -1), ArrowRight: move(0, 1),
     "+": viewing(tools.in), "=": viewing(tools.in), "-": viewing(tools.out), _: viewing(tools.out),
@@ -229,7 +229,7 @@ async function start() {
   if (new Set(outputs.map((output) => output.kind)).size > 1) throw new Error("an image and a set of images cannot be shown side by side");
   const names = [...new Set(outputs.flatMap((output) => output.maps))];
   byId("maps").hidden = !names.length;
-  map.name = names[0] || null;
+  map.layer = names[0] || null;
   byId("which").replaceChildren(...names.map((name) => new Option(name, name)));
   byId("which").hidden = names.length < 2;
   byId("legend").open = innerWidth >= 700;

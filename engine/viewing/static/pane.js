@@ -11,8 +11,8 @@ export class Pane {
   constructor(stage, output, titled) {
     this.output = output;
     this.image = output.kind === "set" ? 0 : null;
-    this.map = null; // {name, opacity} of what lies over the image
-    this.layer = null; // the map's TiledImage
+    this.map = null; // {layer, opacity} of what lies over the image
+    this.overlay = null; // the map's TiledImage
     this.region = null; // [y0, y1, x0, x1]
     this.box = null; // its element
     this.fetching = 0; // TiledImages that are fetched anew
@@ -160,7 +160,7 @@ export class Pane {
     const place = this.ready ? this.place() : null;
     this.image = image;
     this.entitle();
-    this.layer = null;
+    this.overlay = null;
     this.fetching = 0;
     this.viewer.addOnceHandler("open", () => {
       if (place) this.go(place);
@@ -171,24 +171,24 @@ export class Pane {
   }
 
   setMap(map) {
-    this.map = map && this.output.maps.includes(map.name) ? map : null;
-    if (this.layer && (!this.map || this.layer.name !== this.map.name)) {
-      if (this.layer.item) this.viewer.world.removeItem(this.layer.item);
-      this.layer.gone = true;
-      this.layer = null;
+    this.map = map && this.output.maps.includes(map.layer) ? map : null;
+    if (this.overlay && (!this.map || this.overlay.layer !== this.map.layer)) {
+      if (this.overlay.item) this.viewer.world.removeItem(this.overlay.item);
+      this.overlay.gone = true;
+      this.overlay = null;
     }
     if (!this.map) return;
-    if (this.layer) {
-      this.layer.item?.setOpacity(this.map.opacity);
+    if (this.overlay) {
+      this.overlay.item?.setOpacity(this.map.opacity);
       return;
     }
-    const layer = { name: this.map.name, item: null, gone: false };
-    this.layer = layer;
+    const overlay = { layer: this.map.layer, item: null, gone: false };
+    this.overlay = overlay;
     this.viewer.addTiledImage({
-      tileSource: tileSource(this.output, this.map.name, this.image), opacity: this.map.opacity,
+      tileSource: tileSource(this.output, this.map.layer, this.image), opacity: this.map.opacity,
       success: ({ item }) => {
-        if (layer.gone) this.viewer.world.removeItem(item);
-        layer.item = item;
+        if (overlay.gone) this.viewer.world.removeItem(item);
+        overlay.item = item;
         item.setOpacity(this.map?.opacity ?? 0);
       },
     });
@@ -213,13 +213,13 @@ export class Pane {
     this.output.turn = (this.output.turn || 0) + 1;
     this.outline();
     this.renew(this.item, "image", 1, () => {});
-    const { layer } = this;
-    if (layer?.item && this.stored !== output.state.stored) this.renew(layer.item, layer.name, this.map.opacity, (item) => { layer.item = item; });
+    const { overlay } = this;
+    if (overlay?.item && this.stored !== output.state.stored) this.renew(overlay.item, overlay.layer, this.map.opacity, (item) => { overlay.item = item; });
     this.stored = output.state.stored;
   }
 
   // Put a new TiledImage in the place of an old one, once it is whole: its coarse tiles would cover sharp ones.
-  renew(old, array, opacity, renewed) {
+  renew(old, layer, opacity, renewed) {
     const { world } = this.viewer;
     this.fetching += 1;
     const swap = (item) => {
@@ -232,7 +232,7 @@ export class Pane {
       this.refresh(again);
     };
     this.viewer.addTiledImage({
-      tileSource: tileSource(this.output, array, this.image), index: world.getIndexOfItem(old) + 1, opacity: 0, preload: true,
+      tileSource: tileSource(this.output, layer, this.image), index: world.getIndexOfItem(old) + 1, opacity: 0, preload: true,
       success: ({ item }) => {
         const whole = (event) => {
           if (!event.fullyLoaded) return;

@@ -22,7 +22,7 @@ LOST = 15.0  # seconds without a word, beside three pauses, after which the run 
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class LivePicture:
     """The picture of what is sampled so far.
 
     Args:
@@ -50,17 +50,17 @@ class Estimate:
         return np.asarray(shown.resize((box.width, box.height), Image.Resampling.BILINEAR, box=part))
 
 
-def estimate_of(parts: Iterable[PicturePart], stamp: Stamps) -> Estimate | None:
+def live_picture_of(parts: Iterable[PicturePart], stamp: Stamps) -> LivePicture | None:
     """The picture that the ranks' parts make, those of one job; None: there are none."""
     whole = None
     for part in parts:
         if whole is None:
             pixels = np.zeros((*part.grid.shape, 4), np.uint8)
-            whole = Estimate(part.grid, part.factor, part.level, pixels, stamp)
+            whole = LivePicture(part.grid, part.factor, part.level, pixels, stamp)
         if (part.grid, part.factor) == (whole.grid, whole.factor):
             here = whole.pixels[part.top : part.top + len(part.pixels)]
             here[...] = np.where(part.pixels[..., 3:] > 0, part.pixels, here)
-            whole = Estimate(whole.grid, whole.factor, min(whole.level, part.level), whole.pixels, stamp)
+            whole = LivePicture(whole.grid, whole.factor, min(whole.level, part.level), whole.pixels, stamp)
     return whole
 
 
@@ -70,7 +70,7 @@ class LiveWatch:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.looked = -AGE
-        self.picture: Estimate | None = None
+        self.picture: LivePicture | None = None
         self.facts: dict[str, Any] | None = None
         self.heard: tuple[Stamps, float] = ((), 0.0)  # what there was to hear, and since when
 
@@ -82,7 +82,7 @@ class LiveWatch:
                 return
             stamp = files.stamps(".npz")
             if stamp != (self.picture.stamp if self.picture else ()):
-                self.picture = estimate_of(files.parts(), stamp)
+                self.picture = live_picture_of(files.parts(), stamp)
             said = files.stamps("status.json")
             if said != self.heard[0]:
                 self.heard = said, now
