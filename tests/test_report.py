@@ -242,6 +242,7 @@ def evaluation():
             Measure("distances", "FID", 34.211, "lower", reference=9.87, says="Of the <features>."),
             Measure("distances", "KID", -0.0123, "lower", error=0.002, unit="e-3", label="carcinoma"),
             Measure("seams", "windows", float("nan"), "one"),
+            Measure("nuclei", "area", 30.0, reference=31.0),
             Measure("seams", "<script>alert(1)</script>", 123456.0, "one", reference=float("nan")),
         ),
         tables=(
@@ -252,6 +253,7 @@ def evaluation():
             Neighbour("crop 1", "tile 7", 0.5, png(10), png(200)),
             Neighbour("crop 2", "tile 3", 0.25, png(30), "no picture"),
         ),
+        warnings=("fid: <few> crops; pass `crops` N",),
         version="0.1.0",
         seconds=71.0,
     )
@@ -284,6 +286,8 @@ def test_measures_tables_and_neighbours_are_shown(image, measured):
         "34.21",
         "9.87",
         "lower is better",
+        "best as the reference",
+        "Note. fid: <few> crops; pass --crops N.",
         "Of the <features>.",
         "KID, carcinoma",
         "\N{MINUS SIGN}0.0123 ± 0.002",

@@ -60,11 +60,17 @@ class Evaluator:
         self.made: dict[str, tuple[Features, Features | None]] = {}
         self.trial: tuple[int, bool] | None = None  # number of the extractor's features, and whether it has logits
         self.left_out: dict[str, str] = {}  # why, by name
+        self.warnings: list[str] = []
 
     def leave_out(self, name: str, why: str) -> None:
         """Keep that something cannot be measured, and say so."""
         self.left_out[name] = why
         self.tell(f"left out: {name}: {why}")
+
+    def warn(self, line: str) -> None:
+        """Keep what is to be known before numbers are believed, and say so."""
+        self.warnings.append(line)
+        self.tell(f"warning: {line}")
 
     def crops(self, role: str) -> Crops:
         crops = self.sets[role].crops
@@ -214,6 +220,7 @@ def evaluate(
         tables=tuple(result for result in results if isinstance(result, Table)),
         neighbours=tuple(result for result in results if isinstance(result, Neighbour)),
         left_out=dict(evaluator.left_out),
+        warnings=tuple(evaluator.warnings),
         version=__version__,
         seconds=time.monotonic() - began,
     )
