@@ -261,8 +261,12 @@ def lines_of(provenance: dict[str, Any], frames: Frames, image: int = 0, levels:
 
 
 def window_lines(provenance: dict[str, Any], frames: Frames, image: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of the windows of the last levels: of their cores, or of random windows where these begin."""
+    """The edges of the windows of the last levels: of their cores, or of random windows where these begin.
+
+    Levels share windows where the job has ``hold``: ``benchmarks.held`` makes such images, as planes do theirs.
+    """
     job, last = provenance["job"], provenance["levels"]
+    hold = job.get("hold", 1)
     inverted = last // 2 if job.get("start") == "inverted" else 0  # levels that lead to noise come first
     rows, columns = [], []
     for level in range(max(last - levels, inverted), last):
@@ -271,7 +275,7 @@ def window_lines(provenance: dict[str, Any], frames: Frames, image: int, levels:
             frames.frame,
             frames.patch,
             job["seed"],
-            level,
+            level - level % hold,
             stride=job.get("stride") or frames.patch,
             weights=job["weights"],
             image=image,
