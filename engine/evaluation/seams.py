@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import AgreedError, Ranks
 from engine.evaluation.crops import share
 from engine.evaluation.measures import Measure
 from engine.evaluation.plane_seams import lines_of_plane, region_of_plane
@@ -39,7 +39,7 @@ def seam_measures(ranks: Ranks, path: Path) -> list[Measure]:
     Of a plane it is the largest region that was asked for at once.
 
     Raises:
-        AgreedError: there is no finished output, or its windows are not known any more.
+        AgreedError: there is no finished output, its windows are not known any more, or no line can be scored.
     """
     output = ranks.agree(lambda: finished_output(path))
     frames = ranks.on_root(lambda: frames_of(output))
@@ -49,7 +49,10 @@ def seam_measures(ranks: Ranks, path: Path) -> list[Measure]:
         scores = scores_of_plane(ranks, output, output.layout)
     else:
         scores = scores_of_image(ranks, output, frames)
-    return [measure for kind, sums in scores.items() for measure in measures_of(kind, *sums)]
+    measures = [measure for kind, sums in scores.items() for measure in measures_of(kind, *sums)]
+    if not measures:
+        raise AgreedError(f"no line of {path} can be scored: it has none, or no pixel beside one differs from the next")
+    return measures
 
 
 def measures_of(kind: str, count: float, on: float, others: float, mean: float, square: float) -> list[Measure]:
