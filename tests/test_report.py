@@ -22,7 +22,7 @@ from engine.evaluation.measures import Evaluation, Measure, Neighbour, Table
 from engine.reporting import pictures, views
 from engine.reporting.page import write_report
 from engine.reporting.times import rank_bars, times_of
-from engine.storage.output import Output
+from engine.storage.output import Output, output_to_read
 from engine.storage.run_times import kept_times, times_file
 
 pytestmark = pytest.mark.runs
@@ -185,6 +185,27 @@ def test_an_output_without_times_of_ranks_is_reported_all_the_same(image, tmp_pa
     shutil.copytree(image, copy)
     times_file(copy).write_text("{torn")
     assert "The output keeps no times by level and by rank." in page_of(copy)
+
+
+def test_evaluations_of_a_planes_requests_are_counted_and_its_report_makes_it_again(tiny_model, tmp_path, monkeypatch):
+    plane, job = tmp_path / "plane.zarr", ("--model", tiny_model, *SMALL[:-2], "--label", 1, "--guidance", 1)
+    log, regions = tmp_path / "log.jsonl", ("-20:70,0:80", "0:60,80:100")
+    for ranks, region in zip((2, 1), regions, strict=True):
+        asked = ("--plane", plane, f"--region={region}", "--json-log", log)
+        assert launch(ranks, *job, *asked).returncode == 0
+    made = [json.loads(line) for line in log.read_text().splitlines()]
+    times = times_of(output_to_read(plane))
+    assert (times.runs, [(one.stage, one.levels) for one in times.counts]) == (2, [("image", 4)])
+    assert times.counts[0].planned == times.counts[0].made == sum(line.get("evaluations", 0) for line in made)
+    page = page_of(plane)
+    assert "of 2 runs one after the other" in page
+    command, lines = listings(page)
+    assert command.startswith(f"for region in {' '.join(regions)}; do\nslidefield sample")
+    assert "--size" not in page
+    monkeypatch.chdir(tmp_path)
+    plane.rename(tmp_path / "first.zarr")
+    exec(compile(lines, "report", "exec"), {})
+    assert sha(plane) == sha(tmp_path / "first.zarr")
 
 
 def test_of_many_ranks_some_are_drawn():

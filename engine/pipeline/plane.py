@@ -47,6 +47,7 @@ from engine.storage.metadata import keep_metadata
 from engine.storage.output import Output, output_to_read, provenance_of
 from engine.storage.plane_layout import PlaneLayout, is_there, label_plane, request_of
 from engine.storage.plane_levels import KnownWindows
+from engine.storage.run_times import join_times
 
 SHARD = 512  # px; most of a request's own shards: what it decodes of them beyond its region is lost
 OF_REQUESTS = (
@@ -430,6 +431,7 @@ def finish_next(request: PlaneRequest, output: Output, kept: KeptLevels) -> None
         if (private / name).exists():
             os.link(private / name, new / name)
     kept.note(new / "known.json")
+    join_times(building, (plane, Path(request.prepared.options.out)))
     keep_metadata(building)
     sync_tree(building)
     old = old_of(plane)
