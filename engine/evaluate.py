@@ -188,8 +188,11 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
 def names_of(evaluator: Evaluator, args: argparse.Namespace) -> list[str]:
     """Names of the metrics to take; none where statistics alone are asked for. Collective."""
     from engine.evaluation.call import parts_of
+    from engine.evaluation.cautions import too_few
 
     if args.statistics is not None and args.metrics is None and args.real is None and args.json is None:
+        if line := too_few(evaluator, "fid"):
+            evaluator.warn(line)
         return []
     return parts_of(evaluator, args.metrics)
 

@@ -297,10 +297,12 @@ def test_values_that_are_none_and_files_that_are_no_evaluation(folders: dict[str
     values = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     values[3, 2] = np.nan
     np.save(tmp_path / "bad.npy", values)
-    done = evaluate(2, tmp_path / "bad.npy", "--real", folders["real"])
-    assert done.returncode == 1
-    assert "not finite" in done.stderr
-    assert "row 3" in done.stderr
+    said = refused(folders["real"], "--real", tmp_path / "bad.npy", "--features", FUNCTION)
+    assert "bad.npy holds values that are not finite, in row 3;" in said
+    np.save(tmp_path / "none.npy", values[:0])
+    said = refused(tmp_path / "none.npy", "--real", folders["real"])
+    assert said.endswith("none.npy holds no values (its shape is (0, 6)); pass an array of rows")
+    assert said.count("none.npy") == 1
     (tmp_path / "other.json").write_text(json.dumps({"measures": []}))
     with pytest.raises(ValueError, match="is no evaluation"):
         read_evaluation(tmp_path / "other.json")

@@ -308,6 +308,7 @@ def test_measures_tables_and_neighbours_are_shown(image, measured):
         "9.87",
         "lower is better",
         "best as the reference",
+        "Note. These are measures of a.zarr, and this report is of image.zarr.",
         "Note. fid: <few> crops; pass --crops N.",
         "Of the <features>.",
         "KID, carcinoma",

@@ -56,7 +56,7 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
     if not names:
         if "reference" not in evaluator.sets:
             raise AgreedError("nothing can be measured; pass `real`, images to compare with")
-        raise AgreedError("nothing can be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
+        raise AgreedError(f"nothing can be measured: {next(iter(evaluator.left_out.values()))}")
     check_used(evaluator.settings, names)
     for line in cautions_of(evaluator, names):
         evaluator.warn(line)
@@ -78,7 +78,14 @@ def check_used(settings: Settings, names: Sequence[str]) -> None:
 
 
 def evaluate_parts(evaluator: Evaluator, names: Sequence[str], asked: Sequence[str] | None) -> Evaluation:
-    """Take measures. Collective; the same on every rank."""
+    """Take measures. Collective; the same on every rank.
+
+    Raises:
+        AgreedError: features in a file are not finite, before any are made of images; or as of ``evaluate``.
+    """
+    for role, given in evaluator.sets.items():
+        if given.rows is not None:
+            evaluator.features(role)
     return evaluate(evaluator, PARTS, names, asked)
 
 

@@ -37,7 +37,7 @@ def too_few(evaluator: Evaluator, name: str) -> str:
     if name == "fid" and counts:
         dimensions = evaluator.dimensions("generated")
         least, why = CROPS_PER_FEATURE * dimensions, f"{CROPS_PER_FEATURE} a feature"
-        if evaluator.settings.few and min(counts.values()) <= dimensions:
+        if min(counts.values()) <= dimensions:
             why += f"; with less than {dimensions + 1} it has no full rank"
         effect = "it comes out too large, and is comparable at equal numbers of crops alone"
     else:
@@ -81,4 +81,5 @@ def assumed_sizes(sets: dict[str, Given]) -> Iterator[str]:
     assumed = "of all sets" if known is None else f"that of {known.source.path}, {known.pixel_size_um:g} um"
     paths = " and ".join(dict.fromkeys(str(images[role].source.path) for role in unknown))
     stated = ",".join(f"{ARGUMENTS[role]}=UM" for role in unknown)
-    yield f"{paths} says no pixel size, which is taken to be {assumed}; state it with `pixel_size_of` {stated}"
+    verb = "says" if len(unknown) == 1 else "say"
+    yield f"{paths} {verb} no pixel size, which is taken to be {assumed}; state it with `pixel_size_of` {stated}"

@@ -123,9 +123,9 @@ def crops_of(
     small = np.flatnonzero((sizes < span).any(1))
     if len(small):
         h, w = map(int, sizes[small[0]])
-        raise ValueError(
-            f"{source.named(int(small[0]))} is {h} x {w} px, smaller than a crop of {span} px; choose a smaller `crop`"
-        )
+        name = source.named(int(small[0]))
+        where = name if str(source.path) in name else f"{source.path}: {name}"
+        raise ValueError(f"{where} is {h} x {w} px, smaller than a crop of {span} px; choose a smaller `crop`")
     places = on_grid(sizes, span) if count is None else drawn(sizes, span, count, seed)
     return Crops(source, places, side, scale, grey, stated_um)
 

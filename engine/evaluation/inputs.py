@@ -45,7 +45,7 @@ class Given:
         Raises:
             ValueError: it holds something else.
         """
-        rows = read_rows(self.path, f"{OPTIONS[self.role]} {self.path}")
+        rows = read_rows(self.path, OPTIONS[self.role])
         if len(rows.shape) != 2 or rows.dtype.kind != "f":
             raise ValueError(
                 f"{self.path} holds {rows.dtype} of shape {tuple(rows.shape)}; expected features (n, D), floating-point"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -87,8 +88,12 @@ class Evaluated:
     warnings: Sequence[str]
 
 
-def evaluated(evaluation: Evaluation) -> Evaluated:
-    """An evaluation as it is shown."""
+def evaluated(evaluation: Evaluation, name: str) -> Evaluated:
+    """An evaluation as it is shown.
+
+    Args:
+        name: Of the output that is reported; that the evaluation is of another is among the warnings.
+    """
     parts: list[Measure | Table] = [*evaluation.measures, *evaluation.tables]
     groups = [group_of(evaluation, name) for name in dict.fromkeys(part.group for part in parts)]
     nearest = sorted(evaluation.neighbours, key=lambda one: (math.isnan(one.distance), one.distance))[:MOST_PAIRS]
@@ -100,9 +105,10 @@ def evaluated(evaluation: Evaluation) -> Evaluated:
         )
         for one in nearest
     ]
-    return Evaluated(
-        groups, pairs, len(evaluation.neighbours), settings_of(evaluation), list(map(as_flags, evaluation.warnings))
-    )
+    of = Path(str(evaluation.generated.get("path", name))).name
+    another = [f"These are measures of {of}, and this report is of {name}"] if of != name else []
+    warnings = [*another, *map(as_flags, evaluation.warnings)]
+    return Evaluated(groups, pairs, len(evaluation.neighbours), settings_of(evaluation), warnings)
 
 
 def group_of(evaluation: Evaluation, name: str) -> Group:
