@@ -1,7 +1,8 @@
 """``python -m benchmarks.covers TILES [-- OPTIONS]``: does one evaluation a latent cost quality?
 
 The three covers, each at two numbers of levels and with several seeds: shifted windows (1.0 a latent), random ones as
-DiffInfinite's (2.2) and strided ones as Large-Image-Diffusion's (16, a quarter of a window apart). All of a seed have
+DiffInfinite's (2.2) and strided ones as Large-Image-Diffusion's (16, a quarter of a window apart); and ``held-3``, the
+shifted windows that three levels share, as those of a plane do (``held-1`` is the shifted cover). All of a seed have
 the same noise and the same label map, so that covers are compared in pairs. Every output is judged beside the tiles by
 ``engine.evaluate``; means over the seeds and their standard errors stand beside evaluations and seconds, and so do the
 differences from the first cover. What comes after ``--`` is for ``engine.sample``, such as ``--labels MAP.png``.
@@ -33,7 +34,9 @@ from engine.models.card import read_card
 from engine.planning.names import COVERS
 from engine.storage.output import provenance_of
 
+HELD = "held-"  # and how many levels share a lattice
 WANTED = ("seams", "realism", "fid")  # of the metrics that there are
+EVERY = (*COVERS, f"{HELD}3")
 SHOWN = r"^seams: windows of the last|over halves$|Frechet|FID"  # measures that are drawn, and are in the table
 
 
@@ -76,9 +79,11 @@ def result_of(case: Case, args: argparse.Namespace, folder: Path, options: Seque
     """Sample an output and judge it, or read what an earlier command left."""
     out, log, judged = (folder / f"{case.name}{end}" for end in (".zarr", ".jsonl", ".json"))
     stride = ("--stride", args.stride or read_card(args.model).patch // 4) if case.cover == "strided" else ()
-    sampling = ("--model", args.model, "--size", args.size, "--cover", case.cover, *stride, "--steps", case.levels)
+    cover = "shifted" if case.cover.startswith(HELD) else case.cover
+    sampling = ("--model", args.model, "--size", args.size, "--cover", cover, *stride, "--steps", case.levels)
     sampling = (*sampling, "--seed", case.seed, "--preview", "none", "--json-log", log, "--out", out, *options)
-    start(args.ranks, "engine.sample", *sampling)
+    held = ("benchmarks.held", case.cover.removeprefix(HELD)) if case.cover.startswith(HELD) else ("engine.sample",)
+    start(args.ranks, *held, *sampling)
     if not judged.exists():
         judging = ("--metrics", ",".join(args.metrics), "--few", "--crop", args.crop, "--features", args.features)
         start(args.ranks, "engine.evaluate", out, "--real", args.tiles, *judging, "--json", judged)
@@ -235,6 +240,21 @@ def with_error(value: Mapping[str, float | None]) -> str:
     return f"{mean} ({difference})"
 
 
+def covers(text: str) -> tuple[str, ...]:
+    """Names of covers, for argparse.
+
+    >>> covers("shifted,held-5")
+    ('shifted', 'held-5')
+    """
+    names = comma_separated(text)
+    unknown = next(
+        (name for name in names if name not in COVERS and not re.fullmatch(f"{HELD}[1-9][0-9]*", name)), None
+    )
+    if unknown is not None:
+        raise argparse.ArgumentTypeError(f"{unknown} is no cover; known: {', '.join(COVERS)} and {HELD}N")
+    return names
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m benchmarks.covers", usage="%(prog)s TILES [-- OPTIONS]", description=__doc__
@@ -244,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--model", default="embedded")
     top.add_argument("--size", default="1024x1024", help="of an image (default: 1024x1024)")
     top.add_argument(
-        "--covers", type=comma_separated, default=COVERS, help="(default: all; the first is compared with)"
+        "--covers", type=covers, default=EVERY, help=f"(default: {','.join(EVERY)}; the first is compared with)"
     )
     top.add_argument("--levels", type=numbers, default=(25, 50), help="(default: 25,50)")
     top.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")

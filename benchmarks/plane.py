@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.held import sample_held
 from benchmarks.report import report
 from benchmarks.scaling import sleep_until
 from engine.command_line import comma_separated
@@ -165,20 +166,6 @@ def counted(ranks: Ranks, card: ModelCard, args: argparse.Namespace, folder: Pat
     return rows
 
 
-@dataclass(frozen=True)
-class Held(Prepared):
-    """An ordinary image whose lattices are held as a plane's are.
-
-    Args:
-        hold: Levels that share a lattice.
-    """
-
-    hold: int = 1
-
-    def cover_level(self, level: int) -> int:
-        return lattice_level(level, len(self.timesteps), self.hold)
-
-
 def seams(ranks: Ranks, card: ModelCard, args: argparse.Namespace, folder: Path) -> list[Row]:
     """The seam score by ``hold``, all seeds together; and a difference line by line at the last lattice that was held.
 
@@ -217,10 +204,7 @@ def seams_of(ranks: Ranks, args: argparse.Namespace, folder: Path, hold: int, se
     keeps for all of its levels. Collective.
     """
     out = folder / f"seams-{hold}-{seed}.zarr"
-    job, options = parse(common(args, *args.options, "--size", args.size, "--seed", seed, "--out", out))
-    prepared = ranks.on_root(lambda: prepare(job, options, ranks.size, ranks.local_size))
-    if prepared.state != "finished":
-        run(ranks, Held(**{field.name: getattr(prepared, field.name) for field in fields(Prepared)}, hold=hold))
+    sample_held(ranks, common(args, *args.options, "--size", args.size, "--seed", seed, "--out", out), hold)
     output = ranks.agree(lambda: Output(out))
     frames, count = frames_of(output), output.provenance["levels"]
     drawn = [
@@ -246,7 +230,8 @@ def seams_of(ranks: Ranks, args: argparse.Namespace, folder: Path, hold: int, se
 def held_lines(output: Output, frames: Frames, level: int, hold: int) -> tuple[np.ndarray, np.ndarray]:
     """The edges of the windows of a level, whose lattice is held."""
     drawn = lattice_level(level, output.provenance["levels"], hold)
-    return window_lines({**output.provenance, "levels": drawn + 1}, frames, 0, 1)
+    provenance = {**output.provenance, "job": {**output.provenance["job"], "hold": 1}, "levels": drawn + 1}
+    return window_lines(provenance, frames, 0, 1)
 
 
 def compared_times(ranks: Ranks, card: ModelCard, args: argparse.Namespace, folder: Path) -> list[Row]:

@@ -61,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     images("--seed", type=seed, default=0, metavar="N", help="of what is drawn (default: 0)")
     text = "resample slides and outputs to pixels of so many micrometres (default: as they are)"
     images("--pixel-size", type=positive(float), metavar="UM", help=text)
+    text = "um, of sets that do not say their pixel size (generated, real, train), with commas"
+    images("--pixel-size-of", type=pixel_sizes, default={}, metavar="SET=UM", help=text)
     images("--grey", action="store_true", help="compare in grey")
     features = top.add_argument_group("features").add_argument
     text = "embedded, a file of Inception's weights, a folder with a network, or a function (default: embedded)"
@@ -106,6 +108,21 @@ def metrics(text: str) -> tuple[str, ...]:
         near = did_you_mean(unknown or "", METRICS) if unknown else ""
         raise argparse.ArgumentTypeError(f"{text}: {near or 'known: ' + ', '.join(METRICS)}")
     return names
+
+
+def pixel_sizes(text: str) -> dict[str, float]:
+    """Pixel sizes by set, for argparse.
+
+    >>> pixel_sizes("real=0.5,train=0.25")
+    {'real': 0.5, 'train': 0.25}
+    """
+    sizes: dict[str, float] = {}
+    for part in comma_separated(text):
+        name, equals, value = part.partition("=")
+        if name not in SETS.values() or not equals or name in sizes:
+            raise argparse.ArgumentTypeError(f"{text}: expected each of {', '.join(SETS.values())} once, as real=0.5")
+        sizes[name] = positive(float)(value)
+    return sizes
 
 
 def label(text: str) -> int:
@@ -171,8 +188,11 @@ def run(ranks: Ranks, arguments: list[str]) -> int:
 def names_of(evaluator: Evaluator, args: argparse.Namespace) -> list[str]:
     """Names of the metrics to take; none where statistics alone are asked for. Collective."""
     from engine.evaluation.call import parts_of
+    from engine.evaluation.cautions import too_few
 
     if args.statistics is not None and args.metrics is None and args.real is None and args.json is None:
+        if line := too_few(evaluator, "fid"):
+            evaluator.warn(line)
         return []
     return parts_of(evaluator, args.metrics)
 
@@ -239,7 +259,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from engine.evaluation.inputs import Cropping
     from engine.evaluation.run import Settings
 
-    cropping = Cropping(args.crop, args.crops, args.seed, args.pixel_size, args.grey)
+    cropping = Cropping(args.crop, args.crops, args.seed, args.pixel_size, args.grey, args.pixel_size_of)
     names = ("steps", "repeats", "batch_size", "device", "expert", "lpips", "scheduler")
     others = {name: getattr(args, name) for name in names}
     others["ignored"] = args.ignore_label
@@ -253,12 +273,12 @@ def tell(ranks: Ranks, line: str) -> None:
 
 
 def say(evaluation: Evaluation, path: Path | None, markdown: bool) -> None:
-    """Print the measures, and write them."""
-    print(evaluation.as_markdown() if markdown else evaluation.as_text(), flush=True)
+    """Write the measures, and print them: nobody who listens no more loses the file."""
     if path is not None:
         from engine.storage.files import write_json
 
         write_json(path, evaluation.as_json())
+    print(evaluation.as_markdown() if markdown else evaluation.as_text(), flush=True)
 
 
 if __name__ == "__main__":

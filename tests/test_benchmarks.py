@@ -351,11 +351,22 @@ def test_covers_runs_and_counts_what_each_cover_takes(tiny_model, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4):
         Image.fromarray(rng.integers(0, 256, (128, 128, 3)).astype(np.uint8)).save(tmp_path / f"t{i}.png")
-    sizes = ("--model", tiny_model, "--size", "256x192", "--levels", 1, "--seeds", 1, "--ranks", 1)
-    judged = ("--covers", "shifted,strided", "--metrics", "fid", "--features", "evaluation_sets:moments", "--crop", 64)
+    sizes = ("--model", tiny_model, "--size", "256x192", "--levels", 2, "--seeds", 1, "--ranks", 1)
+    judged = (
+        "--covers",
+        "shifted,strided,held-3",
+        "--metrics",
+        "fid,seams",
+        "--features",
+        "evaluation_sets:moments",
+        "--crop",
+        64,
+    )
     files = ("--plot", tmp_path / "p.png", "--json", tmp_path / "r.json")
     text = bench("covers", tmp_path, *sizes, *judged, *files, "--", "--label", 1, "--shard", 256, "--chunk", 128)
-    shifted, strided = json.loads((tmp_path / "r.json").read_text())["measured"]
+    shifted, strided, held = json.loads((tmp_path / "r.json").read_text())["measured"]
+    lines = "seams: windows of the last 5 levels"
+    assert held["measures"][lines] != shifted["measures"][lines], "one lattice for both levels"
     assert strided["evaluations"] > 2 * shifted["evaluations"]
     assert strided["windows a latent"] > 2 * shifted["windows a latent"]
     distances = [row["measures"]["distances of features: Frechet distance"] for row in (shifted, strided)]

@@ -297,10 +297,12 @@ def test_values_that_are_none_and_files_that_are_no_evaluation(folders: dict[str
     values = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     values[3, 2] = np.nan
     np.save(tmp_path / "bad.npy", values)
-    done = evaluate(2, tmp_path / "bad.npy", "--real", folders["real"])
-    assert done.returncode == 1
-    assert "not finite" in done.stderr
-    assert "row 3" in done.stderr
+    said = refused(folders["real"], "--real", tmp_path / "bad.npy", "--features", FUNCTION)
+    assert "bad.npy holds values that are not finite, in row 3;" in said
+    np.save(tmp_path / "none.npy", values[:0])
+    said = refused(tmp_path / "none.npy", "--real", folders["real"])
+    assert said.endswith("none.npy holds no values (its shape is (0, 6)); pass an array of rows")
+    assert said.count("none.npy") == 1
     (tmp_path / "other.json").write_text(json.dumps({"measures": []}))
     with pytest.raises(ValueError, match="is no evaluation"):
         read_evaluation(tmp_path / "other.json")
@@ -450,3 +452,51 @@ def test_edited_evaluations_are_refused(folders: dict[str, Path], tmp_path: Path
         file.write_text(json.dumps(good | {"measures": [good["measures"][0] | edit]}))
         with pytest.raises(ValueError, match="is a damaged evaluation"):
             read_evaluation(file)
+
+
+# -- what is to be known before numbers are believed --
+
+
+def warned(done: Any) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return [line.removeprefix("warning: ") for line in done.stderr.splitlines() if line.startswith("warning: ")]
+
+
+def test_few_crops_and_crops_that_overlap_are_warned_of(folders: dict[str, Path], tmp_path: Path) -> None:
+    many, file = pictures(tmp_path / "many", 31), tmp_path / "w.json"
+    sets = (many, "--real", folders["real"], "--pixel-size-of", "real=0.5,generated=0.5")
+    enough = (many, "--real", many, *sets[3:], "--metrics", "fid")
+    assert warned(evaluate(2, *enough)) == [], "5 x 6 features"
+    few, of_kernel = warned(evaluate(2, *sets, "--metrics", "fid,kid", "--json", file))
+    assert few.startswith("fid: the reference has 24 crops, below 30 (5 a feature)")
+    assert of_kernel.startswith("kid: generated has 31 and the reference has 24 crops, below 1,000")
+    assert read_evaluation(file).warnings == [few, of_kernel]
+    drawn = ("--crop", 16, "--crops", 40, "--metrics", "fid")
+    (overlap,) = warned(evaluate(1, *sets, *drawn))
+    assert overlap.startswith("--crops 40 hold of generated 0.32 times, of the reference 0.42 times the pixels")
+    lacking = warned(evaluate(1, *sets, "--crop", 16, "--crops", 6, "--metrics", "fid", "--few"))
+    assert "with less than 7 it has no full rank" in lacking[0]
+
+
+def test_a_magnification_that_is_not_known_is_said_and_may_be_stated(
+    output: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    asked = (output, "--real", folders["real"], "--crop", 32, "--metrics", "fid")
+    assumed = warned(evaluate(1, *asked))[0]
+    assert f"{folders['real']} says no pixel size, which is taken to be that of {output}" in assumed
+    assert assumed.endswith("state it with --pixel-size-of real=UM")
+    assert warned(evaluate(2, *asked, "--pixel-size-of", "real=0.5", "--json", tmp_path / "s.json"))[1:] == []
+    assert read_evaluation(tmp_path / "s.json").reference["pixel_size_um"] == 0.5
+    said = {
+        "real=0.25": "has pixels of 0.5 um and",  # of another magnification
+        "generated=0.4": "--pixel-size-of states 0.4 um and",
+        "train=0.5": "names train, which is no set of images here; name generated, real",
+        "other=1": "expected each of generated, real, train once, as real=0.5",
+        "real=none": "none",
+    }
+    for value, message in said.items():
+        assert message in refused(*asked, "--features", FUNCTION, "--pixel-size-of", value)
+    resampled = (*asked[:3], "--crop", 16, "--metrics", "fid", "--pixel-size", 1, "--pixel-size-of", "real=0.5")
+    assert all("says no pixel size" not in line for line in warned(evaluate(1, *resampled)))
+    both = warned(evaluate(1, folders["made"], "--real", folders["real"], "--metrics", "fid"))
+    assert "taken to be of all sets; state it with --pixel-size-of generated=UM,real=UM" in both[0]

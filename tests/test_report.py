@@ -22,7 +22,7 @@ from engine.evaluation.measures import Evaluation, Measure, Neighbour, Table
 from engine.reporting import pictures, views
 from engine.reporting.page import write_report
 from engine.reporting.times import rank_bars, times_of
-from engine.storage.output import Output
+from engine.storage.output import Output, output_to_read
 from engine.storage.run_times import kept_times, times_file
 
 pytestmark = pytest.mark.runs
@@ -187,6 +187,27 @@ def test_an_output_without_times_of_ranks_is_reported_all_the_same(image, tmp_pa
     assert "The output keeps no times by level and by rank." in page_of(copy)
 
 
+def test_evaluations_of_a_planes_requests_are_counted_and_its_report_makes_it_again(tiny_model, tmp_path, monkeypatch):
+    plane, job = tmp_path / "plane.zarr", ("--model", tiny_model, *SMALL[:-2], "--label", 1, "--guidance", 1)
+    log, regions = tmp_path / "log.jsonl", ("-20:70,0:80", "0:60,80:100")
+    for ranks, region in zip((2, 1), regions, strict=True):
+        asked = ("--plane", plane, f"--region={region}", "--json-log", log)
+        assert launch(ranks, *job, *asked).returncode == 0
+    made = [json.loads(line) for line in log.read_text().splitlines()]
+    times = times_of(output_to_read(plane))
+    assert (times.runs, [(one.stage, one.levels) for one in times.counts]) == (2, [("image", 4)])
+    assert times.counts[0].planned == times.counts[0].made == sum(line.get("evaluations", 0) for line in made)
+    page = page_of(plane)
+    assert "of 2 runs one after the other" in page
+    command, lines = listings(page)
+    assert command.startswith(f"for region in {' '.join(regions)}; do\nslidefield sample")
+    assert "--size" not in page
+    monkeypatch.chdir(tmp_path)
+    plane.rename(tmp_path / "first.zarr")
+    exec(compile(lines, "report", "exec"), {})
+    assert sha(plane) == sha(tmp_path / "first.zarr")
+
+
 def test_of_many_ranks_some_are_drawn():
     kinds = ["evaluate", "wait"]
     run = {"kinds": kinds, "seconds_by_rank": [[5, n] for n in range(100)], "evaluations_by_rank": [1] * 100}
@@ -242,6 +263,7 @@ def evaluation():
             Measure("distances", "FID", 34.211, "lower", reference=9.87, says="Of the <features>."),
             Measure("distances", "KID", -0.0123, "lower", error=0.002, unit="e-3", label="carcinoma"),
             Measure("seams", "windows", float("nan"), "one"),
+            Measure("nuclei", "area", 30.0, reference=31.0),
             Measure("seams", "<script>alert(1)</script>", 123456.0, "one", reference=float("nan")),
         ),
         tables=(
@@ -252,6 +274,7 @@ def evaluation():
             Neighbour("crop 1", "tile 7", 0.5, png(10), png(200)),
             Neighbour("crop 2", "tile 3", 0.25, png(30), "no picture"),
         ),
+        warnings=("fid: <few> crops; pass `crops` N",),
         version="0.1.0",
         seconds=71.0,
     )
@@ -284,6 +307,9 @@ def test_measures_tables_and_neighbours_are_shown(image, measured):
         "34.21",
         "9.87",
         "lower is better",
+        "best as the reference",
+        "Note. These are measures of a.zarr, and this report is of image.zarr.",
+        "Note. fid: <few> crops; pass --crops N.",
         "Of the <features>.",
         "KID, carcinoma",
         "\N{MINUS SIGN}0.0123 ± 0.002",

@@ -10,7 +10,10 @@ from PIL import Image
 
 from engine.distributed.launch import ranks_of
 from engine.distributed.ranks import AgreedError
+from engine.evaluation.arrays import array_measures
+from engine.evaluation.crops import crops_of
 from engine.evaluation.seams import differences, frames_of, lines_of, ratios_of, seam_measures, sums_over
+from engine.evaluation.sources import source_of
 from engine.planning.geometry import Box, Grid
 from engine.storage.metadata import write_provenance
 from engine.storage.output import Output
@@ -135,6 +138,66 @@ def test_a_set_has_the_score_of_its_images_each_with_its_own_windows(tiny_model,
     assert launch(3, out, "--json", other, module="benchmarks.seams").returncode == 0
     rows = json.loads(other.read_text())["rows"]
     assert [row["ratio"] for row in rows] == [measure.value for measure in measures.values()]
+
+
+@pytest.fixture(scope="module")
+def plane(tiny_model, tmp_path_factory):
+    """A plane's function that fills the largest of its two regions, and leaves the rest white."""
+    out = tmp_path_factory.mktemp("planes") / "plane.zarr"
+    job = ("--model", tiny_model, "--label", 1, "--steps", 2, "--shard", 128, "--chunk", 64)
+    for region in ("=-20:236,30:286", "=300:308,0:8"):
+        assert launch(1, *job, "--plane", out, "--region" + region).returncode == 0
+
+    def filled(copy, pixels):
+        """A copy whose region holds some pixels."""
+        shutil.copytree(out, copy)
+        output = Output(copy)
+        region = output.layout.on_arrays(Box(-20, 30, 236, 286))
+        for box in output.layout.boxes():
+            if part := box & region:
+                white = np.full((3, *box.shape), 255, np.uint8)
+                white[(slice(None), *part.within(box))] = pixels[(slice(None), *part.within(region))]
+                output.write(output.layout.image, box, white)
+        return copy
+
+    return filled
+
+
+def test_a_seam_of_a_plane_is_found_on_its_own_lattice_and_noise_has_none(plane, tmp_path):
+    noise = np.random.default_rng(0).normal(128, 20, (3, 256, 256))
+    flat = by_kind(plane(tmp_path / "flat.zarr", noise.clip(0, 255).astype(np.uint8)))
+    assert set(flat) >= {"windows of the last 5 levels", "windows of a fixed lattice", "shards", "latents"}
+    for measure in flat.values():
+        assert abs(measure.value - 1) < 4 * measure.error < 0.2, measure
+    y, x = np.ogrid[-20:236, 30:286]  # positions of the plane: shards begin at multiples of 128
+    raised = noise + 30 * ((y // 128 + x // 128) % 2)
+    stepped = by_kind(plane(tmp_path / "stepped.zarr", raised.clip(0, 255).astype(np.uint8)))
+    assert stepped["shards"].value > 1.3
+    assert stepped["shards"].value > flat["shards"].value + 6 * flat["shards"].error
+    assert abs(stepped["latents"].value - 1) < 0.1
+    said = [launch(n, tmp_path / "stepped.zarr", "--metrics", "seams", module="engine.evaluate").stdout for n in (1, 3)]
+    assert said[0] == said[1]
+
+
+def test_a_plane_whose_pixels_are_all_the_same_is_refused_in_one_line(plane, tmp_path):
+    same = plane(tmp_path / "same.zarr", np.full((3, 256, 256), 90, np.uint8))
+    for module, options in (("engine.evaluate", ("--metrics", "seams")), ("benchmarks.seams", ())):
+        done = launch(2, same, *options, module=module)
+        assert done.returncode == 1
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1, done.stderr
+        assert "no line of" in errors[0]
+        assert "Traceback" not in done.stderr
+
+
+def test_of_a_plane_the_region_is_measured_and_no_white(plane, tmp_path):
+    out = plane(tmp_path / "grey.zarr", np.full((3, 256, 256), 90, np.uint8))
+    source = source_of(out, "generated")
+    crops = crops_of(source, 128)
+    assert [box.tolist() for box in crops.places] == [[0, 0, 0], [0, 0, 128], [0, 128, 0], [0, 128, 128]]
+    assert all((crops.read(n) == 90).all() and (crops.labels(n) == 1).all() for n in range(4))
+    measures, _ = array_measures(ranks_of(), out)
+    assert {measure.name: measure.value for measure in measures if measure.label == "carcinoma"} == {"area": 100.0}
 
 
 def differences_of(image):

@@ -15,7 +15,9 @@ import numpy as np
 from engine.distributed.ranks import Ranks
 from engine.evaluation.measures import Measure, Table
 from engine.evaluation.optical_density import DENSITY
+from engine.evaluation.plane_seams import region_of_output
 from engine.exports.source import finished_output
+from engine.planning.geometry import Box
 from engine.storage.output import Output
 
 if TYPE_CHECKING:
@@ -75,8 +77,9 @@ def histograms(output: Output, scheduler: str | None) -> np.ndarray:
 
     count = len(names_of(output))
     with cluster(scheduler), errors_of(output):
+        region = (..., *region_of_output(output).within(Box(0, 0, *output.layout.size)))
         image = chunked(output, output.layout.image)
-        labels = labels_of(output, image)
+        labels, image = labels_of(output, image)[region], image[region]
         channels = [image[..., channel, :, :] for channel in range(output.layout.channels)]
         cells = [labels.astype(np.int32) * 256 + channel for channel in channels]  # one of 256 for every label
         edges = (-0.5, 256 * count - 0.5)

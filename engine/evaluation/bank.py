@@ -40,7 +40,6 @@ def make_bank(evaluator: Evaluator, path: Path, size: int | None, quantile: floa
     candidates = part_of(ranks, features, learned)
     chosen = rows(ranks, candidates, coreset(ranks, candidates, count, seed))
     scores = scores_of(ranks, chosen, part_of(ranks, features, held))
-    pixel_size = crops.source.pixel_size_um
     bank = Bank(
         features=chosen,
         extractor=findable(settings.features),
@@ -49,7 +48,7 @@ def make_bank(evaluator: Evaluator, path: Path, size: int | None, quantile: floa
         held_out=scores,
         quantile=quantile,
         grey=settings.cropping.grey,
-        pixel_size_um=pixel_size and pixel_size * crops.scale,
+        pixel_size_um=crops.pixel_size_um,
     )
     file = as_file(bank, seed=seed, reference=crops.facts())
     ranks.on_root(lambda: write_bank(path, file))

@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.embedding.extractors import feature_extractor
 from engine.evaluation.bank import make_bank
+from engine.evaluation.cautions import cautions_of
 from engine.evaluation.inputs import open_sets
 from engine.evaluation.measures import Evaluation
 from engine.evaluation.parts import PARTS
@@ -46,7 +47,7 @@ def evaluator_of(
 
 
 def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
-    """Names of the parts to take. Collective.
+    """Names of the parts to take; warns of what makes their numbers less than they seem. Collective.
 
     Raises:
         AgreedError: a part that is asked for cannot be taken, or none can.
@@ -55,8 +56,10 @@ def parts_of(evaluator: Evaluator, asked: Sequence[str] | None) -> list[str]:
     if not names:
         if "reference" not in evaluator.sets:
             raise AgreedError("nothing can be measured; pass `real`, images to compare with")
-        raise AgreedError("nothing can be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
+        raise AgreedError(f"nothing can be measured: {next(iter(evaluator.left_out.values()))}")
     check_used(evaluator.settings, names)
+    for line in cautions_of(evaluator, names):
+        evaluator.warn(line)
     return names
 
 
@@ -75,7 +78,14 @@ def check_used(settings: Settings, names: Sequence[str]) -> None:
 
 
 def evaluate_parts(evaluator: Evaluator, names: Sequence[str], asked: Sequence[str] | None) -> Evaluation:
-    """Take measures. Collective; the same on every rank."""
+    """Take measures. Collective; the same on every rank.
+
+    Raises:
+        AgreedError: features in a file are not finite, before any are made of images; or as of ``evaluate``.
+    """
+    for role, given in evaluator.sets.items():
+        if given.rows is not None:
+            evaluator.features(role)
     return evaluate(evaluator, PARTS, names, asked)
 
 

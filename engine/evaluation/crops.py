@@ -26,6 +26,7 @@ class Crops:
         side: Side of a crop, px.
         scale: Pixels of the source per pixel of the crop.
         grey: Whether colours are replaced by their mean.
+        stated_um: Pixel size of a source that does not say its own, as the user states it; None: it is not known.
     """
 
     source: Source
@@ -33,6 +34,7 @@ class Crops:
     side: int
     scale: float = 1.0
     grey: bool = False
+    stated_um: float | None = None
 
     def __len__(self) -> int:
         return len(self.places)
@@ -41,6 +43,12 @@ class Crops:
     def span(self) -> int:
         """Side of a crop in the source, px."""
         return round(self.side * self.scale)
+
+    @property
+    def pixel_size_um(self) -> float | None:
+        """Micrometres per pixel of the crops; None: it is not known."""
+        own = self.source.pixel_size_um or self.stated_um
+        return own and own * self.scale
 
     def box(self, number: int) -> Box:
         _, y, x = map(int, self.places[number])
@@ -86,7 +94,7 @@ class Crops:
             "crops": len(self),
             "crop_px": self.side,
             "scale": self.scale,
-            "pixel_size_um": self.source.pixel_size_um,
+            "pixel_size_um": self.source.pixel_size_um or self.stated_um,
         }
 
 
@@ -97,6 +105,7 @@ def crops_of(
     seed: int = 0,
     pixel_size_um: float | None = None,
     grey: bool = False,
+    stated_um: float | None = None,
 ) -> Crops:
     """Crops of a source.
 
@@ -104,38 +113,44 @@ def crops_of(
         side: px.
         count: Number to draw at random, without two at one place; None: all that lie side by side.
         pixel_size_um: What the crops are to have; None: the source's own.
+        stated_um: The source's own, where it does not say it.
     Raises:
-        ValueError: an image is smaller than a crop, or the source's pixel size is not known.
+        ValueError: an image is smaller than a crop, or the source's pixel size is not known, or another than is stated.
     """
-    scale = scale_of(source, pixel_size_um)
+    scale = scale_of(source, pixel_size_um, stated_um)
     sizes = source.sizes
     span = round(side * scale)
     small = np.flatnonzero((sizes < span).any(1))
     if len(small):
         h, w = map(int, sizes[small[0]])
-        raise ValueError(
-            f"{source.named(int(small[0]))} is {h} x {w} px, smaller than a crop of {span} px; choose a smaller `crop`"
-        )
+        name = source.named(int(small[0]))
+        where = name if str(source.path) in name else f"{source.path}: {name}"
+        raise ValueError(f"{where} is {h} x {w} px, smaller than a crop of {span} px; choose a smaller `crop`")
     places = on_grid(sizes, span) if count is None else drawn(sizes, span, count, seed)
-    return Crops(source, places, side, scale, grey)
+    return Crops(source, places, side, scale, grey, stated_um)
 
 
-def scale_of(source: Source, pixel_size_um: float | None) -> float:
+def scale_of(source: Source, pixel_size_um: float | None, stated_um: float | None = None) -> float:
     """Pixels of the source per pixel of a crop.
 
     Raises:
-        ValueError: the source does not know its pixel size.
+        ValueError: the source's pixel size is not known, or it says another than is stated.
     """
+    own = source.pixel_size_um
+    if own and stated_um and abs(own / stated_um - 1) > UNLIKE:
+        raise ValueError(
+            f"`pixel_size_of` states {stated_um:g} um and {source.path} itself says {own:g}; leave it out for that set"
+        )
+    own = own or stated_um
     if pixel_size_um is None:
         return 1.0
-    if source.pixel_size_um is None:
+    if own is None:
         raise ValueError(
-            f"`pixel_size` {pixel_size_um:g} is given but {source.path} does not say its own; leave it out to take "
-            "pixels as they are"
+            f"`pixel_size` {pixel_size_um:g} is given but {source.path} does not say its own; state it with "
+            "`pixel_size_of`, or leave it out to take pixels as they are"
         )
-    scale = pixel_size_um / source.pixel_size_um
+    scale = pixel_size_um / own
     if scale < SMALLEST_SCALE:
-        own = source.pixel_size_um
         raise ValueError(
             f"`pixel_size` {pixel_size_um:g} would enlarge {source.path} {1 / scale:.3g} times: its own is {own:g}"
         )
@@ -192,7 +207,7 @@ def check_alike(generated: Crops, reference: Crops) -> None:
     if a.channels != b.channels and not (generated.grey and reference.grey):
         grey, colored = (a, b) if a.channels == 1 else (b, a)
         raise ValueError(f"{grey.path} is grey and {colored.path} is not; pass `grey` to compare both in grey")
-    sizes = [c.source.pixel_size_um and c.source.pixel_size_um * c.scale for c in (generated, reference)]
+    sizes = [crops.pixel_size_um for crops in (generated, reference)]
     if sizes[0] and sizes[1] and abs(sizes[0] / sizes[1] - 1) > UNLIKE:
         raise ValueError(
             f"{a.path} has pixels of {sizes[0]:g} um and {b.path} of {sizes[1]:g} um; pass `pixel_size` UM to resample "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from engine.storage.readers import HDF5, read_rows, split_dataset
 
 ROLES = {"generated": "generated", "reference": "the reference", "train": "the training set"}  # in messages
 OPTIONS = {"generated": "generated", "reference": "`real`", "train": "`train`"}
+ARGUMENTS = {role: option.strip("`") for role, option in OPTIONS.items()}  # as users name them
 STATISTICS, FEATURES = ".npz", (".npy", *HDF5)
 
 
@@ -44,7 +45,7 @@ class Given:
         Raises:
             ValueError: it holds something else.
         """
-        rows = read_rows(self.path, f"{OPTIONS[self.role]} {self.path}")
+        rows = read_rows(self.path, OPTIONS[self.role])
         if len(rows.shape) != 2 or rows.dtype.kind != "f":
             raise ValueError(
                 f"{self.path} holds {rows.dtype} of shape {tuple(rows.shape)}; expected features (n, D), floating-point"
@@ -68,6 +69,7 @@ class Cropping:
         crops: Number to draw at random of every set; None: all that lie side by side.
         pixel_size: Micrometres, what crops are resampled to; None: they are as they are.
         grey: Whether colours are replaced by their mean.
+        pixel_size_of: Micrometres per pixel of sets that do not say it, by ``generated``, ``real`` and ``train``.
     """
 
     crop: int | None = None
@@ -75,6 +77,7 @@ class Cropping:
     seed: int = 0
     pixel_size: float | None = None
     grey: bool = False
+    pixel_size_of: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_sets(paths: dict[str, Path], cropping: Cropping) -> dict[str, Given]:
@@ -83,13 +86,15 @@ def open_sets(paths: dict[str, Path], cropping: Cropping) -> dict[str, Given]:
     Raises:
         ValueError: one cannot be read, or they are not of one kind.
     """
+    check_stated(paths, cropping.pixel_size_of)
     sources = {role: source_of(path, OPTIONS[role]) for role, path in paths.items() if is_images(path)}
     side = cropping.crop or common_side(list(sources.values()), cropping.pixel_size)
     sets = {}
     for role, path in paths.items():
         if role in sources:
             source = sources[role]
-            crops = crops_of(source, side, cropping.crops, cropping.seed, cropping.pixel_size, cropping.grey)
+            stated = cropping.pixel_size_of.get(ARGUMENTS[role])
+            crops = crops_of(source, side, cropping.crops, cropping.seed, cropping.pixel_size, cropping.grey, stated)
             sets[role] = Given(role, path, crops)
         elif path.suffix == STATISTICS:
             check_there(path, role)
@@ -102,6 +107,18 @@ def open_sets(paths: dict[str, Path], cropping: Cropping) -> dict[str, Given]:
         if other.crops is not None and other.crops is not made and made is not None:
             check_alike(made, other.crops)
     return sets
+
+
+def check_stated(paths: Mapping[str, Path], stated: Mapping[str, float]) -> None:
+    """Refuse pixel sizes of what is no set of images of this evaluation.
+
+    Raises:
+        ValueError: naming it.
+    """
+    images = [ARGUMENTS[role] for role, path in paths.items() if is_images(path)]
+    other = next((name for name in stated if name not in images), None)
+    if other is not None:
+        raise ValueError(f"`pixel_size_of` names {other}, which is no set of images here; name {', '.join(images)}")
 
 
 def is_images(path: Path) -> bool:

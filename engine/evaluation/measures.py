@@ -11,7 +11,14 @@ from typing import Any
 from engine.storage.settings_file import read_json_object
 
 FORMAT = "slidefield evaluation 1"
-BETTER = ("lower", "higher", "one", "zero", "")  # which values are better: near one, near zero; "": neither
+BETTER = {  # which values are better: in tables, and in words
+    "lower": ("\N{DOWNWARDS ARROW}", "lower is better"),
+    "higher": ("\N{UPWARDS ARROW}", "higher is better"),
+    "one": ("1", "best at 1"),
+    "zero": ("0", "best at 0"),
+    "": ("", ""),  # none is, or that of the reference where there is one
+}
+AS_REFERENCE = ("reference", "best as the reference")
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Measure:
         group: Heading that it stands under, such as ``distances`` or ``realism``.
         name: Its name in the field, such as FID.
         value: Of what was generated.
-        better: Which values are better, of ``BETTER``.
+        better: Which values are better, of ``BETTER``; see ``best``.
         reference: The same measure where nothing was generated: between halves of the reference set, or of the
             reference set itself. None: there is none.
         error: Standard error of the value; None: it is not known.
@@ -43,6 +50,15 @@ class Measure:
 
     def __post_init__(self) -> None:
         assert self.better in BETTER, self.better
+
+    @property
+    def best(self) -> tuple[str, str]:
+        """Which values are better, as a sign for tables and in words; empty: none is.
+
+        >>> Measure("distances", "FID", 12.3, "lower").best[1], Measure("nuclei", "area", 3.0, reference=4.0).best[0]
+        ('lower is better', 'reference')
+        """
+        return AS_REFERENCE if not self.better and self.reference is not None else BETTER[self.better]
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ class Evaluation:
         features: Name, hash and dimensions of the features.
         options: The settings that change its numbers.
         left_out: Why something could not be measured, by its name.
+        warnings: What is to be known before numbers are believed, a sentence each.
     """
 
     generated: Mapping[str, Any]
@@ -94,6 +111,7 @@ class Evaluation:
     tables: Sequence[Table] = ()
     neighbours: Sequence[Neighbour] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
     version: str = ""
     seconds: float = 0.0
 
@@ -118,7 +136,8 @@ class Evaluation:
         """Tables for a model's card: a row a measure, its error and the reference beside it."""
         lines: list[str] = []
         for group in dict.fromkeys(measure.group for measure in self.measures):
-            lines += [f"**{group}**", "", "| measure | value | standard error | reference |", "|---|---|---|---|"]
+            lines += [f"**{group}**", "", "| measure | best | value | standard error | reference |"]
+            lines += ["|---|---|---|---|---|"]
             lines += [row_of(measure) for measure in self.measures if measure.group == group] + [""]
         for table in self.tables:
             lines += [
@@ -138,13 +157,13 @@ def row_of(measure: Measure) -> str:
     """One measure as a row of Markdown.
 
     >>> row_of(Measure("distances", "FID", 12.345, "lower", reference=3.2))
-    '| FID | 12.35 |  | 3.2 |'
+    '| FID | ↓ | 12.35 |  | 3.2 |'
     """
     name = (
         f"{measure.name}{f', {measure.label}' if measure.label else ''}{f' ({measure.unit})' if measure.unit else ''}"
     )
     error, beside = ("" if value is None else f"{value:.3g}" for value in (measure.error, measure.reference))
-    return f"| {name} | {measure.value:.4g} | {error} | {beside} |"
+    return f"| {name} | {measure.best[0]} | {measure.value:.4g} | {error} | {beside} |"
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -179,6 +198,8 @@ def check_types(evaluation: Evaluation) -> None:
     """
     for name in ("generated", "reference", "train", "features", "options", "left_out"):
         expect(isinstance(getattr(evaluation, name), Mapping), name)
+    expect(isinstance(evaluation.warnings, list | tuple), "warnings")
+    expect(all(isinstance(line, str) for line in evaluation.warnings), "warnings")
     expect(isinstance(evaluation.version, str), "version")
     expect(is_number(evaluation.seconds), "seconds")
     for measure in evaluation.measures:

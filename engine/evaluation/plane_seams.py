@@ -9,6 +9,15 @@ import numpy as np
 from engine.planning.decode_cover import unbounded_decoder
 from engine.planning.geometry import Box
 from engine.planning.plane import offsets
+from engine.storage.output import Output
+from engine.storage.plane_layout import PlaneLayout
+
+
+def region_of_output(output: Output) -> Box:
+    """What of an output is measured, px of its arrays: all; of a plane ``region_of_plane``, the rest of it is white."""
+    if not isinstance(output.layout, PlaneLayout):
+        return Box(0, 0, *output.layout.size)
+    return output.layout.on_arrays(region_of_plane(output.provenance))
 
 
 def region_of_plane(provenance: dict[str, Any]) -> Box:

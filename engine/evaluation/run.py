@@ -58,13 +58,20 @@ class Evaluator:
     ) -> None:
         self.ranks, self.sets, self.settings, self.extractor, self.tell = ranks, sets, settings, extractor, tell
         self.made: dict[str, tuple[Features, Features | None]] = {}
+        self.failed: dict[str, AgreedError] = {}  # features that could not be made, which is not tried again
         self.trial: tuple[int, bool] | None = None  # number of the extractor's features, and whether it has logits
         self.left_out: dict[str, str] = {}  # why, by name
+        self.warnings: list[str] = []
 
     def leave_out(self, name: str, why: str) -> None:
         """Keep that something cannot be measured, and say so."""
         self.left_out[name] = why
         self.tell(f"left out: {name}: {why}")
+
+    def warn(self, line: str) -> None:
+        """Keep what is to be known before numbers are believed, and say so."""
+        self.warnings.append(line)
+        self.tell(f"warning: {line}")
 
     def crops(self, role: str) -> Crops:
         crops = self.sets[role].crops
@@ -118,16 +125,22 @@ class Evaluator:
         return self._of(role)[1]
 
     def _of(self, role: str) -> tuple[Features, Features | None]:
+        if role in self.failed:
+            raise self.failed[role]
         if role not in self.made:
-            given = self.sets[role]
-            if given.crops is None:
-                rows = self.ranks.agree(given.read_features)
-                self.made[role] = self.ranks.agree(lambda: shared(rows, self.ranks, str(given.path))), None
-            else:
-                self.tell(f"features of {given.name}: {len(given.crops)} crops of {given.crops.side} px")
-                size = self.settings.batch_size
-                self.made[role] = features_of(self.ranks, given.crops, self.extractor, size)
+            try:
+                self.made[role] = self._make(self.sets[role])
+            except AgreedError as problem:
+                self.failed[role] = problem
+                raise
         return self.made[role]
+
+    def _make(self, given: Given) -> tuple[Features, Features | None]:
+        if given.crops is None:
+            rows = self.ranks.agree(given.read_features)
+            return self.ranks.agree(lambda: shared(rows, self.ranks, str(given.path))), None
+        self.tell(f"features of {given.name}: {len(given.crops)} crops of {given.crops.side} px")
+        return features_of(self.ranks, given.crops, self.extractor, self.settings.batch_size)
 
 
 @dataclass(frozen=True)
@@ -201,7 +214,7 @@ def evaluate(
                 raise
             evaluator.leave_out(name, str(problem))
     if not results:
-        raise AgreedError("nothing could be measured: " + "; ".join(dict.fromkeys(evaluator.left_out.values())))
+        raise AgreedError(f"nothing could be measured: {next(iter(evaluator.left_out.values()))}")
     settings, sets = evaluator.settings, evaluator.sets
     options = asdict(settings.cropping) | {"few": settings.few, "metrics": list(names)}
     return Evaluation(
@@ -214,6 +227,7 @@ def evaluate(
         tables=tuple(result for result in results if isinstance(result, Table)),
         neighbours=tuple(result for result in results if isinstance(result, Neighbour)),
         left_out=dict(evaluator.left_out),
+        warnings=tuple(evaluator.warnings),
         version=__version__,
         seconds=time.monotonic() - began,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import AgreedError, Ranks
 from engine.evaluation.crops import share
 from engine.evaluation.measures import Measure
 from engine.evaluation.plane_seams import lines_of_plane, region_of_plane
@@ -19,6 +19,7 @@ from engine.models.card import read_card
 from engine.planning.cover import Lattice, RandomCover, cover_of
 from engine.planning.decode_cover import decoder_windows
 from engine.planning.geometry import Box, Frames, Grid
+from engine.planning.plane import lattice_level
 from engine.storage.layout import Layout
 from engine.storage.output import Output
 from engine.storage.plane_layout import PlaneLayout
@@ -39,7 +40,7 @@ def seam_measures(ranks: Ranks, path: Path) -> list[Measure]:
     Of a plane it is the largest region that was asked for at once.
 
     Raises:
-        AgreedError: there is no finished output, or its windows are not known any more.
+        AgreedError: there is no finished output, its windows are not known any more, or no line can be scored.
     """
     output = ranks.agree(lambda: finished_output(path))
     frames = ranks.on_root(lambda: frames_of(output))
@@ -49,7 +50,10 @@ def seam_measures(ranks: Ranks, path: Path) -> list[Measure]:
         scores = scores_of_plane(ranks, output, output.layout)
     else:
         scores = scores_of_image(ranks, output, frames)
-    return [measure for kind, sums in scores.items() for measure in measures_of(kind, *sums)]
+    measures = [measure for kind, sums in scores.items() for measure in measures_of(kind, *sums)]
+    if not measures:
+        raise AgreedError(f"no line of {path} can be scored: it has none, or no pixel beside one differs from the next")
+    return measures
 
 
 def measures_of(kind: str, count: float, on: float, others: float, mean: float, square: float) -> list[Measure]:
@@ -261,8 +265,12 @@ def lines_of(provenance: dict[str, Any], frames: Frames, image: int = 0, levels:
 
 
 def window_lines(provenance: dict[str, Any], frames: Frames, image: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of the windows of the last levels: of their cores, or of random windows where these begin."""
+    """The edges of the windows of the last levels: of their cores, or of random windows where these begin.
+
+    Levels share windows where the job has ``hold``: ``benchmarks.held`` makes such images, as planes do theirs.
+    """
     job, last = provenance["job"], provenance["levels"]
+    hold = job.get("hold", 1)
     inverted = last // 2 if job.get("start") == "inverted" else 0  # levels that lead to noise come first
     rows, columns = [], []
     for level in range(max(last - levels, inverted), last):
@@ -271,7 +279,7 @@ def window_lines(provenance: dict[str, Any], frames: Frames, image: int, levels:
             frames.frame,
             frames.patch,
             job["seed"],
-            level,
+            lattice_level(level, last, hold),
             stride=job.get("stride") or frames.patch,
             weights=job["weights"],
             image=image,

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.embedding.patches import without_maps
+from engine.evaluation.plane_seams import region_of_output
 from engine.exports.source import finished_output
 from engine.planning.geometry import Box
 from engine.storage.output import Output
@@ -60,7 +61,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class OutputSource:
-    """A finished output of ``engine.sample``: one image, or a set."""
+    """A finished output of ``engine.sample``: one image, a set, or of a plane the largest region that was asked for."""
 
     path: Path
 
@@ -88,13 +89,17 @@ class OutputSource:
         return tuple(name for name, _ in label.entries) if label else ()
 
     @cached_property
+    def region(self) -> Box:
+        return region_of_output(self.output)
+
+    @cached_property
     def sizes(self) -> np.ndarray:
         layout = self.output.layout
         count = layout.count if isinstance(layout, SetLayout) else 1
-        return np.array([layout.size] * count, np.int64)
+        return np.array([self.region.shape] * count, np.int64)
 
     def read(self, image: int, box: Box) -> np.ndarray:
-        pixels = self.output.read_part(image, box)
+        pixels = self.output.read_part(image, box.moved(self.region.y0, self.region.x0))
         return np.broadcast_to(np.moveaxis(pixels, 0, -1), (*box.shape, 3))
 
     def labels(self, image: int, box: Box) -> np.ndarray | None:
@@ -102,7 +107,7 @@ class OutputSource:
         if layout.labels is None:
             return None
         if not isinstance(layout, SetLayout):
-            return self.output.read(layout.labels, box)
+            return self.output.read(layout.labels, box.moved(self.region.y0, self.region.x0))
         return np.asarray(self.output.array(layout.labels)[layout.index_in(image, box)])
 
     def named(self, image: int) -> str:

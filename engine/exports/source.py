@@ -27,7 +27,7 @@ def finished_output(path: Path, levels: int | None = 1) -> Output:
     output = output_to_read(path)
     if not output.finished:
         state = output.provenance["state"]
-        raise ValueError(f"{path} is {state}; give its command again to finish it, then export it")
+        raise ValueError(f"{path} is {state}; give its command again to finish it first")
     if output.layout.channels not in (1, 3):
         raise ValueError(f"{path} has {output.layout.channels} channels; PNG and TIFF are written of 1 or 3")
     check_shards(output, levels)

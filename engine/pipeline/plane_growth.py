@@ -24,6 +24,7 @@ from engine.storage.output import Output
 from engine.storage.plane_layout import PlaneLayout, is_there, known_of, levels_of
 from engine.storage.plane_levels import KnownLedger
 from engine.storage.plane_swap import next_of, swap
+from engine.storage.run_times import join_times
 
 
 def add(ranks: Ranks, request: PlaneRequest) -> None:
@@ -168,6 +169,7 @@ def finish_next(request: PlaneRequest, made: Output, output: Output) -> None:
     if lock.exists():
         os.link(lock, building / "slidefield" / "lock")
     keep_levels(request, made, building)
+    join_times(building, (plane, made.path))
     keep_metadata(building)
     sync_tree(building)
     swap(plane)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from engine.command_line import as_flags
 from engine.evaluation.measures import Evaluation, Measure, Neighbour, Table
 from engine.reporting.charts import dot, shade
 from engine.reporting.pictures import Picture, decoded
 
-BETTER = {"lower": "lower is better", "higher": "higher is better", "one": "best at 1", "zero": "best at 0"}
 MOST_PAIRS = 12  # neighbours that are shown, the nearest
 MOST_NUMBERS = 12  # columns of a table whose cells have numbers; of wider ones colours alone
 FRACTIONS = 1.0  # a table of no larger values is one of shares: two decimals
@@ -77,16 +78,22 @@ class Evaluated:
     Args:
         compared: What was compared, in words.
         settings: What changes its numbers, (name, value).
+        warnings: What is to be known before they are believed.
     """
 
     groups: Sequence[Group]
     pairs: Sequence[Pair]
     pairs_in_all: int
     settings: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
 
 
-def evaluated(evaluation: Evaluation) -> Evaluated:
-    """An evaluation as it is shown."""
+def evaluated(evaluation: Evaluation, name: str) -> Evaluated:
+    """An evaluation as it is shown.
+
+    Args:
+        name: Of the output that is reported; that the evaluation is of another is among the warnings.
+    """
     parts: list[Measure | Table] = [*evaluation.measures, *evaluation.tables]
     groups = [group_of(evaluation, name) for name in dict.fromkeys(part.group for part in parts)]
     nearest = sorted(evaluation.neighbours, key=lambda one: (math.isnan(one.distance), one.distance))[:MOST_PAIRS]
@@ -98,7 +105,10 @@ def evaluated(evaluation: Evaluation) -> Evaluated:
         )
         for one in nearest
     ]
-    return Evaluated(groups, pairs, len(evaluation.neighbours), settings_of(evaluation))
+    of = Path(str(evaluation.generated.get("path", name))).name
+    another = [f"These are measures of {of}, and this report is of {name}"] if of != name else []
+    warnings = [*another, *map(as_flags, evaluation.warnings)]
+    return Evaluated(groups, pairs, len(evaluation.neighbours), settings_of(evaluation), warnings)
 
 
 def group_of(evaluation: Evaluation, name: str) -> Group:
@@ -112,7 +122,7 @@ def row_of(measure: Measure) -> Row:
     value = f"{number(measure.value)}{error}{unit}"
     reference = "" if measure.reference is None else f"{number(measure.reference)}{unit}"
     plot = dot(measure.value, measure.error, measure.reference, measure.better == "one")
-    return Row(measure, value, reference, BETTER.get(measure.better, ""), plot)
+    return Row(measure, value, reference, measure.best[1], plot)
 
 
 def number(value: float) -> str:
@@ -158,7 +168,8 @@ def settings_of(evaluation: Evaluation) -> list[tuple[str, str]]:
         "options": evaluation.options,
     }
     listed = [
-        (name, ", ".join(f"{k} {v}" for k, v in values.items() if v is not None)) for name, values in parts.items()
+        (name, ", ".join(f"{k} {v}" for k, v in values.items() if v not in (None, {})))
+        for name, values in parts.items()
     ]
     listed += [("evaluated by", f"slidefield {evaluation.version}")] * bool(evaluation.version)
     listed += [("took", f"{evaluation.seconds:,.0f} s")] * bool(evaluation.seconds)

@@ -50,7 +50,7 @@ def write_report(
         ValueError: the output is none, unfinished or damaged, or one of the files is no such.
     """
     file = file or report_path(out)
-    measures = None if evaluation is None else evaluated(read_evaluation(evaluation))
+    measures = None if evaluation is None else evaluated(read_evaluation(evaluation), out.resolve().name)
     output = finished(out)
     view, um = view_of(output), output.provenance.get("pixel_size_um")
     reference = None if against is None else reference_of(against, view.side, CROPS, um)

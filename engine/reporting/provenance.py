@@ -17,12 +17,26 @@ LARGEST_HASHED = 2**28  # bytes of pixels; of a larger image the hash takes long
 ARRAY = "array"  # what an output keeps of a file that was an array in Python, see Prepared.given
 
 
+def job_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The job: that of a plane has no size, and the plane's own shards; an output keeps those of its last request."""
+    job = dict(provenance["job"])
+    return (
+        job | {"size": None, **{n: provenance["layout"][n] for n in ("shard", "chunk")}}
+        if is_plane(provenance)
+        else job
+    )
+
+
+def is_plane(provenance: Mapping[str, Any]) -> bool:
+    return provenance.get("kind") == "plane"
+
+
 def given_settings(provenance: Mapping[str, Any]) -> dict[str, tuple[Option, Any]]:
     """The settings that make the job again: those that differ from their defaults, the model's choices spelt out.
 
     The kind of device is the one that it ran on, because the bytes depend on it.
     """
-    job = {**provenance["job"], "device": provenance.get("device", "auto")}
+    job = {**job_of(provenance), "device": provenance.get("device", "auto")}
     settings = {}
     for name, option in options_of(SampleJob).items():
         value = job.get(name)
@@ -48,17 +62,25 @@ def command_of(provenance: Mapping[str, Any], out: str) -> str:
     Args:
         out: Name of the output.
     """
-    return " \\\n    ".join(words_of(provenance, out))
+    if not is_plane(provenance):
+        return " \\\n    ".join(words_of(provenance, out))
+    regions = [f"{y0}:{y1},{x0}:{x1}" for y0, x0, y1, x1 in provenance["regions"]]
+    words = " \\\n    ".join(words_of(provenance, out, plane=True))
+    if len(regions) == 1:
+        return f"{words} \\\n    --region={regions[0]}"
+    return f"for region in {' '.join(regions)}; do\n{words} \\\n    --region=$region\ndone"
 
 
-def words_of(provenance: Mapping[str, Any], out: str) -> list[str]:
-    """The same: the command, then each option with its value."""
+def words_of(provenance: Mapping[str, Any], out: str, plane: bool = False) -> list[str]:
+    """The same: the command, then each option with its value; of a plane without the region."""
     ranks = int(provenance.get("ranks", 1))
     words = [(f"mpiexec -n {ranks} " if ranks > 1 else "") + "slidefield sample"]
     for name, (option, value) in given_settings(provenance).items():
         text = option.kind.show(value)
         glue = "=" if text.startswith("-") else " "  # a value is no option
         words.append(flag_of(name) if option.kind is FLAG else f"{flag_of(name)}{glue}{shlex.quote(text)}")
+    if plane:
+        return [*words, f"--hold {provenance['hold']}", f"--plane {shlex.quote(out)}"]
     return [*words, f"--out {shlex.quote(out)}"]
 
 
@@ -68,9 +90,15 @@ def notebook_of(provenance: Mapping[str, Any], out: str) -> str:
     model, device = settings.pop("model"), settings.pop("device", "auto")
     dtype = settings.pop("dtype", None)
     of_pipe = [repr(model), f"device={device!r}", *([f"dtype={dtype!r}"] if dtype else [])]
-    of_call = [f"{name}={value!r}" for name, value in settings.items()] + [f"out={out!r}"]
+    of_call = [f"{name}={value!r}" for name, value in settings.items()]
     pipe = ["pipe = engine.Pipeline.from_pretrained(", *(f"    {argument}," for argument in of_pipe), ")"]
-    image = ["image = pipe(", *(f"    {argument}," for argument in of_call), ")"]
+    if is_plane(provenance):
+        places = [((y0, y1), (x0, x1)) for y0, x0, y1, x1 in provenance["regions"]]
+        of_call = [repr(out), "rows", "columns", f"hold={provenance['hold']}", *of_call]
+        call = ["    plane = pipe.plane(", *(f"        {argument}," for argument in of_call), "    )"]
+        image = [f"for rows, columns in {places}:", *call]
+    else:
+        image = ["image = pipe(", *(f"    {argument}," for argument in [*of_call, f"out={out!r}"]), ")"]
     return "\n".join(["import engine", "", *pipe, *image])
 
 
@@ -78,11 +106,14 @@ def job_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every setting of the job that has a value, (flag, value)."""
     options = options_of(SampleJob)
     rows = []
-    for name, value in provenance["job"].items():
+    for name, value in job_of(provenance).items():
         if value is None or value is False:
             continue
         value = tuple(value) if isinstance(value, list) else value
         rows.append((flag_of(name), options[name].kind.show(value) if name in options else str(value)))
+    if is_plane(provenance):
+        rows.append(("--hold", str(provenance["hold"])))
+        rows += [("--region", f"{y0}:{y1},{x0}:{x1}") for y0, x0, y1, x1 in provenance["regions"]]
     return rows
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from engine.pipeline.progress import LABEL_MAP
 from engine.pipeline.run_times import LEVEL
 from engine.reporting.charts import bar, color_of, columns
 from engine.storage.output import Output
-from engine.storage.run_times import kept_times
+from engine.storage.plane_layout import label_plane
+from engine.storage.run_times import MOST_RUNS, kept_times
 
 MOST_COLUMNS = 60  # of a chart; more levels are drawn several in one
 MOST_RANKS = 32  # that are drawn; of more the fastest, the slowest and some between
@@ -80,6 +82,7 @@ class Times:
     Args:
         ranks: Ranks of the run that finished it.
         runs: Runs that are known, from the first to the one that finished it.
+        newest: Whether there may have been more, whose times are kept no more.
         by_rank: Bars of the ranks of the last run; empty: nothing is known by rank.
         complete: Whether every level was timed: a run that was killed leaves no times.
         memory: Most bytes that a rank has held; 0: not known.
@@ -95,11 +98,18 @@ class Times:
     counts: Sequence[StageCount] = ()
     complete: bool = True
     memory: int = 0
+    newest: bool = False
 
 
 def times_of(output: Output) -> Times | None:
-    """What is known of the times; None: nothing is. Of an output of version 0.1 the means over ranks and levels are."""
-    runs = [run for run in kept_times(output.path) if is_run(run)]
+    """What is known of the times; None: nothing is. Of an output of version 0.1 the means over ranks and levels are.
+
+    Of a plane they are those of its requests, and of those to the plane of its label map.
+    """
+    own, of_labels = (
+        [run for run in kept_times(path) if is_run(run)] for path in (output.path, label_plane(output.path))
+    )
+    runs = [of_label_map(run) for run in of_labels] + own if own else []
     facts = output.provenance
     if not runs:
         split = facts.get("seconds", {}).get("split")
@@ -123,6 +133,7 @@ def times_of(output: Output) -> Times | None:
         counts=counts,
         complete=bool(image) and image[0].levels == facts.get("levels"),
         memory=max(int(run.get("memory_bytes", 0)) for run in runs),
+        newest=max(len(own), len(of_labels)) == MOST_RUNS,
     )
 
 
@@ -134,6 +145,11 @@ def is_run(run: Any) -> bool:
         return all(shapes) and len(run["planned"]) == len(run["evaluations"]) == phases
     except (LookupError, TypeError, ValueError):
         return False
+
+
+def of_label_map(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run whose image is a label map."""
+    return {**run, "phases": [(LABEL_MAP, phase) for _, phase in run["phases"]]}
 
 
 def kinds_of(names: Sequence[str], seconds: Sequence[float]) -> list[KindOfWork]:

@@ -215,9 +215,8 @@ def read_array(
         raise ValueError(f"{option} {path} cannot be read as PNG, TIFF, .npy, Zarr or HDF5 ({reason(error)})") from None
     if not opened.ndim or 0 in opened.shape:
         what = "no values" if opened.ndim else "a single value"
-        raise ValueError(
-            f"{option} {path} holds {what} (its shape is {opened.shape}); pass an array of an image's size"
-        )
+        wanted = "rows" if in_rows else "an image's size"
+        raise ValueError(f"{option} {path} holds {what} (its shape is {opened.shape}); pass an array of {wanted}")
     return opened
 
 

@@ -7,6 +7,7 @@ Its file is::
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def keep_times(path: Path, run: dict[str, Any]) -> None:
     """
     with suppress(OSError):
         write_signed(times_file(path), {"runs": [*kept_times(path), run][-MOST_RUNS:]})
+
+
+def join_times(path: Path, others: Iterable[Path]) -> None:
+    """Keep the times of several outputs, the oldest first, as those of one: a plane's and its newest request's."""
+    with suppress(OSError):
+        write_signed(times_file(path), {"runs": [run for other in others for run in kept_times(other)][-MOST_RUNS:]})
 
 
 def kept_times(path: Path) -> list[dict[str, Any]]:
