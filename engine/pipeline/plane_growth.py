@@ -17,7 +17,7 @@ from engine.pipeline.plane_request import PlaneRequest, plane_identity
 from engine.planning.geometry import Box
 from engine.planning.plane import KnownWindows, corners_of
 from engine.storage.create import create
-from engine.storage.files import discard, sync, sync_tree
+from engine.storage.files import checksum, discard, sync, sync_tree
 from engine.storage.ledger import FinishedShard
 from engine.storage.metadata import keep_metadata
 from engine.storage.output import Output
@@ -180,7 +180,7 @@ def keep_levels(request: PlaneRequest, made: Output, building: Path) -> None:
     """
     plane, cone = request.path, request.prepared.cone
     assert cone is not None
-    before = KnownLedger(known_of(plane), request.prepared.card.patch)
+    before = ledger_of(plane, request)
     known, own = list(before.read()), levels_of(made.path)
     if request.prepared.options.keep_levels and any(map(len, cone.needed)):
         folder = before.next_folder()
@@ -191,6 +191,11 @@ def keep_levels(request: PlaneRequest, made: Output, building: Path) -> None:
             own.rename(target)
             sync(target.parent)
             sync(own.parent)
-        known.append(KnownWindows(folder, cone.needed))
+        known.append(KnownWindows(folder, cone.needed, checksum(request.prepared.identity)))
     if known:
-        KnownLedger(known_of(building), before.patch).write(known)
+        ledger_of(building, request).write(known)
+
+
+def ledger_of(plane: Path, request: PlaneRequest) -> KnownLedger:
+    prepared = request.prepared
+    return KnownLedger(known_of(plane), prepared.card.patch, plane_identity(prepared, request.hold))

@@ -55,7 +55,7 @@ def carry(old: Path, plane: Path) -> None:
 
 
 def recover(plane: Path) -> None:
-    """Finish what a kill has interrupted between renamings; who has locked the plane does not call it.
+    """Finish what a kill has interrupted between renamings, and remove the state before; who has locked the plane does not call it.
 
     Raises:
         ValueError: another process is between them.
@@ -64,6 +64,7 @@ def recover(plane: Path) -> None:
     if not plane.exists() and old.exists():
         with locked(old):
             old.rename(plane)
-    elif any(where(old).is_dir() for where in CARRIED):
+    elif old.exists():
         with locked(plane):
             carry(old, plane)
+            discard(old)
