@@ -120,3 +120,19 @@ def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_
         recover(plane)
     assert trim(plane, FIRST)[1] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["plane.zarr"]
+
+
+def test_a_plane_whose_ledger_was_lost_is_not_added_to(model, plane):
+    before = read_region(plane, FIRST)
+    (plane / "slidefield" / "ledger.jsonl").unlink()
+    done = launch(1, *words(model, plane, SECOND))
+    assert done.returncode == 1, done.stdout
+    assert "has lost 0/c/" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert np.array_equal(read_region(plane, FIRST), before)
+
+
+def test_a_plane_without_a_finished_request_keeps_no_levels(tmp_path):
+    locked(tmp_path / "plane.zarr").close()
+    with pytest.raises(ValueError, match="has no finished request yet"):
+        trim(tmp_path / "plane.zarr")

@@ -55,7 +55,9 @@ def carry(old: Path, plane: Path) -> None:
 
 
 def recover(plane: Path) -> None:
-    """Finish what a kill has interrupted between renamings, and remove the state before; who has locked the plane does not call it.
+    """Finish what a kill has interrupted between renamings, and remove the state before.
+
+    Who has locked the plane does not call it.
 
     Raises:
         ValueError: another process is between them.

@@ -31,6 +31,8 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
     """
     plane = plane.resolve()
     recover(plane)
+    if plane.exists() and not is_there(plane):
+        raise ValueError(f"{plane} has no finished request yet: it keeps no levels")
     provenance = provenance_of(plane)
     if provenance.get("kind") != "plane":
         raise ValueError(f"{plane} is no plane: it keeps no levels")
