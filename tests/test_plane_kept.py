@@ -116,6 +116,7 @@ def test_a_plane_is_the_one_that_a_link_leads_to(model, planes, plane, tmp_path)
 def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_path):
     shutil.copytree(plane, old_of(plane), ignore=shutil.ignore_patterns("levels"))
     next_of(plane).mkdir()
+    (tmp_path / f".{next_of(plane).name}.k1ll3d.creating").mkdir()
     with locked(plane), pytest.raises(ValueError, match="is being written by another run"):
         recover(plane)
     assert trim(plane, FIRST)[1] > 0

@@ -23,7 +23,7 @@ from engine.storage.metadata import keep_metadata
 from engine.storage.output import Output
 from engine.storage.plane_layout import PlaneLayout, is_there, known_of, levels_of
 from engine.storage.plane_levels import KnownLedger
-from engine.storage.plane_swap import next_of, swap
+from engine.storage.plane_swap import discard_next, next_of, swap
 
 
 def add(ranks: Ranks, request: PlaneRequest) -> None:
@@ -41,7 +41,7 @@ def add(ranks: Ranks, request: PlaneRequest) -> None:
 
 def begin_next(request: PlaneRequest, building: Path) -> None:
     """Make the next plane, large enough, of links to the shards that there are. Rank 0 calls this."""
-    discard(building)
+    discard_next(request.path)
     prepared, old = request.prepared, None
     layout = prepared.layout
     before = PlaneLayout((0, 0), layout.channels, request.job.shard, request.job.chunk, layout.label)

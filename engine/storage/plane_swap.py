@@ -6,6 +6,7 @@ each. ``recover`` goes on wherever a kill has come between.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,14 @@ CARRIED = (levels_of, label_plane)  # folders among a plane's private files that
 def next_of(plane: Path) -> Path:
     """Where the next state of a plane is made."""
     return plane.with_name(f".{plane.name}.next")
+
+
+def discard_next(plane: Path) -> None:
+    """Remove what a kill has left of a next state; who has locked the plane calls it."""
+    building = next_of(plane)
+    discard(building)
+    for begun in plane.parent.glob(f".{glob.escape(building.name)}.*.creating"):  # by ``create``
+        discard(begun)
 
 
 def old_of(plane: Path) -> Path:

@@ -16,7 +16,7 @@ from engine.storage.files import discard, file_size, lock, sync
 from engine.storage.output import provenance_of
 from engine.storage.plane_layout import is_there, known_of, label_plane, levels_of, request_of
 from engine.storage.plane_levels import KnownLedger, LevelArrays
-from engine.storage.plane_swap import next_of, recover
+from engine.storage.plane_swap import discard_next, recover
 
 
 def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
@@ -48,7 +48,7 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
             discard(ledger)
         sync(ledger.parent)
         discard(request)  # it was begun with what was known then
-        discard(next_of(plane))
+        discard_next(plane)
         discard_levels(levels, kept)
         left = size_of(levels)
         labels = label_plane(plane)
