@@ -25,7 +25,7 @@ class KeptLevels:
 
     Args:
         levels: Folder of the plane's kept levels.
-        own: The request's folder; None: it keeps none.
+        own: What the request keeps; None: nothing.
         cone: What the request takes of the plane.
         depths: How many canvases of history the solver has before each level from 1 to the last, and at the end.
     """
@@ -34,15 +34,15 @@ class KeptLevels:
         self,
         ranks: Ranks,
         levels: Path,
-        own: Path | None,
+        own: LevelArrays | None,
         cone: Cone,
         ownership: Ownership,
         channels: int,
         depths: Sequence[int],
     ) -> None:
         self.cone, self.ownership, self.channels, self.depths = cone, ownership, channels, depths
-        self.own = None if own is None else LevelArrays(own)
-        self.known = [(one, LevelArrays(levels / one.folder)) for one in cone.known]
+        self.own = own
+        self.known = [(one, LevelArrays(levels / one.folder, one.request)) for one in cone.known]
         self.task = BackgroundTask(ranks, "levels")
         self.problem: Exception | None = None  # of reading
 

@@ -17,13 +17,13 @@ from engine.pipeline.plane_request import PlaneRequest, plane_identity
 from engine.planning.geometry import Box
 from engine.planning.plane import KnownWindows, corners_of
 from engine.storage.create import create
-from engine.storage.files import discard, sync, sync_tree
+from engine.storage.files import checksum, discard, sync, sync_tree
 from engine.storage.ledger import FinishedShard
 from engine.storage.metadata import keep_metadata
 from engine.storage.output import Output
 from engine.storage.plane_layout import PlaneLayout, is_there, known_of, levels_of
 from engine.storage.plane_levels import KnownLedger
-from engine.storage.plane_swap import next_of, swap
+from engine.storage.plane_swap import discard_next, next_of, swap
 from engine.storage.run_times import join_times
 
 
@@ -42,7 +42,7 @@ def add(ranks: Ranks, request: PlaneRequest) -> None:
 
 def begin_next(request: PlaneRequest, building: Path) -> None:
     """Make the next plane, large enough, of links to the shards that there are. Rank 0 calls this."""
-    discard(building)
+    discard_next(request.path)
     prepared, old = request.prepared, None
     layout = prepared.layout
     before = PlaneLayout((0, 0), layout.channels, request.job.shard, request.job.chunk, layout.label)
@@ -51,6 +51,8 @@ def begin_next(request: PlaneRequest, building: Path) -> None:
         before = plane_layout(old)
     new = before.holding(request.region)
     regions = [] if old is None else old.provenance["regions"]
+    if old is not None:
+        check_ledger(old, regions)
     name = request.path.name.removesuffix(".zarr")
     create(building, new, prepared.card.pixel_size_um, plane_provenance(request, regions), name)
     if old is not None:
@@ -60,6 +62,29 @@ def begin_next(request: PlaneRequest, building: Path) -> None:
 def plane_layout(output: Output) -> PlaneLayout:
     assert isinstance(output.layout, PlaneLayout)
     return output.layout
+
+
+def check_ledger(plane: Output, regions: list[Any]) -> None:
+    """Refuse to add to a plane whose ledger lacks shards: they would be lost without a word.
+
+    Raises:
+        ValueError: naming one.
+    """
+    layout = plane_layout(plane)
+    finished = {(shard.array, shard.box) for shard in plane.ledger}
+    grid = layout.boxes()
+    rows, columns = grid.sides
+    for region in regions:
+        part = layout.on_arrays(Box(*region))
+        for y in range(part.y0 // rows * rows, part.y1, rows):
+            for x in range(part.x0 // columns * columns, part.x1, columns):
+                box = grid[grid.index_of(Box(y, x, y + rows, x + columns))]
+                for name in layout.finest:
+                    if (name, box) not in finished:
+                        file = layout.shard_file(name, box)
+                        raise ValueError(
+                            f"{plane.path} has lost {file} from its ledger; sample it anew to another `plane`"
+                        )
 
 
 def plane_provenance(request: PlaneRequest, regions: list[Any]) -> dict[str, Any]:
@@ -182,7 +207,7 @@ def keep_levels(request: PlaneRequest, made: Output, building: Path) -> None:
     """
     plane, cone = request.path, request.prepared.cone
     assert cone is not None
-    before = KnownLedger(known_of(plane), request.prepared.card.patch)
+    before = ledger_of(plane, request)
     known, own = list(before.read()), levels_of(made.path)
     if request.prepared.options.keep_levels and any(map(len, cone.needed)):
         folder = before.next_folder()
@@ -193,6 +218,11 @@ def keep_levels(request: PlaneRequest, made: Output, building: Path) -> None:
             own.rename(target)
             sync(target.parent)
             sync(own.parent)
-        known.append(KnownWindows(folder, cone.needed))
+        known.append(KnownWindows(folder, cone.needed, checksum(request.prepared.identity)))
     if known:
-        KnownLedger(known_of(building), before.patch).write(known)
+        ledger_of(building, request).write(known)
+
+
+def ledger_of(plane: Path, request: PlaneRequest) -> KnownLedger:
+    prepared = request.prepared
+    return KnownLedger(known_of(plane), prepared.card.patch, plane_identity(prepared, request.hold))

@@ -39,6 +39,7 @@ OF_REQUESTS = (
     "chunk",
     "labels_hash",
     "keep_levels",
+    "cone",
 )  # of a request's identity, not of the plane's
 
 
@@ -88,7 +89,7 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
     identity = plane_identity(first, hold)
     if there is not None:
         check_same(plane, there["identity"], identity)
-        request = replace(request, known=KnownLedger(known_of(plane), card.patch).read())
+        request = replace(request, known=KnownLedger(known_of(plane), card.patch, identity).read())
         if is_known(there, region):
             return PlaneRequest(plane, given, first, region, hold, known=True)
     prepared = prepare(job, own, rank_count, ranks_per_node, request)
@@ -100,8 +101,8 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
 def state_of(plane: Path) -> str:
     """What changes when a request is added to a plane, or levels are dropped."""
     known = known_of(plane)
-    text = known.read_text() if known.exists() else ""
-    return checksum({"known": text, "plane": provenance_of(plane) if is_there(plane) else {}})
+    content = known.read_bytes().hex() if known.is_file() else ""
+    return checksum({"known": content, "plane": provenance_of(plane) if is_there(plane) else {}})
 
 
 def check_unchanged(request: PlaneRequest) -> None:
@@ -123,7 +124,7 @@ def place_of(options: RunOptions) -> tuple[Path, Box, int]:
     assert options.plane is not None
     if options.region is None:
         raise ValueError(f"`plane` {options.plane} has no edges; name the part that is wanted, `region` Y0:Y1,X0:X1")
-    return Path(options.plane).absolute(), Box(*options.region), options.hold
+    return Path(options.plane).resolve(), Box(*options.region), options.hold
 
 
 def check_plane_job(job: SampleJob, options: RunOptions) -> None:

@@ -32,6 +32,8 @@ from engine.pipeline.report_file import check_report
 from engine.planning.decode_cover import unbounded_decoder
 from engine.planning.geometry import Frames
 from engine.planning.plane import Cone, Request, cone_of, corners_of, offsets
+from engine.storage.files import checksum
+from engine.storage.plane_levels import windows_as_json
 
 
 def prepare(
@@ -80,7 +82,8 @@ def prepare(
     if request is not None and cone is not None:
         identity |= label_plane_identity(job, card)
         identity |= {"corner": list(cone.corner), "region": list(corners_of(request.region)), "hold": request.hold}
-        identity |= {"keep_levels": options.keep_levels}
+        cone_hash = checksum({"needed": list(map(windows_as_json, cone.needed))})
+        identity |= {"keep_levels": options.keep_levels, "cone": cone_hash}
     plane = None if request is None else request.plane
     prepared = Prepared(
         job, options, cards, rank_count, inputs, identity, "absent", stage, store=store, cone=cone, plane=plane

@@ -40,8 +40,10 @@ from engine.planning.ownership import DecodeRounds, partition_evenly
 from engine.planning.plan import Plan, Planning
 from engine.planning.preview_grid import PreviewGrid
 from engine.storage.checkpoint import SamplingRound
+from engine.storage.files import checksum
 from engine.storage.output import Output
 from engine.storage.plane_layout import levels_of
+from engine.storage.plane_levels import LevelArrays
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Round:
         """Have the canvas take what is known from the kept levels of a plane, and leave its own there. Collective."""
         prepared, canvas, private = self.prepared, self.canvas, self.shared.output.private
         assert prepared.cone is not None
-        own = private / "levels" if prepared.options.keep_levels else None
+        own = LevelArrays(private / "levels", checksum(prepared.identity)) if prepared.options.keep_levels else None
         depths = depths_of(self.steps)
         kept = KeptLevels(self.ranks, levels_of(plane), own, prepared.cone, canvas.ownership, canvas.channels, depths)
         self.ranks.on_root(kept.make)

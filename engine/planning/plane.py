@@ -171,10 +171,12 @@ class KnownWindows:
     Args:
         folder: Name of the folder in which its levels are kept.
         levels: Of each level the windows whose result is known.
+        request: Checksum of the request's job.
     """
 
     folder: str
     levels: tuple[Windows, ...]
+    request: str = ""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Work:
 
     @property
     def plane(self) -> Path:
-        return Path(str(self.options.plane)).absolute()
+        return Path(str(self.options.plane)).resolve()
 
     def run(self) -> None:
         """Sample what is wanted, until a signal. Collective."""

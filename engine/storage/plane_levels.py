@@ -7,13 +7,16 @@
     PLANE/slidefield/known.json            of each request its folder and the windows whose result it has made known,
                                            level by level, and a checksum
 
+A file that lies where another belongs is refused: the ledger names its plane's job, and of each request the checksum of
+its job, which its arrays have too, with their level. Chunks are protected against damage alone.
+
 Every request's arrays stay as they were written, in a folder of their own: nothing is written twice.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,19 @@ import numpy as np
 
 from engine.planning.geometry import Box
 from engine.planning.plane import KnownWindows, Windows
-from engine.storage.files import read_signed, sync_new, write_signed
+from engine.storage.files import checksum, read_signed, sync_new, write_signed
 from engine.storage.zarr_setup import zarr
 
 
 class LevelArrays:
-    """Canvases that one request keeps, an array a level in a folder; boxes are of the plane, in latents."""
+    """Canvases that one request keeps, an array a level in a folder; boxes are of the plane, in latents.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        request: Checksum of the request's job.
+    """
+
+    def __init__(self, folder: Path, request: str) -> None:
+        self.folder, self.request = folder, request
         self.opened: dict[int, tuple[zarr.Array, Box]] = {}
         self.synced: set[Path] = set()
 
@@ -54,7 +61,7 @@ class LevelArrays:
                     dtype="float32",
                     compressors=[zarr.codecs.Crc32cCodec()],
                     fill_value=float("nan"),
-                    attributes={"corner": [canvas.y0, canvas.x0]},
+                    attributes={"corner": [canvas.y0, canvas.x0], "request": self.request, "level": level},
                 )
                 sync_new(self.path(level) / "zarr.json", self.folder.parent, self.synced)
 
@@ -62,11 +69,20 @@ class LevelArrays:
         return self.folder / f"{level:05d}"
 
     def open(self, level: int) -> tuple[zarr.Array, Box]:
-        """An array, and where it lies on the plane."""
+        """An array, and where it lies on the plane.
+
+        Raises:
+            ValueError: it cannot be read, or is another's.
+        """
         if level not in self.opened:
-            array = zarr.open_array(str(self.path(level)), mode="r+")
-            corner: Any = array.attrs["corner"]
-            (y, x), (height, width) = corner, array.shape[2:]
+            try:
+                array = zarr.open_array(str(self.path(level)), mode="r+")
+                facts: Any = dict(array.attrs)
+                if (facts["request"], facts["level"]) != (self.request, level):
+                    raise ValueError("it is of another request or level")
+                (y, x), (height, width) = facts["corner"], array.shape[2:]
+            except Exception as error:  # zarr raises what its codecs and stores raise
+                raise self.unreadable(level, error) from error
             self.opened[level] = array, Box(y, x, y + height, x + width)
         return self.opened[level]
 
@@ -76,21 +92,23 @@ class LevelArrays:
         Raises:
             ValueError: it is damaged.
         """
+        array, canvas = self.open(level)
         try:
-            array, canvas = self.open(level)
             here = box & canvas
             values = np.full((*array.shape[:2], *box.shape), np.nan, np.float32)
             if here:
                 values[(..., *here.within(box))] = array[(..., *here.within(canvas))]
             return values
-        except Exception as error:  # zarr raises what its codecs and stores raise
-            why = " ".join(str(error).split())
-            raise ValueError(f"{self.path(level)} cannot be read ({why}); {self.way}") from error
+        except Exception as error:
+            raise self.unreadable(level, error) from error
+
+    def unreadable(self, level: int, error: Exception) -> ValueError:
+        why = " ".join(str(error).split())
+        return ValueError(f"{self.path(level)} cannot be read ({why}); {self.way}")
 
     @property
     def way(self) -> str:
-        """What helps where kept levels are damaged."""
-        return f"python -m engine.trim {self.folder.parents[2]} drops what the plane keeps, which is then sampled anew"
+        return way_of(self.folder.parents[2])
 
     def write(self, level: int, box: Box, values: np.ndarray) -> None:
         """Keep what is in a box, and have the disk keep it. The shard's owner calls this.
@@ -117,36 +135,57 @@ class LevelArrays:
 
 
 class KnownLedger:
-    """The ledger of a plane: the windows whose result is known, of each level, request by request."""
+    """The ledger of a plane: the windows whose result is known, of each level, request by request.
 
-    def __init__(self, path: Path, patch: int) -> None:
-        self.path, self.patch = path, patch
+    Args:
+        identity: What all requests to the plane share: JSON values.
+    """
+
+    def __init__(self, path: Path, patch: int, identity: Mapping[str, Any]) -> None:
+        self.path, self.patch, self.plane = path, patch, checksum(identity)
 
     def read(self) -> tuple[KnownWindows, ...]:
         """What each request has made known.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or another plane's.
         """
+        way = way_of(self.path.parents[1])
         try:
-            requests = read_signed(self.path)["requests"]
+            values = read_signed(self.path)
+            if values["plane"] != self.plane:
+                raise ValueError(f"{self.path} is another plane's")
             return tuple(
-                KnownWindows(one["folder"], tuple(windows_from_json(level, self.patch) for level in one["levels"]))
-                for one in requests
+                KnownWindows(
+                    one["folder"],
+                    tuple(windows_from_json(level, self.patch) for level in one["levels"]),
+                    one["request"],
+                )
+                for one in values["requests"]
             )
         except FileNotFoundError:
             return ()
         except (LookupError, TypeError):
-            raise ValueError(f"{self.path} is of another version; remove it: levels are then sampled anew") from None
+            raise ValueError(f"{self.path} is of another version; {way}") from None
+        except ValueError as error:
+            raise ValueError(f"{error}; {way}") from None
 
     def write(self, known: Sequence[KnownWindows]) -> None:
         """Say what is known, in place of what the file said. Rank 0 calls this."""
-        requests = [{"folder": one.folder, "levels": [windows_as_json(level) for level in one.levels]} for one in known]
-        write_signed(self.path, {"requests": requests})
+        requests = [
+            {"folder": one.folder, "levels": list(map(windows_as_json, one.levels)), "request": one.request}
+            for one in known
+        ]
+        write_signed(self.path, {"plane": self.plane, "requests": requests})
 
     def next_folder(self) -> str:
         """A name for the folder of the request that comes next."""
         return f"{1 + max((int(one.folder) for one in self.read()), default=0):05d}"
+
+
+def way_of(plane: Path) -> str:
+    """What helps where a plane's kept levels, or their ledger, are damaged."""
+    return f"python -m engine.trim {plane} drops what the plane keeps, which is then sampled anew"
 
 
 def windows_as_json(windows: Windows) -> dict[str, Any]:

@@ -6,6 +6,7 @@ each. ``recover`` goes on wherever a kill has come between.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,14 @@ CARRIED = (levels_of, label_plane)  # folders among a plane's private files that
 def next_of(plane: Path) -> Path:
     """Where the next state of a plane is made."""
     return plane.with_name(f".{plane.name}.next")
+
+
+def discard_next(plane: Path) -> None:
+    """Remove what a kill has left of a next state; who has locked the plane calls it."""
+    building = next_of(plane)
+    discard(building)
+    for begun in plane.parent.glob(f".{glob.escape(building.name)}.*.creating"):  # by ``create``
+        discard(begun)
 
 
 def old_of(plane: Path) -> Path:
@@ -55,7 +64,9 @@ def carry(old: Path, plane: Path) -> None:
 
 
 def recover(plane: Path) -> None:
-    """Finish what a kill has interrupted between renamings; who has locked the plane does not call it.
+    """Finish what a kill has interrupted between renamings, and remove the state before.
+
+    Who has locked the plane does not call it.
 
     Raises:
         ValueError: another process is between them.
@@ -64,6 +75,7 @@ def recover(plane: Path) -> None:
     if not plane.exists() and old.exists():
         with locked(old):
             old.rename(plane)
-    elif any(where(old).is_dir() for where in CARRIED):
+    elif old.exists():
         with locked(plane):
             carry(old, plane)
+            discard(old)

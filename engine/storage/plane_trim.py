@@ -16,7 +16,7 @@ from engine.storage.files import discard, file_size, lock, sync
 from engine.storage.output import provenance_of
 from engine.storage.plane_layout import is_there, known_of, label_plane, levels_of, request_of
 from engine.storage.plane_levels import KnownLedger, LevelArrays
-from engine.storage.plane_swap import recover
+from engine.storage.plane_swap import discard_next, recover
 
 
 def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
@@ -29,7 +29,10 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
     Raises:
         ValueError: it is no plane, its ledger is damaged, or another process writes it.
     """
+    plane = plane.resolve()
     recover(plane)
+    if plane.exists() and not is_there(plane):
+        raise ValueError(f"{plane} has no finished request yet: it keeps no levels")
     provenance = provenance_of(plane)
     if provenance.get("kind") != "plane":
         raise ValueError(f"{plane} is no plane: it keeps no levels")
@@ -37,7 +40,7 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
     with lock(plane):
         before = size_of(levels) + size_of(request)
         patch, factor = provenance["window"]["patch"], provenance["window"]["factor"]
-        known = KnownLedger(ledger, patch)
+        known = KnownLedger(ledger, patch, provenance["identity"])
         kept = [] if region is None else kept_windows(known.read(), latents_of(region, factor))
         if kept:
             known.write(kept)
@@ -45,6 +48,7 @@ def trim(plane: Path, region: Box | None = None) -> tuple[int, int]:
             discard(ledger)
         sync(ledger.parent)
         discard(request)  # it was begun with what was known then
+        discard_next(plane)
         discard_levels(levels, kept)
         left = size_of(levels)
         labels = label_plane(plane)
@@ -79,7 +83,7 @@ def discard_levels(levels: Path, kept: Sequence[KnownWindows]) -> None:
     if not kept:
         discard(levels)
     for one in kept:
-        arrays = LevelArrays(levels / one.folder)
+        arrays = LevelArrays(levels / one.folder, one.request)
         for level, windows in enumerate(one.levels, 1):
             for file, box in arrays.chunks(level).items():
                 if not windows.covers(box).any():

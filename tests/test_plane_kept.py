@@ -1,0 +1,139 @@
+"""What a plane keeps for later requests: files in another's place, kills while it changes hands, links and copies."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launching import Running, launch
+from tiny import make_tiny_model
+
+from engine.pipeline.plane import read_region
+from engine.planning.geometry import Box
+from engine.storage.plane_layout import known_of, levels_of
+from engine.storage.plane_swap import locked, next_of, old_of, recover
+from engine.storage.plane_trim import trim
+
+pytestmark = pytest.mark.runs
+
+JOB = ("--steps", 3, "--shard", 128, "--chunk", 64, "--guidance", 1, "--hold", 1, "--label", 1)
+FIRST, SECOND = Box(0, 0, 50, 50), Box(-70, -40, 60, 90)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with windows of 32 px."""
+    return make_tiny_model(tmp_path_factory.mktemp("small"), patch=4)
+
+
+def words(model: Path, plane: Path, region: Box, *options: object) -> tuple[object, ...]:
+    text = f"--region={region.y0}:{region.y1},{region.x0}:{region.x1}"
+    return ("--model", model, *JOB, "--seed", 5, *options, "--plane", plane, text)
+
+
+@pytest.fixture(scope="module")
+def planes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a plane that has the first region, one of another seed, and one that was asked for the second alone."""
+    folder = tmp_path_factory.mktemp("planes")
+    for name, region, seed in (("plane", FIRST, 5), ("other", FIRST, 6), ("alone", SECOND, 5)):
+        done = launch(1, *words(model, folder / f"{name}.zarr", region, "--seed", seed))
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def plane(planes: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(planes / "plane.zarr", tmp_path / "plane.zarr")
+
+
+def exchange_levels(plane: Path, other: Path) -> None:
+    one, two = (levels_of(plane) / "00001" / level for level in ("00002", "00003"))
+    one.rename(plane / "aside")
+    two.rename(one)
+    (plane / "aside").rename(two)
+
+
+def take_known(plane: Path, other: Path) -> None:
+    shutil.copy(known_of(other), known_of(plane))
+
+
+def take_levels(plane: Path, other: Path) -> None:
+    shutil.rmtree(levels_of(plane))
+    shutil.copytree(levels_of(other), levels_of(plane))
+
+
+def break_known(plane: Path, other: Path) -> None:
+    known_of(plane).write_bytes(b"\x80" * 9)
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        (exchange_levels, "is of another request or level"),
+        (take_levels, "is of another request or level"),
+        (take_known, "known.json is another plane's"),
+        (break_known, "known.json is damaged"),
+    ],
+)
+def test_what_lies_in_the_place_of_kept_levels_is_refused_and_trimmed(model, planes, plane, done, expected):
+    done(plane, planes / "other.zarr")
+    before = read_region(plane, FIRST)
+    said = launch(1, *words(model, plane, SECOND))
+    assert said.returncode == 1, said.stdout
+    assert expected in said.stderr
+    assert f"engine.trim {plane} drops" in said.stderr
+    assert said.stderr.count("\n") == 1, said.stderr
+    assert np.array_equal(read_region(plane, FIRST), before)
+    trim(plane)
+    assert not known_of(plane).exists()
+    assert "none is known" in launch(1, *words(model, plane, SECOND, "--dry-run")).stdout
+
+
+def test_a_request_goes_on_only_with_what_was_known_when_it_was_begun(model, planes, plane):
+    run = Running(1, *words(model, plane, SECOND, "--checkpoint-every", 0))
+    assert run.wait_until((plane / "slidefield" / "request.zarr" / "slidefield" / "checkpoint.json").exists)
+    run.kill()
+    known_of(plane).unlink()
+    done = launch(1, *words(model, plane, SECOND))
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(read_region(plane, SECOND), read_region(planes / "alone.zarr", SECOND))
+
+
+def test_a_plane_is_the_one_that_a_link_leads_to(model, planes, plane, tmp_path):
+    link = tmp_path / "link.zarr"
+    link.symlink_to(plane)
+    done = launch(1, *words(model, link, SECOND))
+    assert done.returncode == 0, done.stderr
+    assert "none is known" not in done.stdout
+    assert np.array_equal(read_region(plane, SECOND), read_region(planes / "alone.zarr", SECOND))
+    assert trim(link)[0] > 0
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.zarr", "plane.zarr"]
+
+
+def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_path):
+    shutil.copytree(plane, old_of(plane), ignore=shutil.ignore_patterns("levels"))
+    next_of(plane).mkdir()
+    (tmp_path / f".{next_of(plane).name}.k1ll3d.creating").mkdir()
+    with locked(plane), pytest.raises(ValueError, match="is being written by another run"):
+        recover(plane)
+    assert trim(plane, FIRST)[1] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["plane.zarr"]
+
+
+def test_a_plane_whose_ledger_was_lost_is_not_added_to(model, plane):
+    before = read_region(plane, FIRST)
+    (plane / "slidefield" / "ledger.jsonl").unlink()
+    done = launch(1, *words(model, plane, SECOND))
+    assert done.returncode == 1, done.stdout
+    assert "has lost 0/c/" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert np.array_equal(read_region(plane, FIRST), before)
+
+
+def test_a_plane_without_a_finished_request_keeps_no_levels(tmp_path):
+    locked(tmp_path / "plane.zarr").close()
+    with pytest.raises(ValueError, match="has no finished request yet"):
+        trim(tmp_path / "plane.zarr")
