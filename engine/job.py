@@ -131,7 +131,7 @@ class SampleJob(Checked):
         PATH,
         "label model that samples the label map first; 'embedded' is the one in the package",
         metavar="DIR",
-        unset="embedded for the embedded model, else none",
+        unset="embedded for sets and prompts of the embedded model, else none",
         models=LABEL_MAP,
     )
     prompt: int | str | tuple[int | str, ...] | None = condition_option(

@@ -181,7 +181,8 @@ def test_the_embedded_decoder_ends_all_four_corners_of_an_image_alike():
     """Windows that end somewhere against what larger ones have there; a spike in a corner was 4 times the edges'."""
     network = load_part(ROOT / "engine" / "models" / "embedded" / "vae")
     tissue = np.asarray(Image.open(ROOT / "benchmarks" / "notes" / "sample.jpg").convert("RGB"))[:704, :704]
-    less, rng, off = network.margin, np.random.default_rng(0), np.zeros((128, 128))
+    less, rng = network.margin, np.random.default_rng(0)
+    off = np.zeros((320 - 2 * less * network.factor,) * 2)
     for _ in range(6):
         y, x = rng.integers(0, tissue.shape[0] - 320, 2)
         latents = network.encode(to_tensor([tissue[y : y + 320, x : x + 320]]))

@@ -119,9 +119,10 @@ def test_a_lost_shard_of_sampled_maps_is_mended(published, tmp_path):
 
 def test_the_embedded_models_sets_have_sampled_maps_where_no_labels_are_named():
     card = read_card("embedded")
-    assert with_default_labels(SampleJob(count=3), card).label_model == "embedded"
-    for named in ({"labels": "example"}, {"label": 1}):
-        assert with_default_labels(SampleJob(count=3, **named), card).label_model is None
+    for told in ({"count": 3}, {"prompt": "necrosis"}, {"label_steps": 9}, {"label_guidance": 2.0}):
+        assert with_default_labels(SampleJob(**told), card).label_model == "embedded"
+    for named in ({}, {"count": 3, "labels": "example"}, {"count": 3, "label": 1}):
+        assert with_default_labels(SampleJob(**named), card).label_model is None
 
 
 # ---- several guidance weights, and styles, in turn ----------------------------------------------

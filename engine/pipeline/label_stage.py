@@ -24,11 +24,16 @@ from engine.storage.output import Output
 
 
 def with_default_labels(job: SampleJob, card: ModelCard) -> SampleJob:
-    """The embedded model samples its label map with the embedded label model, where no labels are named."""
+    """Where no labels are named the embedded model has the drawn map, which shows all of them.
+
+    The images of a set have label maps that the embedded label model samples, each its own; so has an image for which
+    that model is told anything, such as a prompt.
+    """
     named = (job.labels, job.label, job.label_model, job.known_image)
+    told = (job.count, job.prompt, job.label_steps, job.label_guidance)
     if card.folder != EMBEDDED.resolve() or any(value is not None for value in named):
         return job
-    return replace(job, label_model="embedded")
+    return job if all(value is None for value in told) else replace(job, label_model="embedded")
 
 
 def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[SampleJob, RunOptions]:
