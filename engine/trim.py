@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         print_error(error)
         return 1
-    rest = f"{left / 2**20:,.1f} MiB are left" if left else "none is left"
+    rest = f"{left:,} bytes are left" if left else "none is left"
     print(f"{given.plane}: {dropped:,} bytes of kept levels dropped ({dropped / 2**20:,.1f} MiB); {rest}", flush=True)
     return 0
 

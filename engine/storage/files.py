@@ -177,7 +177,7 @@ def lock(path: Path) -> IO[str]:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{path} is being written by another run; wait for it, or choose another `out`") from None
+        raise ValueError(f"{path} is being written by another run; wait for it, or write elsewhere") from None
     except OSError:
         pass  # some file systems have no locks
     return stream
