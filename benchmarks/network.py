@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import report
+from engine.models.card import read_card
 from engine.models.codec import DECODE
 from engine.models.files import EMBEDDED
 from engine.models.folder import CLASSES, load_part, place
@@ -85,10 +86,11 @@ def plain(network: nn.Module) -> nn.Module:
 def cases(size: int, dim: int) -> dict[str, Case]:
     """Networks of every family and their decoders."""
     embedded, decoder = load_part(EMBEDDED / "unet"), load_part(EMBEDDED / "vae")
+    channels = read_card("embedded").channels
     known: dict[str, Case] = {
         f"DiffInfinite, {size} x {size}": (MaskUNet(dim, 6), evaluate, partial(masked, 4, size)),
-        "embedded, 32 x 32": (embedded, evaluate, partial(masked, 8, 32)),
-        "embedded decoder, 32 x 32": (decoder, DECODE["PatchAutoencoder"], partial(latents, 8, 32)),
+        "embedded, 32 x 32": (embedded, evaluate, partial(masked, channels, 32)),
+        "embedded decoder, 32 x 32": (decoder, DECODE["PatchAutoencoder"], partial(latents, channels, 32)),
         f"nuclei, {size} x {size}": (SpadeUNet(12, model_channels=dim), evaluate, partial(mapped, size)),
     }
     if find_spec("diffusers") is None:
