@@ -209,7 +209,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_all(pid: int) -> None:
-    """SIGKILL to a process and all below it; what they have in shared memory goes with them."""
+    """SIGKILL to a process and all below it, until they hold no file any more; what they share in memory goes too."""
     below = descendants(pid)
     shared = {file for one in below for file in shared_memory_of(one)}
     for one in below:
@@ -217,6 +217,19 @@ def kill_all(pid: int) -> None:
             os.kill(one, signal.SIGKILL)
     for file in shared:
         file.unlink(missing_ok=True)
+    end = time.monotonic() + LONGEST
+    while any(map(is_alive, below)):
+        assert time.monotonic() < end, f"processes {below} were killed and do not end"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a thread of a process is left: what was killed in a system call goes on to the end of that."""
+    states = []
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            states.append((thread / "stat").read_text().rpartition(")")[2].split()[0])
+    return any(state not in "ZX" for state in states)
 
 
 def shared_memory_of(pid: int) -> list[Path]:
