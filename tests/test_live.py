@@ -59,7 +59,7 @@ def test_a_killed_run_has_its_picture_and_goes_on_with_it_and_without(tiny_model
     (out / "slidefield/live/00001.npz.partial").write_bytes(b"half")
     state = Watched(out).facts(512)["state"]
     assert state["estimated"]
-    assert state["live"]["text"].startswith("level")
+    assert state["live"]["text"].startswith(("level", "decoding")), "where it was when the kill came"
     assert not state["live"]["ended"], "it had no time to say so"
     assert launch(1, "--model", tiny_model, *JOB, "--out", out).returncode == 0
     assert sha(out) == plain
