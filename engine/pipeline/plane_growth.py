@@ -22,7 +22,7 @@ from engine.storage.ledger import FinishedShard
 from engine.storage.metadata import keep_metadata
 from engine.storage.output import Output
 from engine.storage.plane_layout import PlaneLayout, is_there, known_of, levels_of
-from engine.storage.plane_levels import KnownLedger
+from engine.storage.plane_levels import KnownLedger, next_folder
 from engine.storage.plane_swap import discard_next, next_of, swap
 from engine.storage.run_times import join_times
 
@@ -207,10 +207,9 @@ def keep_levels(request: PlaneRequest, made: Output, building: Path) -> None:
     """
     plane, cone = request.path, request.prepared.cone
     assert cone is not None
-    before = ledger_of(plane, request)
-    known, own = list(before.read()), levels_of(made.path)
+    known, own = list(ledger_of(plane, request).read()), levels_of(made.path)
     if request.prepared.options.keep_levels and any(map(len, cone.needed)):
-        folder = before.next_folder()
+        folder = next_folder(known)
         target = levels_of(plane) / folder
         if own.is_dir():  # else a kill came after it was moved
             discard(target)

@@ -178,9 +178,10 @@ class KnownLedger:
         ]
         write_signed(self.path, {"plane": self.plane, "requests": requests})
 
-    def next_folder(self) -> str:
-        """A name for the folder of the request that comes next."""
-        return f"{1 + max((int(one.folder) for one in self.read()), default=0):05d}"
+
+def next_folder(known: Sequence[KnownWindows]) -> str:
+    """A name for the folder of the request that comes next."""
+    return f"{1 + max((int(one.folder) for one in known), default=0):05d}"
 
 
 def way_of(plane: Path) -> str:
