@@ -340,6 +340,7 @@ SCHEDULER: dict[str, tuple[Any, ...]] = {
     "clip_sample": ("no", 1),
     "clip_sample_range": (0, -1, float("nan")),
     "steps_offset": (-1, 0.5, "1"),
+    "timestep_shift": (0, -3, "3", None, float("nan")),
     "network_timestep_scale": (0, float("inf")),
     "rescale_betas_zero_snr": (True,),
 }

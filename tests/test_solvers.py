@@ -311,3 +311,19 @@ def test_an_inversion_leads_where_ddim_leads_back_from():
         assert s.b == s.d == 0
         assert not s.history
         np.testing.assert_allclose(x, np.sqrt(ab) * x0 + np.sqrt(1 - ab) * noise, rtol=1e-12)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("shift", [0.02, 0.5, 1.0, 3.0, 50.0])
+@pytest.mark.parametrize("steps", [1, 2, 25, 333, 1000])
+def test_shifted_timesteps_are_as_many_inside_and_apart(spacing, shift, steps):
+    schedule = Schedule.from_config({"timestep_spacing": spacing, "timestep_shift": shift})
+    timesteps = schedule.timesteps(steps)
+    assert len(timesteps) == steps
+    assert (np.diff(timesteps) < 0).all()
+    assert set(timesteps) <= set(range(1000))
+    even = replace(schedule, timestep_shift=1.0).timesteps(steps)
+    moved = timesteps - even
+    assert (moved >= 0).all() if shift >= 1 else (moved <= 0).all()
+    if steps in (25, 333):
+        assert moved.any() == (shift != 1)

@@ -43,6 +43,7 @@ class Schedule:
         rederive_noise: Whether the noise is computed again from the clipped estimate.
         spacing: How a run's levels are chosen from the timesteps; see ``timesteps``.
         steps_offset: Number added to the timesteps of ``leading``.
+        timestep_shift: How much denser a run's levels are where noise is much, by ``shifted_timesteps``; 1: as spaced.
         variance: Variance of the ancestral step: the posterior's, beta, or between the two as the network predicts.
         eta_variance: Variance of ddim's fresh noise: ``posterior``, that of the step from level to level, or
             ``one_timestep``, whose beta is that of the level's timestep alone (Large-Image-Diffusion's).
@@ -56,6 +57,7 @@ class Schedule:
     rederive_noise: bool = False
     spacing: str = "leading"
     steps_offset: int = 0
+    timestep_shift: float = 1.0
     variance: str = "fixed_small"
     eta_variance: str = "posterior"
     final: float = 1.0
@@ -100,6 +102,7 @@ class Schedule:
             rederive_noise=bool(config.get("rederive_noise", False)),
             spacing=config.get("timestep_spacing", "leading"),
             steps_offset=int(config.get("steps_offset", 0)),
+            timestep_shift=float(config.get("timestep_shift", 1.0)),
             variance=(config.get("variance_type") or "fixed_small").removesuffix("_log"),
             eta_variance=config.get("eta_variance", "posterior"),
             final=1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0]),
@@ -143,6 +146,12 @@ class Schedule:
             return in_sections(total, sections)
         if not 1 <= steps <= total:
             raise ValueError(f"`steps` is {steps}; the model was trained with {total} timesteps: choose 1 to {total}")
+        spaced = self._spaced(steps)
+        return spaced if self.timestep_shift == 1 else shifted_timesteps(spaced, total, self.timestep_shift)
+
+    def _spaced(self, steps: int) -> np.ndarray:
+        """int64 (steps,): a run's timesteps before any shift, noisiest first."""
+        total = self.num_train_timesteps
         if self.spacing == "smallest_stride":
             return every(smallest_stride(total, steps), steps)
         if self.spacing == "linspace":
@@ -173,6 +182,27 @@ class Schedule:
 def every(stride: int, steps: int) -> np.ndarray:
     """int64 (steps,): every ``stride``-th timestep from 0, noisiest first."""
     return (np.arange(steps) * stride)[::-1].astype(np.int64)
+
+
+def shifted_timesteps(timesteps: np.ndarray, total: int, shift: float) -> np.ndarray:
+    """Timesteps t of ``total`` moved to s t / (1 + (s - 1) t), as flow models shift theirs (Esser et al. 2024,
+    arXiv:2403.03206): brightness and colour of a window are decided under much noise, by few levels where these are
+    evenly spaced, and then all windows come out alike.
+
+    Args:
+        timesteps: int64 (steps,), noisiest first, no two the same.
+        shift: s; above 1 the levels are denser where noise is much, below 1 where it is little.
+    Returns:
+        int64 (steps,), noisiest first, no two the same: where rounding leaves no room they keep a distance of one.
+
+    >>> shifted_timesteps(np.array([999, 749, 499, 249]), 1000, 3.0).tolist()
+    [999, 899, 749, 499]
+    """
+    part = (timesteps + 1) / total
+    moved = np.round(total * shift * part / (1 + (shift - 1) * part)).astype(np.int64) - 1
+    place = np.arange(len(moved))
+    apart = np.minimum.accumulate(moved + place) - place
+    return np.maximum(apart, place[::-1])
 
 
 def smallest_stride(total: int, steps: int) -> int:

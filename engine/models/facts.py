@@ -114,6 +114,7 @@ SCHEDULER = {
     "prediction_type": choice(*PREDICTIONS),
     "timestep_spacing": choice(*SPACINGS),
     "steps_offset": whole(0, MOST_TIMESTEPS),
+    "timestep_shift": number(0.01, 100),
     "variance_type": choice(*VARIANCES, *(f"{name}_log" for name in VARIANCES)),
     "eta_variance": choice(*ETA_VARIANCES),
     "clip_sample": FLAG,

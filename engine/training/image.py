@@ -28,6 +28,7 @@ SCHEDULER = {
     "num_train_timesteps": 1000,
     "prediction_type": "v_prediction",
     "set_alpha_to_one": True,
+    "timestep_shift": 3.0,
     "timestep_spacing": "trailing",
 }
 UNIFORM_SHARE = 1 / 3  # of the timesteps trained on, where min_snr is 0
