@@ -1,7 +1,7 @@
 """``python docs/draw_plane.py``: the film strip of planes, docs/plane.jpg, from requests that are sampled for it.
 
 One plane of the embedded model after each of three requests, and the last region asked for alone, on a new plane:
-the script compares the two and says how many pixels differ. Few levels, and lattices that are held, keep it short.
+the script compares the two and says how many pixels differ. It takes some minutes.
 """
 
 from __future__ import annotations
@@ -21,22 +21,7 @@ from engine.storage.output import Output
 from engine.storage.plane_layout import PlaneLayout
 
 ROOT = Path(__file__).parents[1]
-JOB = (
-    "--labels",
-    "example",
-    "--seed",
-    "3",
-    "--steps",
-    "8",
-    "--hold",
-    "4",
-    "--guidance",
-    "1",
-    "--shard",
-    "256",
-    "--chunk",
-    "256",
-)
+JOB = ("--labels", "example", "--seed", "3", "--shard", "256", "--chunk", "256")
 REGIONS = (Box(-128, -192, 256, 256), Box(0, 64, 448, 576), Box(-192, 320, 192, 704))
 WHOLE = Box(-192, -192, 448, 704)
 COLORS = ((30, 110, 200), (210, 90, 20), (20, 140, 80))
