@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 
+import numpy as np
 import pytest
 from bad_inputs import faults
 from damages import ROWS, damage_finished, damage_unfinished, kill_and_resume
@@ -14,6 +15,8 @@ from launching import Running, launch, launch_alone, lines_of, ranks_below, sha,
 from power import lose_power_and_resume
 
 from engine.command_line import STOPPED
+from engine.pipeline.plane import read_region
+from engine.planning.geometry import Box
 
 pytestmark = [pytest.mark.long, pytest.mark.runs]
 
@@ -64,6 +67,43 @@ def test_a_run_that_is_killed_and_asked_to_stop_again_and_again_ends_with_the_sa
         assert stopped < 100, "it gets on: a level or more each time"
     assert stopped > 3
     assert sha(out) == sha(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_requests_to_a_plane_that_are_killed_again_and_again_end_with_the_same_pixels(tiny_model, tmp_path, seed):
+    """Three that overlap, each killed at random moments, also while it is added: what was known stays readable."""
+    drawn, plane, log = random.Random(f"plane {seed}"), tmp_path / "plane.zarr", tmp_path / "log.jsonl"
+    job = ("--model", tiny_model, "--steps", 30, "--label", 1, "--shard", 256, "--chunk", 64, "--checkpoint-every", 0)
+    known: dict[Box, np.ndarray] = {}
+    killed = 0
+    for region in (Box(0, 0, 200, 300), Box(-150, 100, 120, 420), Box(60, -200, 330, 200)):
+        asked = f"--region={region.y0}:{region.y1},{region.x0}:{region.x1}"
+        alone = tmp_path / f"alone-{len(known)}.zarr"
+        assert launch(2, *job, "--plane", alone, asked).returncode == 0
+        for _ in range(8):
+            run = Running(drawn.randint(1, 4), *job, "--plane", plane, asked, "--json-log", log)
+            before = len(lines_of(log))
+            run.wait_until(lambda before=before: len(lines_of(log)) > before)
+            time.sleep(drawn.random() * 1.5)
+            victims, how = ranks_below(run.process.pid), drawn.choice(["all", "one", "ask"])
+            ended = not victims
+            if how == "all" or ended:
+                run.kill()
+            else:
+                with suppress(ProcessLookupError):  # it may just have ended
+                    os.kill(drawn.choice(victims), signal.SIGKILL if how == "one" else signal.SIGTERM)
+                run.end()
+            killed += not ended
+            for there, pixels in known.items():
+                assert np.array_equal(read_region(plane, there), pixels)
+        done = launch(drawn.randint(1, 4), *job, "--plane", plane, asked)
+        assert done.returncode == 0, done.stdout + done.stderr
+        known[region] = read_region(alone, region)
+        for there, pixels in known.items():
+            assert np.array_equal(read_region(plane, there), pixels)
+        assert verify(plane)[0] == 0, verify(plane)[1]
+    assert killed > 5
+    assert sorted(path.name for path in tmp_path.iterdir() if "plane" in path.name) == ["plane.zarr"]
 
 
 def test_a_large_image_of_the_embedded_model_is_the_same_on_1_and_4_ranks_and_after_a_kill(tmp_path):
