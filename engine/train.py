@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, gives_help
@@ -60,6 +61,7 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     import torch
 
     from engine.command_line import STOPPED
+    from engine.models.files import EMBEDDED, EMBEDDED_LABELS
     from engine.models.folder import device_of
     from engine.training import autoencoder, image, labels
     from engine.training.loop import LoopSettings
@@ -77,7 +79,9 @@ def train(ranks: Ranks, arguments: list[str]) -> int:
     kept = {name: getattr(args, name) for name in same if hasattr(args, name)}  # not all have the last two
     kept |= {"readers": args.readers or min(cores, 8)}
     settings = LoopSettings(**kept, betas=tuple(args.betas), deadline=deadline, began=began)
-    common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out}
+    if args.init == Path("embedded"):
+        args.init = EMBEDDED_LABELS if args.network == "labels" else EMBEDDED
+    common = {"resume": args.resume == "auto", "device": device, "held": args.hold_out, "init": args.init}
     ranks.agree(lambda: check(args, ranks.size))
     ranks.agree(lambda: check_folder(args))
     ranks.catch_signals("step")

@@ -249,6 +249,22 @@ def test_a_model_without_the_state_of_a_training_is_not_trained_over(trained, ti
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("network", "part"), [("autoencoder", "vae"), ("image", "unet")])
+def test_training_starts_from_the_weights_of_a_model_folder(trained, tiles, tmp_path, network, part):
+    common = ("--data", tiles, "--out", tmp_path, "--steps", 1, "--batch-size", 2, "--lr", 1e-9, "--init", trained[0])
+    options = {"autoencoder": ("--crop", 32), "image": ("--window", 8, "--dim", 16, "--dim-mults", "1,2")}[network]
+    done = launch(1, network, *common, *options, module="engine.train")
+    assert done.returncode == 0, done.stderr
+    start, after = (load_part(folder / part).state_dict() for folder in (trained[0], tmp_path))
+    assert all(torch.allclose(start[name], after[name], atol=1e-6) for name in start)
+    assert [path.parent.name for path in tmp_path.rglob("training.pt")] == [part], "that of a copy stays where it is"
+    wider = {"autoencoder": ("--channels", "8,16,24"), "image": ("--dim", 24)}[network]
+    done = launch(2, network, *common, *options, "--resume", "never", *wider, module="engine.train")
+    assert done.returncode == 1
+    assert "is a network of another shape than is trained: its settings are" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("network", ["autoencoder", "image", "labels", "first-stage"])
 def test_options_that_nothing_reads_are_not_offered(tiles, tmp_path, network):
     refused = [("--keep-every", 1000)] + ([("--compile",)] if network == "first-stage" else [])

@@ -30,6 +30,7 @@ from engine.training.losses import (
     spectrum_loss,
 )
 from engine.training.recipe import Recipe
+from engine.training.start import start_weights
 
 SHOWN = 4  # images in the picture of reconstructions; as many are held out where no number is asked for
 LARGEST = 1024  # side of the part of an image that is reconstructed for the figures shown, px
@@ -219,6 +220,7 @@ def train(
     held: int,
     recipe: Recipe,
     decoder_alone: bool,
+    init: Path | None,
     resume: bool,
     device: str,
     **config,
@@ -229,6 +231,7 @@ def train(
         held: number of images kept from the training, for the figures shown; 0: the last four, of 16 or more.
         decoder_alone: go on from ``out/vae`` with its encoder as it is, for a sharper picture: the latents stay the
             same, so that an image network trained on them stays right.
+        init: model folder whose autoencoder is started from.
         config: of ``PatchAutoencoder``.
     Returns:
         Whether it came to its end.
@@ -244,6 +247,8 @@ def train(
     said = f"{len(judged)} images {'of the training' if judged[0] in patches.images else 'held out'}"
     torch.manual_seed(settings.seed)
     network = ranks.agree(lambda: load_autoencoder(out)) if decoder_alone else PatchAutoencoder(**config)
+    if init is not None:
+        ranks.agree(lambda: start_weights(network, network.config, init, "vae"))
     network.requires_grad_(True)
     network.encoder.requires_grad_(not decoder_alone)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

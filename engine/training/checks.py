@@ -54,11 +54,10 @@ def check_written(out: Path, network: str) -> None:
 
     part = WRITTEN.get(network, "unet")
     if (out / part / WEIGHTS).exists() and not (out / part / "training.pt").exists():
-        way = ", and start from this one with `init`" if network in PUBLISHED else ""
-        way = ", or its decoder on with `decoder_alone`" if network == "autoencoder" else way
+        way = "or its decoder on with `decoder_alone`" if network == "autoencoder" else "with this one as its `init`"
         raise ValueError(
             f"`out` {out} holds a model without the state of a training ({part}/training.pt), such as a converted one; "
-            f"train into another folder{way}"
+            f"train into another folder, {way}"
         )
 
 
@@ -177,9 +176,9 @@ def check(args: argparse.Namespace, size: int) -> None:
         raise ValueError(f"`crop` {args.crop} is too small for the discriminator; choose 16 or more")
     if args.network in PUBLISHED:
         return
-    if args.init is not None:
-        raise ValueError(f"`init` {args.init} is for the trainings of published systems; leave it out")
     if args.network == "autoencoder":
+        if args.init is not None and (args.decoder_alone or args.edges_alone):
+            raise ValueError(f"`init` {args.init} beside the decoder of `out` alone; leave one of them out")
         if len(args.channels) != len(args.blocks):
             raise ValueError(
                 f"`channels` names {len(args.channels)} sizes but `blocks` {len(args.blocks)}; name as many"

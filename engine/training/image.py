@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine.training.autoencoder import load_autoencoder, to_image, to_tensor
 from engine.training.data import dihedral, find_images, hold_out, read_image, read_mask
 from engine.training.diffusion import denoise, fit, spread_evenly, velocity_loss, write_folder
 from engine.training.loop import LoopSettings, image_grid
+from engine.training.start import start_weights
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -226,6 +228,7 @@ def train(
     shifts: int,
     min_snr: float,
     held: int,
+    init: Path | None,
     resume: bool,
     device: str,
     names: Sequence[str],
@@ -242,6 +245,7 @@ def train(
         shifts: number of places of the latents' lattice on every turned image.
         min_snr: as in ``velocity_loss``.
         held: number of images kept from the training.
+        init: model folder whose image network is started from. Its autoencoder is copied where ``out`` has none.
         config: ``dim`` and ``dim_mults`` of the network.
     Returns:
         Whether the training came to its end.
@@ -249,6 +253,9 @@ def train(
     every = ranks.agree(lambda: find_images(data))
     kept = ranks.agree(lambda: hold_out(every, held))
     images = [path for path in every if path not in kept]
+    if init is not None and not (out / "vae").exists() and (init / "vae").is_dir():
+        without_states = shutil.ignore_patterns("*training.*", "*.png")
+        ranks.on_root(lambda: shutil.copytree(init / "vae", out / "vae", ignore=without_states))
     autoencoder = ranks.agree(lambda: load_autoencoder(out))
     autoencoder.to(device)
 
@@ -261,6 +268,8 @@ def train(
     torch.manual_seed(settings.seed)
     config |= {"num_classes": windows.num_classes, "channels": autoencoder.config["latent_channels"]}
     network = MaskUNet(**config)
+    if init is not None:
+        ranks.agree(lambda: start_weights(network, network.config, init))
     schedule = Schedule.from_config(SCHEDULER)
 
     def prepare(positions: list[int]) -> Batch:

@@ -19,6 +19,7 @@ from engine.models.networks.mask_unet import LabelUNet
 from engine.training.data import IMAGE_SUFFIXES, dihedral, hold_out, mask_of, paths_below, read_picture
 from engine.training.diffusion import denoise, fit, spread_evenly, velocity_loss, write_folder
 from engine.training.loop import LoopSettings, image_grid
+from engine.training.start import start_weights
 
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
 TIMESTEPS = 1000
@@ -221,6 +222,7 @@ def train(
     names: Sequence[str],
     pixel_size_um: float,
     held: int,
+    init: Path | None,
     resume: bool,
     device: str,
     **config,
@@ -234,6 +236,7 @@ def train(
         names: of the labels, 0 first.
         pixel_size_um: of the images that the maps are of.
         held: number of the images whose label maps are kept from the training, as from that of the other networks.
+        init: model folder whose network is started from.
         config: ``dim`` and ``dim_mults`` of the network.
     Returns:
         Whether the training came to its end.
@@ -242,6 +245,8 @@ def train(
     windows = ranks.agree(lambda: read_windows(data, count, window, scale, settings.seed, held))
     torch.manual_seed(settings.seed)
     network = LabelUNet(num_classes=count, channels=count, attention_from=1, **config)
+    if init is not None:
+        ranks.agree(lambda: start_weights(network, network.config, init))
     schedule = Schedule.from_config(SCHEDULER)
 
     def prepare(positions: list[int]) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,12 @@ def run_options(sub: argparse.ArgumentParser, network: str, by_epochs: bool, com
     add("--clip", type=not_negative, default=1.0, help="greatest norm of the gradients (0: no limit)")
     micro = "micro-batches that a rank's part of a batch is evaluated in"
     add("--accumulate", type=positive(int), default=1, metavar="N", help=micro)
-    add("--init", type=Path, metavar="MODEL_DIR", help="model folder whose network the training starts from")
+    add(
+        "--init",
+        type=Path,
+        metavar="MODEL_DIR",
+        help="model folder whose network the training starts from; embedded: of this package",
+    )
     add("--every", type=positive(int), default=250, help="steps between checkpoints and pictures")
     stop = "leave with a checkpoint and status 75 after this long; the same command goes on (0: no limit)"
     add("--stop-after", type=not_negative, default=0.0, metavar="MINUTES", help=stop)

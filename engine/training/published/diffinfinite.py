@@ -21,8 +21,9 @@ from engine.models.networks.mask_unet import Block, UNet
 from engine.training.autoencoder import to_image
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
-from engine.training.published.common import Example, Task, Windows, start_weights
+from engine.training.published.common import Example, Task, Windows
 from engine.training.recipe import PREDICTIONS
+from engine.training.start import start_weights
 
 STABLE_DIFFUSION = 0.18215  # scaling_factor of its autoencoders, versions 1 and 2
 LATENTS_SCALE = 50.0  # what latents of that autoencoder are divided by

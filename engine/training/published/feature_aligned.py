@@ -33,11 +33,12 @@ from engine.training.curve import HELD
 from engine.training.diffusion import denoise, write_folder
 from engine.training.loop import LoopSettings, image_grid
 from engine.training.objectives import timesteps_of
-from engine.training.published.common import Batch, Example, Task, Training, Windows, take_embedder, take_weights
+from engine.training.published.common import Batch, Example, Task, Training, Windows
 from engine.training.published.epochs import EpochMean, Facts, by_epochs
 from engine.training.published.expert import refuse_parts
 from engine.training.published.tissue import TissuePictures, class_means, tissue_pictures
 from engine.training.recipe import PREDICTIONS
+from engine.training.start import take_embedder, take_weights
 
 ENDS = ("conv_in", "conv_out")  # layers that begin anew where the start weights are of another number of channels
 LENGTH = 10.0  # of the vectors that stand for classes without embeddings, about that of CLIP's

@@ -27,8 +27,8 @@ from engine.training.curve import HELD, draw_curve
 from engine.training.data import Patches, find_images, hold_out
 from engine.training.loop import LoopSettings, Trainer, average, average_gradients
 from engine.training.losses import PatchDiscriminator, RandomFeatures, hinge
-from engine.training.published.common import start_weights
 from engine.training.published.epochs import Facts
+from engine.training.start import start_weights
 
 KINDS = {"vq": "VQModel", "kl": "AutoencoderKL"}
 MOST, LEAST = 1e4, 1e-4  # of the discriminator's weight; of the norm that it is divided by

@@ -32,11 +32,9 @@ from engine.training.published.common import (
     Windows,
     autoencoder_of,
     picture_size,
-    start_weights,
-    take_embedder,
-    take_weights,
 )
 from engine.training.recipe import PREDICTIONS
+from engine.training.start import start_weights, take_embedder, take_weights
 
 LEVELS, SHOWN = 25, 4
 CHECKED = 10000  # pictures whose headers are read before the training begins, at most, on all ranks together

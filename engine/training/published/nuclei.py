@@ -28,8 +28,9 @@ from engine.storage.picture_folder import PictureFolder
 from engine.training.data import number_at, spread
 from engine.training.diffusion import denoise
 from engine.training.loop import image_grid
-from engine.training.published.common import Example, Task, Windows, picture_size, start_weights
+from engine.training.published.common import Example, Task, Windows, picture_size
 from engine.training.recipe import PREDICTIONS
+from engine.training.start import start_weights
 
 BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 LEAST_AREA = 30  # px: smaller nuclei are flat, as in sampling
