@@ -325,6 +325,7 @@ CARD: dict[str, tuple[Any, ...]] = {
     "class_means": ("0.5", 3, [1.5], [float("nan")], [0.5] * 65, ["x"]),
     "label_count": (-1, "5", 65),
     "label_scale": (0, float("nan")),
+    "label_weights": ([[1.0, 0.0]], [[1.0], "x"], [[float("nan")]], 3, [[1.0, 1.0, 1.0]] * 3),
     "latents_std": (0, [], [1.0, 0], [1.0] * 3, float("nan")),
     "image_channels": (0, "3"),
 }

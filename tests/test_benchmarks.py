@@ -13,10 +13,12 @@ import pytest
 from launching import ROOT, environment, execute, launch
 from pictures import write_pictures
 from PIL import Image
+from tiny import make_tiny_label_model
 
 from benchmarks.covers import Case, Result, summary
 from benchmarks.simulate import Canvas, Level, expected_largest, share_of
 from engine.evaluation.measures import Measure
+from engine.models.card import read_card
 
 pytestmark = pytest.mark.runs
 
@@ -118,6 +120,29 @@ def test_evaluations_runs_and_ours_are_few(tmp_path):
     assert all(row["ours / DiffInfinite"] < 0.6 for row in rows[:2])
     assert rows[2]["DiffInfinite"] == ""
     assert all(row["windows / (area / patch area)"] <= (1 + 64 * 8 / 1024) ** 2 for row in rows)
+
+
+def test_label_areas_runs_and_weights_that_are_fitted_bring_labels_nearer_their_areas(tmp_path):
+    maps = make_tiny_label_model(tmp_path / "maps")
+    labels = np.zeros((96, 96), np.uint8)
+    labels[:48, 40:], labels[48:, :70], labels[48:, 70:], labels[20:30] = 1, 2, 3, 4
+    (tmp_path / "data").mkdir()
+    Image.fromarray(labels).save(tmp_path / "data" / "a_mask.png")
+
+    def how_far(*options):
+        bench("label_areas", maps, tmp_path / "data", "--sizes", 16, "--maps", 2, "--json", tmp_path / "j", *options)
+        rows = json.loads((tmp_path / "j").read_text())["figures"]
+        areas = {(row["class"], row["of"]): np.array(row["areas"]) for row in rows}
+        assert all(sum(shares) == pytest.approx(1, abs=1e-3) for shares in areas.values())
+        names = {name for name, of in areas if of == "maps"}
+        return sum(abs(areas[name, "maps"] - areas[name, "made, 16"]).sum() for name in names)
+
+    before = how_far()
+    after = how_far("--fit", 4, "--fit-size", 16)
+    weights = np.array(read_card(str(maps)).label_weights)
+    assert weights.shape == (5, 5)
+    assert weights.max(1).tolist() == [1.0] * 5
+    assert after < 0.9 * before, (before, after)
 
 
 def test_plane_runs_and_as_many_windows_are_asked_as_planned(tiny_model, tmp_path):

@@ -16,7 +16,7 @@ from engine.planning.plan import plan_level, run_in_lockstep
 SCHEDULE = Schedule(tuple(np.cumprod(1 - betas("squaredcos_cap_v2", 1000))), "v_prediction")
 
 
-def estimates_of(network, labels, guidance, batch_size=5, windows=None, dtype=torch.float32):
+def estimates_of(network, labels, guidance, batch_size=5, windows=None, dtype=torch.float32, **settings):
     condition = LabelMap(guidance, labels)
     cover = shifted(labels.shape, 16, 0, 0)
 
@@ -29,7 +29,7 @@ def estimates_of(network, labels, guidance, batch_size=5, windows=None, dtype=to
         order = np.array([plan.window_ids.tolist().index(index) for index in windows])
         plan = replace(plan, window_ids=plan.window_ids[order], label_bits=plan.label_bits[order])
     x = torch.randn(len(cover), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    denoise = Denoiser([network], condition, SCHEDULE, [500], batch_size, dtype=dtype)
+    denoise = Denoiser([network], condition, SCHEDULE, [500], batch_size, dtype=dtype, **settings)
     given = Given(plan, x)
     denoise(plan, given, 0)
     return given.estimates, denoise, plan
@@ -78,6 +78,24 @@ def test_guidance_is_null_plus_weight_times_the_difference_each_latent_by_its_la
         torch.testing.assert_close(denoised[(slice(None), *kept)], expected)
     assert denoise.evaluations == plan.evaluations
     assert all(mask == (label > 0) for label, mask in network.asked if label == 0 or mask)
+
+
+def test_chances_of_labels_are_weighed_by_what_a_latent_is_asked_for():
+    labels = np.zeros((36, 48), np.uint8)
+    labels[:, 20:] = 2
+    rows = [[1.0, 2.0, 1.0, 1.0], [1.0] * 4, [0.5, 1.0, 1.0, 4.0]]
+    as_they_are, _, plan = estimates_of(Recorder(), labels, 1.0)
+    weighed, _, _ = estimates_of(Recorder(), labels, 1.0, label_weights=rows)
+    mixed = 0
+    for index, (y0, x0, y1, x1) in enumerate(windows_of(plan.cover, np.arange(len(plan.cover))).tolist()):
+        kept = Box(*plan.cover.core(np.array([index]))[0].tolist()).within(Box(y0, x0, y1, x1))
+        chances = ((as_they_are[index].clamp(-1, 1) + 1) / 2).clamp(min=1e-6).double()
+        factors = torch.tensor(rows)[torch.from_numpy(labels[y0:y1, x0:x1].astype(np.int64))].permute(2, 0, 1)
+        expected = chances * factors / (chances * factors).sum(0) * 2 - 1
+        inside = (slice(None), *kept)
+        torch.testing.assert_close(weighed[index][inside], expected.float()[inside])
+        mixed += len(np.unique(labels[y0:y1, x0:x1])) == 2
+    assert mixed, "no window is asked for two labels"
 
 
 def test_a_windows_bits_do_not_depend_on_what_lies_beside_it(tiny_model):

@@ -176,6 +176,19 @@ def test_the_embedded_label_model_is_small_has_a_card_and_runs():
     assert out.shape == (1, 5, 64, 64)
 
 
+@pytest.mark.parametrize("weights", [[[1.0] * 5], [[1.0] * 4] * 5, [[1.0] * 5] * 4 + [[1.0] * 4], [[]] * 5])
+def test_weights_of_labels_that_do_not_fit_the_maps_are_refused(tmp_path, weights):
+    folder = shutil.copytree(EMBEDDED_LABELS, tmp_path / "maps")
+    facts = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**facts, "label_weights": weights}))
+    with pytest.raises(ValueError, match=r"card.json: label_weights has \d rows; .* one for each of 5 classes"):
+        read_card(str(folder))
+    (folder / "card.json").write_text(json.dumps({**facts, "label_weights": [[1.0] * 5] * 5}))
+    card = read_card(str(folder))
+    assert card.label_weights == ((1.0,) * 5,) * 5
+    assert card.hash != read_card(str(EMBEDDED_LABELS)).hash, "another model to a run that goes on"
+
+
 @torch.no_grad()
 def test_the_embedded_decoder_ends_all_four_corners_of_an_image_alike():
     """Windows that end somewhere against what larger ones have there; a spike in a corner was 4 times the edges'."""

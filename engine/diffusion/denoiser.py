@@ -18,6 +18,7 @@ from engine.planning.plan import Plan
 
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # latents, timesteps, inputs -> output
 Request = tuple[int, int]  # (slot of a window in the plan, key)
+LEAST_CHANCE = 1e-6  # of a label, before it is weighed
 
 
 class WindowStore(Protocol):
@@ -49,6 +50,8 @@ class Denoiser:
         guided_levels: Levels that are guided; None: all.
         on_batch: Called after every micro-batch with the part of the level's work that is done, up to 1.
         guided_channels: The first channels of the output are guided, so many; None: those of the latents.
+        label_weights: Of a model of label maps: a row for each label asked for, of what the chances of its channels'
+            labels are multiplied by; empty: nothing is.
     """
 
     def __init__(
@@ -64,11 +67,13 @@ class Denoiser:
         guided_levels: range | None = None,
         on_batch: Callable[[float], None] = nothing,
         guided_channels: int | None = None,
+        label_weights: Sequence[Sequence[float]] = (),
     ) -> None:
         self.networks, self.schedule, self.timesteps = networks, schedule, timesteps
         self.condition, self.guided_levels = condition, guided_levels
         self.batch_size, self.dtype, self.device, self.on_batch = batch_size, dtype, device, on_batch
         self.guided_channels = guided_channels
+        self.label_weights = torch.tensor(label_weights, dtype=torch.float32, device=device) if label_weights else None
         self.evaluations = 0  # since the start
 
     def __call__(self, plan: Plan, windows: WindowStore, level: int) -> None:
@@ -103,6 +108,8 @@ class Denoiser:
                         asked[slot], boxes[slot], bits, outputs.pop(slot), self.guided_channels or channels
                     )
                     estimate = x[entry] * from_x + output[:channels] * from_output
+                    if self.label_weights is not None:
+                        estimate = reweighed(estimate, each_latents(self.label_weights, asked[slot], boxes[slot], bits))
                     variance = output[channels:]
                     windows.put(slot, torch.cat([estimate, variance]) if len(variance) else estimate)
             done += len(batch)
@@ -152,6 +159,32 @@ def combine(condition: Condition, window: Box, label_bits: int, outputs: dict[in
         for label, answer in zip(labels[1:], answers[1:], strict=True):
             output = torch.where(label_map == label, answer, output)
     return output
+
+
+def each_latents(table: Tensor, condition: Condition, window: Box, label_bits: int) -> Tensor:
+    """The row of a table (K, L) for the label that each latent of a window is asked for: (L, p, p), or (L, 1, 1)."""
+    labels = list(labels_of(label_bits))
+    if len(labels) == 1:
+        return table[labels[0]][:, None, None]
+    label_map = torch.from_numpy(np.ascontiguousarray(condition.crop(window))).to(table.device)
+    return table[label_map.long()].permute(2, 0, 1)
+
+
+def reweighed(estimate: Tensor, weights: Tensor) -> Tensor:
+    """A clean label map whose labels' chances are multiplied, and divided by their sum again.
+
+    The network's estimate of a one-hot map is its labels' mean, and so their chances: multiplied by the ratio of two
+    prior chances they are those under the other prior (as logits are adjusted by Menon et al. 2021, arXiv:2007.07314).
+
+    Args:
+        estimate: (L, p, p): 1 where a label is, -1 where another is.
+        weights: (L, p, p) or (L, 1, 1).
+
+    >>> reweighed(torch.tensor([0.5, -0.5])[:, None, None], torch.tensor([1.0, 3.0])[:, None, None]).flatten().tolist()
+    [0.0, 0.0]
+    """
+    chances = ((estimate.clamp(-1, 1) + 1) / 2).clamp(min=LEAST_CHANCE) * weights
+    return 2 * chances / chances.sum(0, keepdim=True) - 1
 
 
 def guided(condition: Condition, label: int, outputs: dict[int, Tensor], channels: int) -> Tensor:

@@ -23,6 +23,7 @@ HASHED = (
     "role",
     "label_scale",
     "label_count",
+    "label_weights",
     "latents_scale",
     "latents_std",
     "pixel_range",
@@ -53,6 +54,8 @@ class ModelCard:
         role: ``image``, or ``labels`` for a model whose images are label maps.
         label_scale: Image pixels per pixel of the label map, along a side; for a label model.
         label_count: Number of labels in the label maps; for a label model.
+        label_weights: A row for each class that a label model is asked for: what the chance of each label is multiplied
+            by at every level, so that labels have their areas; empty: nothing is.
         semantic_channels: Number of channels of the semantic map; 0 where the network takes none.
         embedding_width: Length of an embedding (of a patch or a class); 0 where the network takes none.
         region_width: Length of the embedding of a patch's region; 0 where the network takes none.
@@ -82,6 +85,7 @@ class ModelCard:
     role: str = "image"
     label_scale: int = 1
     label_count: int = 0
+    label_weights: tuple[tuple[float, ...], ...] = ()
     semantic_channels: int = 0
     embedding_width: int = 0
     region_width: int = 0
@@ -127,6 +131,7 @@ def read_card(name: str) -> ModelCard:
             role=facts.get("role", "image"),
             label_scale=int(facts.get("label_scale", 1)),
             label_count=int(facts.get("label_count", 0)),
+            label_weights=tuple(tuple(map(float, row)) for row in facts.get("label_weights", ())),
             semantic_channels=int(configs["unet"].get("map_channels", 0)),
             embedding_width=embedding_width(configs),
             region_width=int(configs.get("embedder", {}).get("region_width", 0)),
@@ -248,6 +253,12 @@ def check_card(card: ModelCard, parts: Parts) -> None:
         raise ValueError(f"{path}: patch_size is {card.patch}; the network halves it: choose a multiple of {divisor}")
     if card.role == "labels" and card.label_count < 2:
         raise ValueError(f"{path}: label_count is {card.label_count}; the maps of a label model have 2 or more")
+    shape = {len(row) for row in card.label_weights} | {card.channels * card.factor}
+    if card.label_weights and (len(card.label_weights) != len(card.labels) or shape != {card.label_count}):
+        raise ValueError(
+            f"{path}: label_weights has {len(card.label_weights)} rows; those of a label model of pixels, a channel a "
+            f"label, are one for each of {len(card.labels)} classes, of label_count {card.label_count}; leave it out"
+        )
     std = parts.facts.get("latents_std", 1.0)
     if isinstance(std, list) and len(std) != card.channels:
         raise ValueError(f"{path}: latents_std has {len(std)} numbers but the latents have {card.channels} channels")

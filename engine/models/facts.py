@@ -57,6 +57,12 @@ def _means(value: Any) -> list[float]:
     return [SHARE.read(part) for part in value]
 
 
+def _weights(value: Any) -> list[list[float]]:
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_LABELS or not all(isinstance(v, list) for v in value):
+        raise ValueError("expected a list of numbers above 0 for each class")
+    return [[POSITIVE.read(part) for part in row] for row in value]
+
+
 def _defaults(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("expected settings by name")
@@ -97,6 +103,7 @@ CARD = {
     "role": choice("image", "labels"),
     "label_scale": whole(1, 1024),
     "label_count": whole(0, MOST_LABELS),
+    "label_weights": Kind(_weights, "a list of numbers a class", "WEIGHTS"),
     "pixel_range": Kind(_range, "two numbers", "LOW,HIGH"),
     "has_null": FLAG,
     "class_means": Kind(_means, "numbers from 0 to 1", "X,X,..."),

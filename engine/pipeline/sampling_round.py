@@ -391,6 +391,7 @@ def make_denoiser(
         guided_levels=prepared.guided_levels,
         on_batch=on_batch,
         guided_channels=prepared.card.guided_channels,
+        label_weights=prepared.card.label_weights,
     )
 
 
