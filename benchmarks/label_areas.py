@@ -3,7 +3,8 @@
 For each class, windows of the label maps below DATA as the training draws them (unbent), and maps that the label model
 makes at several sizes: the share of each label, and edges, pairs of neighbours with different labels, per 1,000 pixels.
 With ``--fit ROUNDS`` the card's ``label_weights`` are fitted first: after each round a label's is multiplied by a power
-of what it has too little. MODEL's card then holds them.
+of what it has too little, and as the areas of a few maps are chance, the mean of the last two thirds of the rounds is
+taken. MODEL's card then holds them.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ def sampled(model: Path, asked: int, size: tuple[int, int], seeds: Sequence[int]
 
 
 def fit(model: Path, wanted: list[dict[str, Any]], rounds: int, size: tuple[int, int], maps: int) -> None:
-    """Fit ``label_weights`` and keep them in the card after every round."""
+    """Fit ``label_weights``; the card has those of the present round, and of all when it returns."""
     facts, card = json.loads((model / "card.json").read_text()), read_card(str(model))
     rows = np.array(card.label_weights or np.ones((len(card.labels), card.label_count)))
+    logs = []
     for turn in range(rounds):
         for asked in range(len(rows)):
             seeds = range(1000 + turn * maps, 1000 + (turn + 1) * maps)
@@ -68,6 +70,11 @@ def fit(model: Path, wanted: list[dict[str, Any]], rounds: int, size: tuple[int,
             rows[asked] *= ratio ** (RATE / (1 + turn / 3))
             rows[asked] /= rows[asked].max()
             print(f"round {turn + 1}, class {asked}: areas {have}, weights {rows[asked].round(3).tolist()}", flush=True)
+        write_json(model / "card.json", {**facts, "label_weights": rows.round(3).tolist()})
+        logs.append(np.log(rows))
+    if logs:
+        rows = np.exp(np.mean(logs[len(logs) // 3 :], 0))
+        rows /= rows.max(1, keepdims=True)
         write_json(model / "card.json", {**facts, "label_weights": rows.round(3).tolist()})
 
 

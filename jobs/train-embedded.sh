@@ -26,7 +26,7 @@ autoencoder=(--data "$DATA/tiles" --out "$WORK/model" --minutes "${AUTOENCODER_M
     --cut 2 --hold-out 8)
 image=(--data "$DATA/tiles" --out "$WORK/model" --minutes "${IMAGE_MINUTES:-11}" --steps 1000000 --every 1000
     --batch-size 256 --lr 1e-3 --warmup 400 --ema 0.9995 --dim 48 --dim-mults 1,3,4
-    --drop 0.1 --balance 0.5 --own-label 1 --shifts 4 --min-snr 5 --hold-out 8
+    --drop 0.1 --balance 0.5 --own-label 1 --shifts 4 --hold-out 8
     --labels "unknown,carcinoma,necrosis,tumour stroma,other")
 labels=(--data "$DATA" --out "$WORK/labels" --minutes "${LABELS_MINUTES:-3}" --steps 1000000 --every 1000
     --batch-size 64 --lr 2e-3 --warmup 300 --ema 0.9995 --hold-out 8)
