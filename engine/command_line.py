@@ -30,7 +30,11 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ValueError: naming the first that is not, and the option that is nearest to it.
         """
-        given, unknown = self.parse_known_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        for i in range(len(words) - 1, 0, -1):  # a negative value is a value, not an option
+            if re.match(r"-[\d.]", words[i]) and re.fullmatch(r"--[a-z-]+", words[i - 1]):
+                words[i - 1 : i + 1] = [f"{words[i - 1]}={words[i]}"]
+        given, unknown = self.parse_known_args(words, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
             near = did_you_mean(name, self.flags()) if name.startswith("-") else ""

@@ -83,9 +83,6 @@ def given_options(arguments: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: an option that is none, or one without its value.
     """
-    for i in range(len(arguments) - 1, 0, -1):  # a negative value is a value, not an option
-        if re.match(r"-[\d.]", arguments[i]) and re.fullmatch(r"--[a-z-]+", arguments[i - 1]):
-            arguments[i - 1 : i + 1] = [f"{arguments[i - 1]}={arguments[i]}"]
     named = vars(parser().parse_args(arguments))
     return {name: value for name, value in named.items() if value is not None and name != "version"}
 

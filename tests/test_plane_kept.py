@@ -123,14 +123,63 @@ def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["plane.zarr"]
 
 
-def test_a_plane_whose_ledger_was_lost_is_not_added_to(model, plane):
-    before = read_region(plane, FIRST)
+def lose_ledger(plane: Path) -> None:
     (plane / "slidefield" / "ledger.jsonl").unlink()
+
+
+def lose_shard(plane: Path) -> None:
+    next(file for file in plane.glob("0/c/*/*/*") if file.is_file()).unlink()
+
+
+def cut_shard(plane: Path) -> None:
+    next(file for file in plane.glob("0/c/*/*/*") if file.is_file()).write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [lose_ledger, lose_shard, cut_shard])
+def test_a_plane_that_lost_its_ledger_or_a_shard_is_not_added_to(model, plane, damage):
+    before = read_region(plane, FIRST)
+    damage(plane)
     done = launch(1, *words(model, plane, SECOND))
     assert done.returncode == 1, done.stdout
     assert "has lost 0/c/" in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
+    assert not (plane / "slidefield" / "request.zarr").exists(), "it is found after the work alone"
+    if damage is lose_ledger:
+        assert np.array_equal(read_region(plane, FIRST), before)
+        return
+    with pytest.raises(ValueError, match="has lost 0/c/"):
+        read_region(plane, FIRST)
+    done = launch(1, *words(model, plane, FIRST))
+    assert done.returncode == 1, done.stdout
+    assert "has lost 0/c/" in done.stderr
+
+
+@pytest.mark.parametrize(("region", "alone"), [(FIRST, "plane.zarr"), (SECOND, "alone.zarr")])
+def test_a_plane_whose_metadata_was_lost_has_it_again(model, planes, plane, region, alone):
+    before = read_region(plane, FIRST)
+    (plane / "zarr.json").write_text("")
+    done = launch(1, *words(model, plane, region))
+    assert done.returncode == 0, done.stderr
     assert np.array_equal(read_region(plane, FIRST), before)
+    assert np.array_equal(read_region(plane, region), read_region(planes / alone, region))
+
+
+def test_an_array_of_kept_levels_that_cannot_be_opened_is_refused_before_work_starts(model, plane):
+    last = sorted(levels_of(plane).glob("*/*"))[-1]
+    (last / "zarr.json").write_text("")
+    done = launch(1, *words(model, plane, SECOND, "--checkpoint-every", 0))
+    assert done.returncode == 1, done.stdout
+    assert f"{last} cannot be read" in done.stderr
+    assert "engine.trim" in done.stderr
+    assert "level 1/" not in done.stdout
+    assert not (plane / "slidefield" / "request.zarr" / "slidefield" / "checkpoint.json").exists()
+
+
+def test_a_negative_start_needs_no_sign_of_equality(plane):
+    done = launch(1, plane, "--region", "-40:50,-40:50", module="engine.trim")
+    assert done.returncode == 0, done.stderr
+    done = launch(1, plane, plane.parent / "part.png", "--region", "-9:50,0:50", module="engine.export")
+    assert "passes the image's edge" in done.stderr, done.stderr
 
 
 def test_a_plane_without_a_finished_request_keeps_no_levels(tmp_path):

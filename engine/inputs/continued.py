@@ -51,7 +51,7 @@ def image_to_continue(path: Path, card: ModelCard) -> Output:
     """
     output = output_to_read(path)
     if type(output.layout) not in (ImageLayout, PlacedLayout) or not output.finished:
-        kind = output.provenance["kind"] if output.finished else output.provenance["state"]
+        kind = f"a {output.provenance['kind']}" if output.finished else output.provenance["state"]
         raise ValueError(f"`continue_` {path} is {kind}; give a finished image")
     if output.layout.channels != card.image_channels:
         raise ValueError(

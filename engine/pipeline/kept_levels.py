@@ -47,10 +47,17 @@ class KeptLevels:
         self.problem: Exception | None = None  # of reading
 
     def make(self) -> None:
-        """Make the arrays. Rank 0 calls this."""
+        """Make the arrays, and open those that are read, before work starts. Rank 0 calls this.
+
+        Raises:
+            ValueError: one cannot be read.
+        """
         if self.own is not None:
             levels, arrays = range(1, len(self.depths) + 1), [1 + depth for depth in self.depths]
             self.own.make(levels, arrays, self.channels, self.cone.canvas, self.ownership.sides)
+        for level in range(1, len(self.depths) + 1):
+            for _, kept in self.near(level):
+                kept.open(level)
 
     def exchange(self, canvas: Canvas, level: int) -> None:
         """Keep the canvas as it is before a level, and put in what was known before. Local.

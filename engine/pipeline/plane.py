@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.distributed.ranks import Ranks
+from engine.pipeline.plane_checks import check_files, check_plane
 from engine.pipeline.plane_growth import add
 from engine.pipeline.plane_request import PlaneRequest, check_region, check_unchanged
 from engine.pipeline.run import Load, check_models, run
@@ -41,6 +42,7 @@ def sample_request(ranks: Ranks, request: PlaneRequest, load: Load | None = None
 def sample_locked(ranks: Ranks, request: PlaneRequest, load: Load | None, watch: Watch | None) -> bool:
     """``sample_request`` of those who have locked the plane. Collective."""
     ranks.on_root(lambda: check_unchanged(request))
+    ranks.on_root(lambda: check_plane(request.path))
     if request.labels is not None:
         ranks.on_root(lambda: check_models(request.prepared))
         if not sample_request(ranks, request.labels, load, watch):
@@ -55,7 +57,7 @@ def read_region(path: Path, region: Box) -> np.ndarray:
     """uint8 (c, h, w): a region of a plane.
 
     Raises:
-        ValueError: a part of it was never asked for; it names one.
+        ValueError: a part of it was never asked for, or is lost; it names one.
     """
     check_region(region)
     output = output_to_read(path)
@@ -67,4 +69,5 @@ def read_region(path: Path, region: Box) -> np.ndarray:
         part = absent[0]
         where = f"{part.y0}:{part.y1},{part.x0}:{part.x1}"
         raise ValueError(f"{path} has not all of the region: {where} is not there; sample it with `region` {where}")
+    check_files(output, region)
     return output.read(layout.image, layout.on_arrays(region))

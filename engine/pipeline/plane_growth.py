@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.distributed.ranks import Ranks
 from engine.pipeline.outputs import facts_of_label_maps, present_versions
+from engine.pipeline.plane_checks import plane_layout
 from engine.pipeline.plane_request import PlaneRequest, plane_identity
 from engine.planning.geometry import Box
 from engine.planning.plane import KnownWindows, corners_of
@@ -51,40 +52,10 @@ def begin_next(request: PlaneRequest, building: Path) -> None:
         before = plane_layout(old)
     new = before.holding(request.region)
     regions = [] if old is None else old.provenance["regions"]
-    if old is not None:
-        check_ledger(old, regions)
     name = request.path.name.removesuffix(".zarr")
     create(building, new, prepared.card.pixel_size_um, plane_provenance(request, regions), name)
     if old is not None:
         link_shards(old, building, new, new.on_arrays(request.region))
-
-
-def plane_layout(output: Output) -> PlaneLayout:
-    assert isinstance(output.layout, PlaneLayout)
-    return output.layout
-
-
-def check_ledger(plane: Output, regions: list[Any]) -> None:
-    """Refuse to add to a plane whose ledger lacks shards: they would be lost without a word.
-
-    Raises:
-        ValueError: naming one.
-    """
-    layout = plane_layout(plane)
-    finished = {(shard.array, shard.box) for shard in plane.ledger}
-    grid = layout.boxes()
-    rows, columns = grid.sides
-    for region in regions:
-        part = layout.on_arrays(Box(*region))
-        for y in range(part.y0 // rows * rows, part.y1, rows):
-            for x in range(part.x0 // columns * columns, part.x1, columns):
-                box = grid[grid.index_of(Box(y, x, y + rows, x + columns))]
-                for name in layout.finest:
-                    if (name, box) not in finished:
-                        file = layout.shard_file(name, box)
-                        raise ValueError(
-                            f"{plane.path} has lost {file} from its ledger; sample it anew to another `plane`"
-                        )
 
 
 def plane_provenance(request: PlaneRequest, regions: list[Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from engine.job import RunOptions, SampleJob
 from engine.models.card import read_card
 from engine.options import names_function
+from engine.pipeline.plane_checks import check_region_of
 from engine.pipeline.plane_labels import label_request
 from engine.pipeline.prepare import decoder_lattice, prepare
 from engine.pipeline.prepared import Prepared
@@ -91,6 +92,7 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
         check_same(plane, there["identity"], identity)
         request = replace(request, known=KnownLedger(known_of(plane), card.patch, identity).read())
         if is_known(there, region):
+            check_region_of(plane, region)
             return PlaneRequest(plane, given, first, region, hold, known=True)
     prepared = prepare(job, own, rank_count, ranks_per_node, request)
     asked = label_request(prepared, options)
