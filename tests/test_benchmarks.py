@@ -130,7 +130,7 @@ def test_label_areas_runs_and_weights_that_are_fitted_bring_labels_nearer_their_
     Image.fromarray(labels).save(tmp_path / "data" / "a_mask.png")
 
     def how_far(*options):
-        bench("label_areas", maps, tmp_path / "data", "--sizes", 16, "--maps", 2, "--json", tmp_path / "j", *options)
+        bench("label_areas", maps, tmp_path / "data", "--sizes", 16, "--maps", 1, "--json", tmp_path / "j", *options)
         rows = json.loads((tmp_path / "j").read_text())["figures"]
         areas = {(row["class"], row["of"]): np.array(row["areas"]) for row in rows}
         assert all(sum(shares) == pytest.approx(1, abs=1e-3) for shares in areas.values())
@@ -138,7 +138,7 @@ def test_label_areas_runs_and_weights_that_are_fitted_bring_labels_nearer_their_
         return sum(abs(areas[name, "maps"] - areas[name, "made, 16"]).sum() for name in names)
 
     before = how_far()
-    after = how_far("--fit", 4, "--fit-size", 16)
+    after = how_far("--fit", 3, "--fit-size", 16)
     weights = np.array(read_card(str(maps)).label_weights)
     assert weights.shape == (5, 5)
     assert weights.max(1).tolist() == [1.0] * 5
@@ -269,6 +269,7 @@ def test_storage_runs_on_several_ranks_to_cache_and_disk(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
+@again_where_disturbed
 def test_training_runs_and_no_rank_is_faster_than_its_accelerator(tmp_path):
     sizes = ("--window", 16, "--batch", 1, "--steps", 1, "--emulated-steps", 1, "--turns", 2, "--parameters", 0.1)
     ranks = ("--ranks", "1,2", "--real-ranks", 1, "--milliseconds", 50)

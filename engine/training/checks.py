@@ -54,10 +54,11 @@ def check_written(out: Path, network: str) -> None:
 
     part = WRITTEN.get(network, "unet")
     if (out / part / WEIGHTS).exists() and not (out / part / "training.pt").exists():
-        way = "or its decoder on with `decoder_alone`" if network == "autoencoder" else "with this one as its `init`"
+        way = ", or its decoder on with `decoder_alone`" if network == "autoencoder" else ""
+        way = way or ", and start from this one with `init`"
         raise ValueError(
             f"`out` {out} holds a model without the state of a training ({part}/training.pt), such as a converted one; "
-            f"train into another folder, {way}"
+            f"train into another folder{way}"
         )
 
 
