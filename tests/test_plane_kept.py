@@ -138,6 +138,18 @@ def test_what_is_read_while_a_plane_grows_is_what_it_has_there(planes, plane):
         growing.join()
 
 
+def test_a_plane_that_was_open_when_its_arrays_came_to_begin_elsewhere_is_not_sliced(planes, plane):
+    opened = engine.open(plane)
+    expected = opened[:, :50, :50]
+    assert np.array_equal(opened.region((0, 50), (0, 50)), expected)
+    shutil.copytree(planes / "alone.zarr", next_of(plane), ignore=shutil.ignore_patterns("levels"))
+    swap(plane)
+    with pytest.raises(ValueError, match=r"has grown, and its arrays begin elsewhere; open it again"):
+        opened[:, :50, :50]
+    assert np.array_equal(opened.region((0, 50), (0, 50)), expected)
+    assert np.array_equal(engine.open(plane)[:, 128:178, 128:178], expected)
+
+
 def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_path):
     shutil.copytree(plane, old_of(plane), ignore=shutil.ignore_patterns("levels"))
     next_of(plane).mkdir()
