@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from launching import Running, launch
 from tiny import make_tiny_model
 
+import engine
 from engine.pipeline.plane import read_region
 from engine.planning.geometry import Box
 from engine.storage.plane_layout import known_of, levels_of
-from engine.storage.plane_swap import locked, next_of, old_of, recover
+from engine.storage.plane_swap import locked, next_of, old_of, recover, swap
 from engine.storage.plane_trim import trim
 
 pytestmark = pytest.mark.runs
@@ -111,6 +113,41 @@ def test_a_plane_is_the_one_that_a_link_leads_to(model, planes, plane, tmp_path)
     assert trim(link)[0] > 0
     assert link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.zarr", "plane.zarr"]
+
+
+def test_what_is_read_while_a_plane_grows_is_what_it_has_there(planes, plane):
+    """A thread puts planes that begin elsewhere in each other's place, as requests do, and the reader is in between."""
+    expected, ended = read_region(plane, FIRST), threading.Event()
+
+    def grow() -> None:
+        try:
+            for name in ("alone", "plane") * 30:
+                state, kept = planes / f"{name}.zarr", shutil.ignore_patterns("levels")
+                shutil.copytree(state, next_of(plane), ignore=kept, copy_function=shutil.copy)  # new files, not as old
+                swap(plane)
+        finally:
+            ended.set()
+
+    growing = threading.Thread(target=grow)
+    growing.start()
+    try:
+        while not ended.is_set():
+            assert np.array_equal(read_region(plane, FIRST), expected)
+            assert np.array_equal(engine.open(plane).region((0, 50), (0, 50)), expected)
+    finally:
+        growing.join()
+
+
+def test_a_plane_that_was_open_when_its_arrays_came_to_begin_elsewhere_is_not_sliced(planes, plane):
+    opened = engine.open(plane)
+    expected = opened[:, :50, :50]
+    assert np.array_equal(opened.region((0, 50), (0, 50)), expected)
+    shutil.copytree(planes / "alone.zarr", next_of(plane), ignore=shutil.ignore_patterns("levels"))
+    swap(plane)
+    with pytest.raises(ValueError, match=r"has grown, and its arrays begin elsewhere; open it again"):
+        opened[:, :50, :50]
+    assert np.array_equal(opened.region((0, 50), (0, 50)), expected)
+    assert np.array_equal(engine.open(plane)[:, 128:178, 128:178], expected)
 
 
 def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_path):

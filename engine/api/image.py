@@ -18,11 +18,14 @@ from engine.command_line import comma_separated
 from engine.distributed.launch import ranks_of
 from engine.job import SampleJob
 from engine.pipeline.collective_call import failing_together
+from engine.pipeline.plane_checks import plane_layout
 from engine.pipeline.preview import thumbnail
 from engine.planning.geometry import Box
 from engine.storage.integrity import damage, pixels_sha256
 from engine.storage.layout import ArraySpec
-from engine.storage.output import Output, output_to_read
+from engine.storage.output import Output, output_to_read, provenance_of
+from engine.storage.plane_layout import PlaneLayout
+from engine.storage.plane_swap import steady
 from engine.storage.remote_shards import Unreachable
 from engine.storage.set_layout import SetLayout
 
@@ -73,7 +76,21 @@ class Array:
 
         Raises:
             Damaged: a shard cannot be read, or of a finished output is gone; it names the file.
+            ValueError: a plane has grown since it was opened, and its arrays begin elsewhere.
         """
+        if isinstance(self._output.layout, PlaneLayout):
+            return steady(self._output.path, lambda: self._plane_pixels(key))
+        return self._pixels(key)
+
+    def _plane_pixels(self, key: Any) -> np.ndarray:
+        path, corner = self._output.path, list(plane_layout(self._output).corner)
+        if path.is_dir() and provenance_of(path)["layout"]["corner"] != corner:
+            raise ValueError(
+                f"{path} has grown, and its arrays begin elsewhere; open it again: engine.open({str(path)!r})"
+            )
+        return self._pixels(key)
+
+    def _pixels(self, key: Any) -> np.ndarray:
         array, name, shards = self._output.array(self._name), self._name, self._output.shards
         if not self._output.path.is_dir():
             raise Damaged(f"{self._output.path} is gone")

@@ -18,7 +18,7 @@ from engine.pipeline.watch import Watch
 from engine.planning.geometry import Box, missing
 from engine.storage.output import output_to_read
 from engine.storage.plane_layout import PlaneLayout
-from engine.storage.plane_swap import locked
+from engine.storage.plane_swap import locked, steady
 
 
 def sample_request(ranks: Ranks, request: PlaneRequest, load: Load | None = None, watch: Watch | None = None) -> bool:
@@ -54,12 +54,17 @@ def sample_locked(ranks: Ranks, request: PlaneRequest, load: Load | None, watch:
 
 
 def read_region(path: Path, region: Box) -> np.ndarray:
-    """uint8 (c, h, w): a region of a plane.
+    """uint8 (c, h, w): a region of a plane, to which another process may add meanwhile.
 
     Raises:
         ValueError: a part of it was never asked for, or is lost; it names one.
     """
     check_region(region)
+    return steady(path, lambda: region_now(path, region))
+
+
+def region_now(path: Path, region: Box) -> np.ndarray:
+    """``read_region`` of a plane that stays the same."""
     output = output_to_read(path)
     if not isinstance(output.layout, PlaneLayout):
         raise ValueError(f"{path} is no plane; slice it instead")

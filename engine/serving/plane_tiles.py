@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,14 +21,14 @@ from engine import __version__
 from engine.planning.geometry import Box, enclosing
 from engine.storage.files import halved
 from engine.storage.output import Output
-from engine.storage.plane_layout import PlaneLayout, is_there
+from engine.storage.plane_layout import PlaneLayout
+from engine.storage.plane_swap import plane_stamp, steady
 from engine.viewing.cache import Cache
 from engine.viewing.pictures import Picture, picture_of_image
 from engine.viewing.pixels import ABSENT, THERE, Source
 from engine.viewing.viewer import CACHE, TILE, Answer
 
 LEVELS = 13  # of tiles: one of the coarsest has 2^21 px of the plane a side
-TRIES, PAUSE = 200, 0.02  # how often, and after how many seconds, a plane is opened again that changes meanwhile
 T = TypeVar("T")
 Pixels = tuple[np.ndarray, np.ndarray]  # values, and the state of each
 
@@ -72,37 +71,16 @@ class PlaneTiles:
         Raises:
             ValueError: it is damaged.
         """
+
+        def opened() -> Snapshot:
+            stamp = plane_stamp(self.plane)
+            if stamp == self.opened.stamp:
+                return self.opened
+            return Snapshot(Output(self.plane) if stamp else None, stamp)
+
         with self.lock:
-            for left in range(TRIES - 1, -1, -1):
-                stamp = self.stamp()
-                if stamp == self.opened.stamp:
-                    return self.opened
-                try:
-                    output = Output(self.plane) if stamp else None
-                    if self.stamp() == stamp:
-                        self.opened = Snapshot(output, stamp)
-                        return self.opened
-                except ValueError:
-                    if not left:
-                        raise
-                time.sleep(PAUSE)
-            raise ValueError(f"{self.plane} changes all the time")
-
-    def stamp(self) -> tuple[int, ...]:
-        """What changes when the plane does; empty: it is not there."""
-        for _ in range(TRIES):
-            try:
-                facts = (self.plane / "zarr.json").stat()
-                return facts.st_ino, facts.st_mtime_ns, facts.st_size
-            except OSError:
-                if not self.opened.stamp or not self.between():
-                    return ()
-            time.sleep(PAUSE)
-        return ()
-
-    def between(self) -> bool:
-        """Whether another folder is about to take the plane's place."""
-        return not is_there(self.plane) and any(self.plane.parent.glob(f".{self.plane.name}.*"))
+            self.opened = steady(self.plane, opened)
+            return self.opened
 
     def consistent(self, read: Callable[[Snapshot], T]) -> T:
         """What is read of a plane that does not change meanwhile.
@@ -110,16 +88,7 @@ class PlaneTiles:
         Raises:
             ValueError: it is damaged.
         """
-        for left in range(TRIES - 1, -1, -1):
-            snapshot = self.snapshot()
-            try:
-                value = read(snapshot)
-                if self.stamp() == snapshot.stamp:
-                    return value
-            except (ValueError, OSError):
-                if not left or self.stamp() == snapshot.stamp:
-                    raise
-        raise ValueError(f"{self.plane} changes all the time")
+        return steady(self.plane, lambda: read(self.snapshot()))
 
     def tile(self, level: int, row: int, column: int, lossless: bool) -> Answer:
         """A tile: ``TILE`` px a side of a level, whose first pixel is (row TILE, column TILE) of it."""

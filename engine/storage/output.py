@@ -20,6 +20,7 @@ from engine.storage.ledger import FinishedShard, Ledger
 from engine.storage.live_files import LiveFiles
 from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
 from engine.storage.plane_layout import PlaneLayout, RequestLayout
+from engine.storage.plane_swap import steady
 from engine.storage.remote_output import publish
 from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.set_layout import SetLayout
@@ -277,6 +278,11 @@ def output_to_read(path: Path) -> Output:
     Raises:
         ValueError: nothing lies there, no output of ours, or a damaged one.
     """
+    return steady(path, lambda: output_now(path))
+
+
+def output_now(path: Path) -> Output:
+    """``output_to_read`` of one in whose place no other is put meanwhile."""
     provenance_of(path)
     output = Output(path)
     damaged = next(damaged_metadata(path), None) if output.finished else None

@@ -1,19 +1,25 @@
 """The next state of a plane takes the place of the one before: two renamings, which a kill may come between.
 
 What is kept for later requests is not copied: those folders move from the one to the other, which is one more renaming
-each. ``recover`` goes on wherever a kill has come between.
+each. ``recover`` goes on wherever a kill has come between. Who only reads reads again what a renaming came into.
 """
 
 from __future__ import annotations
 
 import glob
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from engine.storage.files import discard, lock, sync
+from engine.storage.metadata import ROOT
 from engine.storage.plane_layout import label_plane, levels_of
 
 CARRIED = (levels_of, label_plane)  # folders among a plane's private files that move from one state to the next
+TRIES, PAUSE = 200, 0.02  # how often, and after how many seconds, a plane is read again that changes meanwhile
+T = TypeVar("T")
 
 
 def next_of(plane: Path) -> Path:
@@ -79,3 +85,45 @@ def recover(plane: Path) -> None:
         with locked(plane):
             carry(old, plane)
             discard(old)
+
+
+# ---- for those who only read ----------------------------------------------------------------
+
+
+def plane_stamp(plane: Path) -> tuple[int, ...]:
+    """What changes when the next state takes a plane's place; empty: the plane is not there."""
+
+    def stamp() -> tuple[int, ...]:
+        try:
+            facts = (plane / ROOT).stat()
+            return facts.st_ino, facts.st_mtime_ns, facts.st_size
+        except OSError:
+            return ()
+
+    for _ in range(TRIES):
+        if there := stamp():
+            return there
+        if not plane.name or not old_of(plane).exists():
+            break
+        time.sleep(PAUSE)
+    return stamp()
+
+
+def steady(plane: Path, read: Callable[[], T]) -> T:
+    """What is read of a plane that stays the same meanwhile; ``read`` is called again where it did not.
+
+    Raises:
+        ValueError, OSError: what ``read`` raises of a plane that stays the same.
+    """
+    plane = Path(os.path.realpath(plane))
+    for _ in range(TRIES):
+        stamp = plane_stamp(plane)
+        try:
+            value = read()
+            if plane_stamp(plane) == stamp:
+                return value
+        except (ValueError, OSError):
+            if plane_stamp(plane) == stamp:
+                raise
+        time.sleep(PAUSE)
+    raise ValueError(f"{plane} changes all the time; wait for the run that adds to it")
