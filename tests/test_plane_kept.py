@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from tiny import make_tiny_model
 
 import engine
 from engine.pipeline.plane import read_region
+from engine.pipeline.plane_request import check_writable
 from engine.planning.geometry import Box
+from engine.storage.output import output_to_read
 from engine.storage.plane_layout import known_of, levels_of
 from engine.storage.plane_swap import locked, next_of, old_of, recover, swap
 from engine.storage.plane_trim import trim
@@ -223,3 +227,52 @@ def test_a_plane_without_a_finished_request_keeps_no_levels(tmp_path):
     locked(tmp_path / "plane.zarr").close()
     with pytest.raises(ValueError, match="has no finished request yet"):
         trim(tmp_path / "plane.zarr")
+
+
+def test_a_plane_whose_first_request_is_not_finished_is_said_to_be_one(tmp_path):
+    plane = tmp_path / "plane.zarr"
+    locked(plane).close()
+    with pytest.raises(ValueError, match="is a plane that has no finished request yet"):
+        output_to_read(plane)
+    (plane / "slidefield" / "request.zarr").mkdir()
+    with pytest.raises(ValueError, match="is a plane that has no finished request yet"):
+        output_to_read(plane)
+    (plane / "slidefield" / "request.zarr").rmdir()
+    (plane / "slidefield" / "ledger").mkdir()
+    with pytest.raises(ValueError, match="is damaged beyond repair"):
+        output_to_read(plane)
+
+
+def refused_by_anyone(plane):
+    """What ``check_writable`` says to a user who owns nothing."""
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setuid(65534)
+            check_writable(plane)
+        except ValueError as problem:
+            os.write(write, str(problem).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with open(read, encoding="utf-8") as said:
+        return said.read()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_a_plane_beside_which_nothing_can_be_made_is_refused_before_work_starts():
+    with tempfile.TemporaryDirectory() as folder:
+        plane = Path(folder) / "held" / "plane.zarr"
+        plane.mkdir(parents=True)
+        for path, mode in ((Path(folder), 0o755), (plane.parent, 0o777), (plane, 0o777)):
+            path.chmod(mode)
+        assert refused_by_anyone(plane) == ""
+        assert refused_by_anyone(plane.parent / "new.zarr") == ""
+        plane.parent.chmod(0o755)
+        for path in (plane, plane.parent / "new.zarr"):
+            said = refused_by_anyone(path)
+            assert said == f"`plane` {path}: {plane.parent} cannot be written; choose another `plane`"
+        plane.parent.chmod(0o777)
+        plane.chmod(0o755)
+        assert refused_by_anyone(plane) == f"`plane` {plane}: {plane} cannot be written; choose another `plane`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from engine.job import RunOptions, SampleJob
 from engine.models.card import read_card
 from engine.options import names_function
+from engine.pipeline.output_checks import what_is_there
 from engine.pipeline.plane_checks import check_region_of
 from engine.pipeline.plane_labels import label_request
 from engine.pipeline.prepare import decoder_lattice, prepare
@@ -94,10 +96,22 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
         if is_known(there, region):
             check_region_of(plane, region)
             return PlaneRequest(plane, given, first, region, hold, known=True)
+    check_writable(plane)
     prepared = prepare(job, own, rank_count, ranks_per_node, request)
     asked = label_request(prepared, options)
     labels = None if asked is None else prepare_request(*asked, rank_count, ranks_per_node)
     return PlaneRequest(plane, given, prepared, region, hold, labels=labels, seen=seen)
+
+
+def check_writable(plane: Path) -> None:
+    """Refuse a plane that nothing can be added to: the next state of it is made beside it.
+
+    Raises:
+        ValueError: naming the folder that cannot be written.
+    """
+    for folder in (what_is_there(plane), what_is_there(plane.parent)):
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"`plane` {plane}: {folder} cannot be written; choose another `plane`")
 
 
 def state_of(plane: Path) -> str:

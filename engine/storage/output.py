@@ -19,7 +19,7 @@ from engine.storage.layout import LabelArray, Layout
 from engine.storage.ledger import FinishedShard, Ledger
 from engine.storage.live_files import LiveFiles
 from engine.storage.metadata import ROOT, content_of, damaged_metadata, kept_provenance, write_provenance
-from engine.storage.plane_layout import PlaneLayout, RequestLayout
+from engine.storage.plane_layout import PlaneLayout, RequestLayout, request_of
 from engine.storage.plane_swap import steady
 from engine.storage.remote_output import publish
 from engine.storage.remote_shards import RemoteShards, Unreachable
@@ -340,12 +340,19 @@ def provenance_at(path: Path) -> dict[str, Any] | None:
         return provenance
     except (KeyError, TypeError, AssertionError):
         pass
+    if (path / "slidefield").is_dir() and not (path / ROOT).exists() and not kept_provenance(path) and begun(path):
+        raise Unrecognisable(f"{path} is a plane that has no finished request yet")
     if any((path / "slidefield" / name).exists() for name in ("metadata.json", "ledger.jsonl", "ledger", "lock")):
         raise Unrecognisable(
             f"{path} is an output whose zarr.json is damaged beyond repair; "
             "pass `overwrite` to replace it, or choose another `out`"
         )
     raise ValueError(f"{path} is there but is no output of engine.sample; remove it yourself, or choose another `out`")
+
+
+def begun(plane: Path) -> bool:
+    """Whether the first request to a plane is under way, or was stopped: nothing of the plane is there but that."""
+    return request_of(plane).exists() or not {entry.name for entry in (plane / "slidefield").iterdir()} - {"lock"}
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
