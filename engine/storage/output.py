@@ -352,7 +352,8 @@ def provenance_at(path: Path) -> dict[str, Any] | None:
 
 def begun(plane: Path) -> bool:
     """Whether the first request to a plane is under way, or was stopped: nothing of the plane is there but that."""
-    return request_of(plane).exists() or not {entry.name for entry in (plane / "slidefield").iterdir()} - {"lock"}
+    names = {entry.name for entry in (plane / "slidefield").iterdir()}
+    return "lock" in names and (request_of(plane).exists() or len(names) == 1)
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
