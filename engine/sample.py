@@ -14,6 +14,7 @@ from engine.parsing import parse, parser
 if TYPE_CHECKING:
     from engine.distributed.ranks import Ranks
     from engine.job import RunOptions, SampleJob
+    from engine.pipeline.plane_request import PlaneRequest
     from engine.pipeline.prepared import Prepared
 
 
@@ -48,7 +49,7 @@ def sample(ranks: Ranks, arguments: list[str]) -> int:
 
     if options.plane is not None:
         return sample_plane(ranks, job, options)
-    size = options.ranks if options.dry_run and options.ranks else ranks.size
+    size = ranks_planned_for(options, ranks)
     prepared = ranks.on_root(lambda: prepare(job, options, size, ranks.local_size))
     options = prepared.options  # `out` is a path now
     if options.dry_run:
@@ -79,16 +80,40 @@ def sample_plane(ranks: Ranks, job: SampleJob, options: RunOptions) -> int:
     """A request to a plane; the exit status. Collective."""
     from engine.command_line import STOPPED
     from engine.pipeline.plane import sample_request
-    from engine.pipeline.plane_request import cost_text, prepare_request
+    from engine.pipeline.plane_cost import cost_text
+    from engine.pipeline.plane_request import prepare_request
 
-    request = ranks.on_root(lambda: prepare_request(job, options, ranks.size, ranks.local_size))
+    size = ranks_planned_for(options, ranks)
+    request = ranks.on_root(lambda: prepare_request(job, options, size, ranks.local_size))
+    if options.dry_run:
+        text = ranks.on_root(lambda: plan_text(request, options))
+        say(ranks, lambda: text)
+        return 0
     say(ranks, lambda: cost_text(request))
-    if options.dry_run or request.known:
+    if request.known:
         return 0
     if not sample_request(ranks, request):
         return STOPPED
     say(ranks, lambda: f"{options.plane} has it")
     return 0
+
+
+def plan_text(request: PlaneRequest, options: RunOptions) -> str:
+    """What a request to a plane would take, in lines or as JSON."""
+    import json
+
+    from engine.pipeline.dry_run import Plan
+    from engine.pipeline.plane_cost import cost_text, request_facts
+
+    facts = request_facts(request, measured if options.measure else None)
+    if options.json:
+        return json.dumps(facts)
+    return cost_text(request) if request.known else f"{cost_text(request)}\n{Plan(facts)!r}"
+
+
+def ranks_planned_for(options: RunOptions, ranks: Ranks) -> int:
+    """The number of ranks that a job is planned for."""
+    return options.ranks if options.dry_run and options.ranks else ranks.size
 
 
 def report(ranks: Ranks, out: Path) -> None:
@@ -100,18 +125,23 @@ def report(ranks: Ranks, out: Path) -> None:
         print(f"{file} reports it", flush=True)
 
 
-def facts_of(prepared: Prepared, measured: bool) -> dict[str, Any]:
+def facts_of(prepared: Prepared, measure: bool) -> dict[str, Any]:
     """What the job would take; with the speed of this machine, if it is to be measured."""
     from engine.pipeline.dry_run import plan_facts
 
     facts = plan_facts(prepared)
-    if measured:
-        from engine.pipeline.measure import measure  # torch
-
-        facts["measured"] = measure(prepared)
+    if measure:
+        facts["measured"] = measured(prepared)
         if prepared.label_stage is not None:
-            facts["label_map"]["measured"] = measure(prepared.label_stage)
+            facts["label_map"]["measured"] = measured(prepared.label_stage)
     return facts
+
+
+def measured(prepared: Prepared) -> dict[str, Any]:
+    """The speed of this machine with a job's networks."""
+    from engine.pipeline.measure import measure  # torch
+
+    return measure(prepared)
 
 
 def say(ranks: Ranks, text: Callable[[], str]) -> None:

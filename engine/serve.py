@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 
 BLOCK, TOGETHER = 512, 4
 SIDES = (64, 4096)  # px of a block, least and most
-NOT_SERVED = ("plane", "region", "out", "preview", "report", "live", "dry_run", "json", "measure", "ranks", "overwrite")
+NOT_SERVED = (
+    "plane",
+    "region",
+    "out",
+    "preview",
+    "report",
+    "size",
+    "live",
+    "dry_run",
+    "json",
+    "measure",
+    "ranks",
+    "overwrite",
+)
 
 
 def parser() -> Parser:
@@ -142,6 +155,7 @@ def settings_of(plane: Path) -> dict[str, Any]:
         return {}
     provenance = provenance_of(plane)
     job = {name: value for name, value in provenance["job"].items() if name in JOB_OPTIONS and value is not None}
+    job.pop("size", None)  # of the first request's canvas
     return {**job, "hold": provenance["hold"]} if "hold" in provenance else {}
 
 

@@ -20,27 +20,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print_error(error)
         return 1
-    from engine.storage.integrity import damage, pixels_sha256
-    from engine.storage.output import Output, provenance_of
+    from engine.storage.plane_swap import steady
 
     try:
-        provenance_of(path)
-        output = Output(path)
-        mark, damaged = output.checkpoints.mark(), list(damage(output))
+        status, said, damaged = steady(path, lambda: verified(path))
     except (ValueError, OSError, KeyError) as error:
         print_error(error)
         return 1
     for line in damaged:
         print(f"damaged: {line}", file=sys.stderr)
+    print(said)
+    return status
+
+
+def verified(path: Path) -> tuple[int, str, list[str]]:
+    """The exit status, what is said of an output, and its damaged files.
+
+    Raises:
+        ValueError: there is no output.
+    """
+    from engine.storage.integrity import damage, pixels_sha256
+    from engine.storage.output import Output, provenance_of
+
+    provenance_of(path)
+    output = Output(path)
+    mark, damaged = output.checkpoints.mark(), list(damage(output))
     shape = output.layout.shape_text()
     if damaged:
-        print(f"damaged: {len(damaged)} files; {shape}")
-        return 1
+        return 1, f"damaged: {len(damaged)} files; {shape}", damaged
     if not output.finished:
-        print(f"unfinished at level {mark.level if mark else 0} of {output.provenance['levels']}; {shape}")
-        return STOPPED
-    print(f"finished; {shape}; sha256 {pixels_sha256(output)}")
-    return 0
+        return STOPPED, f"unfinished at level {mark.level if mark else 0} of {output.provenance['levels']}; {shape}", []
+    return 0, f"finished; {shape}; sha256 {pixels_sha256(output)}", []
 
 
 if __name__ == "__main__":

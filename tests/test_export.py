@@ -381,7 +381,7 @@ def test_what_was_put_in_a_target_meanwhile_stays(tmp_path):
             (folder / "precious.txt").write_text("mine")
 
     def late_file():
-        with whole_target(file, partial(check_export_file, tmp_path / "out.zarr", file, False)) as new:
+        with whole_target(file, partial(check_export_file, Asked(tmp_path / "out.zarr", file))) as new:
             new.write_text("late")
             file.write_text("first")  # of another export
 
@@ -430,7 +430,7 @@ def test_targets_that_are_no_files_and_names_as_long_as_there_are(tmp_path):
     (plain := tmp_path / "plain").write_text("")
     for target, expected in ((loop, "leads to itself"), (pipe, "is a pipe"), (plain / "x.png", "is not a folder")):
         with pytest.raises(ValueError, match=expected):
-            check_export_file(tmp_path / "out.zarr", target, overwrite=True)
+            check_export_file(Asked(tmp_path / "out.zarr", target, overwrite=True))
     longest = tmp_path / ("x" * 251 + ".png")
     with whole_target(longest, lambda: None) as new:
         new.write_text("made")

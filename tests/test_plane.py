@@ -314,6 +314,9 @@ def test_what_is_wrong_is_said_in_one_line_and_the_plane_stays(small, tmp_path):
         (("--region", "0:9,0:9", "--hold", 2), "its hold is 1, yours is 2"),
         (("--region", "0:9,0:9", "--cover", "random"), "drawn over a whole canvas"),
         (("--region", "0:9,0:9", "--count", 2), "--count"),
+        (("--region", "0:9,0:9", "--size", "64x64"), "--size is of an image with edges"),
+        (("--region", "0:9,0:9", "--out", tmp_path / "a.zarr"), "--out is of an image with edges"),
+        (("--region", "0:9,0:9", "--preview", tmp_path / "a.png"), "--preview is of an image with edges"),
     ]:
         done = launch(2, *job, *options)
         assert done.returncode == 1, (options, done.stdout)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,10 @@ from launching import Running, launch
 from tiny import make_tiny_model
 
 import engine
+from engine.distributed.launch import ranks_of
+from engine.distributed.ranks import AgreedError
+from engine.exports.asked import Asked
+from engine.exports.kinds import export
 from engine.pipeline.plane import read_region
 from engine.pipeline.plane_request import check_writable
 from engine.planning.geometry import Box
@@ -21,6 +30,7 @@ from engine.storage.output import output_to_read
 from engine.storage.plane_layout import known_of, levels_of
 from engine.storage.plane_swap import locked, next_of, old_of, recover, swap
 from engine.storage.plane_trim import trim
+from engine.verify import main as verify
 
 pytestmark = pytest.mark.runs
 
@@ -74,6 +84,22 @@ def break_known(plane: Path, other: Path) -> None:
     known_of(plane).write_bytes(b"\x80" * 9)
 
 
+def test_a_dry_run_says_what_a_request_then_takes(model, plane, tmp_path):
+    log, dry = tmp_path / "levels.jsonl", words(model, plane, SECOND, "--dry-run", "--ranks", 3)
+    said = launch(1, *dry).stdout
+    facts = json.loads(launch(1, *dry, "--json").stdout)
+    assert facts["ranks"] == 3
+    assert f"{facts['plane']['known_windows']:,} of" in said
+    assert "region         130 x 130 px" in said
+    done = launch(2, *words(model, plane, SECOND, "--json-log", log))
+    assert done.returncode == 0, done.stderr
+    levels = [json.loads(line) for line in log.read_text().splitlines()]
+    evaluated = sum(level.get("evaluations", 0) for level in levels)
+    assert facts["evaluations"] == facts["plane"]["windows"] == evaluated > 0
+    assert "are there already" in launch(1, *dry).stdout
+    assert json.loads(launch(1, *dry, "--json").stdout)["evaluations"] == 0
+
+
 @pytest.mark.parametrize(
     ("done", "expected"),
     [
@@ -119,39 +145,73 @@ def test_a_plane_is_the_one_that_a_link_leads_to(model, planes, plane, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.zarr", "plane.zarr"]
 
 
-def test_what_is_read_while_a_plane_grows_is_what_it_has_there(planes, plane):
-    """A thread puts planes that begin elsewhere in each other's place, as requests do, and the reader is in between."""
-    expected, ended = read_region(plane, FIRST), threading.Event()
+def put_in_place(state: Path, plane: Path) -> None:
+    """Put a copy of another plane in a plane's place, as a request does when it is added."""
+    kept = shutil.ignore_patterns("levels")
+    shutil.copytree(state, next_of(plane), ignore=kept, copy_function=shutil.copy)  # new files, not as old
+    swap(plane)
+
+
+@contextmanager
+def growing(planes: Path, plane: Path, pause: float) -> Iterator[None]:
+    """A thread puts planes that begin elsewhere in each other's place, as requests do, until the block ends."""
+    ended = threading.Event()
 
     def grow() -> None:
-        try:
-            for name in ("alone", "plane") * 30:
-                state, kept = planes / f"{name}.zarr", shutil.ignore_patterns("levels")
-                shutil.copytree(state, next_of(plane), ignore=kept, copy_function=shutil.copy)  # new files, not as old
-                swap(plane)
-        finally:
-            ended.set()
+        for name in cycle(("alone", "plane")):
+            if name == "alone" and ended.wait(pause):
+                return
+            put_in_place(planes / f"{name}.zarr", plane)
 
-    growing = threading.Thread(target=grow)
-    growing.start()
+    thread = threading.Thread(target=grow)
+    thread.start()
     try:
-        while not ended.is_set():
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_what_is_read_while_a_plane_grows_is_what_it_has_there(planes, plane):
+    expected = read_region(plane, FIRST)
+    with growing(planes, plane, 0):
+        for _ in range(20):
             assert np.array_equal(read_region(plane, FIRST), expected)
             assert np.array_equal(engine.open(plane).region((0, 50), (0, 50)), expected)
-    finally:
-        growing.join()
+
+
+def test_a_plane_that_grows_is_verified_in_one_state_of_it(planes, plane, capsys):
+    whole = {engine.open(planes / f"{name}.zarr").verify() for name in ("plane", "alone")}
+    with growing(planes, plane, 0.05):
+        for _ in range(8):
+            assert engine.open(plane).verify() in whole
+            assert verify([str(plane)]) == 0
+            assert capsys.readouterr().out.split()[-1] in whole
+
+
+@pytest.mark.parametrize("target", ["region.png", "slide.ome.tiff", "tiles"])
+def test_an_export_of_a_plane_that_is_changed_meanwhile_is_refused(planes, plane, tmp_path, target):
+    asked = Asked(plane, tmp_path / target, region="0:50,0:50", tiles=10 if target == "tiles" else None)
+    put_in_place(planes / "alone.zarr", plane)
+    with pytest.raises(AgreedError, match=r"plane.zarr was changed by another run while it was read; give the command"):
+        export(ranks_of(None), asked)
+    assert not asked.target.exists()
+    export(ranks_of(None), replace(asked, seen=None))
+    assert asked.target.exists()
 
 
 def test_a_plane_that_was_open_when_its_arrays_came_to_begin_elsewhere_is_not_sliced(planes, plane):
     opened = engine.open(plane)
     expected = opened[:, :50, :50]
     assert np.array_equal(opened.region((0, 50), (0, 50)), expected)
-    shutil.copytree(planes / "alone.zarr", next_of(plane), ignore=shutil.ignore_patterns("levels"))
-    swap(plane)
+    put_in_place(planes / "alone.zarr", plane)
     with pytest.raises(ValueError, match=r"has grown, and its arrays begin elsewhere; open it again"):
         opened[:, :50, :50]
     assert np.array_equal(opened.region((0, 50), (0, 50)), expected)
     assert np.array_equal(engine.open(plane)[:, 128:178, 128:178], expected)
+    for rows in ((0.5, 50), (None, 50), 50):
+        with pytest.raises(ValueError, match=r"`rows` is .*; give the first and the one after the last"):
+            opened.region(rows, (0, 50))
 
 
 def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_path):

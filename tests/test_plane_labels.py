@@ -151,7 +151,7 @@ def test_embeddings_by_a_function_are_those_of_a_windows_place(tmp_path):
 def test_what_a_function_of_embeddings_does_wrong_is_said_in_one_line(tmp_path):
     model = make_model("large-image-diffusion", tmp_path / "model")
     out = ("--out", tmp_path / "out.zarr", "--preview", "none")
-    base = ("--model", model, "--steps", 2, "--size", "64x160", *out)
+    base, image = ("--model", model, "--steps", 2), ("--size", "64x160", *out)
     for words, expected in [
         (("places:around",), "returned float32 of shape (7,); return floating-point numbers of shape (12,)"),
         (("places:tilted",), "returned int64"),
@@ -160,9 +160,10 @@ def test_what_a_function_of_embeddings_does_wrong_is_said_in_one_line(tmp_path):
         (("places:embedded", "--region-embeddings", tmp_path / "r.npy"), "pass functions for both"),
         ((tmp_path / "e.npy", "--plane", tmp_path / "p.zarr", "--region=0:9,0:9"), "has edges; pass --embeddings mod"),
     ]:
-        said = refusal(1, *base, "--embeddings", *words)
+        place = () if "--plane" in words else image
+        said = refusal(1, *base, *place, "--embeddings", *words)
         assert expected in said, said
-    said = refusal(2, *base, "--embeddings", "places:embedded_on_the_left")
+    said = refusal(2, *base, *image, "--embeddings", "places:embedded_on_the_left")
     assert said.endswith("columns 64:128 failed: RuntimeError: nothing is known there (rank 1)\n"), said
 
 

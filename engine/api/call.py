@@ -18,9 +18,11 @@ from engine.api.temporary import claim, make_folder, release
 from engine.distributed.ranks import AgreedError, Ranks
 from engine.inputs.position_function import name_of_given
 from engine.job import RunOptions, SampleJob
+from engine.messages import quoted
 from engine.options import FILE, PATH, ROWS, names_function
 from engine.parsing import JOB_OPTIONS, OPTIONS, nearest, split_job_and_options
 from engine.pipeline.collective_call import array_fact, array_text
+from engine.planning.geometry import Box
 from engine.storage.store_url import handle_of, is_url, looks_like_url
 
 NAMES = {"model": "embedded", "label_model": "embedded", "labels": "example", "preview": "none"}  # that are no paths
@@ -140,6 +142,24 @@ def is_array(name: str, value: Any) -> bool:
     kind = OPTIONS[name].kind if name in OPTIONS else None
     no_array = (str, os.PathLike) if kind is FILE else (str, os.PathLike, numbers.Integral)
     return kind in (FILE, ROWS) and value is not None and not callable(value) and not isinstance(value, no_array)
+
+
+def region_of(rows: Any, columns: Any) -> Box:
+    """A region of a plane.
+
+    Args:
+        rows, columns: First, and the one after the last, px.
+    Raises:
+        ValueError: one of them is no two whole numbers.
+    """
+    spans = []
+    for name, given in (("rows", rows), ("columns", columns)):
+        span = tuple(given) if isinstance(given, tuple | list | np.ndarray) and len(given) == 2 else ()
+        if not span or not all(isinstance(end, numbers.Integral) and not isinstance(end, bool) for end in span):
+            raise ValueError(f"`{name}` is {quoted(given)}; give the first and the one after the last, as (-256, 512)")
+        spans.append([int(end) for end in span])
+    (y0, y1), (x0, x1) = spans
+    return Box(y0, x0, y1, x1)
 
 
 def as_option(name: str, value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.api.call import OutputLocation, absolute
+from engine.api.call import OutputLocation, absolute, region_of
 from engine.command_line import comma_separated
 from engine.distributed.launch import ranks_of
 from engine.job import SampleJob
@@ -221,12 +221,10 @@ class Image(Array):
             ValueError: the image is unfinished.
             Damaged: naming the shards that are missing or changed.
         """
-        wrong = list(damage(self._output))
-        if wrong:
-            raise Damaged(f"{self.path}: " + "; ".join(wrong))
-        if not self._output.finished:
-            raise ValueError(f"{self.path} is unfinished; make the same call again to finish it, then open it again")
-        return pixels_sha256(self._output)
+        output = self._output
+        if isinstance(output.layout, PlaneLayout):  # to which another process may add meanwhile
+            return steady(output.path, lambda: verified(output_to_read(output.path)))
+        return verified(output)
 
     def evaluate(
         self,
@@ -300,7 +298,7 @@ class Image(Array):
         """
         from engine.pipeline.plane import read_region
 
-        return read_region(self.path, Box(rows[0], columns[0], rows[1], columns[1]))
+        return read_region(self.path, region_of(rows, columns))
 
     def to_xarray(self) -> xarray.DataArray:
         """A lazy DataArray with named axes, y and x in micrometres. Needs xarray and dask.
@@ -341,6 +339,16 @@ def open(path: str | Path) -> Image:
     """
     place = Path(absolute(os.fspath(path)))
     return Image(OutputLocation(place))
+
+
+def verified(output: Output) -> str:
+    """The sha256 of an output's pixels, as ``Image.verify``."""
+    wrong = list(damage(output))
+    if wrong:
+        raise Damaged(f"{output.path}: " + "; ".join(wrong))
+    if not output.finished:
+        raise ValueError(f"{output.path} is unfinished; make the same call again to finish it, then open it again")
+    return pixels_sha256(output)
 
 
 def array_at(place: OutputLocation, name: str) -> Array:

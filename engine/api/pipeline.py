@@ -32,6 +32,7 @@ from engine.api.call import (
     arrays_as_files,
     local_part,
     out_of,
+    region_of,
 )
 from engine.api.image import Image
 from engine.distributed.launch import ranks_of
@@ -47,6 +48,7 @@ from engine.pipeline.prepared import Prepared
 from engine.pipeline.preview import write_preview
 from engine.pipeline.run import kept_models, run  # torch now: an interrupt while it is imported would leave half of it
 from engine.pipeline.watch import Bar, OnLevel, Silent, View, Watch
+from engine.planning.plane import corners_of
 from engine.reporting.page import write_report
 
 if TYPE_CHECKING:
@@ -205,7 +207,7 @@ class Pipeline:
         ranks, place = ranks_of(comm), OutputLocation(Path(absolute(os.fspath(path))))
 
         def check() -> tuple[Arguments, Facts]:
-            region = [rows[0], columns[0], rows[1], columns[1]]
+            region = corners_of(region_of(rows, columns))
             named = {"preview": "none", **options, "plane": place.path, "region": region, "hold": hold}
             arguments = Arguments.of(named, NOT_OF_A_PLANE).overriding(self._arguments)
             return arguments.converted() if ranks.rank == 0 else arguments, arguments.facts()

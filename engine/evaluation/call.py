@@ -81,12 +81,19 @@ def evaluate_parts(evaluator: Evaluator, names: Sequence[str], asked: Sequence[s
     """Take measures. Collective; the same on every rank.
 
     Raises:
-        AgreedError: features in a file are not finite, before any are made of images; or as of ``evaluate``.
+        AgreedError: features in a file are not finite, before any are made of images; or as of ``evaluate``; a set was
+            changed meanwhile.
     """
     for role, given in evaluator.sets.items():
         if given.rows is not None:
             evaluator.features(role)
-    return evaluate(evaluator, PARTS, names, asked)
+    try:
+        evaluation = evaluate(evaluator, PARTS, names, asked)
+    except AgreedError:
+        evaluator.ranks.on_root(evaluator.seen.check)
+        raise
+    evaluator.ranks.on_root(evaluator.seen.check)
+    return evaluation
 
 
 def evaluate_bank(evaluator: Evaluator, path: Path, size: int | None, quantile: float) -> Evaluation:

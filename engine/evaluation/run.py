@@ -16,6 +16,7 @@ from engine.evaluation.gathered import Features, features_of, shared
 from engine.evaluation.inputs import Cropping, Given
 from engine.evaluation.measures import Evaluation, Measure, Neighbour, Table
 from engine.messages import did_you_mean, shortened
+from engine.storage.plane_swap import Seen
 
 Result = Measure | Table | Neighbour
 Tell = Callable[[str], None]
@@ -57,6 +58,7 @@ class Evaluator:
         self, ranks: Ranks, sets: dict[str, Given], settings: Settings, extractor: FeatureExtractor, tell: Tell
     ) -> None:
         self.ranks, self.sets, self.settings, self.extractor, self.tell = ranks, sets, settings, extractor, tell
+        self.seen = Seen(*(given.path for given in sets.values()))
         self.made: dict[str, tuple[Features, Features | None]] = {}
         self.failed: dict[str, AgreedError] = {}  # features that could not be made, which is not tried again
         self.trial: tuple[int, bool] | None = None  # number of the extractor's features, and whether it has logits

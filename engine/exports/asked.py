@@ -10,6 +10,7 @@ from typing import Any
 from engine.messages import quoted
 from engine.options import REGION, Kind, number, read_as
 from engine.planning.geometry import Box
+from engine.storage.plane_swap import Seen
 
 # Whole numbers, the least of each and the most.
 NUMBERS = (
@@ -50,6 +51,7 @@ class Asked:
         split_margin: Pixels of the level that lie between tiles of two parts at least.
         most_unknown: Share of label 0 beyond which a tile is left out.
         overwrite: Whether an earlier export is replaced.
+        seen: The output as it is when the export begins; None: it is looked at now.
     Raises:
         ValueError: a number is none, or beyond what there is.
     """
@@ -72,8 +74,10 @@ class Asked:
     split_margin: int | None = None
     most_unknown: float | None = None
     overwrite: bool = False
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seen", self.seen or Seen(self.out))
         for name, least, most in NUMBERS:
             value = getattr(self, name)
             if value is None:
@@ -95,10 +99,19 @@ class Asked:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, read_as(kind, getattr(self, name), f"`{name}`"))
 
+    def check_seen(self) -> None:
+        """Refuse an output that was changed since the export began.
+
+        Raises:
+            ValueError: it was.
+        """
+        assert self.seen is not None
+        self.seen.check()
+
     @property
     def given(self) -> list[str]:
         """The options that narrow the export and were given."""
-        others = ("out", "target", "overwrite")
+        others = ("out", "target", "overwrite", "seen")
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         return [name for name, value in values.items() if value is not None and value is not False]
 

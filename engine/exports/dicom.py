@@ -17,7 +17,7 @@ from engine.exports.encoders import QUALITY, encoder_of
 from engine.exports.folder import check_export_folder, write_facts
 from engine.exports.ome_xml import described
 from engine.exports.slide import COARSEST, write_slide
-from engine.exports.target import check_export_file, resolved, whole_target
+from engine.exports.target import check_export_file, whole_target
 
 TILE = 512  # px a side
 
@@ -26,7 +26,7 @@ def export_dicom(asked: Asked) -> str:
     """Write a folder of DICOM files, one a level, and say what it holds."""
     converter = converter_of()
     cutout = cutout_of(asked)
-    check = partial(check_export_folder, asked.out, resolved(asked.target), asked.overwrite)
+    check = partial(check_export_folder, asked)
     check()
     with whole_target(asked.target, check) as folder:
         written = convert(converter, cutout, folder, asked.quality, levels=cutout.halvings(COARSEST) + 1)
@@ -39,7 +39,7 @@ def export_dicom_file(asked: Asked) -> str:
     """Write one DICOM file of one level, and say what it holds."""
     converter = converter_of()
     cutout = cutout_of(asked)
-    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked)
     check()
     with whole_target(asked.target, check) as path:
         (file,) = convert(converter, cutout, path.with_name("files"), asked.quality, levels=1)

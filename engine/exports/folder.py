@@ -43,7 +43,7 @@ def export_folders(asked: Asked) -> str:
     output = finished_output(asked.out)
     if layout == "classes":
         check_classes(output)
-    check = partial(check_export_folder, asked.out, folder, asked.overwrite)
+    check = partial(check_export_folder, asked)
     check()
     with whole_target(folder, check) as new:
         new.mkdir()
@@ -65,12 +65,14 @@ def write_pictures(output: Output, layout: str, folder: Path, ending: str) -> No
         write_set(output, output.layout, folder, ending)
 
 
-def check_export_folder(out: Path, folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds other files than an export's, or the output itself.
+def check_export_folder(asked: Asked) -> None:
+    """Refuse a folder that holds other files than an export's, or the output itself, and an output that was changed.
 
     Raises:
         ValueError: the message names the file.
     """
+    asked.check_seen()
+    out, folder, overwrite = asked.out, resolved(asked.target), asked.overwrite
     if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve()):
         raise ValueError(f"{folder} and {out} lie in one another; choose another DIR")
     check_folder(folder.parent, str(folder), "choose another DIR")

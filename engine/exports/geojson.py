@@ -44,7 +44,7 @@ def export_geojson(asked: Asked) -> str:
         ValueError: there is no such map, or the target is there.
     """
     cutout = cutout_of(replace(asked, labels=True))
-    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked)
     check()
     with whole_target(asked.target, check) as new:
         count = write_features(cutout, asked, new)
@@ -61,7 +61,7 @@ def export_geojson_folder(asked: Asked) -> str:
     if not isinstance(layout, SetLayout):
         raise ValueError(f"{asked.out} holds one image; give NAME.geojson as TARGET")
     target = resolved(asked.target)
-    check = partial(check_export_folder, asked.out, target, asked.overwrite)
+    check = partial(check_export_folder, asked)
     check()
     cutout, count = cutout_of(replace(asked, labels=True, image=0)), 0
     names = names_of(cutout.output, layout.count)

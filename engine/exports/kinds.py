@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import AgreedError, Ranks
 from engine.exports.asked import Asked
 from engine.exports.dicom import export_dicom, export_dicom_file
 from engine.exports.folder import export_folders
@@ -112,4 +112,8 @@ def export(ranks: Ranks, asked: Asked) -> str:
             use.
     """
     kind = ranks.agree(lambda: kind_of(asked))
-    return kind.write(ranks, asked) if kind.together else ranks.on_root(lambda: kind.write(asked))
+    try:
+        return kind.write(ranks, asked) if kind.together else ranks.on_root(lambda: kind.write(asked))
+    except AgreedError:
+        ranks.on_root(asked.check_seen)  # then what was read is of two states, which is no damage
+        raise

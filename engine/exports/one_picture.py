@@ -29,7 +29,7 @@ def export_png(asked: Asked) -> str:
     cutout = cutout_of(asked)
     if cutout.dtype != np.uint8:
         raise ValueError(f"labels of {asked.out} are numbers of {cutout.dtype}; choose .tiff or .ome.tiff as TARGET")
-    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked)
     check()
     height, width = cutout.size()
     rows = max(STRIP // (width * cutout.channels), 1)
@@ -53,7 +53,7 @@ def export_jpeg(asked: Asked) -> str:
             f"a JPEG has at most {LARGEST_JPEG} px a side, and this would have {height} x {width}; choose .png or "
             ".ome.tiff as TARGET, or a coarser `level`, or a `region`"
         )
-    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked)
     check()
     pixels = cutout.read(Box(0, 0, height, width))
     with whole_target(asked.target, check) as path:

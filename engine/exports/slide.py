@@ -55,7 +55,7 @@ def write_tiff(asked: Asked, pyramid: bool) -> str:
             "JPEG would change the numbers of labels; leave out `quality`, or choose `compression` deflate"
         )
     encoder = encoder_of(name, cutout.channels == 3, asked.quality)
-    check = partial(check_export_file, asked.out, asked.target, asked.overwrite)
+    check = partial(check_export_file, asked)
     check()
     levels = cutout.halvings(COARSEST) + 1 if pyramid else 1
     with whole_target(asked.target, check) as path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.exports.asked import Asked
 from engine.storage.files import sync
 from engine.storage.target_file import check_file, check_folder, check_kept
 
@@ -27,18 +28,19 @@ def resolved(path: Path) -> Path:
         raise ValueError(f"{path} is a link that leads to itself; {OTHER}") from None
 
 
-def check_export_file(out: Path, target: Path, overwrite: bool) -> None:
+def check_export_file(asked: Asked) -> None:
     """Refuse a file that cannot be made, or is there and not to be replaced, and one within the output itself.
 
     Raises:
-        ValueError: the message names it.
+        ValueError: the message names it; or the output was changed since the export began.
     """
-    place, named = resolved(target), str(target)
-    if place.is_relative_to(out.resolve()):
-        raise ValueError(f"{target} lies in {out}; {OTHER}")
+    asked.check_seen()
+    place, named = resolved(asked.target), str(asked.target)
+    if place.is_relative_to(asked.out.resolve()):
+        raise ValueError(f"{asked.target} lies in {asked.out}; {OTHER}")
     check_file(place, named, OTHER)
     check_folder(place.parent, named, OTHER)
-    check_kept(place, named, OTHER, overwrite)
+    check_kept(place, named, OTHER, asked.overwrite)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def export_tiles(ranks: Ranks, asked: Asked) -> str:
     """
     pairs = ranks.agree(lambda: pairs_of(asked))
     target = ranks.agree(lambda: resolved(asked.target))
-    check = partial(check_export_folder, asked.out, target, asked.overwrite)
+    check = partial(check_export_folder, asked)
     ranks.on_root(check)
     tiles = kept_tiles(ranks, pairs, asked.most_unknown)
     near = pairs.tiling.too_near([tile for tile, _ in tiles], asked.split_margin) if asked.split_margin else set()

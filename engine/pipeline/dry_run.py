@@ -60,8 +60,9 @@ class Plan:
         job, each = facts["job"], [stage["evaluations_per_rank"] for stage in self.stages]
         fewest, most = (sum(int(stage[name]) for stage in each) for name in ("min", "max"))
         count = "" if job["count"] is None else f"{job['count']:,} images of "
+        size, what = (job["size"], "image") if "plane" not in facts else (facts["plane"]["size"], "region")
         rows = [
-            ("image", count + " x ".join(map(str, job["size"])) + " px"),
+            (what, count + " x ".join(map(str, size)) + " px"),
             (
                 "canvas",
                 f"{channels} x {height} x {width} latents, {facts['levels']} levels, {facts['shards']:,} shards",

@@ -14,18 +14,13 @@ from engine.options import names_function
 from engine.pipeline.output_checks import what_is_there
 from engine.pipeline.plane_checks import check_region_of
 from engine.pipeline.plane_labels import label_request
-from engine.pipeline.prepare import decoder_lattice, prepare
+from engine.pipeline.prepare import prepare
 from engine.pipeline.prepared import Prepared
 from engine.planning.geometry import Box, missing
 from engine.planning.plane import (
     FARTHEST,
     Request,
-    Windows,
-    area_ratio,
     corners_of,
-    latents_of,
-    needed_windows,
-    whole_windows,
 )
 from engine.storage.files import checksum
 from engine.storage.output import provenance_of
@@ -155,6 +150,11 @@ def check_plane_job(job: SampleJob, options: RunOptions) -> None:
     for name in ("count", "continue_", "image", "mask", "roi", "map", "instances", "accept"):
         if getattr(job, name) is not None:
             raise ValueError(f"`{name}` is of an image with edges; leave it out, or `plane`")
+    for name, given, default in (("size", job.size, SampleJob.size), ("out", options.out, RunOptions.out)):
+        if given != default:
+            raise ValueError(f"`{name}` is of an image with edges; leave it out: a plane has `region` in its place")
+    if options.preview not in (None, "none"):
+        raise ValueError("`preview` is of an image with edges; engine.export copies a part of a plane; leave it out")
     if job.labels not in (None, "example") and not names_function(job.labels):
         raise ValueError(
             f"`labels` {job.labels} has edges; pass `labels` module:function or example, `label` or `label_model`, or "
@@ -207,27 +207,3 @@ def check_same(plane: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
 def is_known(provenance: dict[str, Any], region: Box) -> bool:
     """Whether one of a plane's requests, or several together, have all of a region."""
     return not missing(region, [Box(*box) for box in provenance["regions"]])
-
-
-def cost_text(request: PlaneRequest) -> str:
-    """What a request costs: latents that are evaluated, over those of its region at every level."""
-    if request.labels is not None:
-        return f"{cost_text(request.labels)}\n{cost_text(replace(request, labels=None))}"
-    region, cone = request.region, request.prepared.cone
-    where = f"{request.path}: rows {region.y0}:{region.y1}, columns {region.x0}:{region.x1}"
-    if request.known:
-        return f"{where} are there already"
-    assert cone is not None
-    ratio = area_ratio(cone.needed, latents_of(region, request.prepared.card.factor))
-    windows = sum(map(len, cone.needed))
-    of_all = sum(map(len, needed_windows_of(request)))
-    known = f"{of_all - windows:,} of {of_all:,} are known" if windows < of_all else "none is known"
-    return f"{where}: {windows:,} windows to evaluate, {ratio:.2f} times its own area a level; {known}"
-
-
-def needed_windows_of(request: PlaneRequest) -> list[Windows]:
-    """The windows of all levels that a request would need if nothing were known."""
-    cone, card = request.prepared.cone, request.prepared.card
-    assert cone is not None
-    final = whole_windows(latents_of(request.region, card.factor), *decoder_lattice(request.prepared.job, card))
-    return needed_windows(final, [windows.offset for windows in cone.needed], card.patch)

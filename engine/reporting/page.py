@@ -12,7 +12,7 @@ from engine import __version__
 from engine.evaluation.measures import read_evaluation
 from engine.pipeline.report_file import MARK, is_report, report_path
 from engine.reporting.against import reference_of
-from engine.reporting.measured import evaluated
+from engine.reporting.measured import Evaluated, evaluated
 from engine.reporting.provenance import (
     arrays_of,
     command_of,
@@ -27,6 +27,7 @@ from engine.reporting.views import CROPS, view_of
 from engine.storage.files import whole_file
 from engine.storage.integrity import damaged_shards
 from engine.storage.output import Output, output_to_read, provenance_of
+from engine.storage.plane_swap import steady
 from engine.storage.set_layout import SetLayout
 from engine.storage.target_file import check_target
 
@@ -51,10 +52,18 @@ def write_report(
     """
     file = file or report_path(out)
     measures = None if evaluation is None else evaluated(read_evaluation(evaluation), out.resolve().name)
+    page = steady(out, lambda: page_of(out, against, measures))
+    with whole_file(file) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return file
+
+
+def page_of(out: Path, against: Path | None, measures: Evaluated | None) -> str:
+    """The page of a finished output; arguments as of ``write_report``, the measures read."""
     output = finished(out)
     view, um = view_of(output), output.provenance.get("pixel_size_um")
     reference = None if against is None else reference_of(against, view.side, CROPS, um)
-    page = rendered(
+    return rendered(
         **facts_of(output, out),
         view=view,
         reference=reference,
@@ -62,9 +71,6 @@ def write_report(
         times=times_of(output),
         scale=scale_bar(output.layout.size[1], um),
     )
-    with whole_file(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return file
 
 
 def check_file(file: Path, out: Path, overwrite: bool) -> None:

@@ -13,12 +13,13 @@ from engine.distributed.ranks import AgreedError, Ranks
 from engine.job import RunOptions, SampleJob
 from engine.models.folder import Model
 from engine.pipeline.plane import sample_locked
-from engine.pipeline.plane_request import PlaneRequest, needed_windows_of, prepare_request
+from engine.pipeline.plane_cost import ratio_of, windows_of
+from engine.pipeline.plane_request import PlaneRequest, prepare_request
 from engine.pipeline.prepared import Prepared
 from engine.pipeline.run import kept_models
 from engine.pipeline.watch import Silent, Watch
 from engine.planning.geometry import Box
-from engine.planning.plane import area_ratio, corners_of, latents_of
+from engine.planning.plane import corners_of
 from engine.serving.service import Cost, Service
 from engine.storage.files import discard
 from engine.storage.metadata import kept_provenance
@@ -178,13 +179,10 @@ def region_left(plane: Path) -> Box | None:
 
 
 def cost_of(request: PlaneRequest, service: Service, begun: float, since: float) -> Cost:
-    region, cone, now = request.region, request.prepared.cone, time.monotonic()
-    assert cone is not None
-    windows = sum(map(len, cone.needed)) if not request.known else 0
-    of_all = sum(map(len, needed_windows_of(request)))
-    ratio = area_ratio(cone.needed, latents_of(region, request.prepared.card.factor)) if windows else 0.0
-    blocks = len(service.wanted.blocks(region))
-    return Cost(corners_of(region), blocks, now - min(since, begun), now - begun, windows, of_all - windows, ratio)
+    now, counts, blocks = time.monotonic(), windows_of(request), len(service.wanted.blocks(request.region))
+    windows, ratio = (0, 0.0) if request.known else (counts["windows"], ratio_of(request))
+    known = sum(counts.values()) - windows
+    return Cost(corners_of(request.region), blocks, now - min(since, begun), now - begun, windows, known, ratio)
 
 
 def say(text: str) -> None:

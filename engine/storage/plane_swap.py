@@ -127,3 +127,20 @@ def steady(plane: Path, read: Callable[[], T]) -> T:
                 raise
         time.sleep(PAUSE)
     raise ValueError(f"{plane} changes all the time; wait for the run that adds to it")
+
+
+class Seen:
+    """Outputs as they are now, for those who read them too long to begin again whenever a run adds to a plane."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.stamps = {path: plane_stamp(Path(os.path.realpath(path))) for path in paths}
+
+    def check(self) -> None:
+        """Refuse what was read of an output in whose place another was put meanwhile.
+
+        Raises:
+            ValueError: naming it.
+        """
+        for path, stamp in self.stamps.items():
+            if stamp and plane_stamp(Path(os.path.realpath(path))) != stamp:
+                raise ValueError(f"{path} was changed by another run while it was read; give the command again")
