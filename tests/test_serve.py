@@ -109,9 +109,9 @@ class Page:
             time.sleep(0.1)
         raise AssertionError(f"not in {seconds} s: {told}")
 
-    def tile(self, level: int, row: int, column: int) -> np.ndarray:
+    def tile(self, level: int, row: int, column: int, layer: str = "tiles") -> np.ndarray:
         """uint8 (512, 512, 4)."""
-        status, content = self.ask("GET", f"/tiles/{level}/{row}_{column}.png")
+        status, content = self.ask("GET", f"/{layer}/{level}/{row}_{column}.png")
         assert status == 200, content
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
 
@@ -147,6 +147,8 @@ def test_what_is_looked_at_appears_with_the_bytes_of_engine_sample(small, tmp_pa
     with served(ranks, plane, "--model", small, *JOB, "--lossless") as (_, address):
         page = Page(address)
         assert not page.tile(0, -1, -1).any(), "nothing is known"
+        assert not page.tile(0, -1, -1, "labels")[..., 3].any()
+        assert page.look(None)["labels"] == []
         told = page.wait(box, lambda told: told["total"]["blocks"] == 4 and not told["now"])
         assert told["bounds"] == [-64, -64, 64, 64]
         assert told["last"]["windows"] > 0
@@ -160,6 +162,13 @@ def test_what_is_looked_at_appears_with_the_bytes_of_engine_sample(small, tmp_pa
         small_tile = page.tile(12, -1, -1)
         assert small_tile[-1, -1, 3] == 255, "the coarsest level shows it too"
         assert (small_tile[..., 3] > 0).sum() == 1
+        drawn = [(label["color"], label["drawn"]) for label in told["labels"]]
+        assert [is_drawn for _, is_drawn in drawn] == [False, *[True] * (len(drawn) - 1)]
+        color = [*bytes.fromhex(drawn[1][0][1:]), 255]
+        for level, known in ((0, np.s_[-64:, -64:]), (12, np.s_[-1:, -1:])):
+            tile = page.tile(level, -1, -1, "labels")
+            assert (tile[known] == color).all()
+            assert (tile[..., 3] > 0).sum() == tile[known][..., 3].size, "what is not known is transparent"
     assert verify(plane)[0] == 0
     np.testing.assert_array_equal(read_region(plane, Box(-64, -64, 64, 64)), expected)
     assert not (plane / "slidefield" / "request.zarr").exists()
@@ -247,12 +256,23 @@ def test_the_page_shows_what_it_asked_for_and_keeps_its_place_while_the_plane_gr
         middle = page.evaluate("slidefield.middle()")
         shot = np.asarray(Image.open(io.BytesIO(page.locator(".osd").screenshot())).convert("RGB"))
         page.screenshot(path=artefacts / "plane-390.png")
+        page.click("#map")
+        page.evaluate("document.getElementById('opacity').value = 100")
+        page.dispatch_event("#opacity", "input")
+        until(page, there)
+        color = page.evaluate("slidefield.plane().labels[1].color")
+        labelled = np.asarray(Image.open(io.BytesIO(page.locator(".osd").screenshot())).convert("RGB"))
+        page.keyboard.press("l")
+        until(page, there)
+        without = np.asarray(Image.open(io.BytesIO(page.locator(".osd").screenshot())).convert("RGB"))
         page.close()
         corner = Box(10, far - 10, 30, far + 10)
         ends = zip(shot.shape[:2], (corner.y0, corner.x0), middle, strict=False)
         y, x = (round(length / 2 + 2 * (start - at)) for length, start, at in ends)
         pixels = read_region(plane, corner).transpose(1, 2, 0)
         np.testing.assert_array_equal(shot[y : y + 40, x : x + 40], pixels.repeat(2, 0).repeat(2, 1))
+        assert (labelled[y : y + 40, x : x + 40] == list(bytes.fromhex(color[1:]))).all()
+        np.testing.assert_allclose(without.astype(int), shot, atol=1)  # as the browser rounds
     assert not seen.messages
     assert not [url for url in seen.requests if not url.startswith(address)]
     assert seen.overflow <= 0

@@ -19,15 +19,17 @@ import numpy as np
 
 from engine import __version__
 from engine.planning.geometry import Box, enclosing
+from engine.reporting.labels import colors_of
 from engine.storage.files import halved
 from engine.storage.output import Output
 from engine.storage.plane_layout import PlaneLayout
 from engine.storage.plane_swap import plane_stamp, steady
 from engine.viewing.cache import Cache
-from engine.viewing.pictures import Picture, picture_of_image
+from engine.viewing.pictures import Picture, picture_of_image, picture_of_map
 from engine.viewing.pixels import ABSENT, THERE, Source
 from engine.viewing.viewer import CACHE, TILE, Answer
 
+IMAGE, LABELS = "tiles", "labels"  # layers, by their addresses
 LEVELS = 13  # of tiles: one of the coarsest has 2^21 px of the plane a side
 T = TypeVar("T")
 Pixels = tuple[np.ndarray, np.ndarray]  # values, and the state of each
@@ -43,6 +45,16 @@ class Snapshot:
     @cached_property
     def regions(self) -> list[Box]:
         return [] if self.output is None else [Box(*box) for box in self.output.provenance["regions"]]
+
+    @cached_property
+    def labels(self) -> list[dict[str, Any]]:
+        """Name, colour and whether it is drawn, of each label; empty: there are none, or they have no names."""
+        label = None if self.output is None else self.output.layout.label
+        shown = [] if label is None else label.entries
+        return [
+            {"name": name, "color": "#" + bytes(color[:3]).hex(), "drawn": value > 0}
+            for value, (name, color) in enumerate(shown)
+        ]
 
     @cached_property
     def bounds(self) -> Box | None:
@@ -90,73 +102,110 @@ class PlaneTiles:
         """
         return steady(self.plane, lambda: read(self.snapshot()))
 
-    def tile(self, level: int, row: int, column: int, lossless: bool) -> Answer:
-        """A tile: ``TILE`` px a side of a level, whose first pixel is (row TILE, column TILE) of it."""
+    def tile(self, layer: str, level: int, row: int, column: int, lossless: bool) -> Answer:
+        """A tile: ``TILE`` px a side of a level, whose first pixel is (row TILE, column TILE) of it.
+
+        Args:
+            layer: ``IMAGE`` or ``LABELS``.
+        """
         quality = None if lossless else self.quality
         box = Box(row, column, row + 1, column + 1).scaled(TILE)
-        key = (quality, self.consistent(lambda snapshot: facts_of(snapshot, level, box)))
+        key = (layer, quality, self.consistent(lambda snapshot: facts_of(snapshot, layer, level, box)))
 
         def make() -> tuple[Picture, bool]:
             if picture := self.cache.get(key):
                 return picture, True
             with self.renders:
-                values, state = self.consistent(lambda snapshot: self.pixels(snapshot, level, box))
-                picture = picture_of_image(values, state, box, quality)
-            if self.consistent(lambda snapshot: facts_of(snapshot, level, box)) == key[1]:
+                picture = self.consistent(lambda snapshot: self.picture(snapshot, layer, level, box, quality))
+            if self.consistent(lambda snapshot: facts_of(snapshot, layer, level, box)) == key[2]:
                 self.cache.put(key, picture)
                 return picture, True
             return picture, False
 
         return Answer(hashlib.sha256(repr((__version__, level, row, column, key)).encode()).hexdigest()[:24], make)
 
-    def pixels(self, snapshot: Snapshot, level: int, box: Box) -> Pixels:
+    def picture(self, snapshot: Snapshot, layer: str, level: int, box: Box, quality: int | None) -> Picture:
+        """A box of a level as a file; of labels a PNG whatever the quality."""
+        values, state = self.pixels(snapshot, layer, level, box)
+        if layer == IMAGE:
+            return picture_of_image(values, state, box, quality)
+        label = None if snapshot.output is None else snapshot.output.layout.label
+        return picture_of_map(values, state, box, colors_of(() if label is None else label.entries))
+
+    def pixels(self, snapshot: Snapshot, layer: str, level: int, box: Box) -> Pixels:
         """The pixels of a box of a level, in the plane's positions over 2^level.
 
         Returns:
-            uint8 (c, h, w), and uint8 (h, w): ``ABSENT`` or ``THERE``.
+            uint8 (c, h, w) of an image and whole numbers (h, w) of labels; uint8 (h, w): ``ABSENT`` or ``THERE``.
         """
-        output = snapshot.output
+        output, name = snapshot.output, array_of(snapshot, layer)
         channels = 3 if output is None else output.layout.channels
-        values, state = np.zeros((channels, *box.shape), np.uint8), np.full(box.shape, ABSENT, np.uint8)
-        known = known_in(snapshot.regions, level, box)
-        if output is None or not known:
+        values = np.zeros((channels, *box.shape) if layer == IMAGE else box.shape, dtype_of(snapshot, name))
+        state, known = np.full(box.shape, ABSENT, np.uint8), known_in(snapshot.regions, level, box)
+        if output is None or name is None or not known:
             return values, state
         if stored(output, level):
             here = on_level(output, level, box) & Box(0, 0, *output.layout.sizes()[level])
             if here:
                 y, x = corner_of(output, level)
                 place = here.moved(y, x).within(box)
-                values[(slice(None), *place)] = output.read(output.layout.level(output.layout.image, level), here)
+                values[(..., *place)] = output.read(output.layout.level(name, level), here)
             for part in known:
                 state[part.within(box)] = THERE
             return values, state
         for quarter in quarters(box):
             if known_in(snapshot.regions, level - 1, quarter):
                 place = Box(quarter.y0 // 2, quarter.x0 // 2, quarter.y1 // 2, quarter.x1 // 2).within(box)
-                below, its_state = self.kept_pixels(snapshot, level - 1, quarter)
-                values[(slice(None), *place)] = halved(below)
+                below, its_state = self.kept_pixels(snapshot, layer, level - 1, quarter)
+                values[(..., *place)] = halved(below) if layer == IMAGE else picked(below, its_state)
                 state[place] = its_state.reshape(quarter.height // 2, 2, quarter.width // 2, 2).max(axis=(1, 3))
         return values, state
 
-    def kept_pixels(self, snapshot: Snapshot, level: int, box: Box) -> Pixels:
+    def kept_pixels(self, snapshot: Snapshot, layer: str, level: int, box: Box) -> Pixels:
         """``pixels``, which are kept for levels above."""
-        key = (level, box, facts_of(snapshot, level, box))
+        key = (layer, level, box, facts_of(snapshot, layer, level, box))
         made = self.kept.get(key)
         if made is None:
-            made = self.pixels(snapshot, level, box)
+            made = self.pixels(snapshot, layer, level, box)
             self.kept.put(key, made)
         return made
 
 
-def facts_of(snapshot: Snapshot, level: int, box: Box) -> tuple[Any, ...]:
+def picked(labels: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Labels (h, w) at half the size: of each square of four the first that is there, else the first.
+
+    >>> picked(np.array([[1, 2], [3, 4]]), np.array([[ABSENT, ABSENT], [THERE, THERE]]))
+    array([[3]])
+    """
+    height, width = labels.shape
+    fours, there = (
+        array.reshape(height // 2, 2, width // 2, 2).swapaxes(1, 2).reshape(height // 2, width // 2, 4)
+        for array in (labels, state == THERE)
+    )
+    return np.take_along_axis(fours, there.argmax(-1)[..., None], -1)[..., 0]
+
+
+def array_of(snapshot: Snapshot, layer: str) -> str | None:
+    """The array of a layer; None: the plane has none."""
+    if snapshot.output is None:
+        return None
+    return snapshot.output.layout.image if layer == IMAGE else snapshot.output.layout.labels
+
+
+def dtype_of(snapshot: Snapshot, name: str | None) -> str:
+    """The type of an array's values."""
+    return "uint8" if snapshot.output is None or name is None else snapshot.output.layout.dtype_of(name)
+
+
+def facts_of(snapshot: Snapshot, layer: str, level: int, box: Box) -> tuple[Any, ...]:
     """What changes when the pixels in a box of a level do: what is known there, and the stamps of its shards."""
-    output, known = snapshot.output, known_in(snapshot.regions, level, box)
-    if output is None or not known:
+    output, name, known = snapshot.output, array_of(snapshot, layer), known_in(snapshot.regions, level, box)
+    if output is None or name is None or not known:
         return ()
     if not stored(output, level):
-        return tuple(facts_of(snapshot, level - 1, quarter) for quarter in quarters(box))
+        return tuple(facts_of(snapshot, layer, level - 1, quarter) for quarter in quarters(box))
     here = on_level(output, level, box) & Box(0, 0, *output.layout.sizes()[level])
-    source = Source(output, output.layout.image, 0, Cache(0, lambda pair: 0))
+    source = Source(output, name, 0, Cache(0, lambda pair: 0))
     shards = [output.shards.stamp(shard) for shard, _ in source.shards(level, here)] if here else []
     return tuple(known), tuple(shards)
 

@@ -20,7 +20,7 @@ from engine.serving.wanted import Wanted
 from engine.viewing.server import Handler, answer_of, as_json
 from engine.viewing.viewer import TILE, Answer, NotThere
 
-PLANE_TILE = re.compile(r"tiles/(\d{1,2})/(-?\d{1,16})_(-?\d{1,16})\.(jpg|png)", re.ASCII)
+PLANE_TILE = re.compile(r"(tiles|labels)/(\d{1,2})/(-?\d{1,16})_(-?\d{1,16})\.(jpg|png)", re.ASCII)
 PAGE = re.compile(r"\w{1,40}", re.ASCII)
 LONGEST = 4096  # bytes that a page may send
 
@@ -139,6 +139,7 @@ class Service:
             "name": one_line(self.plane.name),
             "um": self.job_facts.get("um") or um,
             "version": "-".join(map(str, snapshot.stamp)),
+            "labels": snapshot.labels,
             "bounds": None if bounds is None else corners_of(bounds),
             "regions": len(snapshot.regions),
             "waiting": waiting,
@@ -182,6 +183,7 @@ class PlaneHandler(Handler):
     static/NAME                   what it is made of
     look                          POST what the page shows: the answer says how the plane is
     tiles/LEVEL/ROW_COLUMN.jpg    a tile of the plane, row and column signed; .png: without loss
+    labels/LEVEL/ROW_COLUMN.png   a tile of its labels, in their colours
     """
 
     page_name, command_name = "plane.html", "engine.serve"
@@ -215,10 +217,10 @@ class PlaneHandler(Handler):
     def answer(self, path: str) -> Answer:
         service = self.server.viewer
         if match := PLANE_TILE.fullmatch(path):
-            level, row, column, kind = match.groups()
+            layer, level, row, column, kind = match.groups()
             if int(level) >= LEVELS:
                 raise NotThere(f"level {level}: there are {LEVELS}")
-            return service.tiles.tile(int(level), int(row), int(column), kind == "png")
+            return service.tiles.tile(layer, int(level), int(row), int(column), kind == "png")
         if path == "plane.json":
             return answer_of(("application/json", as_json(service.facts(0))))
         return self.page(path)

@@ -4,18 +4,25 @@ import { caption } from "./units.js";
 
 const make = (tag, text = "", className = "") => Object.assign(document.createElement(tag), { textContent: text, className });
 
+// A row of a legend: the swatch of a label and its name.
+export function rowOf(label) {
+  const row = make("tr");
+  const head = make("th");
+  head.scope = "row";
+  const color = make("i", "", "swatch");
+  if (label.drawn) color.style.background = label.color;
+  else color.classList.add("none");
+  head.append(color, label.drawn ? label.name : `${label.name} (not drawn)`);
+  row.append(head);
+  return row;
+}
+
 async function fill(part, pane, layer) {
   try {
     const { labels, counted, part: share } = await legendOf(pane.output.index, layer, pane.image);
     const rows = labels.map((label) => {
-      const row = make("tr");
-      const head = make("th");
-      head.scope = "row";
-      const color = make("i", "", "swatch");
-      if (label.drawn) color.style.background = label.color;
-      else color.classList.add("none");
-      head.append(color, label.drawn ? label.name : `${label.name} (not drawn)`);
-      row.append(head, make("td", label.percent < 0.05 ? "< 0.1" : label.percent.toFixed(1)));
+      const row = rowOf(label);
+      row.append(make("td", label.percent < 0.05 ? "< 0.1" : label.percent.toFixed(1)));
       return row;
     });
     const table = make("table");

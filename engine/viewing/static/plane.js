@@ -3,6 +3,7 @@
 // OpenSeadragon wants an image with edges: it gets a square of 2^32 px around a base, a position of the plane, and another
 // one when one comes near its edge. Tiles are named by their places on the plane, which never change.
 import { onKeys } from "./keys.js";
+import { rowOf } from "./legend.js";
 import { alignTo, isWhole, offset as distance, snap } from "./pixels.js";
 import * as address from "./place.js";
 import { makeScale } from "./scale.js";
@@ -27,16 +28,19 @@ let plane = null; // what the server says
 let viewer = null;
 let base = [0, 0]; // y, x
 let samples = true;
-let drawn = ""; // the version of the plane that is drawn
-let renewing = false;
+let items = {}; // of each layer that is drawn: "tiles", the image, and "labels"
+let drawn = {}; // the version of the plane that each layer shows
+let renewing = {};
+let map = { shown: false, opacity: 0.5 };
 let working = null; // the element around the region that is sampled
 let exact = false; // whether pixels fall on pixels of the screen
 let drawScale = () => {};
 
 // -- the square of the plane that OpenSeadragon has --
 
-function source() {
+function source(layer) {
   const { tile, levels, lossless } = plane;
+  const ending = layer === "labels" || lossless ? "png" : "jpg";
   const start = base.map((n) => n - SIDE / 2);
   const version = encodeURIComponent(plane.version);
   return {
@@ -44,14 +48,16 @@ function source() {
     getTileUrl: (osd, column, row) => {
       const level = levels - 1 - osd;
       const [y, x] = start.map((n) => n / (tile * 2 ** level));
-      return `tiles/${level}/${y + row}_${x + column}.${lossless ? "png" : "jpg"}?${version}`;
+      return `${layer}/${level}/${y + row}_${x + column}.${ending}?${version}`;
     },
     hasTransparency: () => true,
   };
 }
 
-const item = () => viewer.world.getItemAt(0);
-const ready = () => Boolean(viewer && viewer.world.getItemCount());
+const item = () => items.tiles;
+const ready = () => Boolean(viewer && items.tiles);
+const wanted = (layer) => layer === "tiles" || (map.shown && plane.labels.length > 0);
+const opacity = (layer) => (layer === "tiles" ? 1 : map.opacity);
 const zoom = () => item().viewportToImageZoom(viewer.viewport.getZoom(true));
 const onSquare = (at) => item().imageToViewportCoordinates(at[1] - base[1] + SIDE / 2, at[0] - base[0] + SIDE / 2);
 const onPlane = (point) => {
@@ -61,6 +67,7 @@ const onPlane = (point) => {
 const middle = (now = true) => onPlane(viewer.viewport.getCenter(now));
 const toward = ([y, x]) => [y, x].map((n) => Math.round(n / STEP) * STEP);
 const bounded = (n, most) => Math.min(Math.max(n, -most), most);
+const faint = (n) => Math.min(Math.max(Number(n.toFixed(2)), 0.05), 1); // an opacity that shows something
 
 // The box of the plane that is shown: [y0, x0, y1, x1].
 function shown() {
@@ -76,10 +83,10 @@ function limits() {
   viewport.maxZoomLevel = item().imageToViewportZoom(LARGEST);
 }
 
-function go({ at, zoom: wanted }, now = true) {
+function go({ at, zoom: asked }, now = true) {
   const place = (at || middle()).map((n) => bounded(n, FARTHEST - SIDE));
-  if (toward(place).some((n, axis) => Math.abs(n - base[axis]) >= STEP)) return open({ at: place, zoom: wanted || zoom() });
-  if (wanted) viewer.viewport.zoomTo(item().imageToViewportZoom(bounded(wanted, LARGEST)), null, now);
+  if (toward(place).some((n, axis) => Math.abs(n - base[axis]) >= STEP)) return open({ at: place, zoom: asked || zoom() });
+  if (asked) viewer.viewport.zoomTo(item().imageToViewportZoom(bounded(asked, LARGEST)), null, now);
   viewer.viewport.panTo(onSquare(place), now);
   if (now) align();
 }
@@ -87,16 +94,19 @@ function go({ at, zoom: wanted }, now = true) {
 // Show a place on a square around it.
 function open(place) {
   base = toward(place.at);
-  renewing = false;
-  drawn = plane.version;
+  renewing = {};
+  items = {};
+  drawn = { tiles: plane.version };
   working = null;
   viewer.addOnceHandler("open", () => {
+    items.tiles = viewer.world.getItemAt(0);
     limits();
     go(place);
     follow();
     mark();
+    renew();
   });
-  viewer.open(source());
+  viewer.open(source("tiles"));
 }
 
 // All that is known; of nothing the origin.
@@ -135,8 +145,12 @@ function settled() {
   const at = middle();
   if (at.some((n, axis) => Math.abs(n - base[axis]) > STEP)) open({ at, zoom: zoom() });
   else align();
-  address.write({ image: null, at, zoom: zoom() });
+  remember();
   look();
+}
+
+function remember() {
+  address.write({ image: null, at: middle(), zoom: zoom(), map: map.shown ? "labels" : null, opacity: map.opacity });
 }
 
 // -- what the server is told, and says --
@@ -171,6 +185,7 @@ function notice(text) {
 
 function say(close) {
   notice(plane.says);
+  legend();
   const { now, total, last } = plane;
   const blocks = (n) => `${grouped(n)} block${n === 1 ? "" : "s"}`;
   const waits = plane.waiting ? `${blocks(plane.waiting)} missing here` : "";
@@ -206,33 +221,66 @@ function mark() {
   working.firstChild.textContent = now.levels ? `${now.level} / ${now.levels}` : "…";
 }
 
-// The plane has grown: its tiles are drawn over what is there, once they are whole.
+// The plane has grown: the tiles of each layer are drawn over what is there, once they are whole.
 function renew() {
-  if (!ready() || renewing || plane.version === drawn) return;
-  renewing = true;
+  for (const layer of ["tiles", "labels"]) if (ready() && wanted(layer)) renewLayer(layer);
+}
+
+function renewLayer(layer) {
+  if (renewing[layer] || drawn[layer] === plane.version) return;
   const version = plane.version;
-  const old = item();
+  const old = items[layer];
+  const mine = renewing;
+  mine[layer] = true;
   viewer.addTiledImage({
-    tileSource: source(), index: 1, opacity: 0, preload: true,
+    tileSource: source(layer), index: layer === "tiles" ? 1 : undefined, opacity: 0, preload: true,
     success: ({ item: fresh }) => {
+      if (mine !== renewing) return viewer.world.removeItem(fresh); // another square was opened meanwhile
       const whole = (event) => {
-        if (!event.fullyLoaded) return;
+        if (!event.fullyLoaded || mine !== renewing) return;
         fresh.removeHandler("fully-loaded-change", whole);
-        fresh.setOpacity(1);
-        if (viewer.world.getIndexOfItem(old) >= 0) viewer.world.removeItem(old);
-        drawn = version;
-        renewing = false;
-        renew();
+        mine[layer] = false;
+        if (old && viewer.world.getIndexOfItem(old) >= 0) viewer.world.removeItem(old);
+        if (!wanted(layer)) return viewer.world.removeItem(fresh);
+        items[layer] = fresh;
+        drawn[layer] = version;
+        fresh.setOpacity(opacity(layer));
+        return renew();
       };
-      fresh.addHandler("fully-loaded-change", whole);
+      return fresh.addHandler("fully-loaded-change", whole);
     },
   });
+}
+
+const settledLayer = (layer) => drawn[layer] === plane.version && !renewing[layer] && items[layer].getFullyLoaded();
+
+// -- the labels --
+
+function setMap(change) {
+  map = { ...map, ...change };
+  byId("map").setAttribute("aria-pressed", String(map.shown));
+  byId("opacity").value = Math.round(100 * map.opacity);
+  if (!ready()) return;
+  if (!wanted("labels") && items.labels) {
+    viewer.world.removeItem(items.labels);
+    delete items.labels;
+    delete drawn.labels;
+  }
+  items.labels?.setOpacity(map.opacity);
+  legend();
+  renew();
+}
+
+function legend() {
+  byId("maps").hidden = !plane.labels.length;
+  byId("legend").hidden = !wanted("labels");
+  if (byId("legends").rows.length !== plane.labels.length) byId("legends").replaceChildren(...plane.labels.map(rowOf));
 }
 
 // -- the tools --
 
 async function link() {
-  address.write({ image: null, at: middle(), zoom: zoom() });
+  remember();
   try {
     await navigator.clipboard.writeText(location.href);
     byId("going").textContent = "address copied";
@@ -245,6 +293,18 @@ function toggle() {
   samples = !samples;
   byId("sample").setAttribute("aria-pressed", String(samples));
   look();
+}
+
+function toggleMap() {
+  if (!plane.labels.length) return;
+  setMap({ shown: !map.shown });
+  remember();
+}
+
+function fade(by) {
+  if (!plane.labels.length) return;
+  setMap({ shown: true, opacity: faint(map.opacity + by) });
+  remember();
 }
 
 function zoomBy(factor) {
@@ -260,17 +320,24 @@ function moveBy(y, x, shift) {
 
 function wire() {
   const tools = {
-    sample: toggle, in: () => zoomBy(1.5), out: () => zoomBy(1 / 1.5), home: () => go(home(), false), link,
+    sample: toggle, in: () => zoomBy(1.5), out: () => zoomBy(1 / 1.5), home: () => go(home(), false), link, map: toggleMap,
     help: () => byId("keys").showModal(),
   };
   for (const [id, call] of Object.entries(tools)) byId(id).addEventListener("click", call);
+  byId("opacity").addEventListener("input", () => setMap({ shown: true, opacity: byId("opacity").value / 100 }));
+  byId("opacity").addEventListener("change", remember);
   const move = (y, x) => (shift) => moveBy(y, x, shift);
   onKeys({
     ArrowUp: move(-1, 0), ArrowDown: move(1, 0), ArrowLeft: move(0, -1), ArrowRight: move(0, 1),
     "+": tools.in, "=": tools.in, "-": tools.out, _: tools.out, 0: tools.home, Home: tools.home,
-    1: () => go({ zoom: 1 }, false), s: toggle, c: link, "?": tools.help,
+    1: () => go({ zoom: 1 }, false), s: toggle, l: toggleMap, c: link,
+    "<": () => fade(-0.1), ",": () => fade(-0.1), ">": () => fade(0.1), ".": () => fade(0.1), "?": tools.help,
   });
-  addEventListener("hashchange", () => { const place = address.read(); if (place.at) go(place); });
+  addEventListener("hashchange", () => {
+    const place = address.read();
+    if (place.at && ready()) go(place);
+    setMap({ shown: place.map !== null, opacity: faint(place.opacity || map.opacity) });
+  });
   document.addEventListener("visibilitychange", look);
 }
 
@@ -299,11 +366,13 @@ async function start() {
   viewer.addHandler("animation-finish", settled);
   viewer.addHandler("viewport-change", follow);
   viewer.addHandler("resize", () => { if (ready()) { limits(); follow(); } });
+  byId("legend").open = innerWidth >= 700;
+  setMap({ shown: given.map !== null, opacity: faint(given.opacity || map.opacity) });
   open(place);
   wire();
   window.slidefield = { // for those who look from the console
     go, middle, zoom, plane: () => plane,
-    settled: () => ready() && drawn === plane.version && !renewing && item().getFullyLoaded() && !viewer.world.needsDraw(),
+    settled: () => ready() && ["tiles", "labels"].filter(wanted).every(settledLayer) && !viewer.world.needsDraw(),
   };
   viewer.addOnceHandler("open", () => look());
 }
