@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine.job import RunOptions
+from engine.job import RunOptions, SampleJob
 from engine.pipeline.memory import ITEM
 from engine.pipeline.prepared import Prepared
 from engine.storage.metadata import kept_provenance
@@ -99,6 +99,18 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
     if provenance["state"] == "finished":
         return "replace" if options.overwrite else "finished"
     return "unfinished" if options.resume == "auto" else "replace"
+
+
+def check_not_read(job: SampleJob, out: Path) -> None:
+    """Refuse to replace an output that the job reads: its pixels would be gone before they are read.
+
+    Raises:
+        ValueError: naming what is read.
+    """
+    for field in fields(job):
+        name = getattr(job, field.name)
+        if isinstance(name, str) and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"`{field.name}` {name} is read from `out` {out}, which it replaces; choose another `out`")
 
 
 def differing(path: Path, identity: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from engine.pipeline.label_stage import label_stage, with_default_labels
 from engine.pipeline.memory import check_memory, memory_bytes
 from engine.pipeline.output_checks import (
     check_log,
+    check_not_read,
     check_place,
     differing,
     least_disk_bytes,
@@ -172,6 +173,8 @@ def with_output_state(prepared: Prepared) -> Prepared:
         options = replace(options, overwrite=True)  # a request that never came to its end
     prepared = store_state(replace(prepared, state=output_state(options, identity)))
     state, stage = prepared.state, prepared.label_stage
+    if state == "replace":
+        check_not_read(prepared.job, Path(options.out))
     if stage is not None and state == "unfinished":
         stage = replace(stage, state=label_stage_state(stage))
     return replace(prepared, label_stage=stage)
