@@ -197,4 +197,4 @@ def check_machine(prepared: Prepared, ranks_per_node: int) -> None:
     check_memory(memory_bytes(prepared), ranks_per_node)
     check_log(prepared.options)
     resumed = prepared.state in ("unfinished", "damaged")  # most of it may be on the disk already
-    check_place(prepared.options, 0 if resumed else least_disk_bytes(prepared))
+    check_place(prepared.options, 0 if resumed else least_disk_bytes(prepared), prepared.plane)
