@@ -350,9 +350,7 @@ def test_a_place_that_no_plane_can_have_is_said(tmp_path):
 
 def test_a_plane_without_room_says_what_makes_room(tmp_path):
     options = RunOptions(out=str(tmp_path / "plane.zarr" / "slidefield" / "request.zarr"))
-    with pytest.raises(
-        ValueError, match=r"plane.zarr: .* takes at least 8192.0 PiB .*engine.trim .*plane.zarr"
-    ):
+    with pytest.raises(ValueError, match=r"plane.zarr: .* takes at least 8192.0 PiB .*engine.trim .*plane.zarr"):
         check_place(options, 2**63, tmp_path / "plane.zarr")
 
 
