@@ -79,3 +79,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name[:LONGEST_NAME], list(known), 1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def binary(count: int) -> str:
+    """Bytes for people.
+
+    >>> binary(3 * 2**20)
+    '3.0 MiB'
+    """
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.1f} {units[0]}"

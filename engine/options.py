@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.messages import quoted, shortened
 from engine.planning.geometry import Box
+from engine.planning.names import LARGEST_SIDE
 
 MOST_SECTIONS = 1000
 LONGEST_PATH = 4095  # bytes; the longest that Linux opens
@@ -384,8 +385,8 @@ def _size(value: Any) -> tuple[int, int]:
         raise ValueError(f"expected {way}")
     if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in value):
         raise ValueError(f"expected {way}")
-    if min(value) < 1 or max(value) > 2**31:
-        raise ValueError("expected a height and width of 1 px up to 2147483648 px")
+    if min(value) < 1 or max(value) > LARGEST_SIDE:
+        raise ValueError(f"expected a height and width of 1 px up to {LARGEST_SIDE} px")
     return int(value[0]), int(value[1])
 
 

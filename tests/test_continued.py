@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from launching import launch, verify
-from tiny import make_tiny_model
+from tiny import make_tiny_label_model, make_tiny_model
 
 import engine
 from engine.inputs.continued import Beside, Continued
@@ -50,9 +50,9 @@ def test_what_is_known_stays_and_the_rest_is_painted_beside_it(model, image, tmp
     assert dataset["coordinateTransformations"][1]["translation"] == [0, -16 * 0.5, 40 * 0.5]
 
 
-def test_a_region_reads_the_image_where_it_is_and_its_edge_beyond(image):
+def test_a_region_reads_the_image_where_it_is_and_mirrored_beyond(image):
     output, region = output_to_read(image), Box(-8, 90, 30, 120)
-    pixels = np.pad(np.asarray(engine.open(image)), ((0, 0), (8, 0), (0, 20)), mode="edge")[:, :38, 90:]
+    pixels = np.pad(np.asarray(engine.open(image)), ((0, 0), (8, 0), (0, 20)), mode="symmetric")[:, :38, 90:]
     continued, beside = Continued(output, region), Beside(output, region)
     assert np.array_equal(continued[...,], pixels)
     assert np.array_equal(continued[1, 5:20], pixels[1, 5:20])
@@ -71,6 +71,9 @@ def test_a_region_reads_the_image_where_it_is_and_its_edge_beyond(image):
         (("--region=-4:64,0:64",), "begin it at -8,0"),
         ((), "`region` Y0:Y1,X0:X1"),
         (("--region=-8:64,0:64", "--strength", 0.5), "`strength`"),
+        (("--region=-8:64,0:64", "--size", "64x64"), "`size` 64x64 does not go with `continue_`"),
+        (("--region=-8:2147483648,0:64",), "is larger than 2147483648 px a side"),
+        (("--region=-800000000:64,-80000000:64",), "the plan needs"),  # at once: the image alone is read for it
     ],
 )
 def test_what_cannot_be_continued_is_said_in_one_line(model, image, tmp_path, options, expected):
@@ -79,6 +82,20 @@ def test_what_cannot_be_continued_is_said_in_one_line(model, image, tmp_path, op
     with pytest.raises(ValueError, match=expected):
         prepare(*parse([str(word) for word in words]), 1, 1)
     assert not out.exists()
+
+
+def test_an_image_is_not_replaced_by_what_continues_it(model, image):
+    words = ("--model", model, *JOB, "--continue", image, "--region=-8:64,0:64", "--out", image, "--overwrite")
+    with pytest.raises(ValueError, match=r"is read from `out` .*, which it replaces; choose another `out`"):
+        prepare(*parse([str(word) for word in words]), 1, 1)
+
+
+def test_a_label_model_makes_the_labels_of_a_continued_image(model, image, tmp_path):
+    labels, out = make_tiny_label_model(tmp_path / "labels"), tmp_path / "o.zarr"
+    job = ("--model", model, *JOB[:4], *JOB[6:], "--label-model", labels, "--prompt", 1)
+    done = launch(2, *job, "--continue", image, "--region=-16:80,0:100", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert engine.open(out).shape == (3, 96, 100)
 
 
 def test_a_region_without_a_plane_or_an_image_is_refused(model, tmp_path):

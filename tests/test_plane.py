@@ -18,9 +18,11 @@ from PIL import Image
 from tiny import make_tiny_model
 
 from engine.export import main as export
+from engine.job import RunOptions
 from engine.parsing import parse
+from engine.pipeline.output_checks import check_place
 from engine.pipeline.plane import read_region
-from engine.pipeline.plane_request import check_unchanged, prepare_request
+from engine.pipeline.plane_request import check_unchanged, place_named, prepare_request
 from engine.planning.geometry import Box, missing
 from engine.planning.plane import Windows, area_ratio, cone_of, needed_windows, offsets, touching
 from engine.storage.output import Output, output_to_read
@@ -332,6 +334,24 @@ def test_what_is_wrong_is_said_in_one_line_and_the_plane_stays(small, tmp_path):
     done = launch(1, *job[:-1], image, "--region", "0:9,0:9")
     assert "has edges" in done.stderr, done.stderr
     shutil.rmtree(image)
+
+
+def test_a_place_that_no_plane_can_have_is_said(tmp_path):
+    (tmp_path / "file.zarr").write_text("")
+    (tmp_path / "round.zarr").symlink_to("round.zarr")
+    for path, expected in [
+        (tmp_path / "file.zarr", "is a file; choose another `plane`"),
+        (tmp_path / "round.zarr", "symbolic links lead in a circle"),
+        (Path("s3://bucket/plane.zarr"), "is a URL, and a plane is a local folder"),
+    ]:
+        with pytest.raises(ValueError, match=expected):
+            place_named(path)
+
+
+def test_a_plane_without_room_says_what_makes_room(tmp_path):
+    options = RunOptions(out=str(tmp_path / "plane.zarr" / "slidefield" / "request.zarr"))
+    with pytest.raises(ValueError, match=r"plane.zarr: .* takes at least 8192.0 PiB .*engine.trim .*plane.zarr"):
+        check_place(options, 2**63, tmp_path / "plane.zarr")
 
 
 def test_a_plane_between_its_two_renamings_waits_for_who_renames_it(tmp_path):

@@ -336,3 +336,14 @@ def test_a_plane_beside_which_nothing_can_be_made_is_refused_before_work_starts(
         plane.parent.chmod(0o777)
         plane.chmod(0o755)
         assert refused_by_anyone(plane) == f"`plane` {plane}: {plane} cannot be written; choose another `plane`"
+
+
+def test_two_regions_may_lie_as_far_apart_as_positions_reach(model, planes, tmp_path):
+    plane, far = tmp_path / "plane.zarr", 2**52
+    regions = [Box(far - 64, far - 64, far, far), Box(-far, -far, 64 - far, 64 - far), FIRST]
+    for region in regions:
+        done = launch(2, *words(model, plane, region))
+        assert done.returncode == 0, done.stderr
+    assert np.array_equal(read_region(plane, FIRST), read_region(planes / "plane.zarr", FIRST))
+    assert all(read_region(plane, region).std() > 0 for region in regions)
+    assert verify([str(plane)]) == 0

@@ -107,6 +107,7 @@ def test_what_a_function_does_wrong_is_said_in_one_line_before_work_starts(small
         "of_floats": "returned float64",
         "unknown": "the model knows 0 unknown, 1 carcinoma",
         "failing": "failed: RuntimeError: the scanner is",
+        "leaving": "failed: SystemExit: 3",
         "missing": "cannot be imported",
         "np": "is not a function",
     }.items():

@@ -15,6 +15,7 @@ from engine.inputs.values import Inputs
 from engine.job import RunOptions, SampleJob
 from engine.models.card import ModelCard
 from engine.planning.geometry import Box
+from engine.planning.names import LARGEST_SIDE
 from engine.storage.image_layout import ImageLayout, PlacedLayout
 from engine.storage.output import Output, output_to_read
 
@@ -30,6 +31,11 @@ def continued_region(job: SampleJob, options: RunOptions, card: ModelCard) -> Bo
         raise ValueError(f"`continue_` {job.continue_}: where to is not said; {way}")
     region, image = Box(*options.region), Box(0, 0, *image_to_continue(Path(str(job.continue_)), card).layout.size)
     text = f"`region` {region.y0}:{region.y1},{region.x0}:{region.x1}"
+    if job.size not in (SampleJob.size, region.shape):
+        size = f"{job.size[0]}x{job.size[1]}"
+        raise ValueError(f"`size` {size} does not go with `continue_`: {text} gives the size; leave `size` out")
+    if max(region.shape) > LARGEST_SIDE:
+        raise ValueError(f"{text} is larger than {LARGEST_SIDE} px a side; choose a smaller one")
     is_of = f"{job.continue_}, which is {image.height} x {image.width} px"
     if not region & image:
         raise ValueError(f"{text} has no pixel of {is_of}: nothing is known to go on from; let it overlap the image")
@@ -62,7 +68,10 @@ def image_to_continue(path: Path, card: ModelCard) -> Output:
 
 
 class Continued:
-    """The image as a region sees it, uint8 (c, h, w), sliced like an array; where it has no pixel its edge goes on."""
+    """The image as a region sees it, uint8 (c, h, w), sliced like an array; where it has no pixel it is mirrored.
+
+    What lies beyond is mixed into what is painted over the first pixels: its last pixel drawn out was seen as a smear.
+    """
 
     ndim, dtype = 3, np.dtype(np.uint8)
 
@@ -73,11 +82,20 @@ class Continued:
     def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
         channels, *place = expanded(index, 3)
         (height, width), box = self.output.layout.size, box_at(place, self.region)
-        rows = np.clip(np.arange(box.y0, box.y1), 0, height - 1)
-        columns = np.clip(np.arange(box.x0, box.x1), 0, width - 1)
-        known = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+        rows, columns = mirrored(box.y0, box.y1, height), mirrored(box.x0, box.x1, width)
+        known = Box(int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
         pixels = self.output.read_part(0, known)[channels]
         return pixels[..., rows - known.y0, :][..., columns - known.x0]
+
+
+def mirrored(start: int, stop: int, length: int) -> np.ndarray:
+    """Positions in a line of so many pixels, where it ends they turn back.
+
+    >>> mirrored(-3, 5, 3).tolist()
+    [2, 1, 0, 0, 1, 2, 2, 1]
+    """
+    there = np.arange(start, stop) % (2 * length)
+    return np.minimum(there, 2 * length - 1 - there)
 
 
 class Beside:
@@ -129,5 +147,7 @@ def add_continued(inputs: Inputs, job: SampleJob, region: Box) -> Inputs:
     image, mask = (
         InputFile(path, "`continue_`", partial(read, region=region)) for read in (read_continued, read_beside)
     )
-    hashes = {"continued_hash": digest_of(image.array), "continued_at": f"{region.y0},{region.x0}"}
+    output = output_to_read(path)
+    known = read_continued(path, "`continue_`", region & Box(0, 0, *output.layout.size))  # the region may be any size
+    hashes = {"continued_hash": digest_of(known), "continued_at": f"{region.y0},{region.x0}"}
     return inputs.adding(hashes, {"image": image, "mask": mask})

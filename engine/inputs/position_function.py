@@ -53,7 +53,7 @@ def asked(name: str, option: str, place: Box) -> tuple[np.ndarray, str]:
     where = f"`{option}` {name} at rows {place.y0}:{place.y1}, columns {place.x0}:{place.x1}"
     try:
         return np.asarray(function_named(name, option)(place)), where
-    except Exception as error:  # somebody else's code
+    except (Exception, SystemExit) as error:  # somebody else's code
         raise ValueError(f"{where} failed: {type(error).__name__}: {error}") from error
 
 

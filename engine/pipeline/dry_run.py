@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.messages import binary
 from engine.pipeline.level_plans import decode_counts, labels_and_costs, level_cover
 from engine.pipeline.memory import ITEM, available_memory, memory_bytes
 from engine.pipeline.output_checks import least_disk_bytes, what_is_there
@@ -109,18 +110,6 @@ def fits(need: int, have: int) -> str:
     if need > have:
         return f"{binary(need)}, but {binary(have)} are free here"
     return f"{binary(need)} of {binary(have)} free here"
-
-
-def binary(count: int) -> str:
-    """Bytes for people.
-
-    >>> binary(3 * 2**20)
-    '3.0 MiB'
-    """
-    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.1f} {units[0]}"
 
 
 def plan_facts(prepared: Prepared) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def label_stage(job: SampleJob, options: RunOptions, card: ModelCard) -> tuple[S
             f"too small for its clean-up; choose at least {REACH * labels.label_scale} px a side"
         )
     out = str(Path(options.out) / "slidefield" / "labels.zarr")
-    quiet = replace(options, out=out, preview="none", report=False, live=None, json_log=None)
+    quiet = replace(options, out=out, preview="none", report=False, live=None, json_log=None, region=None)
     return replace(stage_job(job, card), size=size), replace(quiet, overwrite=False, mend=True)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine.job import RunOptions
+from engine.job import RunOptions, SampleJob
+from engine.messages import binary
 from engine.pipeline.memory import ITEM
 from engine.pipeline.prepared import Prepared
 from engine.storage.metadata import kept_provenance
@@ -101,6 +102,18 @@ def output_state(options: RunOptions, identity: dict[str, Any]) -> str:
     return "unfinished" if options.resume == "auto" else "replace"
 
 
+def check_not_read(job: SampleJob, out: Path) -> None:
+    """Refuse to replace an output that the job reads: its pixels would be gone before they are read.
+
+    Raises:
+        ValueError: naming what is read.
+    """
+    for field in fields(job):
+        name = getattr(job, field.name)
+        if isinstance(name, str) and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"`{field.name}` {name} is read from `out` {out}, which it replaces; choose another `out`")
+
+
 def differing(path: Path, identity: dict[str, Any]) -> list[str]:
     """The settings in which an output differs from a job; none where there is no output.
 
@@ -143,11 +156,12 @@ def what_is_there(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
-def check_place(options: RunOptions, least: int) -> None:
+def check_place(options: RunOptions, least: int, plane: Path | None = None) -> None:
     """Refuse an output that cannot be written where it is to be.
 
     Args:
         least: Bytes that must be free on its disk.
+        plane: The plane whose request it is.
     Raises:
         ValueError: naming the place, and what it lacks.
     """
@@ -160,6 +174,11 @@ def check_place(options: RunOptions, least: int) -> None:
     if not os.access(parent, os.W_OK):
         raise ValueError(f"`out` {path}: {parent} cannot be written; choose another `out`")
     free = shutil.disk_usage(parent).free
+    if free < least and plane is not None:
+        raise ValueError(
+            f"`plane` {plane}: the request takes at least {binary(least)} but {binary(free)} are free there; make room "
+            f"(engine.trim {plane} drops kept levels and what is unfinished), or choose another `plane`"
+        )
     if free < least:
         raise ValueError(
             f"`out` {path}: the result takes at least {least / 2**20:.0f} MiB "

@@ -64,12 +64,8 @@ def check_files(output: Output, region: Box) -> None:
 def shards_of(output: Output, region: Box) -> Iterator[tuple[str, Box]]:
     """The shards at full size that a region of the plane meets: name of the array and box."""
     layout = plane_layout(output)
-    grid, part = layout.boxes(), layout.on_arrays(region)
-    rows, columns = grid.sides
-    for y in range(part.y0 // rows * rows, part.y1, rows):
-        for x in range(part.x0 // columns * columns, part.x1, columns):
-            box = grid[grid.index_of(Box(y, x, y + rows, x + columns))]
-            yield from ((name, box) for name in layout.finest)
+    for box in layout.boxes().meeting(layout.on_arrays(region)):
+        yield from ((name, box) for name in layout.finest)
 
 
 def lost(output: Output, name: str, box: Box, where: str = "") -> ValueError:

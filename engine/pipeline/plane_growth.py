@@ -114,7 +114,7 @@ def add_pixels(ranks: Ranks, request: PlaneRequest, made: Output, output: Output
     prepared, layout = request.prepared, plane_layout(output)
     assert prepared.cone is not None
     region, source = layout.on_arrays(request.region), prepared.cone.pixels(prepared.card.factor)
-    meeting = [box for box in layout.boxes() if box & region]
+    meeting = list(layout.boxes().meeting(region))
 
     def write() -> None:
         for box in meeting[ranks.rank :: ranks.size]:
@@ -131,10 +131,13 @@ def add_pixels(ranks: Ranks, request: PlaneRequest, made: Output, output: Output
 
 def add_pyramid(ranks: Ranks, output: Output, touched: set[Box]) -> None:
     """Make the shards of coarser levels above those that were written, or that are not there. Collective."""
-    layout = output.layout
+    layout = plane_layout(output)
+    regions = [layout.on_arrays(Box(*region)) for region in output.provenance["regions"]]
     for level in range(1, len(layout.sizes())):
         ranks.barrier()
-        boxes = [box for box in layout.boxes(level) if is_due(output, level, box, touched)]
+        regions = [region.halved() for region in regions]
+        above = dict.fromkeys(box for region in regions for box in layout.boxes(level).meeting(region))
+        boxes = [box for box in above if is_due(output, level, box, touched)]
         ranks.agree(partial(halve_all, output, level, boxes[ranks.rank :: ranks.size]))
         touched = set(boxes)
 
@@ -142,7 +145,7 @@ def add_pyramid(ranks: Ranks, output: Output, touched: set[Box]) -> None:
 def is_due(output: Output, level: int, box: Box, touched: set[Box]) -> bool:
     """Whether a shard of a level is to be made: one below it is new, or it is absent and one below is there."""
     image, layout = output.layout.image, output.layout
-    below = [part for part in layout.boxes(level - 1) if part & box.scaled(2)]
+    below = list(layout.boxes(level - 1).meeting(box.scaled(2)))
     if any(part in touched for part in below):
         return True
     if output.shards.size(layout.shard_file(layout.level(image, level), box)):

@@ -27,6 +27,7 @@ from engine.storage.output import provenance_of
 from engine.storage.plane_layout import is_there, known_of, request_of
 from engine.storage.plane_levels import KnownLedger
 from engine.storage.plane_swap import recover
+from engine.storage.store_url import looks_like_url
 
 SHARD = 512  # px; most of a request's own shards: what it decodes of them beyond its region is lost
 OF_REQUESTS = (
@@ -78,7 +79,7 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
     recover(plane)
     there = provenance_of(plane) if is_there(plane) else None
     if there is not None and there["kind"] != "plane":
-        raise ValueError(f"`plane` {plane} is an {there['kind']}, which has edges; choose another `plane`")
+        raise ValueError(f"`plane` {plane} has edges: it is of kind {there['kind']}; choose another `plane`")
     card, seen = read_card(job.model), state_of(plane)
     own = replace(options, out=str(request_of(plane)), preview="none", report=False, plane=None, region=None)
     given, job = job, replace(job, shard=min(job.shard, SHARD), chunk=min(job.chunk, SHARD))
@@ -130,12 +131,29 @@ def place_of(options: RunOptions) -> tuple[Path, Box, int]:
     """The plane, the region and the levels that hold a lattice.
 
     Raises:
-        ValueError: no region.
+        ValueError: no region, or no place for a plane.
     """
     assert options.plane is not None
     if options.region is None:
         raise ValueError(f"`plane` {options.plane} has no edges; name the part that is wanted, `region` Y0:Y1,X0:X1")
-    return Path(options.plane).resolve(), Box(*options.region), options.hold
+    return place_named(Path(options.plane)), Box(*options.region), options.hold
+
+
+def place_named(path: Path) -> Path:
+    """Where a plane lies, or is to lie, with links followed.
+
+    Raises:
+        ValueError: no plane can be there.
+    """
+    if looks_like_url(path):
+        raise ValueError(f"`plane` {path} is a URL, and a plane is a local folder; pass a path")
+    try:
+        plane = path.resolve()
+    except (OSError, RuntimeError):
+        raise ValueError(f"`plane` {path}: its symbolic links lead in a circle; choose another `plane`") from None
+    if plane.exists() and not plane.is_dir():
+        raise ValueError(f"`plane` {path} is a file; choose another `plane`")
+    return plane
 
 
 def check_plane_job(job: SampleJob, options: RunOptions) -> None:

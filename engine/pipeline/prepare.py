@@ -18,6 +18,7 @@ from engine.pipeline.label_stage import label_stage, with_default_labels
 from engine.pipeline.memory import check_memory, memory_bytes
 from engine.pipeline.output_checks import (
     check_log,
+    check_not_read,
     check_place,
     differing,
     least_disk_bytes,
@@ -172,6 +173,8 @@ def with_output_state(prepared: Prepared) -> Prepared:
         options = replace(options, overwrite=True)  # a request that never came to its end
     prepared = store_state(replace(prepared, state=output_state(options, identity)))
     state, stage = prepared.state, prepared.label_stage
+    if state == "replace":
+        check_not_read(prepared.job, Path(options.out))
     if stage is not None and state == "unfinished":
         stage = replace(stage, state=label_stage_state(stage))
     return replace(prepared, label_stage=stage)
@@ -194,4 +197,4 @@ def check_machine(prepared: Prepared, ranks_per_node: int) -> None:
     check_memory(memory_bytes(prepared), ranks_per_node)
     check_log(prepared.options)
     resumed = prepared.state in ("unfinished", "damaged")  # most of it may be on the disk already
-    check_place(prepared.options, 0 if resumed else least_disk_bytes(prepared))
+    check_place(prepared.options, 0 if resumed else least_disk_bytes(prepared), prepared.plane)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -45,6 +45,10 @@ class Box:
     def scaled(self, factor: int) -> Box:
         """The same box in units ``factor`` times smaller (latents -> pixels)."""
         return Box(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
+
+    def halved(self) -> Box:
+        """The smallest box of a canvas of half the size that holds this one."""
+        return Box(self.y0 // 2, self.x0 // 2, -(-self.y1 // 2), -(-self.x1 // 2))
 
     def moved(self, y: int, x: int) -> Box:
         """The same box so many rows and columns further on."""
@@ -103,9 +107,25 @@ class Grid(Sequence[Box]):
         return self.counts[0] * self.counts[1]
 
     def __getitem__(self, index: int) -> Box:  # type: ignore[override]  # no slices
-        row, column = divmod(range(len(self))[index], self.counts[1])
+        count = self.counts[0] * self.counts[1]  # of two far regions of a plane more than len() may say
+        if not -count <= index < count:
+            raise IndexError(f"box {index} of {count}")
+        return self.at(*divmod(index % count, self.counts[1]))
+
+    def at(self, row: int, column: int) -> Box:
         y, x = row * self.sides[0], column * self.sides[1]
         return Box(y, x, min(y + self.sides[0], self.shape[0]), min(x + self.sides[1], self.shape[1]))
+
+    def meeting(self, box: Box) -> Iterator[Box]:
+        """The boxes that have a pixel of another box, in their order.
+
+        >>> [(b.y0, b.x0) for b in Grid((9, 10**40), (4, 4)).meeting(Box(3, 10**39, 5, 10**39 + 1))]
+        [(0, 1000000000000000000000000000000000000000), (4, 1000000000000000000000000000000000000000)]
+        """
+        part, (rows, columns) = box & Box(0, 0, *self.shape), self.sides
+        if part:
+            for row in range(part.y0 // rows, -(-part.y1 // rows)):
+                yield from (self.at(row, column) for column in range(part.x0 // columns, -(-part.x1 // columns)))
 
     def index_of(self, box: Box) -> int:
         """The number of the box with the same corner."""

@@ -3,3 +3,4 @@
 COVERS = ("shifted", "random", "strided")
 WEIGHTS = ("uniform", "gaussian", "hann")
 LARGEST_LABEL = 63  # labels that occur in a window are counted in 64 bits
+LARGEST_SIDE = 2**31  # px, of an image

@@ -15,6 +15,7 @@ from engine.storage.files import digest
 from engine.storage.ledger import FinishedShard
 from engine.storage.metadata import damaged_metadata
 from engine.storage.output import Output
+from engine.storage.plane_layout import PlaneLayout
 from engine.storage.remote_output import differing
 from engine.storage.remote_shards import RemoteShards, Unreachable
 from engine.storage.shard_store import Sizes
@@ -23,9 +24,16 @@ from engine.storage.shard_store import Sizes
 def pixels_sha256(output: Output) -> str:
     """Hash (sha256) the image's bytes in the order c y x, or a set's in the order index c y x.
 
-    The hash does not depend on chunks or shards. At most a row of shards is in memory at a time.
+    The hash does not depend on chunks or shards. At most a row of shards is in memory at a time. Of a plane it is that
+    of the shards that there are, each with its corner on the plane, row by row: any number may lie between regions.
     """
     total, array = hashlib.sha256(), output.array(output.layout.image)
+    if isinstance(output.layout, PlaneLayout):
+        y, x = output.layout.corner
+        for box in sorted({shard.box for shard in output.ledger if shard.array == output.layout.image}):
+            total.update(f"{y + box.y0},{x + box.x0}".encode())
+            total.update(np.ascontiguousarray(array[output.layout.index(box)]).data)
+        return total.hexdigest()
     for index in output.layout.in_order():
         total.update(np.ascontiguousarray(array[index]).data)
     return total.hexdigest()

@@ -26,6 +26,13 @@ from engine.storage.shard_store import ShardStore, Sizes
 ROUNDS = range(128)  # what int8 holds
 
 
+class FewRounds(dict[int, int]):
+    """The rounds of the shards of a plane's array, by number: its regions may be far apart, with no shard between."""
+
+    def __missing__(self, index: int) -> int:
+        return -1
+
+
 class FinishedShard(NamedTuple):
     """A line of the ledger, which says that a shard is on disk.
 
@@ -113,13 +120,14 @@ class Ledger:
             return None
         return shard if is_shard and round_index in ROUNDS else None
 
-    def latest(self) -> dict[str, np.ndarray]:
+    def latest(self) -> dict[str, Any]:
         """Read the ledger through for the round in which each shard was last finished.
 
         Returns:
-            For every array that has a finished shard: int8 (shards,), -1 for a shard that is not finished.
+            For every array that has a finished shard: int8 (shards,), -1 for a shard that is not finished; of a plane
+            the same by number.
         """
-        latest: dict[str, np.ndarray] = {}
+        latest: dict[str, Any] = {}
         for shard in self:
             if shard.array not in latest:
                 latest[shard.array] = self.none_finished(shard.array)
@@ -127,10 +135,17 @@ class Ledger:
             rounds[index] = max(rounds[index], shard.round_index)
         return latest
 
-    def none_finished(self, array: str) -> np.ndarray:
-        return np.full(len(self.shards[array]), -1, np.int8)
+    def none_finished(self, array: str) -> np.ndarray | FewRounds:
+        return np.full(len(self.shards[array]), -1, np.int8) if self.layout.complete else FewRounds()
 
-    def lacking(self, latest: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Box]]:
+    def counts(self) -> dict[str, int]:
+        """Number of finished shards, by array."""
+        return {
+            name: len(rounds) if isinstance(rounds, FewRounds) else int((rounds >= 0).sum())
+            for name, rounds in self.latest().items()
+        }
+
+    def lacking(self, latest: Mapping[str, Any]) -> Iterator[tuple[str, Box]]:
         """List the shards that no line names, as (array, box).
 
         Args:

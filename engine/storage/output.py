@@ -158,11 +158,7 @@ class Output:
 
     def shards_met(self, name: str, box: Box) -> Iterator[Box]:
         """The shards of an array that a box meets."""
-        boxes = self.ledger.shards[name]
-        rows, columns = boxes.sides
-        for y in range(box.y0 // rows * rows, box.y1, rows):
-            for x in range(box.x0 // columns * columns, box.x1, columns):
-                yield boxes[boxes.index_of(Box(y, x, y + rows, x + columns))]
+        return self.ledger.shards[name].meeting(box)
 
     def check_file(self, name: PurePath) -> Stamp | None:
         """The stamp of a shard; None: there is none.

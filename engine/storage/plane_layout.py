@@ -74,7 +74,7 @@ class RequestLayout(ImageLayout):
 
 def is_there(plane: Path) -> bool:
     """Whether a plane, or another output, lies at a path, and not a first request alone, or nothing."""
-    return plane.exists() and any(child.name != "slidefield" for child in plane.iterdir())
+    return plane.is_dir() and any(child.name != "slidefield" for child in plane.iterdir())
 
 
 def request_of(plane: Path) -> Path:

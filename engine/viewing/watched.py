@@ -146,7 +146,7 @@ class Watched:
         when, counts = self.counted
         if time.monotonic() - when >= LEDGER_AGE:
             with suppress(OSError):  # it is merged at this moment
-                counts = {name: int((rounds >= 0).sum()) for name, rounds in output.ledger.latest().items()}
+                counts = output.ledger.counts()
             self.counted = time.monotonic(), counts
         return counts
 
