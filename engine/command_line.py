@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def launched_rank() -> int:
     """This process's rank as its launcher tells it, without MPI."""
     names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
     return next((int(os.environ[n]) for n in names if os.environ.get(n, "").isdigit()), 0)
+
+
+def on_one_rank(main: Callable[..., int]) -> Callable[..., int]:
+    """The ``main`` of a command that ranks do not share: where several are started, the first does it alone."""
+
+    @wraps(main)
+    def alone(arguments: Sequence[str] | None = None) -> int:
+        return main(arguments) if launched_rank() == 0 else 0
+
+    return alone
 
 
 def gives_help(parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import Parser, print_error
+from engine.command_line import Parser, on_one_rank, print_error
 
 
 def parser() -> Parser:
@@ -26,6 +26,7 @@ def parser() -> Parser:
     return top
 
 
+@on_one_rank
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parser().parse_args(arguments)

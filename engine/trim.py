@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.command_line import Parser, converted, print_error
+from engine.command_line import Parser, converted, on_one_rank, print_error
 from engine.options import REGION
 from engine.planning.geometry import Box
 
@@ -23,6 +23,7 @@ def parser() -> Parser:
     return top
 
 
+@on_one_rank
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parser().parse_args(arguments)

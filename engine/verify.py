@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import STOPPED, Parser, print_error
+from engine.command_line import STOPPED, Parser, on_one_rank, print_error
 
 
+@on_one_rank
 def main(arguments: Sequence[str] | None = None) -> int:
     top = Parser(prog="python -m engine.verify", description=__doc__)
     top.add_argument("out", type=Path, help="an output of engine.sample")

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import Parser, print_error
+from engine.command_line import Parser, on_one_rank, print_error
 from engine.messages import did_you_mean, one_line
 from engine.viewing.address import (
     HOST,
@@ -38,6 +38,7 @@ def parser() -> Parser:
     return top
 
 
+@on_one_rank
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parser().parse_args(arguments)

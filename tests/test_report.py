@@ -94,6 +94,16 @@ def test_a_report_is_one_file_that_fetches_nothing(image):
     assert "default-src 'none'" in page
 
 
+def test_of_several_ranks_one_does_what_they_do_not_share(image, tmp_path):
+    file = tmp_path / "page.html"
+    done = launch(2, image, "--html", file, module="engine.report")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{file} reports it\n", "")
+    done = launch(2, image, module="engine.verify")
+    assert done.returncode == 0
+    assert done.stdout.count("finished; ") == 1
+    assert launch(2, tmp_path / "absent.zarr", module="engine.verify").returncode == 1
+
+
 def test_pictures_are_those_of_the_output(image):
     output, page = Output(image), page_of(image)
     whole = np.asarray(output.array("0")[:]).transpose(1, 2, 0)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.command_line import Parser, as_flags, comma_separated, positive, print_error
+from engine.command_line import Parser, as_flags, comma_separated, on_one_rank, positive, print_error
 from engine.models.files import CLASSES, OURS, WEIGHTS
 
 if TYPE_CHECKING:  # numpy and torch, which --help does not wait for
@@ -100,6 +100,7 @@ def key_values(text: str) -> dict[str, Any]:
     return values
 
 
+@on_one_rank
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert a checkpoint as the command line says; return the exit status."""
     try:
