@@ -333,6 +333,13 @@ def test_what_is_wrong_is_said_in_one_line_and_the_plane_stays(small, tmp_path):
     assert launch(1, *job[:-2], "--size", "32x32", "--preview", "none", "--out", image).returncode == 0
     done = launch(1, *job[:-1], image, "--region", "0:9,0:9")
     assert "has edges" in done.stderr, done.stderr
+    for option, within in (("--plane", image / "plane.zarr"), ("--out", plane / "image.zarr")):
+        where = ("--region", "0:9,0:9") if option == "--plane" else ("--size", "32x32")
+        done = launch(2, *job[:-2], *where, option, within)
+        assert (
+            done.stderr
+            == f"error: {option} {within} lies in {within.parent}, another output; choose another {option}\n"
+        )
     shutil.rmtree(image)
 
 

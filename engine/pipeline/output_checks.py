@@ -156,6 +156,19 @@ def what_is_there(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
+def check_not_within(path: Path, option: str) -> None:
+    """Refuse a place among the arrays of another output; its private folder has outputs of its own.
+
+    Raises:
+        ValueError: naming the other.
+    """
+    for folder in path.resolve().parents:
+        if folder.name == "slidefield":
+            return
+        if kept_provenance(folder) is not None:
+            raise ValueError(f"`{option}` {path} lies in {folder}, another output; choose another `{option}`")
+
+
 def check_place(options: RunOptions, least: int, plane: Path | None = None) -> None:
     """Refuse an output that cannot be written where it is to be.
 
@@ -168,6 +181,7 @@ def check_place(options: RunOptions, least: int, plane: Path | None = None) -> N
     path = Path(options.out)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise ValueError(f"`out` {path}: its name is longer than {LONGEST_NAME} bytes; choose a shorter `out`")
+    check_not_within(path if plane is None else plane, "out" if plane is None else "plane")
     parent = what_is_there(path)
     if parent != path.absolute() and not parent.is_dir():
         raise ValueError(f"`out` {path}: {parent} is not a folder; choose another `out`")
