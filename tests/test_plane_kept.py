@@ -218,8 +218,10 @@ def test_a_kill_after_a_plane_was_exchanged_leaves_nothing_beside_it(plane, tmp_
     shutil.copytree(plane, old_of(plane), ignore=shutil.ignore_patterns("levels"))
     next_of(plane).mkdir()
     (tmp_path / f".{next_of(plane).name}.k1ll3d.creating").mkdir()
-    with locked(plane), pytest.raises(ValueError, match="is being written by another run"):
+    with locked(old_of(plane)), pytest.raises(ValueError, match="is being written by another run"):  # as who exchanges
         recover(plane)
+    with pytest.raises(ValueError, match="is being written by another run"):
+        locked(plane)
     assert trim(plane, FIRST)[1] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["plane.zarr"]
 
@@ -263,6 +265,41 @@ def test_a_plane_whose_metadata_was_lost_has_it_again(model, planes, plane, regi
     assert done.returncode == 0, done.stderr
     assert np.array_equal(read_region(plane, FIRST), before)
     assert np.array_equal(read_region(plane, region), read_region(planes / alone, region))
+
+
+def test_a_plane_that_is_being_exchanged_is_not_locked_nor_taken_for_a_new_one(planes, plane):
+    expected, held = read_region(plane, FIRST), locked(plane)
+    plane.rename(old_of(plane))  # as the run does that has locked it
+    for ask in (locked, recover):
+        with pytest.raises(ValueError, match=r"plane.zarr is being written by another run"):
+            ask(plane)
+        assert not plane.exists(), "nothing is in the way of the next state"
+    held.close()  # it is killed
+    (plane / "slidefield").mkdir(parents=True)
+    (plane / "slidefield" / "lock").touch()  # and so is one that asked for the lock in between
+    recover(plane)
+    assert not old_of(plane).exists()
+    assert np.array_equal(read_region(plane, FIRST), expected)
+    locked(plane).close()
+
+
+def test_a_lost_shard_of_the_pyramid_is_made_anew_and_any_number_of_ranks_make_the_same(model, planes, tmp_path):
+    wide, beside, up = Box(0, 600, 40, 640), Box(0, 400, 40, 440), Box(-200, -300, -160, -260)
+    for name, ranks in (("one", 1), ("three", 3)):
+        plane = shutil.copytree(planes / "plane.zarr", tmp_path / name)
+        for region in (wide, beside, up):
+            done = launch(ranks, *words(model, plane, region))
+            assert done.returncode == 0, done.stderr
+            if region is wide:
+                output = output_to_read(plane)
+                shard = output.layout.boxes(1)[0]
+                (plane / output.layout.shard_file(output.layout.level(output.layout.image, 1), shard)).unlink()
+        assert verify([str(plane)]) == 0
+    one, three = (output_to_read(tmp_path / name) for name in ("one", "three"))
+    for level, size in enumerate(one.layout.sizes()):
+        name, every = one.layout.level(one.layout.image, level), Box(0, 0, *size)
+        assert np.array_equal(one.read(name, every), three.read(name, every)), level
+        assert not level or (one.read(name, every) != 255).any()
 
 
 def test_an_array_of_kept_levels_that_cannot_be_opened_is_refused_before_work_starts(model, plane):

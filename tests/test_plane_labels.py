@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,28 @@ def test_functions_are_told_apart_by_name_and_source():
     hashes = {function_hash(name_of_given(function), "labels") for function in (one, other, places.tilted)}
     assert len(hashes) == 3
     assert function_hash(name_of_given(places.tilted), "labels") == function_hash("places:tilted", "labels")
+
+
+def test_functions_are_told_apart_by_what_they_bring_along():
+    def every(step, table):
+        return lambda box: np.full(box.shape, table[step])
+
+    def with_step(box, step):
+        return np.full(box.shape, step)
+
+    table = np.arange(3)
+    given = [
+        every(1, table),
+        every(2, table),
+        every(1, table + 1),
+        partial(with_step, step=1),
+        partial(with_step, step=2),
+    ]
+    assert len({function_hash(name_of_given(function), "labels") for function in given}) == len(given)
+    again = [function_hash(name_of_given(every(1, np.arange(3))), "labels") for _ in range(2)]
+    assert again[0] == again[1]
+    with pytest.raises(ValueError, match=r"brings along .*, which nothing tells from another; pass a function"):
+        function_hash(name_of_given(every(1, object())), "labels")
 
 
 @pytest.mark.runs

@@ -6,11 +6,13 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from engine.command_line import imported
+from engine.messages import quoted
 from engine.planning.geometry import Box
 
 WANTED = "one that takes a box and returns what is there"
@@ -38,10 +40,46 @@ def function_hash(text: str, option: str) -> str:
     """What tells a function from another: its name, and the hash of its own source where that can be read."""
     function = function_named(text, option)
     try:
-        source = inspect.getsource(inspect.unwrap(function))
+        content = source_of(function) if "<" not in text and inspect.isfunction(function) else content_of(function)
+    except ValueError as problem:
+        raise ValueError(f"`{option}` {text} {problem}; pass a function of a module") from None
+    return f"{text} {hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """The source of a function; empty: it cannot be read."""
+    try:
+        return inspect.getsource(inspect.unwrap(function))
     except (OSError, TypeError):
-        source = ""
-    return f"{text} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        return ""
+
+
+def content_of(value: Any, within: tuple[Any, ...] = ()) -> str:
+    """What tells a function that was given itself from another: its source, and the values that it brings along.
+
+    Raises:
+        ValueError: one of them says nothing of itself.
+    """
+    if any(value is other for other in within):
+        return ""  # a function that calls itself
+    if isinstance(value, partial):
+        parts: list[Any] = [value.func, *value.args, *sorted(value.keywords.items())]
+    elif inspect.isfunction(value):
+        value = inspect.unwrap(value)
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = [*cells, *(value.__defaults__ or ()), *sorted((value.__kwdefaults__ or {}).items())]
+    elif isinstance(value, tuple | list):
+        parts = [*value]
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    elif inspect.isbuiltin(value) or inspect.ismodule(value) or inspect.isclass(value):
+        return getattr(value, "__qualname__", value.__name__)
+    elif isinstance(value, int | float | complex | str | bytes | bool | None | np.generic):
+        return repr(value)
+    else:
+        raise ValueError(f"brings along {quoted(value)}, which nothing tells from another")
+    source = source_of(value) if inspect.isfunction(value) else ""
+    return source + "".join("|" + content_of(part, (*within, value)) for part in parts)
 
 
 def asked(name: str, option: str, place: Box) -> tuple[np.ndarray, str]:

@@ -97,9 +97,12 @@ def link_shards(old: Output, building: Path, new: PlaneLayout, region: Box) -> N
         written = bool(box.scaled(2 ** levels[shard.array]) & region)
         if whole != box or (written and not full):
             continue  # of the pyramid: cut otherwise by the new edge, or to be made anew
+        source = old.path / before.shard_file(shard.array, shard.box)
+        if not full and not source.is_file():
+            continue  # lost: it is made anew from those below
         target = building / new.shard_file(shard.array, box)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(old.path / before.shard_file(shard.array, shard.box), target)
+        os.link(source, target)
         if not written:
             lines.append(FinishedShard(shard.array, box, shard.sha256, 0, shard.size).line())
     (building / "slidefield" / "ledger.jsonl").write_text("".join(lines))
@@ -134,12 +137,17 @@ def add_pyramid(ranks: Ranks, output: Output, touched: set[Box]) -> None:
     layout = plane_layout(output)
     regions = [layout.on_arrays(Box(*region)) for region in output.provenance["regions"]]
     for level in range(1, len(layout.sizes())):
-        ranks.barrier()
         regions = [region.halved() for region in regions]
-        above = dict.fromkeys(box for region in regions for box in layout.boxes(level).meeting(region))
-        boxes = [box for box in above if is_due(output, level, box, touched)]
+        boxes = ranks.on_root(partial(shards_due, output, level, regions, touched))  # before any rank writes one
         ranks.agree(partial(halve_all, output, level, boxes[ranks.rank :: ranks.size]))
         touched = set(boxes)
+
+
+def shards_due(output: Output, level: int, regions: list[Box], touched: set[Box]) -> list[Box]:
+    """The shards of a level that are to be made, of those that regions meet: boxes in px of the level."""
+    grid = output.layout.boxes(level)
+    above = dict.fromkeys(box for region in regions for box in grid.meeting(region))
+    return [box for box in above if is_due(output, level, box, touched)]
 
 
 def is_due(output: Output, level: int, box: Box, touched: set[Box]) -> bool:

@@ -77,10 +77,11 @@ def prepare_request(job: SampleJob, options: RunOptions, rank_count: int, ranks_
     check_region(region)
     check_plane_job(job, options)
     recover(plane)
+    seen = state_of(plane)  # before it is looked at: what another run does from now on is refused when it is locked
     there = provenance_of(plane) if is_there(plane) else None
     if there is not None and there["kind"] != "plane":
         raise ValueError(f"`plane` {plane} has edges: it is of kind {there['kind']}; choose another `plane`")
-    card, seen = read_card(job.model), state_of(plane)
+    card = read_card(job.model)
     own = replace(options, out=str(request_of(plane)), preview="none", report=False, plane=None, region=None)
     given, job = job, replace(job, shard=min(job.shard, SHARD), chunk=min(job.chunk, SHARD))
     request = Request(region, hold, (), plane)

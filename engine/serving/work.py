@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -138,7 +139,8 @@ class Work:
         if service is not None:
             service.end(cost_of(request, service, begun, chosen.since) if done else None)
             if done and service.last is not None:
-                service.learn()
+                with suppress(ValueError):  # of a damaged plane, which is said when it is looked at next
+                    service.learn()
                 say(service.last.line())
             elif not ranks.stop_requested:
                 say(f"rows {region.y0}:{region.y1}, columns {region.x0}:{region.x1}: cancelled, it left the screen")

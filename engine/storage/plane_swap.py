@@ -6,16 +6,18 @@ each. ``recover`` goes on wherever a kill has come between. Who only reads reads
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
 from engine.storage.files import discard, lock, sync
 from engine.storage.metadata import ROOT
-from engine.storage.plane_layout import label_plane, levels_of
+from engine.storage.plane_layout import is_there, label_plane, levels_of
 
 CARRIED = (levels_of, label_plane)  # folders among a plane's private files that move from one state to the next
 TRIES, PAUSE = 200, 0.02  # how often, and after how many seconds, a plane is read again that changes meanwhile
@@ -44,10 +46,33 @@ def locked(plane: Path) -> IO[str]:
     """Lock a plane, whether or not it is there yet, for as long as the returned file is open. Rank 0 calls this.
 
     Raises:
-        ValueError: another run has locked it.
+        ValueError: another run has locked it, or puts its next state in its place.
     """
-    (plane / "slidefield").mkdir(parents=True, exist_ok=True)
-    return lock(plane)
+    old, file = old_of(plane), plane / "slidefield" / "lock"
+    if not old.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = lock(plane)
+        if not old.exists() and is_file(held, file):
+            return held
+        held.close()
+        remove_stub(plane)
+    raise ValueError(f"{plane} is being written by another run; wait for it, or write elsewhere")
+
+
+def is_file(held: IO[str], file: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(held.fileno()), file.stat())
+    return False
+
+
+def remove_stub(plane: Path) -> None:
+    """Remove a plane that has no more than its lock: made between two renamings, where the next state is to be."""
+    if not is_there(plane):
+        with suppress(OSError):
+            (plane / "slidefield" / "lock").unlink(missing_ok=True)
+            (plane / "slidefield").rmdir()
+            plane.rmdir()
 
 
 def swap(plane: Path) -> None:
@@ -55,9 +80,22 @@ def swap(plane: Path) -> None:
     old = old_of(plane)
     discard(old)
     plane.rename(old)
-    next_of(plane).rename(plane)
+    take_place(plane)
     carry(old, plane)
     discard(old)
+
+
+def take_place(plane: Path) -> None:
+    """Give the next state its name; who asks for the lock in this moment may hold the place until it has looked."""
+    for _ in range(TRIES):
+        try:
+            next_of(plane).rename(plane)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        time.sleep(PAUSE)
+    next_of(plane).rename(plane)
 
 
 def carry(old: Path, plane: Path) -> None:
@@ -78,13 +116,19 @@ def recover(plane: Path) -> None:
         ValueError: another process is between them.
     """
     old = old_of(plane)
-    if not plane.exists() and old.exists():
-        with locked(old):
-            old.rename(plane)
-    elif old.exists():
-        with locked(plane):
+    if not old.exists():
+        return
+    try:
+        held = locked(old)  # who exchanges the two has it; the next state has a link to the same file
+    except ValueError:
+        raise ValueError(f"{plane} is being written by another run; wait for it, or write elsewhere") from None
+    with held:
+        if is_there(plane):
             carry(old, plane)
             discard(old)
+        else:
+            remove_stub(plane)
+            old.rename(plane)
 
 
 # ---- for those who only read ----------------------------------------------------------------

@@ -260,6 +260,7 @@ function setMap(change) {
   map = { ...map, ...change };
   byId("map").setAttribute("aria-pressed", String(map.shown));
   byId("opacity").value = Math.round(100 * map.opacity);
+  legend();
   if (!ready()) return;
   if (!wanted("labels") && items.labels) {
     viewer.world.removeItem(items.labels);
@@ -267,12 +268,13 @@ function setMap(change) {
     delete drawn.labels;
   }
   items.labels?.setOpacity(map.opacity);
-  legend();
   renew();
 }
 
 function legend() {
-  byId("maps").hidden = !plane.labels.length;
+  const coming = "label" in plane.settings || "labels" in plane.settings; // so that the tools keep their places
+  byId("maps").hidden = !plane.labels.length && !coming;
+  byId("map").disabled = byId("opacity").disabled = !plane.labels.length;
   byId("legend").hidden = !wanted("labels");
   if (byId("legends").rows.length !== plane.labels.length) byId("legends").replaceChildren(...plane.labels.map(rowOf));
 }
